@@ -1,0 +1,70 @@
+"""The job's side: read the description, tell events, stop in good order when asked to.
+
+    def work(spec: dict, report: Reporter) -> dict: ...
+    if __name__ == "__main__":
+        inside.main(work)
+
+SIGTERM sets a flag that `report.alive()` turns into JobCancelled, so that a training reaches its checkpoint. On Linux
+the job also gets SIGTERM when its parent dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from finetune_pipeline.errors import FinetuneError, JobCancelled
+from finetune_pipeline.records import Reporter
+
+
+class EventFile:
+    """A reporter that appends one JSON object a line to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+        self._last: dict[str, float] = {}
+        self.cancelled = False
+
+    def tell(self, event: str, **fields: Any) -> None:
+        self._file.write(json.dumps({"event": event, **fields}) + "\n")
+        self._file.flush()
+
+    def log(self, text: str) -> None:
+        self.tell("log", text=text)
+
+    def progress(self, what: str, done: int, total: int, **figures: float) -> None:
+        now = time.monotonic()
+        if done >= total or now - self._last.get(what, 0.0) > 0.5:
+            self._last[what] = now
+            self.tell("progress", what=what, done=done, total=total, figures=figures)
+
+    def alive(self) -> None:
+        if self.cancelled:
+            raise JobCancelled("stopped on request", "run again to go on from the last checkpoint")
+
+
+def main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
+    """Run `work` on the description named on the command line; exit with its error's code."""
+    path = Path(sys.argv[1])
+    events = EventFile(path.with_name("events.jsonl"))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair: it ends us in good order
+    signal.signal(signal.SIGTERM, lambda *_: setattr(events, "cancelled", True))
+    _die_with_parent()
+    try:
+        result = work(json.loads(path.read_text("utf-8")), events)
+    except FinetuneError as error:
+        events.tell("error", type=type(error).__name__, message=error.message, cure=error.cure)
+        sys.exit(error.exit_code)
+    events.tell("result", result=result)
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -1,0 +1,129 @@
+"""Run a job as a process group on this machine: follow its events, end it as a whole when the run is cancelled.
+
+    result = run("finetune_pipeline.train.job", {"epochs": 2, ...}, folder, report)
+
+The description goes to `<folder>/job.json`; the job appends its events to `<folder>/events.jsonl` and its output to
+`<folder>/output.log`. A file, not a pipe, because a reader that dies must not take the job's memory of itself along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from finetune_pipeline import errors
+from finetune_pipeline.records import Reporter
+
+GRACE_SECONDS = 30.0  # a training writes its checkpoint in this time; afterwards it is killed
+POLL_SECONDS = 0.2
+
+
+def run(module: str, spec: Mapping[str, Any], folder: Path, report: Reporter, threads: int | None = None) -> dict[str, Any]:
+    """Start `python -m module <folder>/job.json`, pass its events on to `report`, and give its result.
+
+    Raises what the job raised (by its name in errors.py), or TrainingFailed with the end of its output when it died.
+    Any exception here, a cancelled run among them, ends the whole process group: TERM, a time of grace, KILL.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "job.json").write_text(json.dumps(spec, ensure_ascii=False), "utf-8")
+    events = folder / "events.jsonl"
+    events.write_text("", "utf-8")
+    with (folder / "output.log").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, str(folder / "job.json")],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=job_environment(threads),
+            start_new_session=True,
+        )
+    try:
+        return _follow(process, events, folder / "output.log", report)
+    finally:
+        end_group(process)
+
+
+def job_environment(threads: int | None = None) -> dict[str, str]:
+    """The environment of a process that computes: one thread a core, no progress bars, no telemetry, no hub."""
+    cores = str(threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1)
+    quiet = {
+        "OMP_NUM_THREADS": cores,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    return {**os.environ, **quiet}
+
+
+def _follow(process: subprocess.Popen[bytes], events: Path, output: Path, report: Reporter) -> dict[str, Any]:
+    result: dict[str, Any] | None = None
+    failure: errors.FinetuneError | None = None
+    with events.open(encoding="utf-8") as lines:
+        rest, ended, checked = "", False, 0.0
+        while True:
+            rest += lines.read()
+            *whole, rest = rest.split("\n")
+            for line in whole:
+                event = json.loads(line)
+                if event["event"] == "log":
+                    report.log(event["text"])
+                elif event["event"] == "progress":
+                    report.progress(event["what"], event["done"], event["total"], **event["figures"])
+                elif event["event"] == "result":
+                    result = event["result"]
+                elif event["event"] == "error":
+                    failure = getattr(errors, event["type"])(event["message"], event["cure"])
+            if ended:
+                break
+            if time.monotonic() - checked > 1:
+                checked = time.monotonic()
+                report.alive()
+            ended = process.poll() is not None  # once more around: events written just before the end
+            if not ended and not whole:
+                time.sleep(POLL_SECONDS)
+    if failure is not None:
+        raise failure
+    if process.returncode != 0 or result is None:
+        raise errors.TrainingFailed(
+            f"the job ended with {_ending(process.returncode)} and no result; its last lines:\n{_tail(output)}",
+            f"the whole output is in {output}; run again to go on from the last checkpoint",
+        )
+    return result
+
+
+def end_group(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
+    """End the job and everything it started; harmless when nothing is left."""
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(grace)
+    except (ProcessLookupError, subprocess.TimeoutExpired):
+        pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"{name} (out of memory?)" if name == "SIGKILL" else name
+    return f"exit code {code}"
+
+
+def _tail(path: Path, lines: int = 15) -> str:
+    return "\n".join(path.read_text("utf-8", "replace").splitlines()[-lines:])

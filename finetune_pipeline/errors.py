@@ -1,0 +1,82 @@
+"""The exception tree. Every error that a person can cause or cure is one of these.
+
+    FinetuneError               exit 1   (base; never raised itself)
+    ├── DeclarationError        exit 2   task.yaml is wrong: every problem at once
+    ├── DataError               exit 3   a source cannot be read, or has nothing in it
+    ├── GateRefused             exit 4   a gate said no: quality, review, leak, decision, parity
+    ├── WaitingForPeople        exit 5   not a failure: somebody has to review first
+    ├── ModelError              exit 6   the base model is missing, unpinned, or its licence forbids the use
+    ├── TrainingFailed          exit 7   the training process stopped or diverged
+    ├── ServingError            exit 8   the endpoint does not answer as it has to
+    ├── StorageError            exit 9   no room, no right to write, an artifact is damaged
+    ├── PortInUse               exit 10  somebody else listens there
+    └── JobCancelled            exit 130 stopped by a person
+
+Each says what is wrong (`message`), and what to do about it (`cure`). The exit codes are stable: scripts rely on them.
+"""
+
+from __future__ import annotations
+
+
+class FinetuneError(Exception):
+    """Base of all. `message` names the thing and the value, `cure` says what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, cure: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.cure = cure
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  cure: {self.cure}" if self.cure else self.message
+
+
+class DeclarationError(FinetuneError):
+    """A declaration with problems; `problems` holds all of them, each with key, value and cure."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, cure: str = "", problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message, cure)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        lines = "".join(f"\n  - {problem}" for problem in self.problems)
+        return super().__str__() + lines
+
+
+class DataError(FinetuneError):
+    exit_code = 3
+
+
+class GateRefused(FinetuneError):
+    exit_code = 4
+
+
+class WaitingForPeople(FinetuneError):
+    exit_code = 5
+
+
+class ModelError(FinetuneError):
+    exit_code = 6
+
+
+class TrainingFailed(FinetuneError):
+    exit_code = 7
+
+
+class ServingError(FinetuneError):
+    exit_code = 8
+
+
+class StorageError(FinetuneError):
+    exit_code = 9
+
+
+class PortInUse(FinetuneError):
+    exit_code = 10
+
+
+class JobCancelled(FinetuneError):
+    exit_code = 130

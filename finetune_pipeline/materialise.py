@@ -1,0 +1,167 @@
+"""Make one asset of one task: find its inputs, check its gates, reuse what is already there, else make and commit it.
+
+The same few lines serve Dagster, the command line and the tests. It knows nothing of what a stage does: `graph.py`
+names the function, which gets a `Work` and gives an `Outcome`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from finetune_pipeline.config import Task, load_task
+from finetune_pipeline.errors import GateRefused
+from finetune_pipeline.graph import BY_NAME, FOLDERS, STEPS, Step
+from finetune_pipeline.records import Artifact, Json, Reporter, Silent, Verdict, content_id
+from finetune_pipeline.store import TaskStore, require_verdict
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage's function gets: the declaration, its finished inputs, and an empty folder to write into.
+
+    `out` becomes the artifact when the function returns, and vanishes when it raises; `store` is for what lives
+    beside the artifacts (checkpoints, verdicts as they come in); `key` names the work (the same work, the same key);
+    `now` is the time of the run (UTC, ISO 8601), so that no stage reads the clock for what it records.
+    """
+
+    task: Task
+    store: TaskStore
+    inputs: Mapping[str, Artifact]
+    out: Path
+    key: str
+    now: str
+    report: Reporter = field(default_factory=Silent)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage's function gives back: figures for people (shown in Dagster, the desk and `finetune status`), and
+    the verdict where the asset is a gate or has one. A failed verdict is stored like a passed one: it is data."""
+
+    summary: Mapping[str, Json]
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where one asset stands. state: fresh (made from what is there now), stale, missing, or unknown until its
+    inputs are made (`blocked`)."""
+
+    asset: str
+    state: str
+    artifact: Artifact | None
+    key: str | None = None
+
+
+def open_task(name: str) -> tuple[Task, TaskStore]:
+    """The declaration and the store of a task. DeclarationError when there is none, or it is wrong."""
+    store = TaskStore(name, FOLDERS)
+    return load_task(store.root), store
+
+
+def step_key(step: Step, task: Task, store: TaskStore, inputs: Mapping[str, Artifact]) -> str:
+    """Hash of all that decides the result: inputs' content, the declared sections, code version, what lies outside."""
+    sections = {name: _plain(getattr(task, name)) for name in step.declared}
+    outside = _function(step.outside)(task, store) if step.outside else ""
+    made_from = [f"{name}={inputs[name].content}" for name in sorted(inputs)]
+    return content_id(step.asset, step.version, json.dumps(sections, sort_keys=True), outside, *made_from)
+
+
+def gather(step: Step, store: TaskStore) -> dict[str, Artifact] | str:
+    """The current inputs of a step, or the name of the first that is missing."""
+    inputs: dict[str, Artifact] = {}
+    for name in step.needs:
+        artifact = store.current(name)
+        if artifact is None:
+            return name
+        inputs[name] = artifact
+    return inputs
+
+
+def materialise(asset: str, task: Task, store: TaskStore, report: Reporter | None = None, force: bool = False) -> Artifact:
+    """Give the asset made from the current inputs; make it only if it is not there yet.
+
+    Raises GateRefused when an input is missing or a gate did not pass for the very content, and whatever the stage
+    raises (errors.py). Nothing is stored unless the stage's function returned.
+    """
+    step = BY_NAME[asset]
+    inputs = gather(step, store)
+    if isinstance(inputs, str):
+        raise GateRefused(f"{asset} needs {inputs}, which has not been made yet", f"materialise {inputs} first")
+    for gate, about in step.gates:
+        judged = inputs.get(about) or store.current(about)
+        if judged is None:
+            raise GateRefused(f"{asset} needs {about}, which has not been made yet", f"materialise {about} first")
+        require_verdict(store.current(gate), gate, judged)
+    key = step_key(step, task, store, inputs)
+    found = None if force else store.find(asset, key)
+    if found is not None:
+        store.point(found)
+        return found
+    return _make(step, task, store, inputs, key, report or Silent())
+
+
+def _make(
+    step: Step, task: Task, store: TaskStore, inputs: Mapping[str, Artifact], key: str, report: Reporter
+) -> Artifact:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    start = time.perf_counter()
+    with store.scratch(step.asset) as out:
+        work = Work(task, store, inputs, out, key, now, report)
+        outcome: Outcome = _function(step.make)(work)
+        facts = {
+            "made_at": now,
+            "seconds": round(time.perf_counter() - start, 3),
+            "peak_mb": round(_peak_mb()),
+            "code": step.version,
+            "inputs": {name: a.content for name, a in inputs.items()},
+            "declaration": {name: _plain(getattr(task, name)) for name in step.declared},
+            "summary": dict(outcome.summary),
+            "verdict": outcome.verdict.to_json() if outcome.verdict else None,
+        }
+        return store.commit(step.asset, key, out, facts)
+
+
+def plan(task: Task, store: TaskStore) -> list[Plan]:
+    """Where every asset stands now, in the graph's order. Makes nothing."""
+    plans: list[Plan] = []
+    known: dict[str, Artifact] = {}
+    for step in STEPS:
+        artifact = store.current(step.asset)
+        if all(name in known for name in step.needs):
+            key = step_key(step, task, store, {name: known[name] for name in step.needs})
+            found = store.find(step.asset, key)
+            state = "fresh" if found else "stale" if artifact else "missing"
+            if found:
+                known[step.asset] = found
+            plans.append(Plan(step.asset, state, found or artifact, key))
+        else:
+            plans.append(Plan(step.asset, "stale" if artifact else "missing", artifact))
+    return plans
+
+
+def _plain(section: Any) -> Any:
+    if isinstance(section, tuple):
+        return [_plain(item) for item in section]
+    return section.model_dump(mode="json", by_alias=True) if hasattr(section, "model_dump") else section
+
+
+def _function(dotted: str) -> Callable[..., Any]:
+    module, name = dotted.split(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _peak_mb() -> float:
+    """Peak resident memory of this process and of the largest child so far, in MB (ru_maxrss is in kB on Linux)."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return max(own, children) / 1024

@@ -1,0 +1,289 @@
+"""The only place that knows paths. Artifacts are immutable folders; a manifest written last makes one exist.
+
+    <data>/<task>/task.yaml, raw/, review/           what people declare and bring (never written here)
+    <data>/<task>/2_clean/clean_examples/3fa9…/      one finished artifact: its files and manifest.json
+    <data>/<task>/2_clean/clean_examples/current     the key of the one that counts now
+    <home>/                                          models, MLflow, Dagster, logs: this machine's own
+
+`<data>` is $FINETUNE_DATA (default: ./data), a folder or any fsspec URL; `<home>` is $FINETUNE_HOME (default:
+./.finetune), always local. A key is the hash of what an artifact is made from (inputs, declaration, code version), so
+that the same work is never done twice; a content hash is the hash of its files, which verdicts and lineage refer to.
+
+A process may die at any moment: files are written to a scratch folder, moved (or copied, on an object store) into
+place, and the manifest comes last. A folder without a manifest does not exist, and is swept away by the next writer.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from upath import UPath
+
+from finetune_pipeline.errors import GateRefused, StorageError
+from finetune_pipeline.records import Artifact, content_id
+
+MANIFEST = "manifest.json"
+Location = Path | UPath
+
+
+def data_root() -> UPath:
+    """The folder (or object store) of all tasks."""
+    return UPath(os.environ.get("FINETUNE_DATA") or Path.cwd() / "data")
+
+
+def home() -> Path:
+    """This machine's own folder: models, MLflow, Dagster, logs, scratch."""
+    return Path(os.environ.get("FINETUNE_HOME") or Path.cwd() / ".finetune").absolute()
+
+
+def models_folder() -> Path:
+    return home() / "models"
+
+
+def mlflow_uri() -> str:
+    """$MLFLOW_TRACKING_URI, else SQLite in the home folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def mlflow_artifacts() -> Path:
+    return home() / "mlartifacts"
+
+
+def dagster_home() -> Path:
+    return Path(os.environ.get("DAGSTER_HOME") or home() / "dagster")
+
+
+def traffic_folder(task: str) -> Path:
+    """Where the endpoint writes its log of a task: one JSONL file a day."""
+    return home() / "traffic" / task
+
+
+def task_names() -> list[str]:
+    """Every folder of the data root that holds a task.yaml, sorted."""
+    root = data_root()
+    if not root.exists():
+        return []
+    return sorted(p.name for p in root.iterdir() if (p / "task.yaml").exists())
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Location, text: str) -> None:
+    """Replace a small file as a whole: readers see the old text or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(path, UPath) and path.protocol not in ("", "file", "local"):
+        path.write_text(text, encoding="utf-8")  # object stores put a whole object or nothing
+        return
+    handle, scratch = tempfile.mkstemp(dir=str(path.parent), prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, str(path))
+    except OSError as error:
+        Path(scratch).unlink(missing_ok=True)
+        raise storage_error(error, str(path)) from error
+
+
+def storage_error(error: OSError, where: str) -> StorageError:
+    """Say what an operating system's error means to the person who has to mend it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(Path(where).anchor or "/").free if os.name == "posix" else 0
+        return StorageError(
+            f"no room left to write {where} ({free / 1e9:.1f} GB free)",
+            "free some space and run the same command again; everything finished so far is kept",
+        )
+    return StorageError(f"cannot write {where}: {error.strerror or error}", "check the folder's rights and the disk")
+
+
+class TaskStore:
+    """The artifacts of one task. `folders` maps each asset to its stage folder (see graph.py)."""
+
+    def __init__(self, task: str, folders: Mapping[str, str], root: Location | None = None) -> None:
+        self.task = task
+        self.folders = folders
+        self.root = UPath(root if root is not None else data_root()) / task
+
+    @property
+    def is_local(self) -> bool:
+        return self.root.protocol in ("", "file", "local")
+
+    @property
+    def local_root(self) -> Path:
+        """The task's folder as a local path; for what people bring (raw/, review/) and declare."""
+        if not self.is_local:
+            raise StorageError(f"{self.root} is not on this machine's disk", "give sources full URLs in task.yaml")
+        return Path(str(self.root))
+
+    def folder(self, asset: str) -> UPath:
+        return self.root / self.folders[asset] / asset
+
+    def stage_folder(self, stage: str) -> UPath:
+        """Where a stage keeps what is no artifact: verdicts as they come in, checkpoints, desired states."""
+        return self.root / stage
+
+    # reading ------------------------------------------------------------------------------------------------
+
+    def find(self, asset: str, key: str) -> Artifact | None:
+        """The finished artifact of exactly this key, fetched to this machine if it lies elsewhere; else None."""
+        folder = self.folder(asset) / key
+        manifest = self._manifest(folder)
+        if manifest is None:
+            return None
+        local = Path(str(folder)) if self.is_local else self._fetch(folder, manifest)
+        return Artifact(asset, key, manifest["content"], local, manifest)
+
+    def current(self, asset: str) -> Artifact | None:
+        """The artifact that counts now, or None if there never was one."""
+        pointer = self.folder(asset) / "current"
+        try:
+            key = pointer.read_text(encoding="utf-8").strip()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return self.find(asset, key)
+
+    def by_content(self, asset: str, content: str) -> Artifact | None:
+        """An older artifact of this asset, found by its content hash (for rollback and lineage)."""
+        folder = self.folder(asset)
+        keys = [p.name for p in folder.iterdir() if p.is_dir()] if folder.exists() else []
+        found = (self.find(asset, key) for key in keys)
+        return next((a for a in found if a is not None and a.content == content), None)
+
+    def verify(self, artifact: Artifact) -> None:
+        """StorageError if a file of the artifact is missing or was changed after it was finished."""
+        for name, stated in artifact.manifest["files"].items():
+            path = artifact.path(name)
+            if not path.exists() or sha256_file(path) != stated["sha256"]:
+                raise StorageError(
+                    f"{path} is not what {artifact.asset} wrote (missing or changed)",
+                    f"delete {artifact.folder} and run again: it will be made anew from its inputs",
+                )
+
+    def _manifest(self, folder: UPath) -> dict[str, Any] | None:
+        try:
+            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except json.JSONDecodeError as error:
+            raise StorageError(f"{folder / MANIFEST} is damaged: {error}", f"delete {folder} and run again") from error
+        return manifest
+
+    def _fetch(self, folder: UPath, manifest: Mapping[str, Any]) -> Path:
+        local = home() / "cache" / self.task / str(manifest["content"])
+        if not (local / MANIFEST).exists():
+            for name in (*manifest["files"], MANIFEST):
+                (local / name).parent.mkdir(parents=True, exist_ok=True)
+                (local / name).write_bytes((folder / name).read_bytes())
+        return local
+
+    # writing ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def scratch(self, asset: str) -> Iterator[Path]:
+        """An empty folder to write an artifact's files into; gone afterwards, whatever happens."""
+        parent = Path(str(self.root)) / ".work" if self.is_local else home() / "work" / self.task
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f"{asset}-", dir=parent))
+        except OSError as error:
+            raise storage_error(error, str(parent)) from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def commit(self, asset: str, key: str, scratch: Path, facts: Mapping[str, Any]) -> Artifact:
+        """Make the files in `scratch` the artifact `key` of `asset`. `facts` joins the manifest
+        (summary, inputs, declaration, verdict, ...)."""
+        try:
+            files = {
+                str(p.relative_to(scratch)): {"sha256": sha256_file(p), "bytes": p.stat().st_size}
+                for p in sorted(scratch.rglob("*"))
+                if p.is_file()
+            }
+            content = content_id(*(part for name, f in files.items() for part in (name, str(f["sha256"]))))
+            manifest = {"asset": asset, "task": self.task, "key": key, "content": content, **facts, "files": files}
+            target = self.folder(asset) / key
+            if target.exists():
+                target.fs.rm(target.path, recursive=True)  # left over from a process that died before the manifest
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if self.is_local:
+                for path in scratch.rglob("*"):
+                    path.chmod(0o755 if path.is_dir() else 0o644)
+                scratch.chmod(0o755)
+                os.replace(scratch, str(target))
+            else:
+                target.fs.put(str(scratch) + "/", target.path + "/", recursive=True)
+            write_atomic(target / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        except OSError as error:
+            raise storage_error(error, str(self.folder(asset) / key)) from error
+        artifact = self.find(asset, key)
+        assert artifact is not None
+        self.point(artifact)
+        return artifact
+
+    def point(self, artifact: Artifact) -> None:
+        """Make this artifact the one that counts now."""
+        pointer = self.folder(artifact.asset) / "current"
+        if not pointer.exists() or pointer.read_text(encoding="utf-8") != artifact.key:
+            write_atomic(pointer, artifact.key)
+
+    @contextmanager
+    def lock(self, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """One writer per task on this machine; released by the system when its process dies."""
+        path = home() / "locks" / f"{self.task}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(path))
+        try:
+            lock.acquire(timeout=0.05)
+        except Timeout:
+            if on_wait is not None:
+                on_wait()
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def require_verdict(gate: Artifact | None, name: str, about: Artifact) -> None:
+    """Refuse to go on unless the gate `name` passed for exactly the content of `about`.
+
+    A blocking check in Dagster stops only its own run; this is what makes a gate hold across runs.
+    """
+    if gate is None or gate.verdict is None:
+        raise GateRefused(f"{name} has not judged {about.asset} {about.content} yet", f"materialise {name} first")
+    if gate.verdict.about != about.content:
+        raise GateRefused(
+            f"{name} judged other data ({gate.verdict.about}) than {about.asset} has now ({about.content})",
+            f"materialise {name} again; a verdict holds only for the very data it saw",
+        )
+    if not gate.verdict.passed:
+        raise GateRefused(f"{name} refused {about.asset}: {gate.verdict.summary}", gate_cure(name))
+
+
+def gate_cure(name: str) -> str:
+    return {
+        "suitability_report": "add examples, or set `suitability.override` to the reason for going on regardless",
+        "data_quality": "read the report (`finetune status`, or the desk), mend the rows, and run again",
+        "expert_review": "mend what the experts rejected in the raw data, and run again",
+        "data_split": "the rows named there stand on both sides: mend their groups, and run again",
+        "release_decision": "read the decision's reasons; more data, or another declaration, makes a new candidate",
+        "deployed_endpoint": "the endpoint was rolled back; read the parity report for the rows that differ",
+    }.get(name, "read the gate's report")
+
