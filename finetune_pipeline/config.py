@@ -49,7 +49,8 @@ class Source(Declared):
     output: str | None = Field(None, description="Column that holds the answer (rows: columns).")
     outputs: tuple[str, ...] = Field((), description="Several columns that together make a JSON answer, in this order.")
     group: str | None = Field(
-        None, description="Column that names what belongs together (a customer, a thread): never split across train/test."
+        None,
+        description="Column that names what belongs together (a customer, a thread): never split across train/test.",
     )
     licence: str | None = Field(None, description="Licence of the data, carried into the model card.")
 
@@ -73,13 +74,16 @@ class Prompt(Declared):
 class AnswerFormat(Declared):
     """What a good answer looks like. It is checked when cleaning, when scoring and when serving."""
 
-    format: Literal["json", "label", "text"] = Field("text", description="json: an object; label: one of `labels`; text.")
+    format: Literal["json", "label", "text"] = Field(
+        "text", description="json: an object; label: one of `labels`; text."
+    )
     json_schema: dict[str, Any] | None = Field(
         None, alias="schema", description="JSON Schema of the answer (format: json)."
     )
     labels: tuple[str, ...] = Field((), description="The allowed answers (format: label).")
     slice_by: str | None = Field(
-        None, description="JSON field whose value names the slice of a row in reports and gates; labels slice themselves."
+        None,
+        description="JSON field whose value names the slice of a row in reports and gates; labels slice themselves.",
     )
 
     @model_validator(mode="after")
@@ -118,7 +122,7 @@ class Base(Declared):
         if self.hub and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError(
                 f"`hub: {self.hub}` needs `revision`, a full commit hash (40 hexadecimal digits): what a name points to "
-                "can change over night, and then nothing you measured holds; the hash stands on the model's page "
+                "can change, and then nothing you measured holds; the hash stands on the model's page "
                 "under Files, History"
             )
         return self
@@ -126,13 +130,17 @@ class Base(Declared):
 
 class Clean(Declared):
     min_tokens: Count = Field(1, description="Fewer tokens in question or answer drop the row.")
-    max_tokens: int = Field(512, ge=8, description="Longer rows (system prompt, question, answer) are dropped, not cut.")
+    max_tokens: int = Field(
+        512, ge=8, description="Longer rows (system prompt, question, answer) are dropped, not cut."
+    )
     html: bool = Field(True, description="Strip HTML remnants and entities from questions.")
     near_duplicate: Share = Field(
-        0.8, description="Jaccard similarity of character 5-grams from which two questions are near duplicates; 1: only exact."
+        0.8,
+        description="Jaccard similarity of 5-grams from which two questions are near duplicates; 1: only exact.",
     )
     contradictions: Literal["drop", "keep"] = Field(
-        "drop", description="Rows with one question and different answers: drop all of them, since nobody knows who is right."
+        "drop",
+        description="Rows with one question and different answers: drop all of them, since nobody knows who is right.",
     )
     personal_data: Literal["mask", "drop", "keep"] = Field(
         "mask", description="E-mail, phone, card, IBAN, IP: replaced by <EMAIL> and so on, or the row dropped."
@@ -144,16 +152,22 @@ class Suitability(Declared):
 
     error_below: Count = Field(200, description="Fewer usable examples stop the run.")
     warn_below: Count = Field(500, description="Fewer usable examples are a warning.")
-    override: str | None = Field(None, description="Reason to go on in spite of an ERROR; kept with every later artifact.")
+    override: str | None = Field(
+        None, description="Reason to go on in spite of an ERROR; kept with every later artifact."
+    )
     knowledge_changes: Literal["never", "yearly", "monthly", "weekly", "daily"] = Field(
         "yearly", description="How often the facts in the answers change; often means retrieval, not weights."
     )
-    needs_sources: bool = Field(False, description="Must an answer quote where it comes from? Then retrieval is needed.")
+    needs_sources: bool = Field(
+        False, description="Must an answer quote where it comes from? Then retrieval is needed."
+    )
     requests_per_day: int = Field(1000, ge=0, description="Expected load, for cost and break-even.")
     prompted_price: float = Field(
         0.60, ge=0, description="Price of a million tokens of the model you would prompt instead."
     )
-    hosting_per_month: float = Field(30.0, ge=0, description="What the machine that serves the tuned model costs a month.")
+    hosting_per_month: float = Field(
+        30.0, ge=0, description="What the machine that serves the tuned model costs a month."
+    )
     training_per_hour: float = Field(1.0, ge=0, description="What the machine that trains costs an hour.")
     currency: str = Field("USD", description="Of the three prices above.")
 
@@ -185,7 +199,9 @@ class ReviewRules(Declared):
 
 
 class Split(Declared):
-    test: Share = Field(0.15, gt=0, lt=0.5, description="Share of the rows kept for the decision; more shows smaller gains.")
+    test: Share = Field(
+        0.15, gt=0, lt=0.5, description="Share of the rows kept for the decision; more shows smaller gains."
+    )
     validation: Share = Field(0.08, gt=0, lt=0.5, description="Share kept to watch the training.")
     near_duplicate: Share = Field(0.6, description="Similarity from which rows must fall on the same side.")
     seed: int = Field(11, description="Of the hash that assigns groups to sides.")
@@ -212,7 +228,9 @@ class Train(Declared):
     weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
     clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
     batch_rows: int = Field(16, ge=1, description="Rows in one optimiser step.")
-    max_tokens_per_batch: int = Field(4096, ge=64, description="Rows of a step are computed in pieces of this many tokens.")
+    max_tokens_per_batch: int = Field(
+        4096, ge=64, description="Rows of a step are computed in pieces of this many tokens."
+    )
     checkpoint_seconds: float = Field(30.0, ge=0, description="Time between checkpoints; 0: every step.")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it.")
     threads: int | None = Field(None, ge=1, description="Threads of the training process; default: physical cores.")
@@ -221,7 +239,9 @@ class Train(Declared):
 
 
 class Evaluate(Declared):
-    max_new_tokens: int | None = Field(None, ge=1, description="Longest answer; default: the longest reference and 20 %.")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="Longest answer; default: the longest reference and 20 %."
+    )
     batch_rows: int = Field(32, ge=1, description="Answers generated at the same time.")
     general: bool = Field(True, description="Measure general ability on texts that have nothing to do with the task.")
     memorisation: bool = Field(True, description="Measure whether training rows are told from test rows by their loss.")
@@ -241,9 +261,12 @@ class Release(Declared):
 class Serve(Declared):
     alias: str | None = Field(None, description="Model name in the endpoint; default: the task's name.")
     on_invalid: Literal["pass", "retry", "base", "reject"] = Field(
-        "pass", description="What to do with an answer that breaks the format: pass it on marked, retry once, ask base, 422."
+        "pass",
+        description="What to do with an answer that breaks the format: pass it on marked, retry once, ask base, 422.",
     )
-    parity: Share = Field(0.97, description="Share of the replayed test rows whose served answer must equal the evaluated.")
+    parity: Share = Field(
+        0.97, description="Share of the replayed test rows whose served answer must equal the evaluated."
+    )
     parity_rows: int = Field(200, ge=1, description="At most this many test rows are replayed through the endpoint.")
     log_text: bool = Field(True, description="Keep questions and answers (masked) in the traffic log, or only figures.")
 
@@ -251,8 +274,12 @@ class Serve(Declared):
 class Monitor(Declared):
     window_days: int = Field(7, ge=1, description="Days of traffic that a report covers.")
     min_requests: int = Field(50, ge=1, description="With fewer requests no alarm is raised.")
-    max_invalid: Share = Field(0.05, description="Share of answers that break the format from which an alarm is raised.")
-    max_psi: float = Field(0.2, gt=0, description="Population stability index of inputs and answers that raises an alarm.")
+    max_invalid: Share = Field(
+        0.05, description="Share of answers that break the format from which an alarm is raised."
+    )
+    max_psi: float = Field(
+        0.2, gt=0, description="Population stability index of inputs and answers that raises an alarm."
+    )
     max_p95_seconds: float = Field(10.0, gt=0, description="95th percentile of the latency that raises an alarm.")
 
 
@@ -264,7 +291,9 @@ class Automation(Declared):
 class Task(Declared):
     """A task: one model's job, its data, and what has to be true before the model is used."""
 
-    name: str = Field(description="Lower-case letters, digits and _: key prefix in Dagster, model name in the endpoint.")
+    name: str = Field(
+        description="Lower-case letters, digits and _: key prefix in Dagster, model name in the endpoint."
+    )
     description: str = Field("", description="One sentence, shown wherever the task is listed.")
     use: Literal["research", "internal", "commercial"] = Field(
         "internal", description="What the model is for; the licences of base model and data have to allow it."
@@ -317,7 +346,9 @@ def load_task(folder: Path) -> Task:
     try:
         raw = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise DeclarationError(f"{path} does not exist", "run `finetune init` to make a task, or check the name") from None
+        raise DeclarationError(
+            f"{path} does not exist", "run `finetune init` to make a task, or check the name"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DeclarationError(f"{path} is no valid YAML: {error}", "check indentation and quotes there") from None
     task = task_from(raw, str(path))
@@ -346,7 +377,9 @@ def _nearest(loc: tuple[Any, ...]) -> str:
     for part in loc[:-1]:
         if isinstance(part, str) and part in model.model_fields:
             annotation = model.model_fields[part].annotation
-            model = next((a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")), model)
+            model = next(
+                (a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")), model
+            )
     names = [f.alias or n for n, f in model.model_fields.items()]
     close = difflib.get_close_matches(str(loc[-1]), names, n=1)
     return f"Did you mean `{close[0]}`?" if close else f"Known here: {', '.join(names)}"

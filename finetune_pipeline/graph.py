@@ -14,8 +14,8 @@ class Step:
     """One asset.
 
     `needs`: the assets whose files it reads. `after`: assets that come first without being read (a report before money
-    is spent): they order the graph and never make this one stale. `gates`: pairs (gate asset, asset it must have judged); the step refuses
-    to run unless that very content passed. `declared`: the sections of the declaration that change its result.
+    is spent): they order the graph and never make this one stale. `gates`: pairs (gate asset, asset it must have
+    judged); the step refuses to run unless that very content passed. `declared`: the sections of the declaration that change its result.
     `version` rises when its code gives another result for the same inputs. `make` and `outside` name functions
     ("module:function"): the one that makes it, and the one that hashes what it reads beyond its inputs.
     """
@@ -85,7 +85,7 @@ STEPS: tuple[Step, ...] = (
         declared=("quality", "answer"),
         check="quality_gate",
         kinds=("greatexpectations",),
-        description="Great Expectations on the cleaned rows: at least the declared share has to be right in every respect.",
+        description="Great Expectations on the cleaned rows: the declared share has to be right in every respect.",
     ),
     Step(
         "review_sample",

@@ -86,7 +86,9 @@ def gather(step: Step, store: TaskStore) -> dict[str, Artifact] | str:
     return inputs
 
 
-def materialise(asset: str, task: Task, store: TaskStore, report: Reporter | None = None, force: bool = False) -> Artifact:
+def materialise(
+    asset: str, task: Task, store: TaskStore, report: Reporter | None = None, force: bool = False
+) -> Artifact:
     """Give the asset made from the current inputs; make it only if it is not there yet.
 
     Raises GateRefused when an input is missing or a gate did not pass for the very content, and whatever the stage
@@ -101,12 +103,14 @@ def materialise(asset: str, task: Task, store: TaskStore, report: Reporter | Non
         if judged is None:
             raise GateRefused(f"{asset} needs {about}, which has not been made yet", f"materialise {about} first")
         require_verdict(store.current(gate), gate, judged)
-    key = step_key(step, task, store, inputs)
-    found = None if force else store.find(asset, key)
-    if found is not None:
+    report = report or Silent()
+    with store.lock(asset, report):  # two runs of one task at a time: the second finds what the first has made
+        key = step_key(step, task, store, inputs)
+        found = None if force else store.find(asset, key)
+        if found is None:
+            return _make(step, task, store, inputs, key, report)
         store.point(found)
         return found
-    return _make(step, task, store, inputs, key, report or Silent())
 
 
 def _make(

@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from upath import UPath
 
 from finetune_pipeline.errors import GateRefused, StorageError
-from finetune_pipeline.records import Artifact, content_id
+from finetune_pipeline.records import Artifact, Reporter, content_id
 
 MANIFEST = "manifest.json"
 Location = Path | UPath
@@ -93,8 +93,8 @@ def write_atomic(path: Location, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, str(path))
+        Path(scratch).chmod(0o644)
+        Path(scratch).replace(str(path))
     except OSError as error:
         Path(scratch).unlink(missing_ok=True)
         raise storage_error(error, str(path)) from error
@@ -226,7 +226,7 @@ class TaskStore:
                 for path in scratch.rglob("*"):
                     path.chmod(0o755 if path.is_dir() else 0o644)
                 scratch.chmod(0o755)
-                os.replace(scratch, str(target))
+                scratch.replace(str(target))
             else:
                 target.fs.put(str(scratch) + "/", target.path + "/", recursive=True)
             write_atomic(target / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
@@ -244,21 +244,30 @@ class TaskStore:
             write_atomic(pointer, artifact.key)
 
     @contextmanager
-    def lock(self, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-        """One writer per task on this machine; released by the system when its process dies."""
-        path = home() / "locks" / f"{self.task}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(path))
-        try:
-            lock.acquire(timeout=0.05)
-        except Timeout:
-            if on_wait is not None:
-                on_wait()
-            lock.acquire()
-        try:
+    def lock(self, asset: str, report: Reporter) -> Iterator[None]:
+        """One writer of an asset on this machine at a time; the system releases it when the process dies."""
+        with machine_lock(f"{self.task}-{asset}", report, f"{asset}: another run is making it; waiting"):
             yield
-        finally:
-            lock.release()
+
+
+@contextmanager
+def machine_lock(name: str, report: Reporter, waiting: str) -> Iterator[None]:
+    """A lock among the processes of this machine. Says `waiting` once, and stays cancellable while it waits."""
+    path = home() / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, said = FileLock(str(path)), False
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=1.0 if said else 0.05)
+        except Timeout:
+            if not said:
+                report.log(waiting)
+            said = True
+            report.alive()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_verdict(gate: Artifact | None, name: str, about: Artifact) -> None:
@@ -286,4 +295,3 @@ def gate_cure(name: str) -> str:
         "release_decision": "read the decision's reasons; more data, or another declaration, makes a new candidate",
         "deployed_endpoint": "the endpoint was rolled back; read the parity report for the rows that differ",
     }.get(name, "read the gate's report")
-

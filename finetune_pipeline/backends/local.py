@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,28 @@ import psutil
 
 from finetune_pipeline import errors
 from finetune_pipeline.records import Reporter
+from finetune_pipeline.store import machine_lock
 
 GRACE_SECONDS = 30.0  # a training writes its checkpoint in this time; afterwards it is killed
 POLL_SECONDS = 0.2
 
 
-def run(module: str, spec: Mapping[str, Any], folder: Path, report: Reporter, threads: int | None = None) -> dict[str, Any]:
+def run(
+    module: str, spec: Mapping[str, Any], folder: Path, report: Reporter, threads: int | None = None
+) -> dict[str, Any]:
     """Start `python -m module <folder>/job.json`, pass its events on to `report`, and give its result.
+
+    One job computes at a time on this machine: two that share the cores (or a GPU) would both take more than twice
+    as long.
 
     Raises what the job raised (by its name in errors.py), or TrainingFailed with the end of its output when it died.
     Any exception here, a cancelled run among them, ends the whole process group: TERM, a time of grace, KILL.
     """
+    with machine_lock("compute", report, "another job is computing on this machine; waiting for it"):
+        return _run(module, spec, folder, report, threads)
+
+
+def _run(module: str, spec: Mapping[str, Any], folder: Path, report: Reporter, threads: int | None) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_text(json.dumps(spec, ensure_ascii=False), "utf-8")
     events = folder / "events.jsonl"
@@ -111,10 +123,8 @@ def end_group(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) ->
         process.wait(grace)
     except (ProcessLookupError, subprocess.TimeoutExpired):
         pass
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

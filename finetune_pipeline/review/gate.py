@@ -34,7 +34,8 @@ def judge(
     """What the gate says of the sample's `rows`; `about` is the content hash of the data they were drawn from.
 
     Rows without all their verdicts are not counted, and fail the gate by a check of their own. `population` is the
-    number of rows the sample was drawn from, where known: more than all of them cannot be reviewed.
+    number of rows the sample was drawn from, where known: when all of them were reviewed, the bound is the share
+    itself, and nobody is asked to review more rows than there are.
     """
     reviews = list(reviews)
     given = by_row(rows, reviews)
@@ -42,8 +43,9 @@ def judge(
     late = set(state.missing)
     wrong = [row for row in rows if row.id not in late and not right(row, given[row.id])]
     n, k = state.done, state.approved
-    bound = lower_bound(k, n, rules.confidence)
     share = k / n if n else 0.0
+    everything = population is not None and n >= population > 0  # nothing is inferred where every row was seen
+    bound = share if everything else lower_bound(k, n, rules.confidence)
     more = more_rows(k, n, rules)
     checks = (
         _complete(state.done, state.total, rules),

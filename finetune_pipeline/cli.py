@@ -1,0 +1,153 @@
+"""The `finetune` command: arguments in, exit codes out, no logic. `finetune --help` imports nothing heavy.
+
+    finetune run support_tickets
+
+Exit codes are those of errors.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from finetune_pipeline.errors import FinetuneError
+
+out = Console()
+
+
+class Command(click.Group):
+    """A group whose commands end with the exit code of the error that stopped them."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except FinetuneError as error:
+            Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True, markup=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            Console(stderr=True).print("stopped; what was finished is kept: run the same command again to go on")
+            sys.exit(130)
+
+
+@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="finetune-pipeline")
+def main() -> None:
+    """Fine-tune a language model on your own examples, and know that it deserves to be shipped."""
+
+
+@main.command()
+@click.argument("task")
+@click.option("--from", "source", required=True, type=click.Path(path_type=Path), help="CSV, JSONL, JSON or Parquet.")
+@click.option("--input", "input_", help="Column that holds the question; found by itself where the names are usual.")
+@click.option("--output", help="Column that holds the answer.")
+def init(task: str, source: Path, input_: str | None, output: str | None) -> None:
+    """Make data/TASK with a commented task.yaml, filled in from a file of examples."""
+    from finetune_pipeline.ingest.declare import create
+
+    path = create(task, source, input_, output)
+    out.print(f"wrote {path}\nnext: read it, then `finetune check {task}` and `finetune run {task}`", highlight=False)
+
+
+@main.command()
+@click.argument("task")
+def check(task: str) -> None:
+    """Say every problem of TASK's declaration at once; make nothing."""
+    from finetune_pipeline.story import check_report
+
+    out.print(check_report(task), highlight=False, markup=False)
+
+
+@main.command()
+@click.argument("task")
+def run(task: str) -> None:
+    """Materialise what is missing or stale of TASK, up to where it has to wait for people."""
+    from finetune_pipeline.defs.run import run_task
+    from finetune_pipeline.story import summary
+    from finetune_pipeline.terminal import RichTerminal
+
+    try:
+        run_task(task, RichTerminal(out))
+    finally:
+        out.print(summary(task))
+
+
+@main.command()
+@click.argument("task", required=False)
+def status(task: str | None) -> None:
+    """Show where all tasks stand, or one in detail."""
+    from finetune_pipeline import story
+
+    out.print(story.summary(task) if task else story.overview())
+
+
+@main.command()
+def up() -> None:
+    """Start the Dagster UI and daemon, the MLflow UI, the desk and the endpoint; Ctrl-C stops them."""
+    from finetune_pipeline.defs.run import instance
+    from finetune_pipeline.up import up as start
+
+    with instance():
+        pass  # DAGSTER_HOME is made ready
+    start(lambda text: out.print(text, highlight=False))
+
+
+@main.command()
+def serve() -> None:
+    """Run the OpenAI-compatible endpoint alone, at $FINETUNE_ENDPOINT."""
+    from finetune_pipeline.addresses import address, host_and_port
+    from finetune_pipeline.serve.app import run as run_endpoint
+
+    run_endpoint(*host_and_port(address("FINETUNE_ENDPOINT")))
+
+
+@main.command()
+def desk() -> None:
+    """Run the desk alone, at $FINETUNE_DESK_URL."""
+    from finetune_pipeline.addresses import address, host_and_port
+    from finetune_pipeline.desk.app import run as run_desk
+
+    run_desk(*host_and_port(address("FINETUNE_DESK_URL")))
+
+
+@main.command()
+@click.argument("name")
+def user(name: str) -> None:
+    """Let NAME log in to the desk; asks for a password (or reads $FINETUNE_NEW_PASSWORD)."""
+    import os
+
+    from finetune_pipeline.desk.users import add_user
+
+    password = os.environ.get("FINETUNE_NEW_PASSWORD") or click.prompt(
+        "password", hide_input=True, confirmation_prompt=True
+    )
+    add_user(name, password)
+    out.print(f"{name} can log in to the desk")
+
+
+@main.command()
+@click.argument("task")
+def rollback(task: str) -> None:
+    """Serve the version of TASK that was served before; a running endpoint follows within seconds."""
+    from finetune_pipeline.serve.desired import rollback as move_back
+
+    out.print(move_back(task), highlight=False)
+
+
+@main.command()
+@click.option("--write", is_flag=True, help="Write docs/configuration.md, docs/cli.md and docs/task.schema.json.")
+def reference(write: bool) -> None:
+    """Print (or write) the reference pages, generated from the declaration and this command."""
+    from finetune_pipeline.reference import configuration, write_all
+
+    if write:
+        for path in write_all(Path("docs")):
+            out.print(f"wrote {path}")
+    else:
+        out.print(configuration(), markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

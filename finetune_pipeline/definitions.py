@@ -1,0 +1,38 @@
+"""Dagster's table of contents, in the data's order. Loaded by `dagster dev -w workspace.yaml`, `dg dev`, `make up`.
+
+Every folder data/<task>/ with a task.yaml becomes an asset group of that name:
+
+    base_model      the base model, pinned and licence checked
+    raw_examples    rows as read
+    clean_examples  mended rows and the ledger             gate: every row accounted for
+    suitability_report                                     gate: worth tuning at all
+    data_quality    Great Expectations                     gate: 95 % of the rows right in every respect
+    review_sample   10 % for the experts
+    expert_review   their verdicts                         gate: 95 % approved, with the exact bound
+    data_split      train, validation, test                gate: no overlap
+    baseline_report what prompting reaches
+    adapter         LoRA                                   gate: learns and converges
+    eval_report     base, prompted, tuned
+    release_decision                                       gate: PROMOTE, REJECT or INCONCLUSIVE
+    registered_model
+    deployed_endpoint                                      gate: parity of served and evaluated answers
+    traffic_report                                         alarms start a retraining
+
+What they do is in the library (`ingest/` to `monitor/`); `graph.py` says what each is made from.
+"""
+
+import dagster as dg
+
+from finetune_pipeline.defs.assets import task_assets
+from finetune_pipeline.defs.automation import task_automation
+from finetune_pipeline.store import task_names
+
+
+def build(names: list[str]) -> dg.Definitions:
+    """Definitions of these tasks. One run is one process: what is heavy runs in a job process of its own anyway."""
+    parts = [dg.Definitions(assets=task_assets(name)) for name in names]
+    parts += [task_automation(name) for name in names]
+    return dg.Definitions.merge(*parts, dg.Definitions(executor=dg.in_process_executor))
+
+
+defs = build(task_names())

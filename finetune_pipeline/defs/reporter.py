@@ -1,0 +1,67 @@
+"""What a stage tells while it works, carried into Dagster: log lines, live plots, and the end of a cancelled run.
+
+`console` holds the terminal's reporter when the run was started by the `finetune` command in this very process.
+"""
+
+import time
+from contextvars import ContextVar
+from typing import Protocol
+
+import dagster as dg
+
+from finetune_pipeline.errors import FinetuneError, JobCancelled
+from finetune_pipeline.records import Artifact, Reporter, Silent
+
+
+class Terminal(Reporter, Protocol):
+    """A reporter that also hears how each asset ended."""
+
+    def begins(self, asset: str) -> None: ...
+
+    def finished(self, asset: str, artifact: Artifact) -> None: ...
+
+    def failed(self, asset: str, error: FinetuneError) -> None: ...
+
+
+console: ContextVar[Terminal | None] = ContextVar("console", default=None)
+
+LOG_SECONDS = 10.0
+PLOT_SECONDS = 30.0
+ALIVE_SECONDS = 5.0
+
+
+class DagsterReporter:
+    """A reporter over a Dagster context; progress is thinned out, since every line is a row in Dagster's database."""
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._context = context
+        self._console = console.get() or Silent()
+        self._logged = self._plotted = self._asked = time.monotonic()
+
+    def log(self, text: str) -> None:
+        self._context.log.info(text)
+        self._console.log(text)
+
+    def progress(self, what: str, done: int, total: int, **figures: float) -> None:
+        self._console.progress(what, done, total, **figures)
+        now = time.monotonic()
+        if done >= total or now - self._logged > LOG_SECONDS:
+            self._logged = now
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            self._context.log.info(f"{what}: {done} of {total}" + (f" ({shown})" if shown else ""))
+        if figures and (done >= total or now - self._plotted > PLOT_SECONDS):
+            self._plotted = now
+            metadata = {f"{what}/{name}": float(value) for name, value in figures.items()}
+            self._context.log_event(dg.AssetObservation(asset_key=self._context.asset_key, metadata=metadata))
+
+    def alive(self) -> None:
+        """Stop when the run was ended in the UI by force, or its worker died: nobody waits for the result."""
+        self._console.alive()
+        if time.monotonic() - self._asked < ALIVE_SECONDS:
+            return
+        self._asked = time.monotonic()
+        run = self._context.instance.get_run_by_id(self._context.run_id)
+        if run is None or run.is_finished:
+            raise JobCancelled(
+                f"run {self._context.run_id} is over", "start it again to go on from the last checkpoint"
+            )

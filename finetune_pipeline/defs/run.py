@@ -1,0 +1,145 @@
+"""Run a task through Dagster from the command line: what is missing or stale, up to where it has to wait for people.
+
+The runs are real ones in the Dagster instance, so that the UI shows them afterwards. They run in this process: one
+import, and Ctrl-C reaches them.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import dagster as dg
+import psutil
+from dagster._core.instance.ref import InstanceRef
+
+from finetune_pipeline.config import Task
+from finetune_pipeline.defs.automation import PREPARE, TRAIN
+from finetune_pipeline.defs.reporter import Terminal, console
+from finetune_pipeline.errors import FinetuneError, GateRefused, WaitingForPeople
+from finetune_pipeline.graph import BY_NAME, STEPS
+from finetune_pipeline.materialise import open_task, plan
+from finetune_pipeline.review import inbox
+from finetune_pipeline.store import TaskStore, dagster_home, gate_cure
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def instance() -> dg.DagsterInstance:
+    """The Dagster instance of $DAGSTER_HOME (default: in the home folder), made ready on first use."""
+    home = dagster_home()
+    home.mkdir(parents=True, exist_ok=True)
+    settings = Path("dagster.yaml")
+    if settings.exists() and settings.resolve() != (home / "dagster.yaml").resolve():
+        shutil.copyfile(settings, home / "dagster.yaml")
+    os.environ["DAGSTER_HOME"] = str(home)
+    os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
+    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home)))
+
+
+def run_task(name: str, terminal: Terminal) -> None:
+    """Materialise all of the task that is missing or stale. Raises the stage's own error, GateRefused with the gate's
+    reason, or WaitingForPeople when the experts have rows to review."""
+    task, store = open_task(name)
+    if not stale(task, store, [*PREPARE, *TRAIN, "traffic_report"]):
+        wait_for_review(task, store)
+        return
+    from finetune_pipeline.definitions import build
+
+    definitions = build([name])
+    with instance() as dagster:
+        end_orphans(dagster)
+        _run(dagster, definitions, task, store, "prepare", PREPARE, terminal)
+        wait_for_review(task, store)
+        _run(dagster, definitions, task, store, "train", TRAIN, terminal)
+        _run(dagster, definitions, task, store, "traffic", ["traffic_report"], terminal)
+
+
+def stale(task: Task, store: TaskStore, among: Sequence[str]) -> list[str]:
+    """The assets among these that are not made from what is there now, in the graph's order."""
+    return [p.asset for p in plan(task, store) if p.state != "fresh" and p.asset in among]
+
+
+def wait_for_review(task: Task, store: TaskStore) -> None:
+    """WaitingForPeople when rows of the current sample lack a verdict."""
+    sample = store.current("review_sample")
+    if sample is None:
+        return
+    rows = list(sample.examples("sample.jsonl"))
+    progress = inbox.progress(rows, inbox.load(store, task, sample), task.review)
+    if progress.done < progress.total:
+        raise WaitingForPeople(
+            f"{task.name} waits for its experts: {progress.done} of {progress.total} rows reviewed",
+            f"open the desk (`finetune up`) and review at /tasks/{task.name}/review; then run this again",
+        )
+
+
+def end_orphans(dagster: dg.DagsterInstance) -> None:
+    """Runs of a `finetune` process that was killed are still marked as started: say that they are over, or they would
+    hold up every later run of their task."""
+    live = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
+    for run in dagster.get_runs(live):
+        owner = run.tags.get("finetune/process", "")
+        if owner and owner not in {_process(p.pid) for p in psutil.process_iter() if str(p.pid) == owner.split("@")[0]}:
+            dagster.report_run_failed(run, f"the process {owner} that ran this is gone")
+
+
+def _process(pid: int) -> str:
+    try:
+        return f"{pid}@{psutil.Process(pid).create_time():.0f}"
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _run(
+    dagster: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    task: Task,
+    store: TaskStore,
+    part: str,
+    assets: Sequence[str],
+    terminal: Terminal,
+) -> None:
+    todo = stale(task, store, assets)
+    if not todo:
+        _refuse_failed_gates(store, assets)
+        return
+    heard = _Listener(terminal)
+    token = console.set(heard)
+    try:
+        result = definitions.resolve_job_def(f"{task.name}_{part}").execute_in_process(
+            instance=dagster,
+            asset_selection=[dg.AssetKey([task.name, asset]) for asset in todo],
+            run_config=QUIET,
+            raise_on_error=False,
+            tags={"finetune/process": _process(os.getpid()), "finetune/task": task.name},
+        )
+    finally:
+        console.reset(token)
+    if heard.error is not None:
+        raise heard.error
+    if not result.success:
+        _refuse_failed_gates(store, todo)
+        raise GateRefused(f"the Dagster run {result.run_id} failed", "open it in the Dagster UI (`finetune up`)")
+
+
+def _refuse_failed_gates(store: TaskStore, assets: Sequence[str]) -> None:
+    """GateRefused for the first gate among these whose verdict is a no."""
+    for step in (s for s in STEPS if s.asset in assets and s.check and BY_NAME[s.asset].blocking):
+        artifact = store.current(step.asset)
+        if artifact is not None and artifact.verdict is not None and not artifact.verdict.passed:
+            raise GateRefused(f"{step.asset} says no: {artifact.verdict.summary}", gate_cure(step.asset))
+
+
+class _Listener:
+    """Passes everything on to the terminal, and keeps the error that ended the run."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self.error: FinetuneError | None = None
+        self.log, self.progress, self.alive = terminal.log, terminal.progress, terminal.alive
+        self.begins, self.finished = terminal.begins, terminal.finished
+        self._failed = terminal.failed
+
+    def failed(self, asset: str, error: FinetuneError) -> None:
+        self.error = error
+        self._failed(asset, error)

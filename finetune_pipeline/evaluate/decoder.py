@@ -1,0 +1,298 @@
+"""The batched decoder: answers many prompts with a causal language model, rows joining and leaving between steps.
+
+It is the same class in evaluation and behind the endpoint, so that what is served is what was evaluated.
+
+    decoder = Decoder(model, eos_ids={2}, prefix_ids=ids_of_the_system_prompt, max_rows=32)
+    decoder.admit([Request("r1", prompt_ids, max_new_tokens=48)])
+    while decoder.running or decoder.waiting:
+        for token in decoder.step():          # at most one token a row
+            print(token.id, token.token, token.finished, token.reason)
+
+- `admit` queues rows at any time, also between steps; rows join in the order they came, as room is found.
+- `step` is one forward pass: one new token for each running row, and the prompt and first token of those that join.
+  A row leaves the batch in the step that ends it, and its place is free in the next.
+- `prompt_ids` is always the whole prompt. Where it begins with `prefix_ids`, those tokens are taken from the cache.
+- `cancel(ids)` takes rows out, queued or running: for clients that hung up.
+
+Rows do not touch each other: a row's answer depends on its request alone, up to rounding (about 1e-6 in fp32, which
+can flip a tie between two tokens, no more). A sampled row has a random generator of its own, seeded by `Request.seed`.
+
+Not thread-safe: one thread steps. Within `step` the model's attention is switched (`attention.py`); afterwards the model
+is as before, and may be used for anything else between steps. The prefix was computed with the adapter that was active
+when the decoder was made: step it with the same adapter, and make another decoder for another adapter.
+
+Memory: `max_cached_tokens` bounds rows times tokens of the longest row; one token is 2 x layers x kv heads x head size
+numbers (46 kB for SmolLM2-135M in fp32, so that the default of 32,768 tokens is at most 1.5 GB; it grows with need).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from finetune_pipeline.errors import DataError, ModelError
+from finetune_pipeline.evaluate.attention import Fresh, RowCache, Step, attending
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Reason = Literal["eos", "stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to answer.
+
+    temperature 0 is greedy; otherwise tokens are drawn from the smallest set that holds `top_p` of the probability.
+    `allowed(answer ids so far)` gives the token ids that may come next (None: all), for constrained decoding.
+    `stop(answer ids so far)` ends the row when it gives True (see `stop.py`).
+    """
+
+    id: str
+    prompt_ids: Sequence[int]
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    allowed: Callable[[Sequence[int]], Collection[int] | None] | None = None
+    stop: Callable[[Sequence[int]], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One new token of a row. `reason` is set when it is the last: "eos" (this token is the end mark, no text), "stop"
+    (the request's stop rule), "length" (`max_new_tokens` reached)."""
+
+    id: str
+    token: int
+    finished: bool
+    reason: Reason | None = None
+
+
+@dataclass(slots=True)
+class _Row:
+    request: Request
+    own: int
+    """Tokens of this row in its own place of the cache, so without the shared prefix."""
+    base: int
+    """Tokens taken from the shared prefix: all of it, or none."""
+    generator: torch.Generator | None
+    answer: list[int] = field(default_factory=list)
+
+
+class Decoder:
+    """See the module's docstring. `model` is a transformers causal LM or a peft model with LoRA layers, in eval mode.
+
+    ModelError when the architecture cannot be decoded by rows (attention not through transformers' interface, recurrent
+    layers, soft caps); noticed in the first step, before any token is given.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        eos_ids: Iterable[int],
+        prefix_ids: Sequence[int] | None = None,
+        max_rows: int = 32,
+        step_tokens: int = 1024,
+        max_cached_tokens: int = 32_768,
+    ) -> None:
+        """`step_tokens`: prompts join a step until they have this many tokens together (one always may): more is
+        faster over all, less lets running rows go on sooner."""
+        self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._config = self._model.config.get_text_config()
+        self._eos = frozenset(eos_ids)
+        self._prefix = list(prefix_ids or [])
+        self._max_rows, self._step_tokens, self._max_cached = max_rows, step_tokens, max_cached_tokens
+        self._cache = RowCache()
+        self._queue: deque[Request] = deque()
+        self._rows: list[_Row] = []
+        if self._prefix:
+            self._forward([], [_Row(Request("prefix", self._prefix, 0), 0, 0, None)])
+            self._cache.keep_as_prefix(len(self._prefix))
+
+    @property
+    def running(self) -> int:
+        """Rows in the batch."""
+        return len(self._rows)
+
+    @property
+    def waiting(self) -> int:
+        """Rows admitted that have not joined yet."""
+        return len(self._queue)
+
+    def admit(self, requests: Iterable[Request]) -> None:
+        """Queue rows. DataError for one that is empty or can never fit; then none of them is queued."""
+        requests = list(requests)
+        for request in requests:
+            self._check(request)
+        self._queue.extend(requests)
+
+    def cancel(self, ids: Collection[str]) -> None:
+        """Take rows out; ids that are not there (any more) are ignored."""
+        self._queue = deque(r for r in self._queue if r.id not in ids)
+        self._leave([row.request.id in ids for row in self._rows])
+
+    def step(self) -> list[Token]:
+        """One forward pass; the new token of every row that ran or joined. Empty when nothing is to do."""
+        joining = self._joining()
+        if not self._rows and not joining:
+            return []
+        logits = self._forward(self._rows, joining)
+        self._rows.extend(joining)
+        tokens = [self._take(row, token) for row, token in zip(self._rows, _choose(logits, self._rows), strict=True)]
+        self._leave([token.finished for token in tokens])
+        return tokens
+
+    def _check(self, request: Request) -> None:
+        total = len(request.prompt_ids) + request.max_new_tokens
+        limit = min(self._max_cached, getattr(self._config, "max_position_embeddings", None) or self._max_cached)
+        if not request.prompt_ids or request.max_new_tokens < 1:
+            raise DataError(f"request {request.id} has no prompt or no room for an answer", "give at least one token each")
+        if total > limit:
+            raise DataError(
+                f"request {request.id}: {len(request.prompt_ids)} prompt tokens and {request.max_new_tokens} for the "
+                f"answer are more than the {limit} that fit",
+                "shorten the prompt, or ask for fewer answer tokens",
+            )
+
+    def _joining(self) -> list[_Row]:
+        """Rows from the queue, in order, as long as places, this step's tokens and the cache allow."""
+        joining: list[_Row] = []
+        tokens, capacity = 0, self._cache.capacity if self._rows else 0
+        while self._queue and len(self._rows) + len(joining) < self._max_rows:
+            request = self._queue[0]
+            base = len(self._prefix) if self._shares(request.prompt_ids) else 0
+            fresh = len(request.prompt_ids) - base
+            need = -(-max(capacity, fresh + request.max_new_tokens) // 64) * 64
+            places = len(self._rows) + len(joining) + 1
+            if joining and tokens + fresh > self._step_tokens:
+                break
+            if places > 1 and places * need > self._max_cached:
+                break
+            joining.append(_Row(self._queue.popleft(), 0, base, _generator(request)))
+            tokens, capacity = tokens + fresh, need
+        if joining:
+            places = len(self._rows) + len(joining)
+            room = min(self._max_rows, 1 << (places - 1).bit_length(), max(places, self._max_cached // capacity))
+            self._cache.reserve(room, capacity, used=len(self._rows))
+        return joining
+
+    def _shares(self, prompt: Sequence[int]) -> bool:
+        shared = len(self._prefix)
+        return 0 < shared < len(prompt) and list(prompt[:shared]) == self._prefix
+
+    def _forward(self, running: list[_Row], joining: list[_Row]) -> Tensor:
+        """Logits [rows, vocabulary] after the last token of every row; keys and values go to the cache."""
+        import torch
+
+        device = next(self._model.parameters()).device
+        if not self._cache.rows:
+            self._cache.reserve(1, max(len(row.request.prompt_ids) for row in joining), used=0)
+        ids = [row.answer[-1] for row in running]
+        positions = [row.base + row.own for row in running]
+        ends, fresh = list(range(len(running))), []
+        for slot, row in enumerate(joining, len(running)):
+            own = row.request.prompt_ids[row.base :]
+            mask = _causal(len(own), row.base).to(device) if row.base else None
+            fresh.append(Fresh(slot, len(ids), len(ids) + len(own), mask))
+            positions += range(row.base, row.base + len(own))
+            ids += own
+            ends.append(len(ids) - 1)
+        step = self._step(running, fresh, max(positions) + 1, device)
+        with torch.inference_mode(), attending(self._config):
+            logits: Tensor = self._model(
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                use_cache=False,
+                logits_to_keep=torch.tensor(ends, device=device),
+                rows=step,
+            ).logits[0]
+        if step.layers != self._config.num_hidden_layers:
+            raise ModelError(
+                f"{type(self._model).__name__} sends {step.layers} of {self._config.num_hidden_layers} layers through "
+                "transformers' attention interface; the embedded decoder needs all of them",
+                "choose a base model whose layers are all attention layers (Llama, Qwen, SmolLM, Phi, Granite, ...)",
+            )
+        for row in running:
+            row.own += 1
+        for row in joining:
+            row.own = len(row.request.prompt_ids) - row.base
+        return logits
+
+    def _step(self, running: list[_Row], fresh: list[Fresh], reach: int, device: Any) -> Step:
+        import torch
+
+        lengths = torch.tensor([row.own for row in running], dtype=torch.long, device=device)
+        longest = max((row.own for row in running), default=0)
+        shared = len(self._prefix) if self._cache.prefix else 0
+        seen = torch.arange(longest + 1, device=device)[None] <= lengths[:, None]
+        with_prefix = torch.tensor([row.base > 0 for row in running], dtype=torch.bool, device=device)
+        seen = torch.cat((with_prefix[:, None].expand(-1, shared), seen), dim=1)
+        dtype = next(self._model.parameters()).dtype
+        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+        return Step(self._cache, len(running), lengths, longest, mask[:, None, None], fresh, reach)
+
+    def _take(self, row: _Row, token: int) -> Token:
+        row.answer.append(token)
+        request = row.request
+        reason: Reason | None = None
+        if token in self._eos:
+            reason = "eos"
+        elif request.stop is not None and request.stop(row.answer):
+            reason = "stop"
+        elif len(row.answer) >= request.max_new_tokens:
+            reason = "length"
+        return Token(request.id, token, reason is not None, reason)
+
+    def _leave(self, ended: list[bool]) -> None:
+        """Take ended rows out; the last row moves into the place that became free."""
+        for place in reversed([i for i, gone in enumerate(ended) if gone]):
+            last = self._rows.pop()
+            if place < len(self._rows):
+                self._cache.move(len(self._rows), place, last.own)
+                self._rows[place] = last
+
+
+def _causal(tokens: int, before: int) -> Tensor:
+    """Boolean [tokens, before + tokens]: each token sees what came before it, and itself."""
+    import torch
+
+    return torch.ones(tokens, before + tokens, dtype=torch.bool).tril(diagonal=before)
+
+
+def _generator(request: Request) -> torch.Generator | None:
+    import torch
+
+    return torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
+
+
+def _choose(logits: Tensor, rows: list[_Row]) -> list[int]:
+    """The next token of every row: the most probable of the allowed ones, or one drawn by the row's own generator."""
+    best: list[int] = logits.argmax(dim=-1).tolist()
+    for i, row in enumerate(rows):
+        allowed = row.request.allowed(row.answer) if row.request.allowed else None
+        if allowed is not None or row.generator is not None:
+            best[i] = _choose_one(logits[i], row.request, allowed, row.generator)
+    return best
+
+
+def _choose_one(
+    logits: Tensor, request: Request, allowed: Collection[int] | None, generator: torch.Generator | None
+) -> int:
+    import torch
+
+    scores = logits.float().cpu()
+    if allowed is not None:
+        if not allowed:
+            raise DataError(f"request {request.id}: no token is allowed next", "mend the constraint: it has a dead end")
+        barred = torch.ones(scores.shape, dtype=torch.bool)
+        barred[list(allowed)] = False
+        scores = scores.masked_fill(barred, float("-inf"))
+    if generator is None:
+        return int(scores.argmax())
+    chances, order = torch.softmax(scores / request.temperature, dim=-1).sort(descending=True)
+    kept = chances.cumsum(0) - chances < request.top_p  # the token that crosses top_p belongs to the set
+    return int(order[torch.multinomial(chances * kept, 1, generator=generator)])

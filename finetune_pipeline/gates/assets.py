@@ -1,0 +1,32 @@
+"""The asset `data_quality`: judge the cleaned rows, write the verdict, the failing rows and the report.
+
+    verdict.json   records.Verdict
+    rows.jsonl     {"id": "9f1c20e4a7b35d68", "origin": "tickets.csv:12", "rules": ["answer_valid"]}   failing rows only
+    docs/          Great Expectations' report, one page that needs nothing from the internet
+
+A verdict that says no is a result, not an error: it is stored, and whoever needs the gate refuses by it.
+"""
+
+from __future__ import annotations
+
+import json
+
+from finetune_pipeline.gates import docs, rules, suite, verdict
+from finetune_pipeline.materialise import Outcome, Work
+from finetune_pipeline.records import read_jsonl, write_jsonl
+
+
+def data_quality(work: Work) -> Outcome:
+    """Make the artifact. DataError when the table cannot be judged at all."""
+    clean = work.inputs["clean_examples"]
+    asked = rules.rules_of(work.task)
+    dropped = sum(1 for _ in read_jsonl(clean.path("drops.jsonl")))
+    frame = rules.table(clean.examples(), work.task, dropped)
+    work.report.alive()
+    result = suite.run(frame, work.task, clean.content)
+    judged = verdict.judge(result, frame, asked, work.task.quality, clean.content)
+    (work.out / "verdict.json").write_text(json.dumps(judged.to_json(), indent=1, ensure_ascii=False), "utf-8")
+    write_jsonl(work.out / "rows.jsonl", verdict.failing(frame, asked))
+    docs.write(result, work.out / "docs", work.task.name)
+    work.report.log(judged.summary)
+    return Outcome({"passed": judged.passed, "summary": judged.summary, **judged.figures}, judged)

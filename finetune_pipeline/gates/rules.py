@@ -1,0 +1,179 @@
+"""What a good row is: the rules of the quality gate, and the table that Great Expectations judges. Pure, no I/O.
+
+A rule says of one row whether it is right in one respect; `row_ok` says whether it is right in every respect, which is
+what the 95 % are about: two rules of which each holds for 95 % of the rows may leave only 90 % of them sound.
+
+    id                question_chars  answer_chars  question_fits  answer_valid  ...  row_ok
+    9f1c20e4a7b35d68              41            77           True         False  ...   False
+
+The table holds lengths and verdicts, never a text: what is not there cannot turn up in a report.
+
+What it is not: cleaning. Nothing is mended or dropped here; cleaning should have left nothing to find, and this is how
+one knows. It shares with it only what a valid answer and personal data are (`clean/answers.py`, `clean/personal.py`).
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from finetune_pipeline.clean import answers, personal
+from finetune_pipeline.config import AnswerFormat, Task
+from finetune_pipeline.records import Example, content_id
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+CHUNK_ROWS = 20_000  # texts of this many rows are in memory at the same time; verdicts of all
+ROW_OK = "row_ok"
+SHARE_DROPPED = "share_dropped"
+
+# Only names that HTML has: <EMAIL>, which masking leaves behind, is no tag, and neither is a < b > c.
+_TAGS = (
+    "a|abbr|article|aside|b|blockquote|body|br|button|center|code|dd|div|dl|dt|em|font|footer|form|h[1-6]|head|header|"
+    "hr|html|i|iframe|img|input|label|li|link|main|meta|nav|ol|option|p|pre|script|section|select|small|span|strong|"
+    "style|sub|sup|svg|table|tbody|td|textarea|tfoot|th|thead|title|tr|u|ul|video"
+)
+_TAG = re.compile(rf"<!--|<!doctype\b|</?(?:{_TAGS})(?:\s*/?>|\s+[\w:-]+\s*=)", re.IGNORECASE)
+_ENTITY = re.compile(r"&#?\w{2,31};")
+# The replacement character, a byte order mark within the text, control characters, halves of surrogate pairs.
+_BROKEN = re.compile("[\ufffd\ufeff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_ROLES = re.compile(r"s?(?:ua)+")
+
+Judge = Callable[[Sequence[Example]], list[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One respect in which a row has to be right: the column's name, what it says in English ("every ..."), and what
+    judges a chunk of rows. `judge` is None for what can only be seen over all rows (uniqueness)."""
+
+    name: str
+    says: str
+    judge: Judge | None
+
+
+def rules_of(task: Task) -> tuple[Rule, ...]:
+    """The rules that the declaration asks for, in the order of the report.
+
+    Two depend on what cleaning was told: personal data may stay where `clean.personal_data` is keep, and HTML where
+    `clean.html` is false (a task may be about HTML; so answers are never searched for it).
+    """
+    quality = task.quality
+    q, a = quality.max_question_chars, quality.max_answer_chars
+    rules = [
+        Rule("roles_in_order", "every conversation alternates between user and assistant, and ends with an answer", _roles),
+        Rule("question_fits", f"every question has text, and at most {q:,} characters", _fits("question", q)),
+        Rule("answer_fits", f"every answer has text, and at most {a:,} characters", _fits("answer", a)),
+        Rule("answer_valid", f"every answer is {_form(task.answer)}", _valid(task.answer)),
+    ]
+    if task.clean.personal_data != "keep":
+        rules.append(Rule("no_personal_data", "no e-mail address, phone, card or account number is left", _anonymous))
+    if task.clean.html:
+        rules.append(Rule("no_html", "no HTML tags or entities are left in the questions", _no_html))
+    rules.append(Rule("encoding_intact", "no text holds traces of a broken encoding", _encoding))
+    both = " with the same answer" if task.clean.contradictions == "keep" else ""
+    rules.append(Rule("question_unique", f"no question is asked twice{both}", None))
+    return tuple(rules)
+
+
+def table(examples: Iterable[Example], task: Task, dropped: int) -> DataFrame:
+    """One row for each example: id, origin, lengths in characters (null where there is no text), a boolean for each
+    rule, `row_ok` = all of them, and `share_dropped` (0.0 to 1.0, the same in every row), where `dropped` rows did not
+    survive cleaning. No examples give a table without rows."""
+    import pandas as pd
+
+    rules = rules_of(task)
+    by_answer = task.clean.contradictions == "keep"  # then one question may have several answers, but no pair twice
+    parts = [_chunk(rows, rules, by_answer) for rows in _chunks(examples)] or [_chunk([], rules, by_answer)]
+    frame = pd.concat(parts, ignore_index=True)
+    frame["question_unique"] = ~frame.pop("asked").duplicated(keep=False)
+    frame[ROW_OK] = frame[[rule.name for rule in rules]].all(axis=1)
+    frame[SHARE_DROPPED] = dropped / (dropped + len(frame)) if len(frame) else 1.0
+    return frame
+
+
+def _chunk(rows: Sequence[Example], rules: Sequence[Rule], by_answer: bool) -> DataFrame:
+    import pandas as pd
+
+    columns = {
+        "id": [row.id for row in rows],
+        "origin": [row.origin for row in rows],
+        "question_chars": pd.array([len(row.question) or None for row in rows], dtype="Int64"),
+        "answer_chars": pd.array([len(row.answer) or None for row in rows], dtype="Int64"),
+        "asked": [_asked(row, by_answer) for row in rows],
+    }
+    judged = {rule.name: pd.array(rule.judge(rows), dtype="bool") for rule in rules if rule.judge is not None}
+    return pd.DataFrame(columns | judged)
+
+
+def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    rows = iter(examples)
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        yield chunk
+
+
+def _asked(row: Example, with_answer: bool) -> str:
+    """What makes two rows the same question: all that was said before the answer (and the answer, if asked for)."""
+    said = row.messages if with_answer or not row.answer_is_last else row.messages[:-1]
+    return content_id(*(part for message in said for part in (message.role, message.content)))
+
+
+def _roles(rows: Sequence[Example]) -> list[bool]:
+    return [_ROLES.fullmatch("".join(m.role[0] for m in row.messages)) is not None for row in rows]
+
+
+def _fits(part: str, most: int) -> Judge:
+    def judge(rows: Sequence[Example]) -> list[bool]:
+        texts: list[str] = [getattr(row, part) for row in rows]
+        return [len(text) <= most and not text.isspace() and text != "" for text in texts]
+
+    return judge
+
+
+def _form(answer: AnswerFormat) -> str:
+    return {
+        "json": "valid JSON of the declared schema",
+        "label": f"one of the {len(answer.labels)} declared labels",
+        "text": "a text of the declared form",
+    }[answer.format]
+
+
+def _valid(spec: AnswerFormat) -> Judge:
+    def judge(rows: Sequence[Example]) -> list[bool]:
+        texts = [row.answer for row in rows]
+        good = {text: answers.problem(text, spec) is None for text in set(texts)}  # answers repeat: judge each once
+        return [good[text] for text in texts]
+
+    return judge
+
+
+def _anonymous(rows: Sequence[Example]) -> list[bool]:
+    return _every_text(rows, lambda text: not personal.mask(text)[1])
+
+
+def _no_html(rows: Sequence[Example]) -> list[bool]:
+    return [not _has_html(row.question) for row in rows]
+
+
+def _has_html(text: str) -> bool:
+    if _TAG.search(text):
+        return True
+    return "&" in text and any(html.unescape(found) != found for found in _ENTITY.findall(text))
+
+
+def _encoding(rows: Sequence[Example]) -> list[bool]:
+    from ftfy.badness import is_bad  # one regular expression that knows what mojibake looks like
+
+    return _every_text(rows, lambda text: _BROKEN.search(text) is None and not is_bad(text))
+
+
+def _every_text(rows: Sequence[Example], good: Callable[[str], bool]) -> list[bool]:
+    """Whether `good` holds for all that user and assistant say; each text is judged once, however often it is said."""
+    said = [[m.content for m in row.messages if m.role != "system"] for row in rows]
+    known = {text: good(text) for text in {text for texts in said for text in texts}}
+    return [all(known[text] for text in texts) for texts in said]

@@ -1,0 +1,78 @@
+"""The pure core of the stage: rows of one file become examples, pairs and drops, each row exactly one of them.
+
+An id is the hash of the file it came from, its content, and how often that content stood in that file before: it stays
+when rows are added, moved or removed elsewhere.
+
+What it is not: files (sources.py, readers.py), the layouts (layouts.py, conversations.py), the asset (assets.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from typing import Any, TypeAlias
+
+from finetune_pipeline.config import AnswerFormat, Source
+from finetune_pipeline.ingest.conversations import Parsed, RowRefused, conversation, text_of
+from finetune_pipeline.ingest.layouts import Layout, Unfit, layout_of
+from finetune_pipeline.ingest.readers import Opened
+from finetune_pipeline.ingest.rows import Row
+from finetune_pipeline.records import Drop, Example, PreferencePair, content_id
+
+STAGE = "ingest"
+PEEK_ROWS = 50  # rows whose keys together are the columns of a file that has no header
+Record: TypeAlias = Example | PreferencePair | Drop
+
+
+class File:
+    """One file being read. `layout` says how its rows are understood, or which columns it lacks."""
+
+    def __init__(self, name: str, source: Source, opened: Opened, answer: AnswerFormat) -> None:
+        head = list(islice(opened.rows, PEEK_ROWS))
+        keys = dict.fromkeys(key for row in head if row.problem is None for key in row.value)
+        self.columns = opened.columns or tuple(keys)
+        self.name, self.source, self.format, self.encoding = name, source, opened.format, opened.encoding
+        self.layout: Layout | Unfit = layout_of(self.columns, source)
+        self._rows: Iterable[Row] = chain(head, opened.rows)
+        self._schema: Mapping[str, Any] | None = answer.json_schema
+        self._seen: Counter[str] = Counter()
+
+    def records(self) -> Iterator[Record]:
+        """One record for every row, in order."""
+        return (self._record(row) for row in self._rows)
+
+    def _record(self, row: Row) -> Record:
+        if row.problem is not None:
+            return self._drop(row, row.problem, row.detail)
+        if isinstance(self.layout, Unfit):
+            return self._drop(row, "wrong-column", f"{self.name} lacks {self.layout.needed}")
+        try:
+            parsed = conversation(row.value, self.layout, self._schema)
+        except RowRefused as refusal:
+            return self._drop(row, refusal.reason, refusal.detail)
+        return self._example(row, self.layout, parsed)
+
+    def _example(self, row: Row, layout: Layout, parsed: Parsed) -> Example | PreferencePair:
+        messages = [[m.role, m.content] for m in parsed.messages]
+        content = json.dumps([*messages, parsed.rejected] if parsed.rejected is not None else messages, ensure_ascii=False)
+        key, origin = self._id(content), self._origin(row)
+        if parsed.rejected is not None:
+            *prompt, answer = parsed.messages
+            return PreferencePair(key, tuple(prompt), answer.content, parsed.rejected, self.source.label, origin)
+        value = row.value.get(layout.group) if layout.group else None
+        group = None if value in (None, "") else text_of(value)
+        return Example(key, parsed.messages, self.source.label, origin, group)
+
+    def _drop(self, row: Row, reason: str, detail: str) -> Drop:
+        content = json.dumps(row.value, ensure_ascii=False, default=str)
+        return Drop(self._id(f"dropped:{content}"), self._origin(row), STAGE, reason, detail)
+
+    def _id(self, content: str) -> str:
+        same = content_id(content)
+        self._seen[same] += 1
+        return content_id(self.source.label, self.name, content, str(self._seen[same]))
+
+    def _origin(self, row: Row) -> str:
+        return f"{self.name.rsplit('/', 1)[-1]}:{row.line}"

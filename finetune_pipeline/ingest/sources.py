@@ -1,0 +1,134 @@
+"""Which files a declared source means, and a cheap fingerprint of them all.
+
+A path is relative to the task's folder, may be a glob, and may be a full URL (s3://..., anything fsspec knows). A
+source that names nothing that is there is an error, never an empty source.
+
+What it is not: the reading of a file (readers.py).
+
+    files_of(Source(path="raw/*.jsonl"), root)     # [File(path=.../raw/a.jsonl, name="raw/a.jsonl"), ...]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from upath import UPath
+
+from finetune_pipeline.config import Source, Task
+from finetune_pipeline.errors import DataError
+from finetune_pipeline.ingest.readers import Opened, of_dataset, open_rows
+from finetune_pipeline.records import content_id
+
+_GLOB = re.compile(r"[*?\[]")
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file (or saved data set) of a source. `name` is how it was declared, or found by the glob: part of the ids,
+    the same on every machine."""
+
+    path: UPath
+    name: str
+
+
+def located(path: str, root: UPath) -> UPath:
+    """A declared path as a place: full URLs and absolute paths as they are, others below the task's folder."""
+    if "://" in path:
+        return UPath(path)
+    return UPath(path) if Path(path).is_absolute() else root / path
+
+
+def files_of(source: Source, root: UPath) -> list[File]:
+    """The files of a source with a `path`, in order of name. DataError when there are none."""
+    declared = source.path or ""
+    if not _GLOB.search(declared):
+        path = located(declared, root)
+        if not path.exists():
+            raise DataError(f"the source {source.label!r} names {path}, which does not exist", _cure(path, root))
+        return [File(path, declared)]
+    found = _matches(declared, root)
+    if not found:
+        raise DataError(
+            f"the source {source.label!r} names {located(declared, root)}, and no file matches that",
+            "check the pattern, or put the files there",
+        )
+    return found
+
+
+def _matches(declared: str, root: UPath) -> list[File]:
+    fixed = _GLOB.split(declared, maxsplit=1)[0]
+    head = fixed[: fixed.rfind("/") + 1]
+    base = located(head, root) if head else root
+    paths = sorted(base.glob(declared[len(head) :]), key=str)
+    visible = [p for p in paths if not p.name.startswith(".") and not p.is_dir()]
+    return [File(UPath(p), head + UPath(p).path.removeprefix(base.path).lstrip("/")) for p in visible]
+
+
+def _cure(path: UPath, root: UPath) -> str:
+    beside = path.parent
+    names = sorted(p.name for p in beside.iterdir())[:8] if beside.exists() and beside.is_dir() else []
+    there = f" (there is: {', '.join(names)})" if names else ""
+    return f"put the file there{there}, or correct `sources` in {root / 'task.yaml'}"
+
+
+def opened_files(source: Source, root: UPath) -> Iterator[tuple[str, Opened]]:
+    """Every file of a source, opened one after the other. DataError when one cannot be read."""
+    if source.hub is not None:
+        yield source.hub, _from_hub(source)
+        return
+    for file in files_of(source, root):
+        yield file.name, open_rows(file.path, source.format, source.split)
+
+
+def _from_hub(source: Source) -> Opened:
+    import datasets
+
+    try:
+        found = datasets.load_dataset(str(source.hub), revision=source.revision, split=source.split)
+    except (OSError, ValueError, RuntimeError) as error:  # its own errors and those of its HTTP client are among these
+        raise DataError(
+            f"cannot load {source.hub} (split {source.split!r}) from the Hub: {error}",
+            "check name, revision, split and network; or save it once with save_to_disk() and give the folder as `path`",
+        ) from error
+    return of_dataset(found, source.split, str(source.hub))
+
+
+def fingerprint(task: Task, root: UPath) -> str:
+    """Hash of all that the sources hold: names and bytes of files, what an object store says of an object, the pinned
+    revision of a Hub data set. A file that is missing has a fingerprint too: reading it is what fails, not asking."""
+    return content_id(*(part for source in task.sources for part in _source_parts(source, root)))
+
+
+def _source_parts(source: Source, root: UPath) -> Iterator[str]:
+    yield source.label
+    if source.hub is not None:
+        yield f"{source.hub}@{source.revision}:{source.split}"
+        return
+    try:
+        files = files_of(source, root)
+    except DataError:
+        yield "missing"
+        return
+    for file in files:
+        inside = sorted((p for p in file.path.rglob("*") if not p.is_dir()), key=str) if file.path.is_dir() else [file.path]
+        for path in inside:
+            yield f"{file.name}/{UPath(path).path.removeprefix(file.path.path)}"
+            yield _state(UPath(path))
+
+
+def _state(path: UPath) -> str:
+    if path.protocol not in ("", "file", "local"):
+        return str(path.fs.ukey(path.path))  # an object store knows its objects' versions: no need to fetch them
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except OSError as error:
+        return f"unreadable: {error.errno}"
+    return digest.hexdigest()

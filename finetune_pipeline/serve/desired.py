@@ -1,0 +1,200 @@
+"""Which version of a task the endpoint shall serve: the desired state, written by the pipeline, read by every endpoint.
+
+    9_traffic/desired.json
+    {"champion": {"version": 4, "adapter": "9be0…", "adapter_key": "3fa9…", "base": "77c1…", "registered": "0d2e…",
+                  "evaluation": "51aa…", "served_as": "support_tickets", "max_new_tokens": 64, "on_invalid": "pass",
+                  "log_text": true, "at": "2026-01-05T10:00:00+00:00"},
+     "challenger": null, "previous": [{"version": 3, …}], "held": {"c41d…": "version 5 was rolled back, 2026-…"},
+     "history": [{"at": "2026-…", "what": "promote", "before": "e07b…", "after": "0d2e…", "version": 4, "why": ""}]}
+
+The endpoint does what this file and the adapter's own manifest say, never what task.yaml says at the moment: an edited
+declaration reaches the traffic through the pipeline, and its parity check, or not at all.
+
+A version that was rolled back is *held*: the pipeline will not bring it back by itself, since whoever rolled it back
+had a reason that the evaluation does not know. `release_again` lifts that. `moves_of` counts how often traffic was
+taken from a model, or a hold was lifted; as part of the asset's key it makes a deployment stale exactly when what it
+says is no longer so (after a rollback, after a hold was lifted, when an older model becomes the current one again).
+
+What it is not: the process that serves (supervisor.py), or MLflow's aliases, which follow this file as labels for people.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from filelock import FileLock
+from upath import UPath
+
+from finetune_pipeline.config import Task
+from finetune_pipeline.errors import GateRefused, StorageError
+from finetune_pipeline.store import TaskStore, home, write_atomic
+
+Policy = Literal["pass", "retry", "base", "reject"]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One registered model and how it is to be served. `adapter`, `base`, `registered` and `evaluation` are content
+    hashes; `adapter_key` finds the artifact; `max_new_tokens` is the longest answer, as in the evaluation; `at` is when
+    it was put here (UTC, ISO 8601)."""
+
+    version: int
+    adapter: str
+    adapter_key: str
+    base: str
+    registered: str
+    evaluation: str
+    served_as: str
+    max_new_tokens: int
+    on_invalid: Policy
+    log_text: bool
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One line of the history. `before` and `after` are `registered` hashes of the champion around the move."""
+
+    at: str
+    what: Literal["promote", "rollback", "settings", "release"]
+    before: str | None
+    after: str | None
+    version: int
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What shall be served. `previous` holds the champions to fall back on, newest first; `held` maps an adapter's
+    content to why it must not be deployed again without a person's word."""
+
+    champion: Version | None = None
+    challenger: Version | None = None
+    previous: tuple[Version, ...] = ()
+    held: Mapping[str, str] = field(default_factory=dict)
+    history: tuple[Move, ...] = ()
+
+    @staticmethod
+    def from_json(row: Mapping[str, Any]) -> Desired:
+        def version(raw: Mapping[str, Any] | None) -> Version | None:
+            return Version(**raw) if raw else None
+
+        previous = tuple(Version(**raw) for raw in row["previous"])
+        history = tuple(Move(**raw) for raw in row["history"])
+        return Desired(version(row["champion"]), version(row["challenger"]), previous, dict(row["held"]), history)
+
+
+def challenge(state: Desired, candidate: Version) -> Desired:
+    """Serve `candidate` beside the champion, under its versioned name alone. GateRefused when it is held."""
+    _refuse_held(state, candidate)
+    return replace(state, challenger=candidate)
+
+
+def withdraw(state: Desired) -> Desired:
+    """Serve no challenger any more."""
+    return replace(state, challenger=None)
+
+
+def promote(state: Desired, candidate: Version) -> Desired:
+    """Give the traffic to `candidate`. The champion so far becomes the one to fall back on, unless it is the same
+    model with other settings. GateRefused when the candidate is held."""
+    _refuse_held(state, candidate)
+    old = state.champion
+    same = old is not None and old.registered == candidate.registered
+    before = old.registered if old else None
+    move = Move(candidate.at, "settings" if same else "promote", before, candidate.registered, candidate.version)
+    previous = state.previous if same or old is None else (old, *state.previous)
+    return replace(state, champion=candidate, challenger=None, previous=previous, history=(*state.history, move))
+
+
+def back(state: Desired, at: str, why: str) -> Desired:
+    """Give the traffic back to the champion before, and hold the present one. GateRefused when there is none before."""
+    if state.champion is None or not state.previous:
+        raise GateRefused(
+            "there is no earlier version to go back to",
+            "only a version that was deployed before can be rolled back to; stop the endpoint to serve nothing",
+        )
+    bad, good = state.champion, replace(state.previous[0], at=at)
+    move = Move(at, "rollback", bad.registered, good.registered, good.version, why)
+    held = {**state.held, bad.adapter: f"version {bad.version} was rolled back at {at}" + (f": {why}" if why else "")}
+    return replace(
+        state, champion=good, challenger=None, previous=state.previous[1:], held=held, history=(*state.history, move)
+    )
+
+
+def lift(state: Desired, adapter: str, version: int, registered: str, at: str, why: str) -> Desired:
+    """Allow a held adapter to be deployed again; nothing happens when it is not held."""
+    if adapter not in state.held:
+        return state
+    move = Move(at, "release", registered, state.champion.registered if state.champion else None, version, why)
+    held = {content: reason for content, reason in state.held.items() if content != adapter}
+    return replace(state, held=held, history=(*state.history, move))
+
+
+def moves_of(state: Desired, registered: str) -> int:
+    """How often the traffic was taken from this model, or a hold on it was lifted."""
+    taken = ("promote", "rollback", "release")
+    return sum(m.before == registered and m.before != m.after for m in state.history if m.what in taken)
+
+
+def _refuse_held(state: Desired, candidate: Version) -> None:
+    reason = state.held.get(candidate.adapter)
+    if reason is not None:
+        raise GateRefused(
+            f"version {candidate.version} is not deployed: {reason}",
+            "train a better one, or allow this very adapter again with `finetune release --again`",
+        )
+
+
+# edges ------------------------------------------------------------------------------------------------------
+
+
+def desired_file(store: TaskStore) -> UPath:
+    return store.stage_folder("9_traffic") / "desired.json"
+
+
+def read(store: TaskStore) -> Desired:
+    """The desired state; an empty one when nothing was ever deployed. StorageError when the file is damaged."""
+    path = desired_file(store)
+    try:
+        return Desired.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return Desired()
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise StorageError(f"{path} is damaged: {error!r}", f"delete {path} and deploy again") from error
+
+
+def change(store: TaskStore, how: Callable[[Desired], Desired]) -> Desired:
+    """Replace the state by `how(state)`, one writer at a time on this machine; readers see the old or the new."""
+    lock = home() / "locks" / f"{store.task}.desired.lock"  # not the task's own lock: a rollback must not wait for a run
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(lock)):
+        state = how(read(store))
+        write_atomic(desired_file(store), json.dumps(asdict(state), indent=1, ensure_ascii=False))
+    return state
+
+
+def rollback(task: Task, store: TaskStore, at: str, why: str = "") -> Desired:
+    """Give the traffic back to the version before, at once and for every endpoint, and let the alias `champion` follow.
+
+    `at` is the time (UTC, ISO 8601), `why` a person's reason, kept in the history. GateRefused when there is nothing to
+    go back to. The traffic moves first: it must not wait for a registry that is down.
+    """
+    from finetune_pipeline import tracking
+
+    state = change(store, lambda old: back(old, at, why))
+    assert state.champion is not None
+    tracking.set_alias(task.name, "champion", state.champion.version)
+    return state
+
+
+def release_again(store: TaskStore, at: str, why: str = "") -> Desired:
+    """Allow the currently registered model to be deployed though it was rolled back. GateRefused when none is held."""
+    registered, adapter = store.current("registered_model"), store.current("adapter")
+    if registered is None or adapter is None or adapter.content not in read(store).held:
+        raise GateRefused("the current model was not rolled back, so nothing holds it", "run `finetune run` to deploy it")
+    version = int(registered.json("model.json")["version"])
+    return change(store, lambda old: lift(old, adapter.content, version, registered.content, at, why))

@@ -1,0 +1,342 @@
+"""One base model in this process, several adapters on it, and one thread that computes for all of them.
+
+    engine = Engine(folder_of_the_base)                      # loads the weights; seconds
+    engine.load("9be0…", adapter_folder)                     # while requests run, between two steps
+    with engine.lease("9be0…"):                              # the adapter stays as long as somebody uses it
+        ticket = engine.submit(Ask("9be0…", prompt_ids, prefix_ids, limit), sink)
+    engine.unload("9be0…")                                   # when the last lease is given back
+
+The thread steps one `Decoder` (evaluate/decoder.py, the evaluation's own) per adapter in turn, so that requests join and
+leave between steps. It owns the model: loading, unloading and computing happen there and nowhere else. LoRA layers stay
+unmerged; `None` is the base without adapter. What is certain: a request is computed by one adapter from its first token
+to its last, and answers do not depend on who asks at the same time.
+
+Why not transformers' own continuous batching: it holds one adapter for all requests, and what it returns was wrong in
+ways that its issues describe; the evaluation's decoder makes "served equals evaluated" true by construction.
+
+What it is not: routing of model names (supervisor.py), text (text.py) or HTTP (app.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from finetune_pipeline.errors import ServingError, StorageError
+
+if TYPE_CHECKING:
+    from finetune_pipeline.evaluate.decoder import Decoder, Request
+
+T = TypeVar("T")
+MAX_ROWS = 16  # rows computed together per adapter: beyond it a step gets slower about as much as it gets wider
+MAX_REQUESTS = 64  # running and waiting together; more are told to come back, since they would wait for minutes
+log = logging.getLogger("finetune.engine")
+
+
+class EngineFull(Exception):
+    """As many requests as may wait are waiting."""
+
+
+class AdapterGone(Exception):
+    """The adapter was unloaded since its name was looked up; look it up again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One prompt for one adapter (None: the base). `prefix_ids` is what this task's prompts begin with: computed once
+    for all of them; a prompt that begins otherwise is computed as a whole. `stop` gets the answer's ids so far."""
+
+    adapter: str | None
+    prompt_ids: Sequence[int]
+    prefix_ids: tuple[int, ...]
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: Callable[[Sequence[int]], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token of an answer. `reason` ends it: "eos" (`token` is the end mark, no text), "stop", "length", "error"."""
+
+    token: int
+    reason: str | None = None
+    error: str = ""
+
+
+Sink = Callable[[Piece], None]
+Lane = tuple[str | None, tuple[int, ...]]
+
+
+class Engine:
+    """See the module's docstring. Every method may be called from any thread."""
+
+    def __init__(self, base: Path, max_rows: int = MAX_ROWS, max_requests: int = MAX_REQUESTS) -> None:
+        """Load the base model in the folder `base`. ModelError when it cannot be loaded."""
+        self.base = base
+        self._max_rows, self._max_requests = max_rows, max_requests
+        self._model, self.tokenizer, self._eos = load_base(base)
+        self.context = int(getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+        self._peft: Any = None
+        self._active: str | None = None
+        self._loaded: set[str] = set()
+        self._leases: Counter[str] = Counter()
+        self._lanes: dict[Lane, Decoder] = {}
+        self._sinks: dict[str, tuple[Lane, Sink]] = {}
+        self._inbox: deque[tuple[Lane, Request]] = deque()
+        self._cancelled: set[str] = set()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._leaving: set[str] = set()
+        self._names = itertools.count()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    # for everybody ------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> tuple[int, int]:
+        """Requests that are running, and requests that wait for a place."""
+        with self._wake:
+            lanes = list(self._lanes.values())
+            return sum(lane.running for lane in lanes), len(self._inbox) + sum(lane.waiting for lane in lanes)
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        with self._wake:
+            return frozenset(self._loaded)
+
+    def load(self, adapter: str, folder: Path) -> None:
+        """Put the adapter in `folder` on the model, under its content hash. StorageError when it does not fit."""
+        self._call(lambda: self._load(adapter, folder))
+
+    def unload(self, adapter: str) -> None:
+        """Take the adapter off as soon as nobody leases it. Returns at once; no new lease is given."""
+        with self._wake:
+            self._loaded.discard(adapter)
+            if self._leases[adapter] == 0:
+                self._calls.append(lambda: self._unload(adapter))
+                self._wake.notify()
+            else:
+                self._leaving.add(adapter)
+
+    @contextmanager
+    def lease(self, adapter: str | None) -> Iterator[None]:
+        """Keep the adapter on the model within the block. AdapterGone when it is not there any more."""
+        if adapter is None:
+            yield
+            return
+        with self._wake:
+            if adapter not in self._loaded:
+                raise AdapterGone(adapter)
+            self._leases[adapter] += 1
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._leases[adapter] -= 1
+                if self._leases[adapter] == 0 and adapter in self._leaving:
+                    self._leaving.discard(adapter)
+                    self._calls.append(lambda: self._unload(adapter))
+                    self._wake.notify()
+
+    def submit(self, ask: Ask, sink: Sink) -> str:
+        """Queue a prompt; `sink` gets its pieces on the engine's thread, and has to return at once. Gives the ticket
+        that `cancel` takes. EngineFull when too many wait."""
+        from finetune_pipeline.evaluate.decoder import Request
+
+        shares = len(ask.prompt_ids) > len(ask.prefix_ids) and tuple(ask.prompt_ids[: len(ask.prefix_ids)]) == ask.prefix_ids
+        lane: Lane = (ask.adapter, ask.prefix_ids if shares else ())
+        with self._wake:
+            if self._stopping or len(self._sinks) >= self._max_requests:
+                raise EngineFull
+            ticket = f"r{next(self._names)}"
+            sampling = (ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
+            self._inbox.append((lane, Request(ticket, ask.prompt_ids, *sampling, stop=ask.stop)))
+            self._sinks[ticket] = lane, sink
+            self._wake.notify()
+        return ticket
+
+    def cancel(self, ticket: str) -> None:
+        """Stop computing for this ticket; harmless when it has ended."""
+        with self._wake:
+            if ticket in self._sinks:
+                self._cancelled.add(ticket)
+                self._wake.notify()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End the thread after its present step; requests still running get an error."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join(timeout)
+
+    # the thread ---------------------------------------------------------------------------------------------
+
+    def _call(self, what: Callable[[], T]) -> T:
+        """Run `what` on the engine's thread, between two steps."""
+        done: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                done.set_result(what())
+            except Exception as error:  # handed to the caller, who waits for it
+                done.set_exception(error)
+
+        with self._wake:
+            if self._stopping:
+                raise ServingError("the engine is stopping", "start the endpoint again")
+            self._calls.append(call)
+            self._wake.notify()
+        return done.result()
+
+    def _run(self) -> None:
+        import torch
+
+        with torch.inference_mode():
+            while self._next():
+                for lane in list(self._lanes):
+                    self._step(lane)
+        for ticket in list(self._sinks):
+            self._end(ticket, Piece(-1, "error", "the endpoint is stopping"))
+
+    def _next(self) -> bool:
+        """Wait for something to do; take in what came since the last round. False: stop."""
+        with self._wake:
+            while not (self._stopping or self._calls or self._inbox or self._cancelled or self._working()):
+                self._wake.wait()
+            calls, self._calls = self._calls, deque()
+            inbox, self._inbox = self._inbox, deque()
+            cancelled, self._cancelled = self._cancelled, set()
+            for ticket in cancelled:
+                self._sinks.pop(ticket, None)
+        if self._stopping:
+            return False
+        for call in calls:
+            call()
+        for decoder in self._lanes.values():
+            if cancelled:
+                decoder.cancel(cancelled)
+        for lane, request in inbox:
+            if request.id not in cancelled:
+                self._admit(lane, request)
+        return True
+
+    def _working(self) -> bool:
+        return any(lane.running or lane.waiting for lane in self._lanes.values())
+
+    def _admit(self, lane: Lane, request: Request) -> None:
+        from finetune_pipeline.evaluate.decoder import Decoder
+
+        if request.id not in self._sinks:  # it has failed with its lane in the meantime
+            return
+        try:
+            if lane not in self._lanes:
+                self._activate(lane[0])
+                decoder = Decoder(self._model, self._eos, lane[1], max_rows=self._max_rows)
+                with self._wake:
+                    self._lanes[lane] = decoder
+            self._lanes[lane].admit([request])
+        except Exception as error:  # the request gets it; the thread has to live for the others
+            log.exception("a request could not be started")
+            self._end(request.id, Piece(-1, "error", str(error)))
+
+    def _step(self, lane: Lane) -> None:
+        decoder = self._lanes[lane]
+        if not (decoder.running or decoder.waiting):
+            return
+        try:
+            self._activate(lane[0])
+            tokens = decoder.step()
+        except Exception as error:  # out of memory, say: these rows get it, the thread lives for the others
+            log.exception("a step of %s failed", lane[0] or "the base model")
+            with self._wake:
+                del self._lanes[lane]
+                failed = [ticket for ticket, (where, _) in self._sinks.items() if where == lane]
+            for ticket in failed:
+                self._end(ticket, Piece(-1, "error", str(error)))
+            return
+        for token in tokens:
+            if token.finished:
+                self._end(token.id, Piece(token.token, token.reason))
+            elif token.id in self._sinks:
+                self._sinks[token.id][1](Piece(token.token))
+
+    def _end(self, ticket: str, piece: Piece) -> None:
+        with self._wake:
+            lane_and_sink = self._sinks.pop(ticket, None)
+        if lane_and_sink is not None:
+            lane_and_sink[1](piece)
+
+    # adapters, on the thread --------------------------------------------------------------------------------
+
+    def _load(self, adapter: str, folder: Path) -> None:
+        self._peft = attach(self._model, self._peft, adapter, folder)
+        self._active = ""  # whatever peft has made active: set anew before the next step
+        with self._wake:
+            self._loaded.add(adapter)
+            self._leaving.discard(adapter)
+
+    def _unload(self, adapter: str) -> None:
+        with self._wake:
+            if adapter in self._loaded or self._leases[adapter]:
+                return  # it was wanted again in the meantime
+            for lane in [lane for lane in self._lanes if lane[0] == adapter]:
+                del self._lanes[lane]
+        if self._peft is not None and adapter in self._peft.peft_config:
+            self._activate(None)
+            self._peft.delete_adapter(adapter)
+
+    def _activate(self, adapter: str | None) -> None:
+        """Let the model compute with this adapter, or with none."""
+        if adapter == self._active or self._peft is None:
+            return
+        if adapter is None:
+            self._peft.base_model.disable_adapter_layers()
+        else:
+            self._peft.base_model.enable_adapter_layers()
+            self._peft.set_adapter(adapter, inference_mode=True)
+        self._active = adapter
+
+
+def attach(model: Any, peft: Any, adapter: str, folder: Path) -> Any:
+    """Put the LoRA weights in `folder` on `model` and give peft's wrapper of it (made at the first call).
+
+    StorageError unless every weight of the adapter found its place and none was left over: an adapter that fits only
+    in part would answer, and be another model than the one that was evaluated.
+    """
+    from peft import PeftConfig, PeftModel
+
+    if not (folder / "adapter_model.safetensors").exists():
+        raise StorageError(f"{folder} holds no adapter_model.safetensors", "train the adapter again")
+    if peft is not None and adapter in peft.peft_config:
+        return peft
+    if peft is None:
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+        peft = PeftModel(model, config, adapter_name=adapter)
+    try:
+        result = peft.load_adapter(str(folder), adapter, is_trainable=False)
+    except (RuntimeError, ValueError) as error:
+        if adapter in peft.peft_config:
+            peft.delete_adapter(adapter)
+        raise StorageError(f"the adapter in {folder} does not fit its base model: {error}", _CURE) from error
+    astray = [*result.missing_keys, *result.unexpected_keys]
+    if astray:
+        peft.delete_adapter(adapter)
+        raise StorageError(f"the adapter in {folder} fits its base model only in part: {astray[0]} …", _CURE)
+    peft.eval()
+    return peft
+
+
+_CURE = "serve it on the base model it was trained on, or train it again"

@@ -1,0 +1,155 @@
+"""From a desired version to a route: its artifacts found and verified, its adapter loaded, its prompt and format known.
+
+    support_tickets           the champion
+    support_tickets@4         version 4, while it is champion or challenger; what is asked so is no traffic
+    support_tickets@base      the base model with the task's system prompt: what the tuning changed
+    base                      the base model and nothing else
+
+System prompt and answer format are read from the adapter's manifest: what the adapter was trained with, not what
+task.yaml says today.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_pipeline.config import AnswerFormat, Base, Prompt
+from finetune_pipeline.errors import StorageError
+from finetune_pipeline.records import Artifact
+from finetune_pipeline.serve.desired import Policy, Version
+from finetune_pipeline.serve.engine import Engine
+from finetune_pipeline.store import TaskStore
+
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What one model name means. `adapter` is a content hash, None for the base (`version` 0); `check`: asked by
+    version, so not traffic; `since` is when this process began to serve it."""
+
+    model: str
+    task: str
+    version: int
+    adapter: str | None
+    engine: Engine
+    system: str
+    prefix_ids: tuple[int, ...]
+    answer: AnswerFormat | None
+    on_invalid: Policy
+    log_text: bool
+    max_new_tokens: int
+    since: str
+    check: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """OpenAI's `system_fingerprint`: says which model answered."""
+        return f"{self.task or BASE}@{self.label}" + (f":{self.adapter}" if self.adapter else "")
+
+    @property
+    def label(self) -> str:
+        return str(self.version) if self.version else BASE
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The verified artifacts behind a version. `weights` identifies the base model among all tasks."""
+
+    adapter: Artifact
+    base: Artifact
+    declared_base: Base
+    prompt: Prompt
+    answer: AnswerFormat
+    weights: str
+
+
+def find(store: TaskStore, version: Version) -> Found:
+    """The artifacts of `version`. StorageError when one is missing, changed, or not what the version says."""
+    adapter = store.find("adapter", version.adapter_key)
+    if adapter is None or adapter.content != version.adapter:
+        raise StorageError(
+            f"version {version.version} of {store.task} wants adapter {version.adapter}, which is not in the store",
+            "run `finetune run` to make it again, or `finetune rollback` to the version before",
+        )
+    store.verify(adapter)
+    base = store.by_content("base_model", version.base)
+    if base is None or adapter.manifest.get("inputs", {}).get("base_model") != version.base:
+        raise StorageError(
+            f"version {version.version} of {store.task} was not trained on base model {version.base}, or that is gone",
+            "run `finetune run` to make base model and adapter again",
+        )
+    declared = _declared(adapter, "prompt", "answer") | _declared(base, "base")
+    return Found(
+        adapter,
+        base,
+        Base.model_validate(declared["base"]),
+        Prompt.model_validate(declared["prompt"]),
+        AnswerFormat.model_validate(declared["answer"]),
+        str(base.json("base_model.json")["weights_sha256"]),
+    )
+
+
+def base_folder(found: Found) -> Path:
+    from finetune_pipeline.base_model import folder_of
+
+    return folder_of(found.base, found.declared_base)
+
+
+def route(store: TaskStore, version: Version, found: Found, engine: Engine, now: str) -> Route:
+    """The champion's route; `engine` holds the adapter already."""
+    system = found.prompt.system
+    return Route(
+        model=version.served_as,
+        task=store.task,
+        version=version.version,
+        adapter=version.adapter,
+        engine=engine,
+        system=system,
+        prefix_ids=shared_prefix(engine, system),
+        answer=found.answer,
+        on_invalid=version.on_invalid,
+        log_text=version.log_text,
+        max_new_tokens=version.max_new_tokens,
+        since=now,
+        check=False,
+    )
+
+
+def prompt_ids(engine: Engine, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Messages as the token ids that training and evaluation made of them."""
+    from finetune_pipeline.base_model import render
+
+    ids: list[int] = engine.tokenizer.encode(render(engine.tokenizer, list(messages)), add_special_tokens=False)
+    return ids
+
+
+def shared_prefix(engine: Engine, system: str) -> tuple[int, ...]:
+    """The tokens that all prompts with this system prompt begin with, whatever the user says. Empty without one."""
+    if not system:
+        return ()
+
+    def ids(user: str) -> list[int]:
+        return prompt_ids(engine, [{"role": "system", "content": system}, {"role": "user", "content": user}])
+
+    same = 0
+    for pair in zip(ids("a"), ids("Z"), strict=False):
+        if pair[0] != pair[1]:
+            break
+        same += 1
+    return tuple(ids("a")[:same])
+
+
+def _declared(artifact: Artifact, *sections: str) -> dict[str, Any]:
+    """Sections of the declaration that the artifact was made under."""
+    recorded = artifact.manifest.get("declaration", {})
+    missing = [name for name in sections if name not in recorded]
+    if missing:
+        raise StorageError(
+            f"the manifest of {artifact.folder} does not say what was declared as `{missing[0]}`",
+            "make the artifact again with `finetune run`",
+        )
+    return {name: recorded[name] for name in sections}

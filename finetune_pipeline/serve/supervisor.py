@@ -1,0 +1,222 @@
+"""Makes the running endpoint serve what is desired: reads every task's desired.json each second, and converges.
+
+    desired.json says version 4          this thread: finds and verifies the adapter, loads it, then swaps the table of
+    (routes so far: version 3)           routes as a whole; requests in flight end on 3, new ones go to 4; 3 is unloaded
+
+No restart, no request refused or mixed. What cannot be served (a file missing, changed, an adapter that does not fit)
+leaves the version before it in place, and stands as `error` in /version, in the log and in the metrics; it is tried
+again when the desired state changes, and every half minute.
+
+What it is not: the one who decides (assets.py and desired.rollback write the desired state), or HTTP (app.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_pipeline.errors import FinetuneError, ServingError
+from finetune_pipeline.graph import FOLDERS
+from finetune_pipeline.serve import desired
+from finetune_pipeline.serve.desired import Desired, Version
+from finetune_pipeline.serve.engine import Engine
+from finetune_pipeline.serve.metrics import Metrics
+from finetune_pipeline.serve.routes import BASE, Found, Route, base_folder, find, route
+from finetune_pipeline.store import TaskStore, task_names
+
+POLL_SECONDS = 1.0
+RETRY_SECONDS = 30.0
+log = logging.getLogger("finetune.supervisor")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where one task stands in this process: the routes it has, and why one that is desired is missing."""
+
+    champion: Route | None = None
+    challenger: Route | None = None
+    desired: Desired = Desired()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Everything the endpoint serves at one moment; replaced as a whole, never changed."""
+
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    tasks: Mapping[str, Standing] = field(default_factory=dict)
+
+
+class Supervisor:
+    """`only`: serve this task alone. `make_engine` is the way from a folder to an engine."""
+
+    def __init__(self, metrics: Metrics, only: str | None = None, make_engine: Callable[..., Engine] = Engine) -> None:
+        self.table = Table()
+        self.ready = threading.Event()
+        self._metrics, self._only, self._make_engine = metrics, only, make_engine
+        self._engines: dict[str, Engine] = {}
+        self._failed: dict[tuple[str, Version], tuple[str, float]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End the polling and every engine."""
+        self._stop.set()
+        self._thread.join(timeout)
+        for engine in self._engines.values():
+            engine.stop(timeout)
+
+    def busy(self) -> tuple[int, int]:
+        """Requests running and waiting, of all engines."""
+        counts = [engine.busy for engine in list(self._engines.values())]
+        return sum(running for running, _ in counts), sum(waiting for _, waiting in counts)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.converge()
+            except Exception:  # the thread has to live: whatever it was, the next round may do better
+                log.exception("the desired states could not be applied")
+            self.ready.set()
+            self._stop.wait(POLL_SECONDS)
+
+    def converge(self) -> None:
+        """One round: after it the table is what is desired, as far as it can be served."""
+        names = [self._only] if self._only else task_names()
+        tasks = {name: self._stand(name, self.table.tasks.get(name, Standing())) for name in names}
+        tasks, routes = named(tasks)
+        if tasks != self.table.tasks:
+            before, self.table = self.table, Table(routes, tasks)
+            self._drop_unused(before)
+
+    def _stand(self, task: str, now: Standing) -> Standing:
+        """Where the task stands after its desired state was read and, as far as possible, loaded."""
+        store = TaskStore(task, FOLDERS)
+        try:
+            state = desired.read(store)
+        except (FinetuneError, OSError) as error:
+            return replace(now, error=self._told(task, now, str(error)))
+        champion, problem = self._serve(store, state.champion, now.champion)
+        challenger, other = self._serve(store, state.challenger, now.challenger)
+        if state.champion is None:
+            champion = None
+        if challenger is not None and other is not None:
+            challenger = None  # an old challenger must not answer for the new one
+        error = "; ".join(p for p in (problem, other) if p) or None
+        return Standing(champion, challenger, state, self._told(task, now, error) if error else None)
+
+    def _told(self, task: str, now: Standing, error: str) -> str:
+        if error != now.error:
+            log.error("%s: %s", task, error)
+            self._metrics.deploy_errors.labels(task).inc()
+        return error
+
+    def _serve(self, store: TaskStore, wanted: Version | None, now: Route | None) -> tuple[Route | None, str | None]:
+        """The route for `wanted`, or the one there is now and why it stays."""
+        if wanted is None:
+            return None, None
+        if now is not None and now == _with_settings(now, wanted):
+            return now, None
+        reason, again = self._failed.get((store.task, wanted), ("", 0.0))
+        if time.monotonic() < again:
+            return now, reason
+        try:
+            fresh = self._load(store, wanted)
+        except (FinetuneError, OSError) as error:
+            reason = f"version {wanted.version} cannot be served: {error}"
+            self._failed[store.task, wanted] = reason, time.monotonic() + RETRY_SECONDS
+            return now, reason
+        self._failed.pop((store.task, wanted), None)
+        log.info("%s: version %s is loaded (adapter %s)", store.task, wanted.version, wanted.adapter)
+        return fresh, None
+
+    def _load(self, store: TaskStore, wanted: Version) -> Route:
+        found = find(store, wanted)
+        engine = self._engine(found)
+        engine.load(wanted.adapter, found.adapter.folder)
+        return route(store, wanted, found, engine, datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def _engine(self, found: Found) -> Engine:
+        if found.weights not in self._engines:
+            self._engines[found.weights] = self._make_engine(base_folder(found))
+        return self._engines[found.weights]
+
+    def _drop_unused(self, before: Table) -> None:
+        used = {(r.engine, r.adapter) for r in self.table.routes.values()}
+        gone = {(r.engine, r.adapter) for r in before.routes.values()} - used
+        for engine, adapter in gone:
+            if adapter is not None:
+                engine.unload(adapter)
+                log.info("adapter %s is unloaded as soon as its last request has ended", adapter)
+
+
+def _with_settings(now: Route, wanted: Version) -> Route | None:
+    """The route as it would be for `wanted`, if only settings that need no loading differ; else None."""
+    if (now.version, now.adapter) != (wanted.version, wanted.adapter):
+        return None
+    settings = (wanted.served_as, wanted.on_invalid, wanted.log_text, wanted.max_new_tokens)
+    return now if (now.model, now.on_invalid, now.log_text, now.max_new_tokens) == settings else None
+
+
+def named(tasks: Mapping[str, Standing]) -> tuple[dict[str, Standing], dict[str, Route]]:
+    """All model names of these tasks. Where two tasks want one name, the first by name has it, and the other an error."""
+    standings, routes = dict(tasks), dict[str, Route]()
+    engines: dict[Engine, Route] = {}
+    for task, standing in tasks.items():
+        for one, pinned in ((standing.champion, False), (standing.challenger, True)):
+            if one is None:
+                continue
+            if one.model == BASE or "@" in one.model or (one.model in routes and routes[one.model].task != task):
+                error = f"the name {one.model!r} is taken; declare another one as `serve.alias`"
+                standings[task] = replace(standing, error=error)
+                continue
+            engines.setdefault(one.engine, one)
+            routes |= {name.model: name for name in names_of(one) if not (pinned and name.model == one.model)}
+    if len(engines) == 1:
+        only = next(iter(engines.values()))
+        routes[BASE] = replace(_base_of(only), model=BASE, task="", system="", prefix_ids=(), answer=None, check=False)
+    return standings, routes
+
+
+def names_of(one: Route) -> list[Route]:
+    """The route under each of its names."""
+    versioned = replace(one, model=f"{one.model}@{one.version}", check=True, on_invalid="pass")
+    base = replace(_base_of(one), model=f"{one.model}@{BASE}", check=True)
+    return [one, versioned, base]
+
+
+def _base_of(one: Route) -> Route:
+    return replace(one, version=0, adapter=None, on_invalid="pass")
+
+
+def standing_json(standing: Standing) -> dict[str, Any]:
+    """A task's line in /version."""
+
+    def shown(one: Route | None) -> dict[str, Any] | None:
+        return None if one is None else {"version": one.version, "adapter": one.adapter, "since": one.since}
+
+    wanted = standing.desired.champion
+    return {
+        "served_as": standing.champion.model if standing.champion else wanted.served_as if wanted else None,
+        "champion": shown(standing.champion),
+        "challenger": shown(standing.challenger),
+        "desired": asdict(wanted) if wanted else None,
+        "error": standing.error,
+    }
+
+
+def lookup(table: Table, model: str) -> Route:
+    """The route of a model name. ServingError lists the known ones."""
+    found = table.routes.get(model)
+    if found is None:
+        known = ", ".join(sorted(table.routes)) or "none yet: nothing is deployed"
+        raise ServingError(f"there is no model {model!r}", f"known models: {known}")
+    return found

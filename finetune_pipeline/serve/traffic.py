@@ -1,0 +1,134 @@
+"""The traffic log: a line per answer, with the version that gave it. `monitor/` reads it.
+
+    <home>/traffic/support_tickets/2026-01-05.jsonl
+    {"at": "2026-01-05T10:00:00.123+00:00", "request": "chatcmpl-…", "task": "support_tickets", "model": "support_tickets",
+     "version": 4, "adapter": "9be0…", "status": "ok", "valid": true, "seconds": 0.61, "first_token_seconds": 0.07,
+     "prompt_tokens": 141, "answer_tokens": 21, "key": "shop", "stream": false, "question": "where is <…>", "answer": "…"}
+
+Questions and answers are masked (clean/personal.py), or absent where the task says `serve.log_text: false`. What is
+asked of a version by name, or marked as a check (parity, the deployment's own question), is no traffic: it goes to the
+folder `checks` beside, so that it cannot look like drift.
+
+A thread of its own masks and writes, so that answers never wait for the disk; when the disk is full, or the thread
+cannot keep up, lines are lost, counted (`finetune_traffic_lines_lost_total`) and told in the process's log.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune_pipeline.records import dumps
+from finetune_pipeline.store import traffic_folder
+
+Status = Literal["ok", "invalid", "fallback", "rejected", "error"]
+WAITING_LINES = 10_000
+log = logging.getLogger("finetune.traffic")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One answer. `valid` is None where the task declares no format to check; `version` 0 is the base model;
+    `first_token_seconds` is None when nothing was generated."""
+
+    at: str
+    request: str
+    task: str
+    model: str
+    version: int
+    adapter: str
+    status: Status
+    valid: bool | None
+    seconds: float
+    first_token_seconds: float | None
+    prompt_tokens: int
+    answer_tokens: int
+    key: str
+    stream: bool
+    question: str | None
+    answer: str | None
+
+
+class TrafficLog:
+    """Writes lines in the background. `lost` is called with how many lines did not reach the disk."""
+
+    def __init__(self, lost: Callable[[int], None]) -> None:
+        self._lost = lost
+        self._told = 0.0
+        self._queue: queue.Queue[tuple[Path, Line] | None] = queue.Queue(WAITING_LINES)
+        self._thread = threading.Thread(target=self._run, name="traffic-log", daemon=True)
+        self._thread.start()
+
+    def add(self, line: Line, check: bool) -> None:
+        """Take a line; never waits."""
+        folder = traffic_folder(line.task or "_base")  # no task's name begins with _
+        target = (folder / "checks" if check else folder) / f"{line.at[:10]}.jsonl"
+        try:
+            self._queue.put_nowait((target, line))
+        except queue.Full:
+            self._lost(1)
+            self._tell(f"more than {WAITING_LINES} lines wait to be written")
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until what was taken so far is written; False when it takes longer."""
+        end = time.monotonic() + timeout
+        while self._queue.unfinished_tasks and time.monotonic() < end:
+            time.sleep(0.005)
+        return not self._queue.unfinished_tasks
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Write what waits, and stop."""
+        self.flush(timeout)
+        try:
+            self._queue.put_nowait(None)
+        except queue.Full:
+            log.error("the traffic log could not write its last lines in time")
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            path, line = item
+            try:
+                append(path, masked(line))
+            except OSError as error:
+                self._lost(1)
+                self._tell(f"cannot write {path}: {error.strerror or error}")
+            finally:
+                self._queue.task_done()
+        self._queue.task_done()
+
+    def _tell(self, what: str) -> None:
+        """Once a minute is enough: the metric counts every line."""
+        if time.monotonic() - self._told > 60 or not self._told:
+            self._told = time.monotonic()
+            log.error("lines of the traffic log are lost: %s; answers go on", what)
+
+
+def masked(line: Line) -> dict[str, Any]:
+    """The line as it is written: without personal data in question and answer."""
+    from finetune_pipeline.clean.personal import mask
+
+    texts = {name: mask(text)[0] for name in ("question", "answer") if (text := getattr(line, name)) is not None}
+    return asdict(line) | texts
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add one line with one write, so that lines of several processes never mix. A line that found only half the room
+    it needs is taken back: OSError, and nothing of it stays."""
+    raw = (dumps(row) + "\n").encode("utf-8", "backslashreplace")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        written = file.write(raw) or 0
+        if written < len(raw):
+            end = file.tell()
+            if file.seek(0, os.SEEK_END) == end:
+                file.truncate(end - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -1,0 +1,91 @@
+"""What the `finetune` command shows while it works: one line an asset, progress with the time that is left, errors.
+
+On a terminal the progress line rewrites itself; in a log file it comes every ten seconds.
+
+    ✓ clean_examples       2.1 s  kept 742 of 877
+    ⠋ adapter             training 41 of 74, loss 0.31, 1 min 20 s left
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+
+from finetune_pipeline.errors import FinetuneError
+from finetune_pipeline.records import Artifact
+
+LINE_SECONDS = 10.0
+
+
+class RichTerminal:
+    """A reporter for people (records.Reporter, and how each asset ended)."""
+
+    def __init__(self, out: Console) -> None:
+        self._out = out
+        self._asset = ""
+        self._began = self._lined = time.monotonic()
+        self._started: dict[str, tuple[float, int]] = {}
+        self._status: Status | None = None
+
+    def begins(self, asset: str) -> None:
+        self._asset, self._began = asset, time.monotonic()
+        self._started.clear()
+        self._show("working")
+
+    def finished(self, asset: str, artifact: Artifact) -> None:
+        self._stop()
+        failed = artifact.verdict is not None and not artifact.verdict.passed
+        mark = "[yellow]✗[/]" if failed else "[green]✓[/]"
+        text = artifact.verdict.summary if artifact.verdict else headline(artifact.summary)
+        spent = time.monotonic() - self._began
+        self._out.print(f"{mark} {asset:<19}{spent:6.1f} s  {escape(text)}", highlight=False, soft_wrap=True)
+
+    def failed(self, asset: str, error: FinetuneError) -> None:
+        self._stop()
+        self._out.print(f"[red]✗[/] {asset:<19} {escape(error.message)}", highlight=False, soft_wrap=True)
+
+    def log(self, text: str) -> None:
+        self._out.print(f"  [dim]{escape(text)}[/]", highlight=False, soft_wrap=True)
+
+    def progress(self, what: str, done: int, total: int, **figures: float) -> None:
+        now = time.monotonic()
+        began, before = self._started.setdefault(what, (now, done))
+        rate = (done - before) / (now - began) if now > began and done > before else 0.0
+        left = f", {duration((total - done) / rate)} left" if rate and done < total else ""
+        shown = "".join(f", {name} {value:.3g}" for name, value in figures.items())
+        self._show(f"{what} {done} of {total}{shown}{left}")
+
+    def alive(self) -> None:
+        return None
+
+    def _show(self, text: str) -> None:
+        line = f"{self._asset:<19} {escape(text)}"
+        if self._out.is_terminal:
+            if self._status is None:
+                self._status = self._out.status(line)
+                self._status.start()
+            self._status.update(line)
+        elif time.monotonic() - self._lined > LINE_SECONDS:
+            self._lined = time.monotonic()
+            self._out.print(f"  {line}", highlight=False, soft_wrap=True)
+
+    def _stop(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+def headline(summary: Mapping[str, Any], items: int = 4) -> str:
+    """The first few plain figures of a summary on one line."""
+    plain = [(k, v) for k, v in summary.items() if isinstance(v, int | float | str)]
+    return ", ".join(f"{k} {round(v, 3) if isinstance(v, float) else v}" for k, v in plain[:items])
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

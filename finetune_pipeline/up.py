@@ -1,0 +1,149 @@
+"""`finetune up`: Dagster's UI and daemon, MLflow's UI, the desk and the endpoint, started together, stopped together.
+
+Each is a process group of its own with its output in <home>/logs; when one dies the others are stopped and the end of
+its log is shown. What it is not: a way to run in production, where each has its own unit, container or pod.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from finetune_pipeline.addresses import address, require_free
+from finetune_pipeline.backends.local import end_group, job_environment
+from finetune_pipeline.errors import ServingError
+from finetune_pipeline.store import dagster_home, home, mlflow_artifacts, mlflow_uri
+
+START_SECONDS = 180.0
+STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Server:
+    name: str
+    variable: str
+    health: str
+    command: tuple[str, ...]
+
+    @property
+    def url(self) -> str:
+        return address(self.variable)
+
+
+def servers() -> list[Server]:
+    """The four, with their ports checked: PortInUse names the first that is taken, before anything is started."""
+    dagster_host, dagster_port = require_free("FINETUNE_DAGSTER_URL", "the Dagster UI")
+    mlflow_host, mlflow_port = require_free("FINETUNE_MLFLOW_URL", "the MLflow UI")
+    require_free("FINETUNE_DESK_URL", "the desk")
+    require_free("FINETUNE_ENDPOINT", "the endpoint")
+    python = sys.executable
+    dagster = (python, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", dagster_host, "-p", str(dagster_port))
+    mlflow = (
+        *(python, "-m", "mlflow", "server", "--host", mlflow_host, "--port", str(mlflow_port), "--workers", "1"),
+        *("--backend-store-uri", mlflow_uri(), "--default-artifact-root", str(mlflow_artifacts())),
+    )
+    return [
+        Server("Dagster", "FINETUNE_DAGSTER_URL", "/server_info", dagster),
+        Server("MLflow", "FINETUNE_MLFLOW_URL", "/health", mlflow),
+        Server("desk", "FINETUNE_DESK_URL", "/login", (python, "-m", "finetune_pipeline.cli", "desk")),
+        Server("endpoint", "FINETUNE_ENDPOINT", "/health", (python, "-m", "finetune_pipeline.cli", "serve")),
+    ]
+
+
+def up(say: Callable[[str], None]) -> None:
+    """Start all, say where they are, wait for Ctrl-C (or SIGTERM), stop all. ServingError when one does not start."""
+    wanted = servers()
+    stopping = _Stop()
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for server in wanted:
+            running[server.name] = _start(server)
+        for server in wanted:
+            _wait_until_up(server, running[server.name], stopping)
+            say(f"{server.name:<9} {server.url}")
+        say("Ctrl-C stops them.")
+        while not stopping.asked:
+            time.sleep(0.3)
+            for server in wanted:
+                _require_alive(server, running[server.name])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        say("stopping ...")
+        _stop_all(list(running.values()))
+        say("all stopped")
+
+
+class _Stop:
+    """Set by SIGTERM and SIGINT; a second Ctrl-C does not leave servers behind either."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for which in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(which, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+
+def _log(server: Server) -> Path:
+    return home() / "logs" / f"{server.name.lower()}.log"
+
+
+def _start(server: Server) -> subprocess.Popen[bytes]:
+    _log(server).parent.mkdir(parents=True, exist_ok=True)
+    extra = {"DAGSTER_HOME": str(dagster_home()), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with _log(server).open("wb") as log:
+        return subprocess.Popen(
+            server.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**job_environment(), **extra, "DAGSTER_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+            restore_signals=True,
+            cwd=os.getcwd(),  # noqa: PTH109 (workspace.yaml lies here)
+        )
+
+
+def _wait_until_up(server: Server, process: subprocess.Popen[bytes], stopping: _Stop) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if stopping.asked:
+            raise KeyboardInterrupt
+        _require_alive(server, process)
+        try:
+            if httpx.get(server.url + server.health, timeout=5.0).status_code < 500:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.3)
+    raise ServingError(f"{server.name} did not answer within {START_SECONDS:.0f} s\n{_tail(server)}", f"see {_log(server)}")
+
+
+def _require_alive(server: Server, process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        raise ServingError(
+            f"{server.name} ended with exit code {process.returncode}; its last lines:\n{_tail(server)}",
+            f"see {_log(server)}, mend it, and start again",
+        )
+
+
+def _tail(server: Server, lines: int = 12) -> str:
+    return "\n".join(_log(server).read_text("utf-8", "replace").splitlines()[-lines:])
+
+
+def _stop_all(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:  # all at once, so that the slowest decides how long it takes
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+    for process in processes:
+        end_group(process, STOP_SECONDS)

@@ -1,0 +1,157 @@
+"""The gate's arithmetic: boundary cases, exact bounds against scipy, advice that is true when followed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from scipy.stats import binomtest
+
+from finetune_pipeline.config import ReviewRules
+from finetune_pipeline.records import Example, Review, Verdict
+from finetune_pipeline.review.gate import judge, lower_bound, more_rows
+from finetune_pipeline_tests.artifacts import example
+
+RULES = ReviewRules()
+
+
+def reviewed(
+    right: int, total: int, reviewer: str = "anna", wrong: str = "reject"
+) -> tuple[list[Example], list[Review]]:
+    rows = [example(f"r{i:03}", f"question {i}", "answer") for i in range(total)]
+    decisions = ["approve"] * right + [wrong] * (total - right)
+    reviews = [
+        Review(row.id, row.content, reviewer, d, "2026-01-05", "new" if d == "edit" else None)  # type: ignore[arg-type]
+        for row, d in zip(rows, decisions, strict=True)
+    ]
+    return rows, reviews
+
+
+def gate(right: int, total: int, rules: ReviewRules = RULES, wrong: str = "reject") -> Verdict:
+    return judge(*reviewed(right, total, wrong=wrong), rules, "hash")
+
+
+def figures(verdict: Verdict) -> Any:
+    return verdict.figures
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "passed"),
+    [
+        (19, 20, True),
+        (18, 20, False),
+        (20, 20, True),
+        (57, 60, True),
+        (56, 60, False),
+        (95, 100, True),
+        (94, 100, False),
+    ],
+)
+def test_the_observed_share_decides_and_its_boundary_is_exact(right: int, total: int, passed: bool) -> None:
+    assert gate(right, total).passed is passed
+
+
+@pytest.mark.parametrize("wrong", ["reject", "edit"])
+def test_edited_and_rejected_rows_were_not_right(wrong: str) -> None:
+    assert gate(18, 20, wrong=wrong).figures["right"] == 18
+
+
+def test_an_edit_that_changes_nothing_is_an_approval() -> None:
+    rows, reviews = reviewed(19, 20)
+    same = Review(rows[19].id, rows[19].content, "anna", "edit", "2026-01-05", rows[19].answer)
+    assert judge(rows, [*reviews[:19], same], RULES, "hash").figures["right"] == 20
+
+
+def test_every_boundary_up_to_two_hundred_rows_is_that_of_whole_numbers() -> None:
+    """95 % of n as a fraction, 20 k >= 19 n, has no rounding; the gate must agree with it everywhere."""
+    for n in range(1, 201):
+        for k in (19 * n // 20, -(-19 * n // 20)):
+            assert (k / n >= RULES.threshold) is (20 * k >= 19 * n), (k, n)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_the_lower_bound_is_scipys(confidence: float) -> None:
+    for n in (1, 7, 20, 60, 500):
+        for k in {0, 1, n // 2, n - 1, n}:
+            expected = binomtest(k, n, alternative="greater").proportion_ci(confidence, method="exact").low
+            assert lower_bound(k, n, confidence) == pytest.approx(expected, abs=1e-12), (k, n)
+
+
+def test_the_known_case() -> None:
+    assert gate(57, 60).figures["lower_bound"] == pytest.approx(0.8758, abs=1e-4)
+
+
+def test_with_require_bound_the_bound_decides() -> None:
+    strict = ReviewRules(require_bound=True)
+    assert not gate(20, 20, strict).passed
+    assert not gate(58, 58, strict).passed
+    assert gate(59, 59, strict).passed, "0.95 ** 59 < 0.05 < 0.95 ** 58"
+
+
+@pytest.mark.parametrize(("right", "total"), [(20, 20), (19, 20), (57, 60), (10, 20), (0, 3)])
+def test_following_the_advice_reaches_the_bound_and_one_row_less_does_not(right: int, total: int) -> None:
+    more = more_rows(right, total, RULES)["none_wrong"]
+    assert more is not None
+    assert lower_bound(right + more, total + more, 0.95) >= 0.95
+    assert lower_bound(right + more - 1, total + more - 1, 0.95) < 0.95
+
+
+def test_advice_at_the_observed_share_exists_only_above_the_threshold() -> None:
+    same = more_rows(98, 100, RULES)["same_share"]
+    assert same is not None
+    assert lower_bound(0.98 * (100 + same), 100 + same, 0.95) >= 0.95
+    assert more_rows(95, 100, RULES)["same_share"] is None
+
+
+def test_the_advice_is_said_and_bounded_by_the_rows_there_are() -> None:
+    rows, reviews = reviewed(20, 20)
+    assert "39 more rows with none wrong" in judge(rows, reviews, RULES, "hash", population=900).summary
+    assert "the 10 rows not yet reviewed are too few" in judge(rows, reviews, RULES, "hash", population=30).summary
+    everything = judge(rows, reviews, ReviewRules(require_bound=True), "hash", population=20)
+    assert everything.passed, "where every row was seen nothing is inferred"
+
+
+def test_wrong_rows_are_named() -> None:
+    verdict = gate(18, 20)
+    assert [row["id"] for row in figures(verdict)["wrong"]] == ["r018", "r019"]
+    assert "r018 (test.csv:r018)" in verdict.checks[1].observed
+
+
+def test_a_row_without_its_verdict_fails_the_gate() -> None:
+    rows, reviews = reviewed(20, 20)
+    verdict = judge(rows, reviews[:-1], RULES, "hash")
+    assert not verdict.passed
+    assert verdict.figures["rows"] == 19
+
+
+def test_nothing_reviewed_is_no_pass() -> None:
+    rows, _ = reviewed(20, 20)
+    assert not judge(rows, [], ReviewRules(threshold=0.0), "hash").passed
+    assert not judge([], [], RULES, "hash").passed
+
+
+def test_two_reviewers_need_a_majority_and_their_agreement_is_measured() -> None:
+    rows, first = reviewed(18, 20)
+    _, second = reviewed(19, 20, "bob")
+    verdict = judge(rows, [*first, *second], ReviewRules(reviewers=2), "hash")
+    assert verdict.figures["right"] == 18, "a tie is not right"
+    (pair,) = figures(verdict)["agreement"]
+    assert pair["reviewers"] == ["anna", "bob"]
+    assert pair["agreement"] == 0.95
+    expected = (0.95 - (0.9 * 0.95 + 0.1 * 0.05)) / (1 - (0.9 * 0.95 + 0.1 * 0.05))
+    assert pair["kappa"] == pytest.approx(expected)
+
+
+def test_kappa_is_not_made_up_where_it_is_undefined() -> None:
+    rows, first = reviewed(20, 20)
+    _, second = reviewed(20, 20, "bob")
+    (pair,) = figures(judge(rows, [*first, *second], ReviewRules(reviewers=2), "hash"))["agreement"]
+    assert pair["kappa"] is None
+
+
+def test_recorded_verdicts_are_said_to_be_recorded() -> None:
+    rows, reviews = reviewed(20, 20)
+    recorded = [Review(r.id, r.content, r.reviewer, r.decision, r.at, recorded=True) for r in reviews[:15]]
+    verdict = judge(rows, [*recorded, *reviews[15:]], RULES, "hash")
+    assert verdict.figures["recorded"] == 15
+    assert "15 of 20 verdicts are recorded" in verdict.summary
