@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 from finetune_pipeline.config import Task, load_task
 from finetune_pipeline.errors import GateRefused
 from finetune_pipeline.graph import BY_NAME, FOLDERS, STEPS, Step
+from finetune_pipeline.memory import PeakMemory
 from finetune_pipeline.records import Artifact, Json, Reporter, Silent, Verdict, content_id
 from finetune_pipeline.store import TaskStore, require_verdict
 
@@ -120,11 +120,12 @@ def _make(
     start = time.perf_counter()
     with store.scratch(step.asset) as out:
         work = Work(task, store, inputs, out, key, now, report)
-        outcome: Outcome = _function(step.make)(work)
+        with PeakMemory() as peak:
+            outcome: Outcome = _function(step.make)(work)
         facts = {
             "made_at": now,
             "seconds": round(time.perf_counter() - start, 3),
-            "peak_mb": round(_peak_mb()),
+            "peak_mb": round(peak.mb),
             "code": step.version,
             "inputs": {name: a.content for name, a in inputs.items()},
             "declaration": {name: _plain(getattr(task, name)) for name in step.declared},
@@ -162,10 +163,3 @@ def _function(dotted: str) -> Callable[..., Any]:
     module, name = dotted.split(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
-
-
-def _peak_mb() -> float:
-    """Peak resident memory of this process and of the largest child so far, in MB (ru_maxrss is in kB on Linux)."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return max(own, children) / 1024

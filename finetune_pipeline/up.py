@@ -126,7 +126,9 @@ def _wait_until_up(server: Server, process: subprocess.Popen[bytes], stopping: _
         except httpx.TransportError:
             pass
         time.sleep(0.3)
-    raise ServingError(f"{server.name} did not answer within {START_SECONDS:.0f} s\n{_tail(server)}", f"see {_log(server)}")
+    raise ServingError(
+        f"{server.name} did not answer within {START_SECONDS:.0f} s\n{_tail(server)}", f"see {_log(server)}"
+    )
 
 
 def _require_alive(server: Server, process: subprocess.Popen[bytes]) -> None:

@@ -55,7 +55,7 @@ def main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
     events = EventFile(path.with_name("events.jsonl"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair: it ends us in good order
     signal.signal(signal.SIGTERM, lambda *_: setattr(events, "cancelled", True))
-    _die_with_parent()
+    die_with_parent()
     try:
         result = work(json.loads(path.read_text("utf-8")), events)
     except FinetuneError as error:
@@ -64,7 +64,7 @@ def main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
     events.tell("result", result=result)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

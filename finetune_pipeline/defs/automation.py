@@ -12,6 +12,7 @@ when the last verdict is in, be it days later.
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from finetune_pipeline.errors import FinetuneError
 from finetune_pipeline.graph import BY_NAME, STEPS
@@ -43,7 +44,7 @@ def task_automation(name: str) -> dg.Definitions:
     return dg.Definitions(jobs=[prepare, train, traffic, everything], sensors=sensors, schedules=schedules)
 
 
-def _job(name: str, part: str, assets: list[str]) -> dg.UnresolvedAssetJobDefinition:
+def _job(name: str, part: str, assets: list[str]) -> UnresolvedAssetJobDefinition:
     keys = [dg.AssetKey([name, asset]) for asset in assets]
     return dg.define_asset_job(f"{name}_{part}", selection=keys, tags={"finetune/task": name})
 
@@ -55,7 +56,7 @@ def _cron(name: str) -> str:
         return "0 6 * * 1"  # a broken declaration must not take the other tasks' code location down
 
 
-def _new_files(name: str, job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+def _new_files(name: str, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{name}_new_files",
         job=job,
@@ -72,7 +73,7 @@ def _new_files(name: str, job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefi
     return sensor
 
 
-def _review_finished(name: str, job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+def _review_finished(name: str, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{name}_review_finished",
         job=job,
@@ -96,7 +97,7 @@ def _review_finished(name: str, job: dg.UnresolvedAssetJobDefinition) -> dg.Sens
     return sensor
 
 
-def _alarm(name: str, job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+def _alarm(name: str, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{name}_traffic_alarm",
         job=job,

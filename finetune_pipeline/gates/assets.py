@@ -27,6 +27,6 @@ def data_quality(work: Work) -> Outcome:
     judged = verdict.judge(result, frame, asked, work.task.quality, clean.content)
     (work.out / "verdict.json").write_text(json.dumps(judged.to_json(), indent=1, ensure_ascii=False), "utf-8")
     write_jsonl(work.out / "rows.jsonl", verdict.failing(frame, asked))
-    docs.write(result, work.out / "docs", work.task.name)
+    docs.write(result, work.out / "docs", f"Data quality of {work.task.name}", judged.summary)
     work.report.log(judged.summary)
     return Outcome({"passed": judged.passed, "summary": judged.summary, **judged.figures}, judged)

@@ -14,7 +14,9 @@ beside that verdict. It has no time of its own either (the manifest has), so the
 from __future__ import annotations
 
 import copy
+from html import escape
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,7 +31,9 @@ _ICONS = {
     "fa-exclamation-triangle": ("⚠", "bad", "error"),
 }
 # What the page draws on from elsewhere, what needs a script to work, and what advertises.
-_GONE = "script, link, style, meta, title, img, footer, iframe, object, .modal, .ge-breadcrumbs, .navbar-brand, .btn-group"
+_GONE = "script, link, style, img, footer, iframe, object, nav, .modal, .card"
+# The time differs between two runs over the same data; the share of expectations met would be taken for that of rows.
+_ROWS_GONE = ("Run Time", "Success Percent")
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2733; --dim: #5b6b7a; --paper: #ffffff; --line: #d9e0e6;
@@ -44,28 +48,36 @@ p { margin: .25rem 0; } a { color: var(--link); } code { overflow-wrap: anywhere
 table { width: 100%; border-collapse: collapse; table-layout: fixed; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid var(--line); }
 th { color: var(--dim); font-weight: 500; font-size: .85rem; }
-th:first-child, td:first-child { width: 7.5rem; } th:last-child:not(:nth-child(2)), td:last-child:not(:nth-child(2)) { width: 13rem; }
+th:first-child, td:first-child { width: 7.5rem; } th:nth-child(3), td:nth-child(3) { width: 13rem; }
 table.table-sm td:first-child { width: 16rem; color: var(--dim); }
 .alert { background: var(--band); border-radius: 6px; padding: .5rem .8rem; margin-top: 1.25rem; }
-.lead { color: var(--dim); } .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
-.text-danger { color: var(--bad); font-weight: 500; } .badge { font-weight: 600; }
-nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1rem; padding: 0; margin: 1rem 0 0; }
+.lead { color: var(--dim); } .good, .bad, .badge { font-weight: 600; } .good { color: var(--good); }
+.bad, .text-danger { color: var(--bad); }
 """
 
-_HEAD = f"""<head>
-<meta charset="utf-8"/>
-<meta content="width=device-width, initial-scale=1" name="viewport"/>
-<meta content="default-src 'none'; style-src 'unsafe-inline'" http-equiv="Content-Security-Policy"/>
-<title></title>
-<style>{_STYLE}</style>
-</head>"""
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<h1>$title</h1>
+<p>$summary</p>
+$body
+</body>
+</html>
+""")
 
 
-def write(result: ExpectationSuiteValidationResult, folder: Path, task: str) -> Path:
-    """Write `folder`/index.html, and give its path."""
+def write(result: ExpectationSuiteValidationResult, folder: Path, title: str, summary: str) -> Path:
+    """Write `folder`/index.html, and give its path. `summary` is the verdict's sentence, shown on top."""
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
-    page.write_text(offline(_render(result), f"Data quality of {task}"), "utf-8")
+    page.write_text(offline(_render(result), title, summary), "utf-8")
     return page
 
 
@@ -81,31 +93,48 @@ def _render(result: ExpectationSuiteValidationResult) -> str:
         value = each.result.get("observed_value")
         if hasattr(value, "item"):  # a number of numpy's, which the renderer cannot print
             each.result["observed_value"] = value.item()
+        elif isinstance(value, list):  # the names of all columns
+            each.result["observed_value"] = f"{len(value)} columns"
     page = ValidationResultsPageRenderer(run_info_at_end=True).render(shown)
-    return str(DefaultJinjaPageView().render(page))
+    return str(DefaultJinjaPageView().render(page)).replace("<br> Data asset: None", "")
 
 
-def offline(page: str, title: str) -> str:
+def offline(page: str, title: str, summary: str) -> str:
     """Take out of a page of Data Docs all that is fetched, run, or only seen with either; pure."""
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(page, "html.parser")
     for each in soup.select(_GONE):
         each.decompose()
-    for card in soup.select(".card"):
-        if "Validation Filter" in card.get_text():
-            card.decompose()  # its buttons were scripts
+    for row in soup.select("tr"):
+        if any(volatile in row.get_text() for volatile in _ROWS_GONE):
+            row.decompose()
     for icon in soup.select("i"):
         _spell(soup, icon)
     for fold in soup.select("div.collapse"):
         _unfold(soup, fold)
-    for row in soup.select("tr"):
-        if "Run Time" in row.get_text():
-            row.decompose()
+    _one_table(soup)
     for tag in soup.find_all(True):
         _plain(tag)
-    _head(soup, title)
-    return str(soup)
+    body = soup.body.decode_contents() if soup.body else ""
+    return _PAGE.substitute(style=_STYLE, title=escape(title), summary=escape(summary), body=body)
+
+
+def _one_table(soup: BeautifulSoup) -> None:
+    """Great Expectations makes a section for each column. Here each column has one or two expectations: they go into
+    one table, what failed first."""
+    sections = [section for section in soup.select(".ge-section") if section.select_one("table.table:not(.table-sm)")]
+    tables = [section.select_one("table.table:not(.table-sm)") for section in sections]
+    rows = [row for table in tables if table for row in table.select("tbody > tr")]
+    if not tables or tables[0] is None or tables[0].tbody is None:
+        return
+    for row in sorted(rows, key=lambda row: row.select_one("td:first-child .bad") is None):
+        tables[0].tbody.append(row)
+    for section in sections[1:]:
+        section.decompose()
+    heading = sections[0].select_one("h5")
+    if heading is not None:
+        heading.string = "Expectations"
 
 
 def _spell(soup: BeautifulSoup, icon: Tag) -> None:
@@ -138,14 +167,5 @@ def _plain(tag: Tag) -> None:
         del tag[name]
     if tag.name == "a" and not str(tag.get("href", "")).startswith("#"):
         tag.unwrap()
-
-
-def _head(soup: BeautifulSoup, title: str) -> None:
-    from bs4 import BeautifulSoup as Parse
-
-    head = Parse(_HEAD, "html.parser")
-    head.title.string = title
-    soup.head.replace_with(head)
-    heading = soup.new_tag("h1")
-    heading.string = title
-    soup.body.insert(0, heading)
+    elif tag.name == "th" and not tag.get_text(strip=True):
+        tag.decompose()

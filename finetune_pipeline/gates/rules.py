@@ -9,12 +9,11 @@ what the 95 % are about: two rules of which each holds for 95 % of the rows may 
 The table holds lengths and verdicts, never a text: what is not there cannot turn up in a report.
 
 What it is not: cleaning. Nothing is mended or dropped here; cleaning should have left nothing to find, and this is how
-one knows. It shares with it only what a valid answer and personal data are (`clean/answers.py`, `clean/personal.py`).
+one knows. What a valid answer, personal data and HTML are stands in `clean/`, once for both.
 """
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from finetune_pipeline.clean import answers, personal
+from finetune_pipeline.clean.markup import without_markup
 from finetune_pipeline.config import AnswerFormat, Task
 from finetune_pipeline.records import Example, content_id
 
@@ -32,16 +32,9 @@ CHUNK_ROWS = 20_000  # texts of this many rows are in memory at the same time; v
 ROW_OK = "row_ok"
 SHARE_DROPPED = "share_dropped"
 
-# Only names that HTML has: <EMAIL>, which masking leaves behind, is no tag, and neither is a < b > c.
-_TAGS = (
-    "a|abbr|article|aside|b|blockquote|body|br|button|center|code|dd|div|dl|dt|em|font|footer|form|h[1-6]|head|header|"
-    "hr|html|i|iframe|img|input|label|li|link|main|meta|nav|ol|option|p|pre|script|section|select|small|span|strong|"
-    "style|sub|sup|svg|table|tbody|td|textarea|tfoot|th|thead|title|tr|u|ul|video"
-)
-_TAG = re.compile(rf"<!--|<!doctype\b|</?(?:{_TAGS})(?:\s*/?>|\s+[\w:-]+\s*=)", re.IGNORECASE)
-_ENTITY = re.compile(r"&#?\w{2,31};")
-# The replacement character, a byte order mark within the text, control characters, halves of surrogate pairs.
-_BROKEN = re.compile("[\ufffd\ufeff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+# The replacement character, a byte order mark within the text, control characters but for line ends and tabs, halves of
+# surrogate pairs.
+_BROKEN = re.compile("[\ufffd\ufeff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _ROLES = re.compile(r"s?(?:ua)+")
 
 Judge = Callable[[Sequence[Example]], list[bool]]
@@ -49,7 +42,7 @@ Judge = Callable[[Sequence[Example]], list[bool]]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One respect in which a row has to be right: the column's name, what it says in English ("every ..."), and what
+    """One respect in which a row has to be right: the column's name, what it says of a row in English, and what
     judges a chunk of rows. `judge` is None for what can only be seen over all rows (uniqueness)."""
 
     name: str
@@ -66,18 +59,18 @@ def rules_of(task: Task) -> tuple[Rule, ...]:
     quality = task.quality
     q, a = quality.max_question_chars, quality.max_answer_chars
     rules = [
-        Rule("roles_in_order", "every conversation alternates between user and assistant, and ends with an answer", _roles),
-        Rule("question_fits", f"every question has text, and at most {q:,} characters", _fits("question", q)),
-        Rule("answer_fits", f"every answer has text, and at most {a:,} characters", _fits("answer", a)),
-        Rule("answer_valid", f"every answer is {_form(task.answer)}", _valid(task.answer)),
+        Rule("roles_in_order", "user and assistant take turns, and the answer comes last", _roles),
+        Rule("question_fits", f"the question has text, and at most {q:,} characters", _fits("question", q)),
+        Rule("answer_fits", f"the answer has text, and at most {a:,} characters", _fits("answer", a)),
+        Rule("answer_valid", f"the answer is {_form(task.answer)}", _valid(task.answer)),
     ]
     if task.clean.personal_data != "keep":
         rules.append(Rule("no_personal_data", "no e-mail address, phone, card or account number is left", _anonymous))
     if task.clean.html:
-        rules.append(Rule("no_html", "no HTML tags or entities are left in the questions", _no_html))
+        rules.append(Rule("no_html", "no HTML tag or entity is left in the question", _no_html))
     rules.append(Rule("encoding_intact", "no text holds traces of a broken encoding", _encoding))
     both = " with the same answer" if task.clean.contradictions == "keep" else ""
-    rules.append(Rule("question_unique", f"no question is asked twice{both}", None))
+    rules.append(Rule("question_unique", f"the question is not asked in another row{both}", None))
     return tuple(rules)
 
 
@@ -157,13 +150,7 @@ def _anonymous(rows: Sequence[Example]) -> list[bool]:
 
 
 def _no_html(rows: Sequence[Example]) -> list[bool]:
-    return [not _has_html(row.question) for row in rows]
-
-
-def _has_html(text: str) -> bool:
-    if _TAG.search(text):
-        return True
-    return "&" in text and any(html.unescape(found) != found for found in _ENTITY.findall(text))
+    return [without_markup(row.question) == row.question for row in rows]
 
 
 def _encoding(rows: Sequence[Example]) -> list[bool]:

@@ -29,8 +29,8 @@ def judge(
     """The verdict about the data of content hash `about`: passed when every expectation is met."""
     checks = tuple(_check(each) for each in result.results)
     passed = bool(result.success) and bool(checks) and all(check.passed for check in checks)
-    figures = _figures(frame, rules, quality)
-    return Verdict(GATE, passed, about, _summary(passed, checks, figures), checks, figures)
+    summary = _summary(checks, int(frame[ROW_OK].sum()), len(frame), quality.mostly)
+    return Verdict(GATE, passed, about, summary, checks, _figures(frame, rules, quality))
 
 
 def failing(frame: DataFrame, rules: Sequence[Rule]) -> list[dict[str, Json]]:
@@ -58,41 +58,29 @@ def _figures(frame: DataFrame, rules: Sequence[Rule], quality: Quality) -> dict[
     }
 
 
-def _summary(passed: bool, checks: Sequence[Check], figures: dict[str, Json]) -> str:
-    rate, needed, rows = figures["rate"], figures["needed"], figures["rows"]
-    assert isinstance(rate, float) and isinstance(needed, float)
-    head = f"{percent(rate)} of {rows:,} rows are right in every respect, needed {percent(needed)}"
-    if passed:
-        return head
-    reasons = [f"{c.expected.split(', in at least')[0]}: {c.observed}" for c in checks if not c.passed and c.name != ROW_OK]
+def _summary(checks: Sequence[Check], right: int, rows: int, needed: float) -> str:
+    rate = percent(right / rows) if rows else "0 %"
+    head = f"{rate} of {rows:,} rows are right in every respect, needed {percent(needed)}"
+    reasons = [f"{check.expected}: {check.observed}" for check in checks if not check.passed and check.name != ROW_OK]
     return head + ("; not met: " + "; ".join(reasons) if reasons else "")
 
 
 def _check(each: Any) -> Check:
-    config, found = each.expectation_config, each.result
-    column = config.kwargs.get("column")
-    name = f"{column or 'table'}" if config.type.endswith("to_be_in_set") else f"{column or 'table'}: {_kind(config.type)}"
-    mostly = config.kwargs.get("mostly")
-    expected = str(config.description)
-    if mostly is not None:
-        expected += f", in at least {percent(float(mostly))} of the rows"
-    return Check(name, bool(each.success), expected, _observed(found, column))
+    config = each.expectation_config
+    return Check(config.meta["name"], bool(each.success), str(config.description), _observed(each))
 
 
-def _observed(found: dict[str, Any], column: str | None) -> str:
+def _observed(each: Any) -> str:
+    found = each.result
     if "unexpected_count" in found:
         rows, wrong = found["element_count"], found["unexpected_count"] + found.get("missing_count", 0)
         return f"{percent((rows - wrong) / rows)} of {rows:,} rows" if rows else "no rows"
     value = found.get("observed_value")
     if value is None:
         return "nothing"
-    if column == SHARE_DROPPED:
+    if each.expectation_config.meta["name"] == SHARE_DROPPED:
         return percent(float(value))
     return f"{len(value)} columns" if isinstance(value, list) else f"{value:,} rows"
-
-
-def _kind(type_: str) -> str:
-    return type_.removeprefix("expect_").removeprefix("column_values_").removeprefix("column_").replace("_", " ")
 
 
 def percent(share: float) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 from finetune_pipeline.config import Task
@@ -21,10 +22,10 @@ from finetune_pipeline.ingest.examples import File, Record
 from finetune_pipeline.ingest.layouts import Unfit
 from finetune_pipeline.ingest.sources import fingerprint, opened_files
 from finetune_pipeline.materialise import Outcome, Work
-from finetune_pipeline.records import Check, Drop, Example, PreferencePair, Verdict, dumps
+from finetune_pipeline.records import Check, Drop, Example, Json, PreferencePair, Verdict, dumps
 from finetune_pipeline.store import TaskStore
 
-_TELL_EVERY = 5_000
+_ALIVE_EVERY = 5_000  # rows
 
 
 def sources_fingerprint(task: Task, store: TaskStore) -> str:
@@ -49,9 +50,8 @@ def raw_examples(work: Work) -> Outcome:
                 counts["read"] += 1
                 counts[_kind(record)] += 1
                 reasons.update([record.reason] if isinstance(record, Drop) else [])
-                if counts["read"] % _TELL_EVERY == 0:
+                if counts["read"] % _ALIVE_EVERY == 0:
                     work.report.alive()
-                    work.report.progress("reading rows", counts["read"], 0)
             files.append(_described(file, counts - before))
             work.report.log(_sentence(files[-1]))
     if not counts["examples"]:
@@ -78,8 +78,6 @@ def _write(record: Record, out: dict[str, Any]) -> None:
 
 
 def _plain(record: Record) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return record.to_json() if isinstance(record, Example) else asdict(record)
 
 
@@ -128,7 +126,7 @@ def _reading(facts: dict[str, Any]) -> str:
 def _outcome(work: Work, counts: Counter[str], reasons: Counter[str], files: list[dict[str, Any]]) -> Outcome:
     read, examples, drops = counts["read"], counts["examples"], sum(reasons.values())
     assert read == examples + drops, f"{read} rows read, but {examples} examples and {drops} drops"
-    summary = {
+    summary: dict[str, Json] = {
         "rows": read,
         "examples": examples,
         "drops": drops,

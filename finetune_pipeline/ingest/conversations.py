@@ -139,8 +139,8 @@ def _turn(number: int, turn: Mapping[str, Any]) -> Message:
     if known is None:
         raise RowRefused("wrong-layout", f"message {number} has the role {role!r}; known: system, user, assistant")
     if isinstance(content, list):  # OpenAI's content parts; only text can be learnt here
-        parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
-        content = "\n".join(parts) if all(isinstance(part, str) for part in parts) else None
+        texts = [part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+        content = "\n".join(texts) if len(texts) == len(content) else None
     if not isinstance(content, str):
         raise RowRefused("no-answer" if known == "assistant" else "wrong-layout", f"message {number} has no text")
     return Message(known, content)  # type: ignore[arg-type]

@@ -59,7 +59,8 @@ def records(lines: Iterable[str], delimiter: str) -> Iterator[Record]:
     csv.field_size_limit(_FIELD_CHARS)
     source = _Lines(lines)
     reader = csv.reader(source, delimiter=delimiter, strict=True)
-    line, blank = 1, []
+    line = 1
+    blank: list[Record] = []
     while True:
         source.taken = []
         try:

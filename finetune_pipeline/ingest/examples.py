@@ -56,7 +56,8 @@ class File:
 
     def _example(self, row: Row, layout: Layout, parsed: Parsed) -> Example | PreferencePair:
         messages = [[m.role, m.content] for m in parsed.messages]
-        content = json.dumps([*messages, parsed.rejected] if parsed.rejected is not None else messages, ensure_ascii=False)
+        whole = messages if parsed.rejected is None else [*messages, ["rejected", parsed.rejected]]
+        content = json.dumps(whole, ensure_ascii=False)
         key, origin = self._id(content), self._origin(row)
         if parsed.rejected is not None:
             *prompt, answer = parsed.messages

@@ -19,12 +19,12 @@ from finetune_pipeline.config import Source
 
 # Usual names, most telling first; compared in lower case.
 INPUT_NAMES = (
-    "prompt", "question", "input", "query", "instruction", "user", "message", "text", "sentence", "utterance", "request",
-    "body", "content", "description", "email", "review", "comment", "ticket", "document", "source",
+    "prompt", "question", "input", "query", "instruction", "user", "message", "text", "sentence", "utterance",
+    "request", "body", "content", "description", "email", "review", "comment", "ticket", "document", "source",
 )  # fmt: skip
 OUTPUT_NAMES = (
-    "completion", "answer", "output", "response", "assistant", "reply", "label", "category", "intent", "class", "target",
-    "sentiment", "topic", "summary", "result", "json",
+    "completion", "answer", "output", "response", "assistant", "reply", "label", "category", "intent", "class",
+    "target", "sentiment", "topic", "summary", "result", "json",
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def layout_of(columns: Sequence[str], source: Source) -> Layout | Unfit:
     """The layout of a file with these columns: as declared, else recognised."""
     if source.group is not None and source.group not in columns:
         return Unfit(f"the group column {source.group!r}")
-    kind = source.rows
+    kind: str = source.rows
     if kind == "auto":
         kind = "columns" if source.input or source.output or source.outputs else _recognised(columns)
     if kind == "columns":

@@ -25,7 +25,7 @@ from finetune_pipeline.ingest.encoding import detect, open_text
 from finetune_pipeline.ingest.json_rows import array_rows, line_rows
 from finetune_pipeline.ingest.rows import Row
 
-_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
+_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
 _BATCH_ROWS = 1024
 
@@ -63,7 +63,8 @@ def format_of(path: UPath) -> str:
         if any((path / name).exists() for name in _DATASET_FILES):
             return "dataset"
         raise DataError(
-            f"{path} is a folder, but not one that `datasets` saved", f"name its files, e.g. `path: {path.name}/*.jsonl`"
+            f"{path} is a folder, but not one that `datasets` saved",
+            f"name its files, e.g. `path: {path.name}/*.jsonl`",
         )
     by_name = _SUFFIXES.get(path.suffix.lower())
     return by_name or _by_content(path)
@@ -101,7 +102,7 @@ def _csv(path: UPath, encoding: str) -> Opened:
     columns = tuple(name.strip() for name in header.fields) if header else ()
     twice = next((name for name in columns if name and columns.count(name) > 1), None)
     if twice:
-        raise DataError(f"{path} has the column {twice!r} more than once", "rename one of them in the file's first line")
+        raise DataError(f"{path} has the column {twice!r} more than once", "rename one of them in its first line")
     return Opened("csv", encoding, (_csv_row(record, columns) for record in found), tuple(c for c in columns if c))
 
 
@@ -151,7 +152,9 @@ def _parquet(path: UPath) -> Opened:
     try:
         file = pq.ParquetFile(path.open("rb"))
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is no Parquet file: {error}", "write it again, or set the source's `format`") from error
+        raise DataError(
+            f"{path} is no Parquet file: {error}", "write it again, or set the source's `format`"
+        ) from error
 
     def rows() -> Iterator[Row]:
         with file:

@@ -1,7 +1,7 @@
 """What a reader gives: one row of a file as it was read, with its line, and what is wrong with it if it is unreadable.
 
-    Row(line=12, value={"message": "where is it?", "intent": "delivery"})
-    Row(line=13, value={"": "{\\"message\\": "}, problem="not-json", detail="Expecting value: line 1 column 13 (char 12)")
+Row(line=12, value={"message": "where is it?", "intent": "delivery"})
+Row(line=13, value={"": "{\\"message"}, problem="not-json", detail="Unterminated string: line 1 column 2 (char 1)")
 """
 
 from __future__ import annotations

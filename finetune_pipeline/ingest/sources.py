@@ -93,7 +93,7 @@ def _from_hub(source: Source) -> Opened:
     except (OSError, ValueError, RuntimeError) as error:  # its own errors and those of its HTTP client are among these
         raise DataError(
             f"cannot load {source.hub} (split {source.split!r}) from the Hub: {error}",
-            "check name, revision, split and network; or save it once with save_to_disk() and give the folder as `path`",
+            "check name, revision, split and network; or save it once with save_to_disk(), and declare that folder",
         ) from error
     return of_dataset(found, source.split, str(source.hub))
 
@@ -115,10 +115,11 @@ def _source_parts(source: Source, root: UPath) -> Iterator[str]:
         yield "missing"
         return
     for file in files:
-        inside = sorted((p for p in file.path.rglob("*") if not p.is_dir()), key=str) if file.path.is_dir() else [file.path]
-        for path in inside:
-            yield f"{file.name}/{UPath(path).path.removeprefix(file.path.path)}"
-            yield _state(UPath(path))
+        folder = file.path.is_dir()  # a data set that `datasets` saved
+        for path in sorted(file.path.rglob("*"), key=str) if folder else [file.path]:
+            if not path.is_dir():
+                yield f"{file.name}/{UPath(path).path.removeprefix(file.path.path)}"
+                yield _state(UPath(path))
 
 
 def _state(path: UPath) -> str:

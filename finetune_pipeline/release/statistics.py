@@ -101,6 +101,8 @@ def sign_flip(sums: Sequence[int]) -> float:
     import numpy as np
 
     sizes = [abs(value) for value in sums]
+    if set(sizes) <= {1}:
+        return float(mcnemar(sum(value > 0 for value in sums), sum(value < 0 for value in sums)))
     chances = np.ones(1)  # chances[x]: probability that the groups with a plus sign hold x rows
     for size in sizes:
         empty = np.zeros(size)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from finetune_pipeline.clean.answers import problem
+from finetune_pipeline.clean.answers import problem, tidy
 from finetune_pipeline.config import AnswerFormat, ReviewRules, Task
 from finetune_pipeline.errors import DataError, WaitingForPeople
 from finetune_pipeline.materialise import Outcome, Work
@@ -138,7 +138,7 @@ def _vote(row: Example, review: Review) -> tuple[str, str | None]:
 
 
 def _edited(row: Example, review: Review, answer: AnswerFormat) -> Example:
-    text = review.answer or ""
+    text, _ = tidy(review.answer or "", answer)
     complaint = problem(text, answer)
     if complaint:
         raise DataError(

@@ -23,13 +23,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from filelock import FileLock
 from upath import UPath
 
-from finetune_pipeline.config import Task
 from finetune_pipeline.errors import GateRefused, StorageError
+from finetune_pipeline.graph import FOLDERS
 from finetune_pipeline.store import TaskStore, home, write_atomic
 
 Policy = Literal["pass", "retry", "base", "reject"]
@@ -177,24 +178,34 @@ def change(store: TaskStore, how: Callable[[Desired], Desired]) -> Desired:
     return state
 
 
-def rollback(task: Task, store: TaskStore, at: str, why: str = "") -> Desired:
-    """Give the traffic back to the version before, at once and for every endpoint, and let the alias `champion` follow.
-
-    `at` is the time (UTC, ISO 8601), `why` a person's reason, kept in the history. GateRefused when there is nothing to
-    go back to. The traffic moves first: it must not wait for a registry that is down.
-    """
+def rollback(task: str, why: str = "") -> str:
+    """Give the traffic of `task` back to the version before, at once and for every endpoint, and let MLflow's alias
+    `champion` follow. `why` is kept in the history. Gives a line for people. GateRefused when there is nothing to go
+    back to. The traffic moves first: it must not wait for a registry that is down."""
     from finetune_pipeline import tracking
 
-    state = change(store, lambda old: back(old, at, why))
-    assert state.champion is not None
-    tracking.set_alias(task.name, "champion", state.champion.version)
-    return state
+    store = TaskStore(task, FOLDERS)
+    before = read(store).champion
+    state = change(store, lambda old: back(old, _now(), why))
+    assert state.champion is not None and before is not None
+    tracking.set_alias(task, "champion", state.champion.version)
+    return (
+        f"{task}: version {state.champion.version} serves again, and running endpoints follow within a second; version "
+        f"{before.version} is held until you say otherwise (`finetune release {task} --again`)"
+    )
 
 
-def release_again(store: TaskStore, at: str, why: str = "") -> Desired:
-    """Allow the currently registered model to be deployed though it was rolled back. GateRefused when none is held."""
+def release_again(task: str, why: str = "") -> str:
+    """Allow the currently registered model of `task` to be deployed though it was rolled back; the next run deploys it.
+    Gives a line for people. GateRefused when nothing holds it."""
+    store = TaskStore(task, FOLDERS)
     registered, adapter = store.current("registered_model"), store.current("adapter")
     if registered is None or adapter is None or adapter.content not in read(store).held:
         raise GateRefused("the current model was not rolled back, so nothing holds it", "run `finetune run` to deploy it")
     version = int(registered.json("model.json")["version"])
-    return change(store, lambda old: lift(old, adapter.content, version, registered.content, at, why))
+    change(store, lambda old: lift(old, adapter.content, version, registered.content, _now(), why))
+    return f"{task}: version {version} may be deployed again; `finetune run {task}` does it, after the parity check"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -4,7 +4,7 @@
     (routes so far: version 3)           routes as a whole; requests in flight end on 3, new ones go to 4; 3 is unloaded
 
 No restart, no request refused or mixed. What cannot be served (a file missing, changed, an adapter that does not fit)
-leaves the version before it in place, and stands as `error` in /version, in the log and in the metrics; it is tried
+leaves the version before it in place, and stands under `errors` in /version, in the log and in the metrics; it is tried
 again when the desired state changes, and every half minute.
 
 What it is not: the one who decides (assets.py and desired.rollback write the desired state), or HTTP (app.py).
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_pipeline.errors import FinetuneError, ServingError
+from finetune_pipeline.errors import FinetuneError
 from finetune_pipeline.graph import FOLDERS
 from finetune_pipeline.serve import desired
 from finetune_pipeline.serve.desired import Desired, Version
@@ -36,12 +36,13 @@ log = logging.getLogger("finetune.supervisor")
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where one task stands in this process: the routes it has, and why one that is desired is missing."""
+    """Where one task stands in this process: the routes it has, and why what is desired is missing: errors by what they
+    concern (champion, challenger, name, state)."""
 
     champion: Route | None = None
     challenger: Route | None = None
     desired: Desired = Desired()
-    error: str | None = None
+    errors: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +92,13 @@ class Supervisor:
     def converge(self) -> None:
         """One round: after it the table is what is desired, as far as it can be served."""
         names = [self._only] if self._only else task_names()
-        tasks = {name: self._stand(name, self.table.tasks.get(name, Standing())) for name in names}
+        before = self.table
+        tasks = {name: self._stand(name, before.tasks.get(name, Standing())) for name in names}
         tasks, routes = named(tasks)
-        if tasks != self.table.tasks:
-            before, self.table = self.table, Table(routes, tasks)
-            self._drop_unused(before)
+        if tasks != before.tasks:
+            self.table = Table(routes, tasks)
+            self._tell(before)
+        self._drop_unused(before)
 
     def _stand(self, task: str, now: Standing) -> Standing:
         """Where the task stands after its desired state was read and, as far as possible, loaded."""
@@ -103,40 +106,41 @@ class Supervisor:
         try:
             state = desired.read(store)
         except (FinetuneError, OSError) as error:
-            return replace(now, error=self._told(task, now, str(error)))
-        champion, problem = self._serve(store, state.champion, now.champion)
-        challenger, other = self._serve(store, state.challenger, now.challenger)
-        if state.champion is None:
-            champion = None
-        if challenger is not None and other is not None:
+            return replace(now, errors={"state": str(error)})
+        errors: dict[str, str] = {}
+        champion = self._serve(store, "champion", state.champion, now.champion, errors)
+        challenger = self._serve(store, "challenger", state.challenger, now.challenger, errors)
+        if "challenger" in errors:
             challenger = None  # an old challenger must not answer for the new one
-        error = "; ".join(p for p in (problem, other) if p) or None
-        return Standing(champion, challenger, state, self._told(task, now, error) if error else None)
+        return Standing(champion, challenger, state, errors)
 
-    def _told(self, task: str, now: Standing, error: str) -> str:
-        if error != now.error:
-            log.error("%s: %s", task, error)
-            self._metrics.deploy_errors.labels(task).inc()
-        return error
+    def _tell(self, before: Table) -> None:
+        """Each new error once, in the log and in the metrics."""
+        for task, standing in self.table.tasks.items():
+            known = before.tasks.get(task, Standing()).errors
+            for what, error in standing.errors.items():
+                if known.get(what) != error:
+                    log.error("%s: %s: %s", task, what, error)
+                    self._metrics.deploy_errors.labels(task).inc()
 
-    def _serve(self, store: TaskStore, wanted: Version | None, now: Route | None) -> tuple[Route | None, str | None]:
-        """The route for `wanted`, or the one there is now and why it stays."""
-        if wanted is None:
-            return None, None
-        if now is not None and now == _with_settings(now, wanted):
-            return now, None
+    def _serve(
+        self, store: TaskStore, role: str, wanted: Version | None, now: Route | None, errors: dict[str, str]
+    ) -> Route | None:
+        """The route for `wanted`; where that fails, the one there is now, and the reason in `errors`."""
+        if wanted is None or (now is not None and serves(now, wanted)):
+            return now if wanted else None
         reason, again = self._failed.get((store.task, wanted), ("", 0.0))
-        if time.monotonic() < again:
-            return now, reason
-        try:
-            fresh = self._load(store, wanted)
-        except (FinetuneError, OSError) as error:
-            reason = f"version {wanted.version} cannot be served: {error}"
-            self._failed[store.task, wanted] = reason, time.monotonic() + RETRY_SECONDS
-            return now, reason
-        self._failed.pop((store.task, wanted), None)
-        log.info("%s: version %s is loaded (adapter %s)", store.task, wanted.version, wanted.adapter)
-        return fresh, None
+        if time.monotonic() >= again:
+            try:
+                fresh = self._load(store, wanted)
+                self._failed.pop((store.task, wanted), None)
+                log.info("%s: version %s is loaded (adapter %s)", store.task, wanted.version, wanted.adapter)
+                return fresh
+            except (FinetuneError, OSError) as error:
+                reason = f"version {wanted.version} cannot be served: {error}"
+                self._failed[store.task, wanted] = reason, time.monotonic() + RETRY_SECONDS
+        errors[role] = reason
+        return now
 
     def _load(self, store: TaskStore, wanted: Version) -> Route:
         found = find(store, wanted)
@@ -150,20 +154,24 @@ class Supervisor:
         return self._engines[found.weights]
 
     def _drop_unused(self, before: Table) -> None:
+        """Unload adapters that no name leads to any more, and base models that none of the tasks needs."""
         used = {(r.engine, r.adapter) for r in self.table.routes.values()}
-        gone = {(r.engine, r.adapter) for r in before.routes.values()} - used
-        for engine, adapter in gone:
+        for engine, adapter in {(r.engine, r.adapter) for r in before.routes.values()} - used:
             if adapter is not None:
                 engine.unload(adapter)
                 log.info("adapter %s is unloaded as soon as its last request has ended", adapter)
+        needed = {engine for engine, _ in used}
+        for weights, engine in list(self._engines.items()):
+            if engine not in needed and engine.busy == (0, 0):
+                del self._engines[weights]
+                engine.stop()
 
 
-def _with_settings(now: Route, wanted: Version) -> Route | None:
-    """The route as it would be for `wanted`, if only settings that need no loading differ; else None."""
-    if (now.version, now.adapter) != (wanted.version, wanted.adapter):
-        return None
+def serves(now: Route, wanted: Version) -> bool:
+    """Whether this route is what is wanted, settings included."""
     settings = (wanted.served_as, wanted.on_invalid, wanted.log_text, wanted.max_new_tokens)
-    return now if (now.model, now.on_invalid, now.log_text, now.max_new_tokens) == settings else None
+    same = (now.version, now.adapter) == (wanted.version, wanted.adapter)
+    return same and (now.model, now.on_invalid, now.log_text, now.max_new_tokens) == settings
 
 
 def named(tasks: Mapping[str, Standing]) -> tuple[dict[str, Standing], dict[str, Route]]:
@@ -176,7 +184,7 @@ def named(tasks: Mapping[str, Standing]) -> tuple[dict[str, Standing], dict[str,
                 continue
             if one.model == BASE or "@" in one.model or (one.model in routes and routes[one.model].task != task):
                 error = f"the name {one.model!r} is taken; declare another one as `serve.alias`"
-                standings[task] = replace(standing, error=error)
+                standings[task] = replace(standing, errors={**standing.errors, "name": error})
                 continue
             engines.setdefault(one.engine, one)
             routes |= {name.model: name for name in names_of(one) if not (pinned and name.model == one.model)}
@@ -203,20 +211,14 @@ def standing_json(standing: Standing) -> dict[str, Any]:
     def shown(one: Route | None) -> dict[str, Any] | None:
         return None if one is None else {"version": one.version, "adapter": one.adapter, "since": one.since}
 
-    wanted = standing.desired.champion
+    state = standing.desired
     return {
-        "served_as": standing.champion.model if standing.champion else wanted.served_as if wanted else None,
+        "served_as": standing.champion.model if standing.champion else None,
         "champion": shown(standing.champion),
         "challenger": shown(standing.challenger),
-        "desired": asdict(wanted) if wanted else None,
-        "error": standing.error,
+        "desired": {
+            role: asdict(version) if version else None
+            for role, version in (("champion", state.champion), ("challenger", state.challenger))
+        },
+        "errors": dict(standing.errors),
     }
-
-
-def lookup(table: Table, model: str) -> Route:
-    """The route of a model name. ServingError lists the known ones."""
-    found = table.routes.get(model)
-    if found is None:
-        known = ", ".join(sorted(table.routes)) or "none yet: nothing is deployed"
-        raise ServingError(f"there is no model {model!r}", f"known models: {known}")
-    return found

@@ -1,6 +1,6 @@
 """The account of every raw row: trained, validation, test, or dropped by a stage for a reason. It reconciles or fails.
 
-    account(raw, sides, drops) -> Account(raw=912, sides={"train": 520, ...}, dropped={"2_clean": {"contradiction": 14}})
+    account(raw, sides, drops) -> Account(raw=912, sides={"train": 520, ...}, dropped={"2_clean": {"html": 14}, ...})
 
 Ids are counted, not collected in sets: where a source holds the same row twice, both have a fate of their own.
 """

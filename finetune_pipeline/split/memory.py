@@ -41,9 +41,8 @@ def remember(store: TaskStore, seed: int, memory: Memory) -> None:
     """Keep `memory` as the decisions of this seed; those of other seeds stay."""
     path = frozen_file(store)
     seeds = _read(path)
-    fresh = {id_: list(entry) for id_, entry in memory.items()}
-    if seeds.get(str(seed)) != fresh:
-        write_atomic(path, json.dumps({**seeds, str(seed): fresh}))
+    if recall(store, seed) != memory:
+        write_atomic(path, json.dumps({**seeds, str(seed): dict(memory)}))
 
 
 def known_sides(rows: Sequence[Example], memory: Memory) -> dict[str, Side]:

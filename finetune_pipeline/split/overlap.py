@@ -84,7 +84,7 @@ def grams(text: str) -> set[str]:
 
 
 def _gram_sets(texts: Sequence[str]) -> Any:
-    """Rows of 0 and 1 (CSR, one row a text, one column a gram), columns ordered from the rarest gram to the commonest."""
+    """CSR of 0 and 1: a row for each text, a column for each gram, columns from the rarest gram to the commonest."""
     import numpy as np
     from sklearn.feature_extraction.text import CountVectorizer
 
@@ -102,7 +102,8 @@ def _prefixes(sets: Any, threshold: float) -> Any:
     """Of each row only its n - ceil(threshold * n) + 1 rarest grams: those a similar row must share one of."""
     from scipy.sparse import csr_array
 
-    keep, ends = [], [0]
+    keep: list[int] = []
+    ends = [0]
     for start, end in zip(sets.indptr[:-1], sets.indptr[1:], strict=True):
         n = int(end - start)
         # the small number guards against 0.6 * 5 = 3.0000000000000004, which would make the prefix one too short

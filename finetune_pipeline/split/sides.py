@@ -8,7 +8,7 @@ duplicates, transitively (`units`). Three rules, in this order:
    made from it exist, and would be judged on what they learned). Rows are known by id, or by the same question.
 2. New rows follow what they belong to: a unit with test rows is test, one with training rows is training. Where a new
    row links test rows with training rows it is dropped (`near-frozen-test`): on either side it would leak. Where such
-   rows are linked directly (a group or threshold declared later) the training row is dropped: test is frozen.
+   rows overlap directly (a group or threshold declared later) the training row is dropped: test is frozen.
 3. Free units are ordered, within each slice, by a hash of seed and lowest row id, and fill first the test's share of
    the slice, then the validation's, so that small slices are present in test. What large groups make impossible in
    one slice is made up for in the next.
@@ -27,6 +27,7 @@ from typing import Literal, TypeAlias
 
 from finetune_pipeline.config import Split
 from finetune_pipeline.records import Drop, Example, content_id
+from finetune_pipeline.split.overlap import overlaps
 
 STAGE = "5_split"
 SMALL_SLICE = 3  # a slice with this many units has at least one test row, and still two to learn from
@@ -75,7 +76,7 @@ def assign(
     """Give every row a side, or a drop with its reason.
 
     `known`: sides decided before, by row id (see memory.py); `slices`: the slice of each row; `group`: gives the
-    indices of rows that must stay together, and is asked again where a unit has to be cut.
+    indices of the rows that must stay together.
     """
     side: dict[str, Side] = {}
     drops: list[Drop] = []
@@ -85,7 +86,7 @@ def assign(
         unit = [rows[i] for i in indices]
         decided = {known[row.id] for row in unit if row.id in known}
         if "test" in decided and len(decided) > 1:
-            kept, cut = _cut(unit, known, group)
+            kept, cut = _cut(unit, known, rules.near_duplicate)
             side.update(kept)
             drops.extend(cut)
         elif decided:
@@ -97,31 +98,20 @@ def assign(
     return Sides(side, tuple(drops))
 
 
-def _cut(unit: Sequence[Example], known: Mapping[str, Side], group: Group) -> tuple[dict[str, Side], list[Drop]]:
-    """Part a unit that holds rows of both test and training: what touches the test rows, but is not test, goes."""
+def _cut(unit: Sequence[Example], known: Mapping[str, Side], threshold: float) -> tuple[dict[str, Side], list[Drop]]:
+    """Part a unit that holds rows of both test and training: what itself overlaps with a test row goes, the rest
+    trains. What overlaps is what the gate will look for (overlap.py): directly, no longer through others."""
     test = [row for row in unit if known.get(row.id) == "test"]
-    new = [row for row in unit if row.id not in known]
-    trained = [row for row in unit if known.get(row.id) in ("train", "validation")]
-    near = {**_touching(test, new, group), **_touching(test, trained, group)}
+    others = [row for row in unit if known.get(row.id) != "test"]
+    near = {found.other: found for found in reversed(overlaps(test, others, threshold))}
     side: dict[str, Side] = {row.id: "test" for row in test}
-    side.update({row.id: known.get(row.id, "train") for row in (*trained, *new) if row.id not in near})
+    side.update({row.id: known.get(row.id, "train") for row in others if row.id not in near})
     drops = [
-        Drop(row.id, row.origin, STAGE, "near-frozen-test", f"belongs with test row {near[row.id]}")
-        for row in unit
+        Drop(row.id, row.origin, STAGE, "near-frozen-test", f"{near[row.id].kind} of test row {near[row.id].test}")
+        for row in others
         if row.id in near
     ]
     return side, drops
-
-
-def _touching(test: Sequence[Example], others: Sequence[Example], group: Group) -> dict[str, str]:
-    """Those of `others` that belong with a test row, if only these rows existed: id to the test row's id."""
-    rows = [*test, *others]
-    found: dict[str, str] = {}
-    for indices in group(rows):
-        anchor = next((rows[i].id for i in indices if i < len(test)), None)
-        if anchor is not None:
-            found.update({rows[i].id: anchor for i in indices if i >= len(test)})
-    return found
 
 
 def _unit(unit: Sequence[Example], sliced: Mapping[str, str], seed: int) -> _Unit:

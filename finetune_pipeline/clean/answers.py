@@ -1,0 +1,173 @@
+"""What a good answer is: `parse` reads one, `problem` says what is wrong with it, `tidy` gives it its one form.
+
+Used wherever an answer is judged: cleaning, quality gate, review, scoring, serving. Strict on purpose: what a program
+that reads the answers could not read is wrong here too.
+
+    parse('{"intent": "delivery"}', spec)           # {"intent": "delivery"}
+    problem('{"intent": "delivry"}', spec)          # "intent: 'delivry' is not one of the 10 allowed values"
+    tidy('{ "intent": "Delivery " }', spec)         # ('{"intent": "delivery"}', ["answer-label", "answer-form"])
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from finetune_pipeline.clean.personal import mask
+from finetune_pipeline.config import AnswerFormat
+
+_FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*?)\n?```\Z", re.DOTALL | re.IGNORECASE)
+_SHOWN = 40  # characters of a wrong value that a complaint quotes
+_validators: dict[int, tuple[Any, Any]] = {}
+
+
+class Truncated(ValueError):
+    """JSON that ends before it is complete."""
+
+
+def parse(text: str, spec: AnswerFormat) -> Any:
+    """The answer as a value: an object (json), a declared label, or the text.
+
+    Raises ValueError with a complaint that a person can read; Truncated (a ValueError) where JSON breaks off.
+    """
+    bare = text.strip()
+    if not bare:
+        raise ValueError("the answer is empty")
+    if spec.format == "json":
+        return _parse_json(bare, spec)
+    if spec.format == "label" and bare not in spec.labels:
+        raise ValueError(f"{_quoted(bare)} is not one of the {len(spec.labels)} labels")
+    return bare
+
+
+def problem(text: str, spec: AnswerFormat) -> str | None:
+    """What is wrong with this answer, in words; None for a good one."""
+    try:
+        parse(text, spec)
+    except ValueError as complaint:
+        return str(complaint)
+    return None
+
+
+def tidy(text: str, spec: AnswerFormat) -> tuple[str, list[str]]:
+    """The answer in its one form, and the slugs of what was changed; unchanged where that would be a guess.
+
+    answer-fence: a Markdown fence around JSON is taken off; answer-label: a label (or an enumerated value) is spelled
+    as declared, where case and outer space alone differ and one spelling fits; answer-form: JSON is written with the
+    schema's order of keys and usual spacing, so that the model learns one form; answer-space: outer space is taken off.
+    """
+    bare = text.strip()
+    if spec.format == "label":
+        label = _declared(bare, spec.labels)
+        return (label, ["answer-label"]) if label != text else (text, [])
+    if spec.format == "text":
+        return (bare, ["answer-space"]) if bare != text else (text, [])
+    fenced = _FENCE.match(bare)
+    inside = fenced[1] if fenced else bare
+    try:
+        value = load(inside)
+    except ValueError:
+        return text, []  # what is no JSON is dropped as it was found
+    ordered, spelled = _conform(value, spec.json_schema or {})
+    written = dump(ordered)
+    rules = {"answer-fence": fenced is not None, "answer-label": spelled, "answer-form": written != inside and not spelled}
+    return written, [slug for slug, applies in rules.items() if applies]
+
+
+def load(text: str) -> Any:
+    """Strict JSON: a key given twice, NaN and Infinity are errors too. ValueError, or Truncated."""
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        if text.lstrip()[:1] in ("{", "[") and (error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")):
+            raise Truncated(f"the JSON ends early, after {len(text)} characters") from error
+        raise ValueError(f"no JSON: {error.msg} at character {error.pos + 1}") from error
+    except RecursionError as error:
+        raise ValueError("no JSON: nested too deeply") from error
+
+
+def dump(value: Any) -> str:
+    """JSON as answers are written: one line, a space after comma and colon, letters as they are."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _parse_json(text: str, spec: AnswerFormat) -> Any:
+    value = load(text)
+    errors = _validator(spec.json_schema or {}).iter_errors(value)
+    first = min(errors, key=lambda error: (list(map(str, error.absolute_path)), error.message), default=None)
+    if first is not None:
+        raise ValueError(_complaint(first))
+    return value
+
+
+def _validator(schema: Mapping[str, Any]) -> Any:
+    """Compiled once for each declared schema: found by identity, since a schema cannot be hashed."""
+    known = _validators.get(id(schema))
+    if known is None or known[0] is not schema:
+        from jsonschema import Draft202012Validator
+
+        known = _validators[id(schema)] = (schema, Draft202012Validator(schema))
+    return known[1]
+
+
+def _complaint(error: Any) -> str:
+    """The schema's complaint, short, and without personal data: it stands in ledgers and reports."""
+    where = ".".join(str(part) for part in error.absolute_path)
+    prefix = f"{where}: " if where else ""
+    value, rule = _quoted(error.instance), error.validator
+    if rule == "enum":
+        return f"{prefix}{value} is not one of the {len(error.validator_value)} allowed values"
+    if rule == "type":
+        wanted = error.validator_value
+        return f"{prefix}{value} is no {wanted if isinstance(wanted, str) else ' or '.join(wanted)}"
+    if rule == "pattern":
+        return f"{prefix}{value} does not match {error.validator_value}"
+    if rule in ("required", "additionalProperties"):
+        return f"{prefix}{mask(error.message)[0]}"
+    return f"{prefix}{value} breaks the rule {rule}: {error.validator_value}"
+
+
+def _quoted(value: Any) -> str:
+    shown = mask(value if isinstance(value, str) else dump(value))[0]
+    return repr(shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + "…")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("no JSON object: a key is given twice")
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"no JSON: {name}")
+
+
+def _declared(text: str, allowed: Iterable[Any]) -> str:
+    """The one allowed spelling that differs from `text` in case and outer space only; else `text`."""
+    bare = text.strip()
+    spellings = [value for value in allowed if isinstance(value, str)]
+    if bare in spellings:
+        return bare
+    same = [value for value in spellings if value.casefold() == bare.casefold()]
+    return same[0] if len(same) == 1 else text
+
+
+def _conform(value: Any, schema: Any) -> tuple[Any, bool]:
+    """`value` with its keys in the schema's order and its enumerated texts as declared; whether a text was changed."""
+    if not isinstance(schema, Mapping):
+        return value, False
+    if isinstance(value, str) and "enum" in schema:
+        spelled = _declared(value, schema["enum"])
+        return spelled, spelled != value
+    if isinstance(value, list):
+        items = [_conform(item, schema.get("items")) for item in value]
+        return [item for item, _ in items], any(changed for _, changed in items)
+    if isinstance(value, dict):
+        fields = schema.get("properties", {})
+        order = [key for key in fields if key in value] + [key for key in value if key not in fields]
+        parts = {key: _conform(value[key], fields.get(key)) for key in order}
+        return {key: part for key, (part, _) in parts.items()}, any(changed for _, changed in parts.values())
+    return value, False

@@ -1,0 +1,79 @@
+"""HTML that a text brought along: tags, comments and entities go, their text stays, blocks become lines.
+
+Only what is HTML beyond doubt: a known tag, closed, with attributes that look like attributes; an entity with its
+semicolon. "a < b and c > d", "I <3 it", generics such as List<String> and code between backticks stay.
+
+    without_markup("<p>Hi,<br>my order &amp; refund?</p>")    # "Hi,\\nmy order & refund?"
+"""
+
+from __future__ import annotations
+
+import html
+import re
+
+from finetune_pipeline.clean.code import outside_code
+
+_BLOCKS = "p|div|br|hr|tr|li|ul|ol|table|tbody|thead|h[1-6]|blockquote|section|article|header|footer|pre|center"
+_INLINE = "span|a|b|i|u|em|strong|small|font|img|td|th|sup|sub|code|o:p|label|html|body|head|meta|title|link|tt"
+_HIDDEN = "script|style"
+_NAMES = f"{_BLOCKS}|{_INLINE}|{_HIDDEN}"
+_ATTRIBUTE = r"\s+[A-Za-z_:][\w:.-]*\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>=]+)"
+_TAG = re.compile(rf"<(?:/(?:{_NAMES})\s*|(?:{_NAMES})(?:{_ATTRIBUTE})*\s*/?)>|<!--.*?-->|<!DOCTYPE[^<>]*>", re.I | re.S)
+_ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,7}|#\d{1,7}|#[xX][0-9A-Fa-f]{1,6});")
+_MARK = "\ue000"  # where a block begins or ends (private use: in no text)
+_BOUNDARY = re.compile(rf"\s*{_MARK}[\s{_MARK}]*")
+_BLOCK_NAME = re.compile(rf"(?:{_BLOCKS})\Z", re.I)
+
+
+def without_markup(text: str) -> str:
+    """The text without HTML; the very same text where there is none."""
+    if "<" not in text and "&" not in text:
+        return text
+    plain = outside_code(_plain, text)
+    return _BOUNDARY.sub("\n", plain).strip("\n") if _MARK in plain else plain
+
+
+def _plain(text: str) -> str:
+    tags = _tags(text)
+    if not tags:
+        return _ENTITY.sub(lambda match: html.unescape(match[0]), text)
+    from bs4 import BeautifulSoup, Comment
+
+    soup = BeautifulSoup(_protected(text, tags), "html.parser")
+    for hidden in soup(["script", "style"]):
+        hidden.decompose()
+    for comment in soup.find_all(string=lambda found: isinstance(found, Comment)):
+        comment.extract()
+    for block in soup.find_all(_BLOCK_NAME):
+        block.insert_before(_MARK)
+        block.insert_after(_MARK)
+    return soup.get_text()
+
+
+def _tags(text: str) -> list[re.Match[str]]:
+    """All that is a tag beyond doubt. One letter in angle brackets is one only if it is also closed: "if a <b> c"."""
+    found = list(_TAG.finditer(text))
+    opened = {_name(match) for match in found if match[0][1] != "/"}
+    closed = {_name(match) for match in found if match[0][1] == "/"}
+    sure = (opened & closed) | {"p"}
+    return [match for match in found if len(_name(match)) > 1 or _name(match) in sure]
+
+
+def _name(tag: re.Match[str]) -> str:
+    return tag[0].lower().strip("</> ").split()[0]
+
+
+def _protected(text: str, tags: list[re.Match[str]]) -> str:
+    """The text with every < and & that is not HTML written as an entity, so that the parser takes it for text."""
+    pieces, at = [], 0
+    for tag in tags:
+        pieces += [_escaped(text[at : tag.start()]), tag[0]]
+        at = tag.end()
+    return "".join([*pieces, _escaped(text[at:])])
+
+
+def _escaped(text: str) -> str:
+    kept = _ENTITY.split(text)
+    entities = [match[0] for match in _ENTITY.finditer(text)]
+    safe = [part.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for part in kept]
+    return "".join(a + b for a, b in zip(safe, [*entities, ""], strict=True))

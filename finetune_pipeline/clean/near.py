@@ -1,0 +1,268 @@
+"""Near-duplicate texts: MinHash finds candidates, the exact Jaccard similarity decides. Columnar numpy, bounded memory.
+
+Two texts are near duplicates when the Jaccard similarity of their sets of character 5-grams (after normalise.py)
+reaches a threshold: |A ∩ B| / |A ∪ B|. Characters, since one changed word of a short question is one fifth of its
+words but a tenth of its 5-grams, and since they need no word boundaries.
+
+MinHash with banding (Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch. 3): a pair of similarity
+s meets in at least one of b bands of r hashes with probability 1 - (1 - s^r)^b. The bands are chosen from the
+threshold so that this is at least 0.995 there; every candidate is verified, so that nothing below the threshold is
+ever reported. What it is not: a search for texts that mean the same.
+
+    pairs(["where is my order?", "Where is my orders", "refund!"], 0.6)    # [(0, 1, 0.85)]
+    clusters([...], 0.6)                                                    # [[(0, 1.0), (1, 0.85)]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_pipeline.clean.normalise import normalise
+
+U32: TypeAlias = npt.NDArray[np.uint32]
+I64: TypeAlias = npt.NDArray[np.int64]
+
+GRAM = 5
+HASHES = 126  # 21 bands of 6, 42 of 3, 63 of 2
+RECALL = 0.995  # of a pair exactly at the threshold
+SLACK = 0.15  # estimated similarity may lie this far below the threshold: four standard errors of 126 hashes
+_CHUNK_GRAMS = 1 << 20
+_CHUNK_PAIRS = 1 << 14
+_CROWD = 64  # rows in one bucket from which its pairs are not all formed
+
+
+@dataclass(frozen=True, slots=True)
+class Grams:
+    """The sets of 5-gram hashes of all texts, one after the other: row i has values[starts[i]:starts[i + 1]], sorted."""
+
+    values: U32
+    starts: I64
+
+    @property
+    def sizes(self) -> I64:
+        return np.diff(self.starts)
+
+
+def clusters(texts: Sequence[str], threshold: float, seed: int = 0) -> list[list[tuple[int, float]]]:
+    """Groups of texts that are linked by near-duplicate pairs, also over several steps.
+
+    Each group has two or more (index, similarity), in order of index: the similarity to the nearest other member.
+    Groups are in order of their first member; texts that resemble no other are in none.
+    """
+    found = pairs(texts, threshold, seed)
+    parent = list(range(len(texts)))
+    nearest: dict[int, float] = {}
+    for one, other, similarity in found:
+        a, b = _root(parent, one), _root(parent, other)
+        parent[max(a, b)] = min(a, b)
+        for index in (one, other):
+            nearest[index] = max(nearest.get(index, 0.0), similarity)
+    groups: dict[int, list[tuple[int, float]]] = {}
+    for index in sorted(nearest):
+        groups.setdefault(_root(parent, index), []).append((index, nearest[index]))
+    return [groups[first] for first in sorted(groups)]
+
+
+def _root(parent: list[int], index: int) -> int:
+    while parent[index] != index:
+        parent[index] = parent[parent[index]]
+        index = parent[index]
+    return index
+
+
+def pairs(texts: Sequence[str], threshold: float, seed: int = 0) -> list[tuple[int, int, float]]:
+    """Pairs (i, j, similarity) with i < j and similarity >= threshold, in order.
+
+    In a crowd of more than 64 texts that share a band, only pairs with a leader are formed (a text that is no near
+    duplicate of an earlier leader): enough to link the crowd, and linear where all pairs would be quadratic.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold {threshold} is not in (0, 1]")
+    plain = [normalise(text) for text in texts]
+    first: dict[str, int] = {}
+    same = [(first[text], index, 1.0) for index, text in enumerate(plain) if first.setdefault(text, index) != index]
+    rows = list(first.values())
+    if threshold == 1:
+        return sorted(same)
+    grams = grams_of([plain[row] for row in rows])
+    found = _near(grams, threshold, seed)
+    return sorted(same + [(rows[a], rows[b], similarity) for a, b, similarity in found])
+
+
+def grams_of(texts: Sequence[str]) -> Grams:
+    """Hashes of the character 5-grams of each text, as sets. A text of fewer than 5 characters is one gram."""
+    values: list[U32] = []
+    sizes: list[I64] = []
+    for piece in _pieces(texts):
+        codes = np.frombuffer("".join(piece).encode("utf-32-le", "surrogatepass"), np.uint32)
+        lengths = np.fromiter(map(len, piece), np.int64, len(piece))
+        unique, counts = _unique_grams(codes, lengths)
+        values.append(unique)
+        sizes.append(counts)
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate([*sizes, np.zeros(0, np.int64)]))])
+    return Grams(np.concatenate([*values, np.zeros(0, np.uint32)]), starts)
+
+
+def _pieces(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts padded to one gram at least, in pieces of about a million characters."""
+    piece: list[str] = []
+    room = _CHUNK_GRAMS
+    for text in texts:
+        padded = text.ljust(GRAM)
+        piece.append(padded)
+        room -= len(padded)
+        if room <= 0:
+            yield piece
+            piece, room = [], _CHUNK_GRAMS
+    if piece:
+        yield piece
+
+
+def _unique_grams(codes: U32, lengths: I64) -> tuple[U32, I64]:
+    """Hash every window of 5 characters, and make them sets: (hashes of all rows, how many each row has)."""
+    hashed = np.zeros(len(codes) - GRAM + 1, np.uint32)
+    for offset in range(GRAM):
+        hashed = _mixed(hashed * np.uint32(0x9E3779B1) + codes[offset : offset + len(hashed)])
+    row = np.repeat(np.arange(len(lengths), dtype=np.uint64), lengths)[: len(hashed)]
+    ends = np.cumsum(lengths)[row.astype(np.int64)]
+    inside = np.arange(len(hashed)) + GRAM <= ends  # a window that crosses into the next text belongs to none
+    keys = np.sort((row[inside] << np.uint64(32)) | hashed[inside])
+    keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+    counts = np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=len(lengths))
+    return (keys & np.uint64(0xFFFFFFFF)).astype(np.uint32), counts
+
+
+def _mixed(x: U32) -> U32:
+    """Bijective mixing of 32 bits (the first round of murmur3's finaliser)."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    return x ^ (x >> np.uint32(13))
+
+
+def bands_for(threshold: float) -> tuple[int, int]:
+    """(bands, hashes per band): the most selective that still find a pair at the threshold with probability RECALL."""
+    for width in range(12, 1, -1):
+        bands = HASHES // width
+        if 1 - (1 - threshold**width) ** bands >= RECALL:
+            return bands, width
+    return HASHES, 1
+
+
+def _near(grams: Grams, threshold: float, seed: int) -> list[tuple[int, int, float]]:
+    signatures = _signatures(grams, seed)
+    bands, width = bands_for(threshold)
+    found: dict[tuple[int, int], float] = {}
+    for band in range(bands):
+        keys = _band_keys(signatures[:, band * width : (band + 1) * width])
+        for left, right in _candidates(keys, grams, signatures, threshold):
+            similarity = _similarity(left, right, grams, signatures, threshold)
+            for index in np.flatnonzero(similarity >= threshold):
+                found[int(left[index]), int(right[index])] = float(similarity[index])
+    return [(a, b, similarity) for (a, b), similarity in found.items()]
+
+
+def _signatures(grams: Grams, seed: int) -> U32:
+    """Rows × HASHES: the smallest value of each of HASHES random hash functions over the row's set."""
+    random = np.random.default_rng(seed)
+    factors = random.integers(1, 2**32, HASHES, dtype=np.uint32) | np.uint32(1)
+    shifts = random.integers(0, 2**32, HASHES, dtype=np.uint32)
+    result = np.empty((len(grams.starts) - 1, HASHES), np.uint32)
+    for first, last in _row_chunks(grams.starts):
+        values = grams.values[grams.starts[first] : grams.starts[last]]
+        starts = grams.starts[first:last] - grams.starts[first]
+        for k in range(HASHES):
+            result[first:last, k] = np.minimum.reduceat(_mixed(values * factors[k] + shifts[k]), starts)
+    return result
+
+
+def _row_chunks(starts: I64) -> Iterator[tuple[int, int]]:
+    first, rows = 0, len(starts) - 1
+    while first < rows:
+        last = int(np.searchsorted(starts, starts[first] + _CHUNK_GRAMS // 8, side="left"))  # fits into the cache
+        last = min(max(last, first + 1), rows)
+        yield first, last
+        first = last
+
+
+def _band_keys(part: U32) -> npt.NDArray[np.uint64]:
+    key = np.zeros(len(part), np.uint64)
+    for column in part.T:
+        key = (key ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        key ^= key >> np.uint64(29)
+    return key
+
+
+def _candidates(
+    keys: npt.NDArray[np.uint64], grams: Grams, signatures: U32, threshold: float
+) -> Iterator[tuple[I64, I64]]:
+    """Arrays of rows (left < right) that share a key, in pieces."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+    sizes = np.diff(edges)
+    crowded = sizes > _CROWD
+    for size in range(2, _CROWD + 1):
+        starts = edges[:-1][(sizes == size)]
+        if len(starts):
+            yield from _all_pairs(order[starts[:, None] + np.arange(size)])
+    for start, end in zip(edges[:-1][crowded], edges[1:][crowded], strict=True):
+        yield from _with_leaders(order[start:end], grams, signatures, threshold)
+
+
+def _all_pairs(rows: I64) -> Iterator[tuple[I64, I64]]:
+    """All pairs within each line of `rows` (buckets × size)."""
+    one, other = np.triu_indices(rows.shape[1], 1)
+    step = max(1, _CHUNK_PAIRS // len(one))
+    for at in range(0, len(rows), step):
+        part = rows[at : at + step]
+        yield part[:, one].ravel(), part[:, other].ravel()
+
+
+def _with_leaders(rows: I64, grams: Grams, signatures: U32, threshold: float) -> Iterator[tuple[I64, I64]]:
+    free = np.ones(len(rows), bool)  # may still become a leader
+    for position in range(len(rows)):
+        if not free[position]:
+            continue
+        leader = np.full(len(rows), rows[position])
+        similarity = np.zeros(len(rows))
+        for at in range(0, len(rows), _CHUNK_PAIRS):
+            piece = slice(at, at + _CHUNK_PAIRS)
+            similarity[piece] = _similarity(leader[piece], rows[piece], grams, signatures, threshold)
+        near = (similarity >= threshold) & (rows != rows[position])
+        free &= ~near
+        yield np.minimum(leader, rows)[near], np.maximum(leader, rows)[near]
+
+
+def _similarity(left: I64, right: I64, grams: Grams, signatures: U32, threshold: float) -> npt.NDArray[np.float64]:
+    """Exact Jaccard similarity of each pair, or 0 where the sizes or the signatures rule the threshold out."""
+    result = np.zeros(len(left))
+    a, b = grams.sizes[left], grams.sizes[right]
+    likely = np.flatnonzero(np.minimum(a, b) >= threshold * np.maximum(a, b))
+    estimate = (signatures[left[likely]] == signatures[right[likely]]).mean(axis=1)
+    likely = likely[estimate >= threshold - SLACK]
+    for at in range(0, len(likely), 2048):
+        part = likely[at : at + 2048]
+        shared = _shared(left[part], right[part], grams)
+        result[part] = shared / (a[part] + b[part] - shared)
+    return result
+
+
+def _shared(left: I64, right: I64, grams: Grams) -> I64:
+    """How many grams each pair has in common: what stands twice when both sets are sorted together."""
+    keys = np.concatenate([_keyed(left, grams), _keyed(right, grams)])
+    keys.sort()
+    twice = keys[1:][keys[1:] == keys[:-1]]
+    return np.bincount((twice >> np.uint64(32)).astype(np.int64), minlength=len(left))
+
+
+def _keyed(rows: I64, grams: Grams) -> npt.NDArray[np.uint64]:
+    """The grams of `rows`, each with the position of its row in the upper 32 bits."""
+    sizes = grams.sizes[rows]
+    position = np.repeat(np.arange(len(rows), dtype=np.uint64), sizes)
+    offset = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    values = grams.values[np.repeat(grams.starts[rows], sizes) + offset]
+    return (position << np.uint64(32)) | values

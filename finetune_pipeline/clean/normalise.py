@@ -1,0 +1,39 @@
+"""The form in which two texts count as the same: lower case, no punctuation, single spaces.
+
+    normalise("Where's my  ORDER (HV-48213)?!")    # "where s my order hv 48213"
+    normalise("what is 3 - 4?")                    # "what is 3 - 4": between numbers a mark is meaning
+    normalise("???")                               # "???": nothing but punctuation stays as it is
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_BETWEEN_NUMBERS = re.compile(r"(?<=\d) ?([-*/%]) ?(?=\d)")
+_KEPT = {"-": "\ue000", "*": "\ue001", "/": "\ue002", "%": "\ue003"}  # private use: survive the table below
+_BACK = {ord(mark): sign for sign, mark in _KEPT.items()}
+
+
+class _Table(dict[int, str]):
+    """Punctuation to a space, symbols and letters as they are; filled as characters turn up."""
+
+    def __missing__(self, code: int) -> str:
+        kind = unicodedata.category(chr(code))
+        self[code] = result = " " if kind[0] in "PZ" or kind in ("Cc", "Cf") else chr(code)
+        return result
+
+
+_TABLE = _Table()
+
+
+def normalise(text: str) -> str:
+    """Unicode NFKC, case folded, without punctuation, single spaces. Symbols (+, <, €, emoji) carry meaning and stay."""
+    folded = text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    marked = _BETWEEN_NUMBERS.sub(lambda m: f" {_KEPT[m[1]]} ", folded) if _has_mark(folded) else folded
+    bare = " ".join(marked.translate(_TABLE).translate(_BACK).split())
+    return bare or folded.strip()
+
+
+def _has_mark(text: str) -> bool:
+    return any(mark in text for mark in _KEPT)

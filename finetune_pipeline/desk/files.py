@@ -1,0 +1,86 @@
+"""Reports and Data Docs as they lie in the artifacts. Only files that the artifact's manifest names are given out.
+
+    /tasks/support_tickets/docs/index.html               Great Expectations' report: its own scripts, no requests
+    /tasks/support_tickets/reports/eval_report           the report in a frame below the desk's heading
+    /tasks/support_tickets/reports/eval_report/report.html      the report itself, sandboxed, without scripts
+
+Markdown (the model card, the decision) is rendered by the desk, with HTML in it shown as text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.responses import FileResponse, RedirectResponse
+from markupsafe import Markup
+
+from finetune_pipeline.desk import headers
+from finetune_pipeline.desk.page import page
+from finetune_pipeline.desk.session import SignedIn
+from finetune_pipeline.desk.story import REPORTS
+from finetune_pipeline.desk.tasks import Known
+from finetune_pipeline.materialise import open_task
+from finetune_pipeline.records import Artifact
+
+router = APIRouter()
+TYPES = {".html": "text/html", ".md": "text/plain", ".json": "text/plain", ".png": "image/png"}
+
+
+@router.get("/tasks/{task}/docs")
+def docs_index(user: SignedIn, task: Known) -> Response:
+    return RedirectResponse(f"/tasks/{task}/docs/index.html", 303)
+
+
+@router.get("/tasks/{task}/docs/{path:path}")
+def docs(user: SignedIn, task: Known, path: str) -> Response:
+    file = _file(_artifact(task, "data_quality"), f"docs/{path}")
+    return FileResponse(file, headers={headers.CSP: headers.DATA_DOCS})
+
+
+@router.get("/tasks/{task}/reports/{asset}")
+def framed(request: Request, user: SignedIn, task: Known, asset: str) -> Response:
+    """The report of an asset below the desk's own heading, so that one finds back."""
+    artifact = _artifact(task, asset)
+    name, title = REPORTS[asset]
+    file = _file(artifact, name)
+    made_at = artifact.manifest.get("made_at", "")
+    if file.suffix == ".md":
+        text = rendered(file.read_text("utf-8"))
+        return page(request, "document.html", title, task=task, text=text, made_at=made_at)
+    return page(request, "frame.html", title, task=task, source=f"/tasks/{task}/reports/{asset}/{name}", made_at=made_at)
+
+
+@router.get("/tasks/{task}/reports/{asset}/{path:path}")
+def report(user: SignedIn, task: Known, asset: str, path: str) -> Response:
+    file = _file(_artifact(task, asset), path)
+    if file.suffix not in TYPES:
+        raise HTTPException(404, "The desk shows reports, not data.")
+    return FileResponse(
+        file,
+        media_type=TYPES[file.suffix],
+        headers={headers.CSP: headers.REPORT, "Cross-Origin-Opener-Policy": "unsafe-none"},  # a sandbox has no origin
+    )
+
+
+def rendered(text: str) -> Markup:
+    """CommonMark with tables, as HTML. HTML within the text, and links that are no web addresses, stay text."""
+    from markdown_it import MarkdownIt
+
+    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(text))  # noqa: S704 (escaped by it)
+
+
+def _artifact(task: str, asset: str) -> Artifact:
+    _, store = open_task(task)
+    artifact = store.current(asset) if asset == "data_quality" or asset in REPORTS else None
+    if artifact is None:
+        raise HTTPException(404, "This report has not been made yet.")
+    return artifact
+
+
+def _file(artifact: Artifact, name: str) -> Path:
+    """A file that the manifest names, inside the artifact's folder; else 404."""
+    path = artifact.path(name)
+    if name not in artifact.manifest["files"] or not path.resolve().is_relative_to(artifact.folder.resolve()):
+        raise HTTPException(404, "There is no such file in this report.")
+    return path

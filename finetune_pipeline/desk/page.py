@@ -1,0 +1,53 @@
+"""Templates and how a page is made. Everything a template prints is escaped; scripts and styles are files of ours.
+
+    return page(request, "tasks.html", "Tasks", standings=standings)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from finetune_pipeline.desk import words
+from finetune_pipeline.desk.session import csrf_token
+
+FILTERS = {
+    "about": words.about,
+    "label": words.label,
+    "number": words.number,
+    "percent": words.percent,
+    "spelt": words.spelt,
+    "state": words.state,
+    "variant": words.variant,
+    "when": words.when,
+}
+
+
+def environment() -> Environment:
+    """Autoescape for every template whatever its name; a name that is missing is an error, not an empty string."""
+    made = Environment(
+        loader=PackageLoader("finetune_pipeline.desk"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(FILTERS)
+    made.globals.update(plural=words.plural, steps=words.STEPS, outcomes=words.OUTCOMES)
+    return made
+
+
+_TEMPLATES = environment()
+
+
+def page(request: Request, template: str, title: str, status: int = 200, **shown: Any) -> HTMLResponse:
+    """A whole page for whoever is signed in. Takes the message that was left for the next page, if any."""
+    session = request.session
+    flash = session.pop("flash", None) if "flash" in session else None
+    text = _TEMPLATES.get_template(template).render(
+        title=title, user=session.get("user"), csrf=csrf_token(request), flash=flash, path=request.url.path, **shown
+    )
+    return HTMLResponse(text, status)

@@ -1,0 +1,62 @@
+"""One expert's way through the sample: which row comes next, which came before, how far it is. Pure; no I/O, no clock.
+
+    seat = seat_of(rows, reviews, rules, "anna")
+    seat.next_after("9f1c20e4a7b35d68")        the next row that needs this expert's verdict, round the sample
+
+Nothing is kept about where somebody is: it follows from the verdicts, so a browser closed and opened elsewhere goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetune_pipeline.config import ReviewRules
+from finetune_pipeline.records import Example, Review
+from finetune_pipeline.review.inbox import by_row, todo
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """The sample as one expert has it before them. `left` holds the ids of the rows that still need this expert."""
+
+    rows: tuple[Example, ...]
+    left: frozenset[str]
+    mine: tuple[Review, ...]
+
+    @property
+    def done(self) -> int:
+        return len(self.rows) - len(self.left)
+
+    def row(self, id_: str | None) -> Example | None:
+        return next((row for row in self.rows if row.id == id_), None)
+
+    def number(self, row: Example) -> int:
+        return self.rows.index(row) + 1
+
+    def next_after(self, id_: str | None) -> Example | None:
+        """The next row to judge after `id_` in the sample's order, and from the start again; None when all are judged."""
+        at = next((place for place, row in enumerate(self.rows) if row.id == id_), -1)
+        ordered = self.rows[at + 1 :] + self.rows[: at + 1]
+        return next((row for row in ordered if row.id in self.left), None)
+
+    def before(self, row: Example) -> Example | None:
+        """The row before this one, judged or not; None for the first."""
+        at = self.rows.index(row)
+        return self.rows[at - 1] if at else None
+
+    def said(self, row: Example) -> Review | None:
+        """What this expert said of the row as it is now."""
+        return next((r for r in self.mine if r.id == row.id and r.content == row.content), None)
+
+    @property
+    def last(self) -> Review | None:
+        """The expert's latest verdict that was given here: what "undo" takes back."""
+        given = [review for review in self.mine if not review.recorded]
+        return max(given, key=lambda review: review.at, default=None)
+
+
+def seat_of(rows: Sequence[Example], reviews: Sequence[Review], rules: ReviewRules, reviewer: str) -> Seat:
+    """`reviews` as inbox.load gives them."""
+    mine = tuple(review for given in by_row(rows, reviews).values() for review in given if review.reviewer == reviewer)
+    return Seat(tuple(rows), frozenset(row.id for row in todo(rows, reviews, rules, reviewer)), mine)

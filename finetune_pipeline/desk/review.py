@@ -1,0 +1,187 @@
+"""The review: one row at a time, a verdict each, and what the gate says so far.
+
+    GET  /tasks/support_tickets/review                 the next row that needs this expert
+         ?row=9f1c20e4a7b35d68                         this very row (back, or to change a verdict)
+         ?after=9f1c20e4a7b35d68                       the next one after that (skip)
+         ?row=...&edit=1                               with the answer as a form
+    POST /tasks/support_tickets/review                 row, content, decision, and the answer's fields or a note
+    POST /tasks/support_tickets/review/undo            takes the expert's last verdict back
+
+A verdict is for exactly the content that was shown: when the data changed meanwhile, nothing is saved, and the page
+says so. What it is not: the gate's arithmetic (review/gate.py), or where verdicts lie (review/inbox.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.responses import RedirectResponse
+from starlette.datastructures import FormData
+
+from finetune_pipeline.clean.answers import problem
+from finetune_pipeline.config import Task
+from finetune_pipeline.desk import answerform, story
+from finetune_pipeline.desk.page import page
+from finetune_pipeline.desk.queue import Seat, seat_of
+from finetune_pipeline.desk.session import CheckedForm, SignedIn, flash, text_of
+from finetune_pipeline.desk.tasks import Known
+from finetune_pipeline.materialise import open_task
+from finetune_pipeline.records import Artifact, Example, Review, Verdict
+from finetune_pipeline.review import gate, inbox
+from finetune_pipeline.store import TaskStore
+
+router = APIRouter()
+SAID = {"approve": "Approved", "reject": "Rejected", "edit": "Corrected"}
+LONGEST_NOTE = 2000
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """One expert before the sample as it lies now."""
+
+    task: Task
+    store: TaskStore
+    sample: Artifact
+    reviews: Sequence[Review]
+    seat: Seat
+    person: str
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the gate would say now; it judges the rows that have all their verdicts."""
+        about = str(self.sample.manifest["inputs"].get("clean_examples", ""))
+        population = self.sample.summary.get("of")
+        return gate.judge(self.seat.rows, self.reviews, self.task.review, about, population)
+
+    @property
+    def outdated(self) -> bool:
+        clean = self.store.current("clean_examples")
+        return clean is not None and self.sample.manifest["inputs"].get("clean_examples") != clean.content
+
+
+@router.get("/tasks/{task}/review")
+def show(request: Request, user: SignedIn, task: Known, row: str = "", after: str = "", edit: bool = False) -> Response:
+    at = sit(task, user)
+    if at is None:
+        return page(request, "review_none.html", "Review", task=task)
+    found = at.seat.row(row) if row else at.seat.next_after(after or None)
+    if row and found is None:
+        raise HTTPException(404, "This row is not in the sample (any more).")
+    if found is None:
+        return _finished(request, at)
+    form = answerform.fields(at.task.answer, found.answer) if edit else []
+    return _row_page(request, at, found, form)
+
+
+@router.post("/tasks/{task}/review")
+def judge(request: Request, user: SignedIn, task: Known, form: CheckedForm) -> Response:
+    at, id_ = sit(task, user), text_of(form, "row")
+    row = at.seat.row(id_) if at else None
+    if at is None or row is None or row.content != text_of(form, "content"):
+        flash(request, "bad", "The data changed while this row was open, so your verdict was not saved. Please look again.")
+        return RedirectResponse(f"/tasks/{task}/review" + (f"?row={id_}" if row else ""), 303)
+    decision = text_of(form, "decision")
+    if decision == "edit":
+        return _edit(request, at, row, form)
+    if decision not in ("approve", "reject"):
+        raise HTTPException(400, "A verdict is approve, reject or edit.")
+    return _keep(request, at, row, decision, text_of(form, "note"))
+
+
+@router.post("/tasks/{task}/review/undo")
+def undo(request: Request, user: SignedIn, task: Known, form: CheckedForm) -> Response:
+    at = sit(task, user)
+    last = at.seat.last if at else None
+    if at is None or last is None:
+        flash(request, "note", "There is nothing to take back.")
+        return RedirectResponse(f"/tasks/{task}/review", 303)
+    inbox.withdraw(at.store, last)
+    flash(request, "note", f"Taken back: your verdict “{SAID[last.decision].lower()}” on this row.")
+    return RedirectResponse(f"/tasks/{task}/review?row={last.id}", 303)
+
+
+def sit(name: str, person: str) -> Sitting | None:
+    """None where no sample was drawn yet."""
+    task, store = open_task(name)
+    sample = store.current("review_sample")
+    if sample is None:
+        return None
+    rows, reviews = list(sample.examples("sample.jsonl")), inbox.load(store, task, sample)
+    return Sitting(task, store, sample, reviews, seat_of(rows, reviews, task.review, person), person)
+
+
+def _edit(request: Request, at: Sitting, row: Example, form: FormData) -> Response:
+    posted = {name.removeprefix("field:"): text_of(form, name) for name in form if name.startswith("field:")}
+    edited = answerform.read(at.task.answer, posted, row.answer)
+    if edited.complaints:
+        again = answerform.with_complaints(answerform.fields(at.task.answer, row.answer), posted, edited)
+        return _row_page(request, at, row, again, edited.complaints, text_of(form, "note"), status=422)
+    return _keep(request, at, row, "edit", text_of(form, "note"), edited.text)
+
+
+def _keep(request: Request, at: Sitting, row: Example, decision: str, note: str, answer: str | None = None) -> Response:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    kind = {"approve": "approve", "reject": "reject"}.get(decision, "edit")
+    inbox.save(at.store, Review(row.id, row.content, at.person, kind, now, answer, note.strip()[:LONGEST_NOTE]))  # type: ignore[arg-type]
+    flash(request, "good", f"{SAID[decision]} row {at.seat.number(row)}.")
+    return RedirectResponse(f"/tasks/{at.task.name}/review?after={row.id}", 303)
+
+
+def _row_page(
+    request: Request,
+    at: Sitting,
+    row: Example,
+    form: list[answerform.Field],
+    complaints: Mapping[str, str] | None = None,
+    note: str = "",
+    status: int = 200,
+) -> Response:
+    return page(
+        request,
+        "review.html",
+        "Review",
+        status,
+        task=at.task.name,
+        at=at,
+        row=row,
+        earlier=[message for message in row.messages if message.content not in (row.question, row.answer)],
+        table=answerform.rows(row.answer),
+        complaint=problem(row.answer, at.task.answer),
+        form=form,
+        complaints=complaints or {},
+        whole=answerform.WHOLE,
+        note=note,
+        before=at.seat.before(row),
+        said=at.seat.said(row),
+        guidance=answerform.guidance(at.task.answer),
+        verdict=at.verdict,
+        checks=story.checks(at.verdict.checks),
+    )
+
+
+def _finished(request: Request, at: Sitting) -> Response:
+    verdict = at.verdict
+    state = inbox.progress(at.seat.rows, at.reviews, at.task.review)
+    mine = {review.id: review for review in at.seat.mine}
+    return page(
+        request,
+        "review_done.html",
+        "Review",
+        task=at.task.name,
+        at=at,
+        state=state,
+        verdict=verdict,
+        checks=story.checks(verdict.checks),
+        given=[(number, row, mine.get(row.id)) for number, row in enumerate(at.seat.rows, 1)],
+        taken_up=_taken_up(at),
+    )
+
+
+def _taken_up(at: Sitting) -> bool:
+    """Did the pipeline already go on with these very verdicts?"""
+    done = at.store.current("expert_review")
+    made_from = done.manifest["inputs"].get("review_sample") if done else None
+    return made_from == at.sample.content

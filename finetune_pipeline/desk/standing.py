@@ -1,0 +1,178 @@
+"""Where each task stands, for the front page: ten steps with a state each, and what waits for the person who looks.
+
+    standing("support_tickets", "anna") -> Standing(steps=(StepState("read", "fresh"), ...), waiting=(Waiting(...),))
+
+States: fresh, stale and missing come from `materialise.plan`; failed is a verdict that says no about what is there now;
+waiting (for this person), others and ready are about the review. A step of several assets has the state of its worst.
+
+What it is not: the story of one task (story.py), or HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from finetune_pipeline.config import Task
+from finetune_pipeline.desk.words import OUTCOMES, plural
+from finetune_pipeline.errors import DeclarationError, FinetuneError
+from finetune_pipeline.materialise import Plan, open_task, plan
+from finetune_pipeline.records import Review
+from finetune_pipeline.review.inbox import Progress, load, progress, todo
+from finetune_pipeline.store import TaskStore, gate_cure
+
+STEPS: Mapping[str, tuple[str, ...]] = {
+    "read": ("base_model", "raw_examples"),
+    "clean": ("clean_examples", "suitability_report"),
+    "quality": ("data_quality",),
+    "review": ("review_sample", "expert_review"),
+    "split": ("data_split", "baseline_report"),
+    "train": ("adapter",),
+    "evaluate": ("eval_report",),
+    "decide": ("release_decision",),
+    "serve": ("registered_model", "deployed_endpoint"),
+    "watch": ("traffic_report",),
+}
+WORST = ("failed", "waiting", "others", "ready", "stale", "missing", "fresh")
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewState:
+    """The review as one person sees it: `mine` rows still need this person's verdict."""
+
+    progress: Progress
+    mine: int
+    needed: int
+
+
+@dataclass(frozen=True, slots=True)
+class AssetState:
+    plan: Plan
+    state: str
+
+    @property
+    def asset(self) -> str:
+        return self.plan.asset
+
+
+@dataclass(frozen=True, slots=True)
+class StepState:
+    name: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One thing to do: what, why, and the page (below the task's) where it is done."""
+
+    task: str
+    tone: str
+    title: str
+    text: str
+    action: str
+    page: str = ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A task as the front page shows it. A broken declaration has `problem` and nothing else."""
+
+    name: str
+    task: Task | None = None
+    assets: tuple[AssetState, ...] = ()
+    steps: tuple[StepState, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
+    review: ReviewState | None = None
+    problem: FinetuneError | None = None
+    problems: tuple[str, ...] = field(default=())
+
+    def state_of(self, asset: str) -> str:
+        return next((each.state for each in self.assets if each.asset == asset), "missing")
+
+
+def standing(name: str, person: str) -> Standing:
+    """Read all of it from the store. Whatever a person can cure is told in `problem`, never raised."""
+    try:
+        task, store = open_task(name)
+        plans = plan(task, store)
+        review = review_state(task, store, person)
+    except FinetuneError as error:
+        problems = error.problems if isinstance(error, DeclarationError) else ()
+        return Standing(name, problem=error, problems=problems)
+    assets = asset_states(plans, review)
+    return Standing(name, task, assets, step_states(assets), waiting(name, assets, review), review)
+
+
+def review_state(task: Task, store: TaskStore, person: str) -> ReviewState | None:
+    """None where no sample was drawn yet."""
+    sample = store.current("review_sample")
+    if sample is None:
+        return None
+    rows = list(sample.examples("sample.jsonl"))
+    reviews: list[Review] = load(store, task, sample)
+    mine = todo(rows, reviews, task.review, person)
+    return ReviewState(progress(rows, reviews, task.review), len(mine), task.review.reviewers)
+
+
+def asset_states(plans: Sequence[Plan], review: ReviewState | None) -> tuple[AssetState, ...]:
+    """The plan's states, refined by verdicts and by how far the people are."""
+    sampled = any(each.asset == "review_sample" and each.state == "fresh" for each in plans)
+    return tuple(AssetState(each, _refined(each, review if sampled else None)) for each in plans)
+
+
+def _refined(each: Plan, review: ReviewState | None) -> str:
+    if each.asset == "expert_review" and each.state != "fresh" and review is not None:
+        if review.progress.complete:
+            return "ready"
+        return "waiting" if review.mine else "others"
+    verdict = each.artifact.verdict if each.artifact else None
+    refused = each.state == "fresh" and verdict is not None and not verdict.passed
+    return "failed" if refused else each.state
+
+
+def step_states(assets: Sequence[AssetState]) -> tuple[StepState, ...]:
+    found = {each.asset: each.state for each in assets}
+    return tuple(
+        StepState(name, min((found[asset] for asset in members), key=WORST.index)) for name, members in STEPS.items()
+    )
+
+
+def waiting(name: str, assets: Sequence[AssetState], review: ReviewState | None) -> tuple[Waiting, ...]:
+    """What a person has to do, or should know, most urgent first."""
+    states = {each.asset: each for each in assets}
+    items = [_refusal(name, each) for each in assets if each.state == "failed"]
+    state = states["expert_review"].state
+    if review is not None and state == "waiting":
+        items.insert(0, _review_waits(name, review))
+    elif state == "ready":
+        text = "Every row of the sample has its verdicts; the next run of the pipeline takes them up."
+        items.append(Waiting(name, "good", "The review is complete", text, "See the result", "/review"))
+    return tuple(items)
+
+
+def _review_waits(name: str, review: ReviewState) -> Waiting:
+    done, total = review.progress.done, review.progress.total
+    title = f"{plural(review.mine, 'row')} to review"
+    text = f"{done} of {total} rows are reviewed. Nothing is trained before the experts have judged all of them."
+    return Waiting(name, "you", title, text, "Go on reviewing" if done else "Start reviewing", "/review")
+
+
+def _refusal(name: str, each: AssetState) -> Waiting:
+    verdict = each.plan.artifact.verdict if each.plan.artifact else None
+    summary = verdict.summary if verdict else ""
+    cure = gate_cure(each.asset)
+    page = {"data_quality": "/quality", "expert_review": "/review"}.get(each.asset, f"#{each.asset}")
+    outcome = str(verdict.figures.get("outcome", "")) if verdict else ""
+    title = {
+        "data_quality": "The data did not pass the quality gate",
+        "expert_review": "Too many reviewed rows were wrong",
+        "suitability_report": "This task is not ready to be tuned",
+        "release_decision": OUTCOMES.get(outcome, "The tuned model was not accepted"),
+        "deployed_endpoint": "The new version was rolled back",
+        "traffic_report": "The live traffic raised an alarm",
+        "data_split": "Test and training rows overlap",
+        "adapter": "Training did not go well",
+        "raw_examples": "Not every row is accounted for",
+        "clean_examples": "Not every row is accounted for",
+    }.get(each.asset, "A gate refused")
+    return Waiting(name, "bad", title, f"{summary}. What to do: {cure}.", "Read why", page)

@@ -1,0 +1,121 @@
+"""Plain English for what the pipeline calls by slugs: assets, states, reasons, variants, figures. Text only, no HTML.
+
+    label("clean_examples") -> "Cleaned rows"         reason("pii-email") -> "Pii email"
+    state("stale") -> "Out of date"                   slugs nobody listed are spelt out: "too-long" -> "Too long"
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+ASSETS = {
+    "base_model": ("Base model", "The language model that is going to be tuned."),
+    "raw_examples": ("Rows read", "Every row of every declared source, as it was read."),
+    "clean_examples": ("Cleaned rows", "Mended, checked and without duplicates; every change is in the ledger."),
+    "suitability_report": ("Is tuning worth it?", "Prompting, retrieval or fine-tuning, at what cost."),
+    "data_quality": ("Data quality gate", "Are enough of the cleaned rows right in every respect?"),
+    "review_sample": ("Sample for the experts", "A random part of the cleaned rows, for people to judge."),
+    "expert_review": ("Review gate", "Do the experts find enough of the rows right?"),
+    "data_split": ("Split", "Training, validation and test rows, without overlap."),
+    "baseline_report": ("What a prompt alone reaches", "Measured on the test rows before anything is trained."),
+    "adapter": ("Training", "The tuned weights; what is learned is checked before, the loss is watched during."),
+    "eval_report": ("Evaluation", "Base, prompted and tuned model on the same test rows."),
+    "release_decision": ("Decision", "Promote, reject, or not enough evidence, with every reason."),
+    "registered_model": ("Registered version", "The model with its card, licence and checksums."),
+    "deployed_endpoint": ("In service", "The version behind the endpoint, after its answers were compared."),
+    "traffic_report": ("Traffic", "What the live questions and answers look like."),
+}
+
+STATES = {
+    "fresh": "Done",
+    "stale": "Out of date",
+    "missing": "Not made yet",
+    "failed": "Gate failed",
+    "waiting": "Waiting for you",
+    "others": "Waiting for others",
+    "ready": "Ready to go on",
+}
+
+STEPS = {
+    "read": "Read",
+    "clean": "Clean",
+    "quality": "Quality",
+    "review": "Review",
+    "split": "Split",
+    "train": "Train",
+    "evaluate": "Evaluate",
+    "decide": "Decide",
+    "serve": "Serve",
+    "watch": "Watch",
+}
+
+VARIANTS = {
+    "zero_shot": "Base model, instruction only",
+    "few_shot": "Base model, fixed examples in the prompt",
+    "retrieved": "Base model, similar examples in the prompt",
+    "classical": "Classical model (no language model)",
+    "larger": "Larger model over an API",
+    "tuned": "Tuned model",
+}
+
+OUTCOMES = {
+    "PROMOTE": "Promote: the tuned model is better, and nothing got worse",
+    "REJECT": "Reject: the tuned model must not be used",
+    "INCONCLUSIVE": "Not enough evidence to decide",
+}
+
+_SHORT = {"pii": "personal data,", "html": "HTML", "json": "JSON", "id": "id", "ms": "ms", "p95": "95th percentile"}
+
+
+def label(asset: str) -> str:
+    return ASSETS[asset][0] if asset in ASSETS else spelt(asset)
+
+
+def about(asset: str) -> str:
+    return ASSETS[asset][1] if asset in ASSETS else ""
+
+
+def state(name: str) -> str:
+    return STATES[name]
+
+
+def variant(name: str) -> str:
+    return VARIANTS.get(name) or spelt(name)
+
+
+def spelt(slug: str) -> str:
+    """A slug as words: "near-duplicate" -> "Near duplicate", "pii-email" -> "Personal data, email"."""
+    words = [_SHORT.get(word, word) for word in re.split(r"[-_ ]+", slug) if word]
+    text = " ".join(words).rstrip(",")
+    return text[:1].upper() + text[1:]
+
+
+def is_slug(name: str) -> bool:
+    """Is this a program's name for something, not a person's?"""
+    return re.fullmatch(r"[a-z0-9]+(?:[_:-] ?[a-z0-9_ ]+)+", name) is not None and "_" in name
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def number(value: float | None) -> str:
+    """Thousands apart, whole numbers without a point, others to three digits."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3g}"
+
+
+def when(iso: str) -> str:
+    """"2026-01-05T10:00:00+00:00" -> "5 Jan 2026, 10:00 UTC"; text that is no time is given back as it is."""
+    try:
+        time = datetime.fromisoformat(iso)
+    except ValueError:
+        return iso
+    zone = f" {time.tzname()}" if time.tzinfo else ""
+    return f"{time.day} {time:%b %Y, %H:%M}{zone}"
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

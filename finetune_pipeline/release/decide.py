@@ -1,0 +1,185 @@
+"""The decision: PROMOTE, REJECT or INCONCLUSIVE, with every reason. Pure: scores and rules in, a Decision out.
+
+    decide(Evidence(scores, general, groups, adapter="9be0…", evaluation="51aa…"), task.release)
+
+    PROMOTE        every question of criteria.py is answered yes, by the interval and not by the mean alone
+    REJECT         an answer is shown to be no: no gain, general ability lost, a slice harmed, the format broken
+    INCONCLUSIVE   neither: too few test rows for so small a difference; it says how many it would take
+
+The tuned model has to beat *each* prompted baseline on its own, at the full `alpha`. It is the only sound way without a
+correction: to compare with the best of several, chosen on the same rows, is to compare with a maximum of noisy figures;
+but a model that is truly no better than some baseline passes that one comparison with a chance of at most `alpha`, so
+whatever the others say, all of them together pass with no more (the intersection-union test: Berger, "Multiparameter
+hypothesis testing and acceptance sampling", Technometrics 24, 1982, 295-300). `benchmarks/decision.py` simulates it.
+
+What it is not: the generation of answers and scores (evaluate/), or the gate itself, which is the verdict stored with
+the evaluation's hash (assets.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from finetune_pipeline.config import Release
+from finetune_pipeline.errors import DataError
+from finetune_pipeline.records import Check, Decision, Json, Score
+from finetune_pipeline.release import criteria
+from finetune_pipeline.release.criteria import Finding, Groups, Reuse, Right, percent, points, share
+from finetune_pipeline.release.power import smallest_gain
+
+TUNED = "tuned"
+PROMPTED = ("zero_shot", "few_shot", "retrieved")  # what the team would use if it did not tune
+CHEAPER = ("classical",)  # shown, and warned about: beating a prompt is no reason to ship more than is needed
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that a decision looks at. `scores`: a row for each variant and test row. `general`: pairs of the base's and
+    the tuned model's loss on general texts; None when that was not measured. `groups`: test row id -> the group it
+    shares with others. `adapter` and `evaluation` are content hashes."""
+
+    scores: Sequence[Score]
+    general: Sequence[tuple[float, float]] | None
+    groups: Groups
+    adapter: str
+    evaluation: str
+    reuse: Reuse = field(default_factory=Reuse)
+
+
+def decide(evidence: Evidence, rules: Release) -> Decision:
+    """Weigh the evidence. DataError when the variants were not scored on the same rows."""
+    exact = by_variant(evidence.scores)
+    findings = _findings(exact, evidence, rules)
+    outcome = _outcome(findings)
+    figures = _figures(exact, findings, evidence, rules)
+    checks = tuple(finding.check for finding in findings.values())
+    summary = f"{outcome}: {_summary(outcome, exact, findings)}"
+    return Decision(outcome, evidence.adapter, evidence.evaluation, checks, summary, figures)
+
+
+def by_variant(scores: Sequence[Score]) -> dict[str, Right]:
+    """Variant -> row id -> exactly right. DataError unless all variants, the tuned model among them, have the same rows
+    once each: a paired test on other rows would be a comparison of nothing."""
+    exact: dict[str, dict[str, bool]] = {}
+    for score in scores:
+        exact.setdefault(score.variant, {})[score.id] = score.exact
+    ids = exact.get(TUNED, {}).keys()
+    for name, rows in exact.items():
+        twice = [row for row, count in Counter(s.id for s in scores if s.variant == name).items() if count > 1]
+        odd = sorted(rows.keys() ^ ids) + twice
+        if odd:
+            raise DataError(
+                f"{name} and {TUNED} were not scored once on the same test rows: {len(odd)} differ, such as {odd[0]}",
+                "materialise eval_report again; baseline and tuned model have to answer the same split",
+            )
+    return {name: rows for name, rows in exact.items()}
+
+
+def best_prompted(exact: Mapping[str, Right]) -> str | None:
+    """The prompted baseline with the most answers exactly right; of equals, the simplest."""
+    names = [name for name in PROMPTED if name in exact]
+    return max(names, key=lambda name: sum(exact[name].values()), default=None)
+
+
+def _findings(exact: Mapping[str, Right], evidence: Evidence, rules: Release) -> dict[str, Finding]:
+    """The questions in the order in which a person wants to read them."""
+    tuned = exact.get(TUNED, {})
+    best = best_prompted(exact)
+    findings: dict[str, Finding] = {}
+    for name in PROMPTED:
+        if name in exact:
+            findings[f"gain:{name}"] = criteria.beats(name, tuned, exact[name], evidence.groups, rules)
+    if best is None:
+        findings["gain"] = _nothing_to_beat()
+    findings["general"] = criteria.keeps_general_ability(evidence.general, rules)
+    mine = [score for score in evidence.scores if score.variant == TUNED]
+    findings["format"] = criteria.answers_valid({score.id: score.valid for score in mine}, rules)
+    if best is not None:
+        slices = {score.id: score.slice for score in mine}
+        harmed, undecided = criteria.slices_unharmed(best, tuned, exact[best], slices, evidence.groups, rules)
+        findings |= {"slices": harmed, "slices_undecided": undecided}
+    for name in CHEAPER:
+        if name in exact:
+            findings[name] = criteria.cheaper(name, tuned, exact[name], evidence.groups, rules)
+    return findings | {"reuse": criteria.fresh_test_set(evidence.reuse, rules)}
+
+
+def _nothing_to_beat() -> Finding:
+    expected = f"at least one of {', '.join(PROMPTED)} among `baseline.variants`"
+    check = Check("better than a prompt", False, expected, "none was evaluated, so no gain can be shown")
+    return Finding(check, "undecided")
+
+
+def _outcome(findings: Mapping[str, Finding]) -> Literal["PROMOTE", "REJECT", "INCONCLUSIVE"]:
+    states = {finding.state for finding in findings.values()}
+    return "REJECT" if "harm" in states else "INCONCLUSIVE" if "undecided" in states else "PROMOTE"
+
+
+def _summary(outcome: str, exact: Mapping[str, Right], findings: Mapping[str, Finding]) -> str:
+    best = best_prompted(exact)
+    tuned = f"the tuned model has {share(exact.get(TUNED, {}))} test rows exactly right"
+    against = f", the best prompted baseline ({best}) {share(exact[best])}" if best else ""
+    if outcome == "PROMOTE":
+        warned = [f.check.name for f in findings.values() if not f.check.passed]
+        return tuned + against + (f"; with a warning: {', '.join(warned)}" if warned else "; all checks hold")
+    state = "harm" if outcome == "REJECT" else "undecided"
+    reasons = [f.check.name for f in findings.values() if f.state == state]
+    if outcome == "REJECT":
+        return f"{tuned}{against}; shown not to hold: {', '.join(reasons)}"
+    return f"{tuned}{against}; not decided: {', '.join(reasons)}; {advice(findings)}"
+
+
+def advice(findings: Mapping[str, Finding]) -> str:
+    """What would turn undecided findings into decided ones: the largest number of rows any of them needs."""
+    undecided = [finding for finding in findings.values() if finding.state == "undecided"]
+    needs: dict[str, int] = {}
+    for finding in undecided:
+        if finding.rows is not None:
+            needs[finding.unit] = max(needs.get(finding.unit, 0), finding.rows)
+    if not needs:
+        return "no number of rows would decide at these rates: a better model would"
+    wanted = " and ".join(f"{count} {unit}" for unit, count in needs.items())
+    part = "" if all(finding.rows is not None for finding in undecided) else " some of it"
+    return f"about {wanted} in all would decide{part}, at the rates seen here"
+
+
+def _figures(
+    exact: Mapping[str, Right], findings: Mapping[str, Finding], evidence: Evidence, rules: Release
+) -> dict[str, Json]:
+    tuned = exact.get(TUNED, {})
+    best = best_prompted(exact)
+    gain = findings[f"gain:{best}"].figures if best else {}
+    losses = gain.get("losses", 0)
+    seen = smallest_gain(len(tuned), losses, rules.alpha) if best and isinstance(losses, int) else None
+    return {
+        "rows": len(tuned),
+        "variants": {name: {"rows": len(rows), "exact": sum(rows.values())} for name, rows in exact.items()},
+        "best_prompted": best,
+        "gain": {"against": best, **gain},
+        "smallest_gain_shown": seen,
+        "rows_needed": {unit: count for unit, count in _needs(findings).items()},
+        "findings": {name: {"state": f.state, "rows_needed": f.rows, **f.figures} for name, f in findings.items()},
+        "rules": rules.model_dump(mode="json"),
+        "seed": criteria.SEED,
+    }
+
+
+def _needs(findings: Mapping[str, Finding]) -> dict[str, int]:
+    needs: dict[str, int] = {}
+    for finding in findings.values():
+        if finding.state == "undecided" and finding.rows is not None:
+            needs[finding.unit] = max(needs.get(finding.unit, 0), finding.rows)
+    return needs
+
+
+def in_words(smallest: float | None, rows: int) -> str:
+    """What this test set could have shown."""
+    if smallest is None:
+        return f"{rows} test rows could not have shown any gain with 80 % chance"
+    return f"{rows} test rows show a gain of {points(smallest)} or more with 80 % chance; smaller ones they mostly miss"
+
+
+__all__ = ["Evidence", "Reuse", "advice", "best_prompted", "by_variant", "decide", "in_words", "percent"]

@@ -1,0 +1,58 @@
+"""What the tests of the gates share: a declaration, rows that are right, and the way through Great Expectations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_pipeline.config import Task, task_from
+from finetune_pipeline.gates import rules, suite, verdict
+from finetune_pipeline.records import Example, Message, Verdict
+
+SCHEMA = {
+    "type": "object",
+    "required": ["intent"],
+    "additionalProperties": False,
+    "properties": {"intent": {"enum": ["delivery", "refund"]}},
+}
+ANSWER = '{"intent": "refund"}'
+
+
+def declare(**sections: Any) -> Task:
+    plain = {
+        "name": "tickets",
+        "sources": [{"path": "raw/tickets.csv"}],
+        "base": {"path": "/models/small", "licence": "apache-2.0"},
+        "answer": {"format": "json", "schema": SCHEMA},
+        "quality": {"min_rows": 10},
+    }
+    return task_from(plain | sections, "the test's declaration")
+
+
+def row(number: int, question: str | None = None, answer: str = ANSWER) -> Example:
+    said = f"where is parcel {_word(number)}" if question is None else question
+    return Example(f"row{number}", (Message("user", said), Message("assistant", answer)), "tickets", f"t.csv:{number}")
+
+
+def rows(count: int, bad: int = 0) -> list[Example]:
+    """`count` rows, the first `bad` of which break the schema."""
+    return [row(n, answer="{}" if n < bad else ANSWER) for n in range(count)]
+
+
+def judged(examples: list[Example], task: Task, dropped: int = 0) -> Verdict:
+    frame = rules.table(examples, task, dropped)
+    return verdict.judge(suite.run(frame, task, "test"), frame, rules.rules_of(task), task.quality, "c0ffee")
+
+
+@pytest.fixture
+def task() -> Task:
+    return declare()
+
+
+def _word(number: int) -> str:
+    """A different word for each number: digits could be taken for personal data."""
+    letters = ""
+    while number >= 0:
+        letters, number = chr(97 + number % 26) + letters, number // 26 - 1
+    return letters

@@ -1,0 +1,142 @@
+"""The asset: its files, its verdict, its account, and the same test rows from one retraining to the next."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_pipeline.config import Split
+from finetune_pipeline.errors import DataError
+from finetune_pipeline.materialise import Outcome, Work
+from finetune_pipeline.records import Drop, Example, read_jsonl
+from finetune_pipeline.split.assets import data_split, judge
+from finetune_pipeline.split.memory import frozen_file
+from finetune_pipeline.split.overlap import overlaps
+from finetune_pipeline.store import TaskStore
+from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
+
+LABELS = ("delivery", "refund", "warranty")
+ANSWER = {"format": "label", "labels": list(LABELS)}
+DROPS = {
+    "raw_examples": [Drop("u1", "test.csv:90", "1_raw", "not-json")],
+    "clean_examples": [Drop("c1", "test.csv:91", "2_clean", "exact-duplicate")],
+    "expert_review": [Drop("e1", "test.csv:92", "4_review", "expert-rejected")],
+}
+
+
+def rows_of(count: int, seed: int = 1) -> list[Example]:
+    """Questions of random letters: no two are near duplicates."""
+    rng = random.Random(seed)
+    made = []
+    for i in range(count):
+        words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(5)]
+        made.append(example(f"{seed}-{i:04}", " ".join(words), LABELS[i % 3]))
+    return made
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskStore:
+    return task_store(tmp_path, monkeypatch)
+
+
+def prepared(store: TaskStore, tmp_path: Path, rows: Sequence[Example], **split: float) -> Work:
+    """What `data_split` gets: rows that went through all stages, and three that each stage dropped."""
+    gone = [example(id_, f"gone {id_}", "refund") for id_ in ("c1", "e1")]
+    raw: dict[str, Sequence[Any]] = {"examples.jsonl": [*rows, *gone], "drops.jsonl": DROPS["raw_examples"]}
+    clean: dict[str, Sequence[Any]] = {"examples.jsonl": [*rows, gone[1]], "drops.jsonl": DROPS["clean_examples"]}
+    reviewed: dict[str, Sequence[Any]] = {"examples.jsonl": rows, "drops.jsonl": DROPS["expert_review"]}
+    return work(
+        task(answer=ANSWER, split=split),
+        store,
+        tmp_path,
+        raw_examples=finished(store, "raw_examples", raw),
+        clean_examples=finished(store, "clean_examples", clean),
+        expert_review=finished(store, "expert_review", reviewed),
+    )
+
+
+def made(asked: Work) -> tuple[Outcome, dict[str, set[str]]]:
+    outcome = data_split(asked)
+    sides = ("train", "validation", "test")
+    return outcome, {s: {row["id"] for row in read_jsonl(asked.out / f"{s}.jsonl")} for s in sides}
+
+
+def test_the_split_and_the_account_of_every_raw_row(store: TaskStore, tmp_path: Path) -> None:
+    asked = prepared(store, tmp_path, rows_of(300))
+    outcome, ids = made(asked)
+    assert {name: len(found) for name, found in ids.items()} == {"train": 231, "validation": 24, "test": 45}
+    assert outcome.verdict is not None
+    assert outcome.verdict.passed
+    assert outcome.verdict.about == asked.inputs["expert_review"].content
+    assert outcome.summary["raw"] == 303
+    assert outcome.summary["dropped_by_stage"] == {
+        "1_raw": {"not-json": 1},
+        "2_clean": {"exact-duplicate": 1},
+        "4_review": {"expert-rejected": 1},
+    }
+    fates = {row["id"]: row for row in read_jsonl(asked.out / "fates.jsonl")}
+    assert len(fates) == 303
+    assert fates["e1"] == {
+        "id": "e1", "origin": "test.csv:92", "fate": "dropped", "stage": "4_review", "reason": "expert-rejected"
+    }  # fmt: skip
+
+
+def test_no_row_changes_sides_when_rows_are_added(store: TaskStore, tmp_path: Path) -> None:
+    _, before = made(prepared(store, tmp_path, rows_of(200)))
+    outcome, after = made(prepared(store, tmp_path, [*rows_of(100, seed=2), *rows_of(200)]))
+    assert before["test"] <= after["test"]
+    assert not before["train"] & after["test"]
+    assert len(after["test"]) == 45
+    assert outcome.summary["frozen_test_rows"] == 30
+
+
+def test_another_seed_draws_a_new_test_set_and_the_old_seed_finds_the_old_one(store: TaskStore, tmp_path: Path) -> None:
+    _, first = made(prepared(store, tmp_path, rows_of(200)))
+    _, other = made(prepared(store, tmp_path, rows_of(200), seed=12))
+    _, again = made(prepared(store, tmp_path, rows_of(200)))
+    assert first == again != other
+
+
+def test_near_duplicates_fall_on_the_same_side(store: TaskStore, tmp_path: Path) -> None:
+    rows = rows_of(100)
+    copies = [example(f"copy{row.id}", f"Hello! {row.question.upper()}??", row.answer) for row in rows]
+    outcome, ids = made(prepared(store, tmp_path, [*rows, *copies]))
+    assert outcome.verdict is not None
+    assert outcome.verdict.passed
+    assert all((row.id in found) == (f"copy{row.id}" in found) for row in rows for found in ids.values())
+
+
+def test_a_planted_near_duplicate_fails_the_check_and_is_named() -> None:
+    rows = rows_of(100)
+    planted = example("planted", rows[0].question + " now", rows[0].answer)
+    parts = {"test": rows[:40], "train": [*rows[40:90], planted], "validation": rows[90:]}
+    found = overlaps(parts["test"], [*parts["train"], *parts["validation"]], 0.6)
+    verdict = judge(found, parts, Split(), [], "hash")  # type: ignore[arg-type]
+    assert not verdict.passed
+    assert "1-0000 (test) and planted: near duplicate" in verdict.summary
+    assert judge([], parts, Split(), [], "hash").passed  # type: ignore[arg-type]
+
+
+def test_what_the_test_cannot_show_is_a_warning_not_a_refusal(store: TaskStore, tmp_path: Path) -> None:
+    outcome, _ = made(prepared(store, tmp_path, rows_of(60)))
+    assert outcome.verdict is not None
+    assert outcome.verdict.passed
+    assert [c.name for c in outcome.verdict.checks if not c.passed] == ["test rows"]
+
+
+def test_rows_that_a_stage_lost_stop_the_split(store: TaskStore, tmp_path: Path) -> None:
+    asked = prepared(store, tmp_path, rows_of(100))
+    lost = finished(store, "clean_examples", {"examples.jsonl": [], "drops.jsonl": []})
+    with pytest.raises(DataError, match=r"1 have no fate.*\(c1\)"):
+        data_split(Work(asked.task, store, {**asked.inputs, "clean_examples": lost}, asked.out, "key", asked.now))
+    assert not frozen_file(store).exists(), "a split that failed decides nothing for later ones"
+
+
+def test_one_group_of_everything_cannot_be_split(store: TaskStore, tmp_path: Path) -> None:
+    rows = [example(row.id, row.question, row.answer, "all") for row in rows_of(50)]
+    with pytest.raises(DataError, match="leave validation and test empty"):
+        data_split(prepared(store, tmp_path, rows))

@@ -1,0 +1,152 @@
+"""Sides are shares of every slice, keep together what belongs together, and never change for a row once decided."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from finetune_pipeline.config import Split
+from finetune_pipeline.records import Example
+from finetune_pipeline.split.overlap import near_pairs
+from finetune_pipeline.split.sides import Side, assign, quotas, units
+from finetune_pipeline_tests.artifacts import example
+
+RULES = Split()
+
+
+def by_text(rows: Sequence[Example]) -> list[list[int]]:
+    """Keep declared groups together, and rows whose questions share half of their 5-grams."""
+    texts = [row.question for row in rows]
+    return units(rows, [[i, j] for i, j, _ in near_pairs(texts, texts, 0.5) if i < j])
+
+
+def by_group(rows: Sequence[Example]) -> list[list[int]]:
+    return units(rows, [])
+
+
+def split(rows: Sequence[Example], known: dict[str, Side] | None = None, rules: Split = RULES) -> dict[str, Side]:
+    result = assign(rows, known or {}, rules, [row.answer for row in rows], by_group)
+    assert result.side.keys() | {drop.id for drop in result.drops} == {row.id for row in rows}
+    assert len(result.side) + len(result.drops) == len(rows)
+    return dict(result.side)
+
+
+def rows_of(slices: dict[str, int], prefix: str = "r", group_size: int = 1) -> list[Example]:
+    rng = random.Random(prefix)
+    return [
+        example(f"{prefix}{rng.getrandbits(64):016x}", "q", name, f"{prefix}{name}{i // group_size}")
+        for name, count in slices.items()
+        for i in range(count)
+    ]
+
+
+def test_units_are_connected_through_groups_and_near_duplicates() -> None:
+    groups = ["a", None, "a", "b", None, None, "b"]
+    rows = [example(str(i), "q", "x", group) for i, group in enumerate(groups)]
+    assert sorted(units(rows, [[2, 3], [4, 5]])) == [[0, 2, 3, 6], [1], [4, 5]]
+    assert units([], []) == []
+
+
+def test_shares_are_met_in_all_and_in_every_slice() -> None:
+    rows = rows_of({"big": 700, "middle": 200, "small": 20, "tiny": 3})
+    side = split(rows)
+    assert Counter(side.values()) == {"train": 710, "validation": 74, "test": 139}, "15 % are 138, and one for tiny"
+    for name, count in Counter(row.answer for row in rows).items():
+        found = Counter(side[row.id] for row in rows if row.answer == name)
+        assert abs(found["test"] - 0.15 * count) <= 1, (name, found)
+        assert found["train"] > 0
+
+
+def test_slices_of_one_row_are_split_like_any_rows() -> None:
+    side = split(rows_of({f"slice {i}": 1 for i in range(400)}))
+    assert Counter(side.values()) == {"train": 308, "validation": 32, "test": 60}
+
+
+def test_groups_stay_whole_and_shares_are_still_about_right() -> None:
+    rows = rows_of({"a": 300, "b": 300}, group_size=7)
+    side = split(rows)
+    sides_of = {row.group: {side[r.id] for r in rows if r.group == row.group} for row in rows}
+    assert all(len(found) == 1 for found in sides_of.values())
+    count = Counter(side.values())
+    assert abs(count["test"] - 90) <= 4
+    assert abs(count["validation"] - 48) <= 4
+
+
+def test_large_units_are_as_likely_in_test_as_small_ones() -> None:
+    small = rows_of({"x": 500}, "s")
+    large = rows_of({"x": 500}, "l", group_size=10)
+    side = split([*small, *large])
+    in_test = Counter(row.id[0] for row in (*small, *large) if side[row.id] == "test")
+    assert 40 <= in_test["l"] <= 110, in_test  # 75 expected: 50 units of 10
+
+
+def test_the_order_of_the_rows_does_not_matter_and_the_seed_does() -> None:
+    rows = rows_of({"a": 100, "b": 50})
+    assert split(rows) == split(rows[::-1])
+    assert split(rows) != split(rows, rules=Split(seed=12))
+
+
+def test_decided_rows_never_move_however_often_rows_are_added() -> None:
+    """Ten rounds of growth with new slices, new members of old groups and shifting shares."""
+    rng = random.Random(3)
+    rows: list[Example] = []
+    known: dict[str, Side] = {}
+    for step in range(10):
+        new = rows_of({"a": rng.randint(1, 40), f"slice {step}": rng.randint(1, 30)}, f"step{step}-", rng.randint(1, 4))
+        joined = [example(f"j{step}-{i}", "q", "a", rng.choice(rows).group) for i in range(5) if rows]
+        rows = [*rows, *new, *joined]
+        rng.shuffle(rows)
+        side = split(rows, known)
+        assert all(side[id_] == before for id_, before in known.items())
+        known = side
+    share = Counter(known.values())["test"] / len(known)
+    assert 0.1 < share < 0.2
+
+
+def test_without_memory_added_rows_move_few() -> None:
+    rows = rows_of({"a": 500, "b": 300})
+    before, after = split(rows), split([*rows, *rows_of({"a": 25, "b": 15}, "n")])
+    assert sum(before[row.id] != after[row.id] for row in rows) <= 0.05 * len(rows)
+
+
+def test_new_rows_follow_what_they_belong_to() -> None:
+    rows = [example("t", "q", "x", "g1"), example("d", "q", "x", "g2"), example("v", "q", "x", "g3")]
+    new = [example("n1", "q", "x", "g1"), example("n2", "q", "x", "g2"), example("n3", "q", "x", "g3")]
+    side = split([*rows, *new], {"t": "test", "d": "train", "v": "validation"})
+    assert [side[row.id] for row in new] == ["test", "train", "validation"]
+
+
+BRIDGE = [
+    example("t", "alpha bravo charlie delta", "x"),
+    example("n", "alpha bravo charlie delta echo foxtrot golf", "x"),
+    example("d", "charlie delta echo foxtrot golf", "x"),
+]
+
+
+def test_a_new_row_that_links_test_with_training_is_dropped() -> None:
+    rows = [*BRIDGE, example("m", "charlie delta echo foxtrot golf!", "x")]
+    result = assign(rows, {"t": "test", "d": "train"}, Split(near_duplicate=0.5), ["x"] * 4, by_text)
+    assert len(by_text(rows)) == 1, "all four are one unit"
+    assert result.side == {"t": "test", "d": "train", "m": "train"}
+    assert [(drop.id, drop.reason, drop.detail) for drop in result.drops] == [
+        ("n", "near-frozen-test", "near duplicate of test row t")
+    ]
+
+
+def test_a_trained_row_directly_linked_to_a_test_row_leaves_training() -> None:
+    rows = [example("t", "q", "x", "g"), example("d", "q", "x", "g"), example("n", "q", "x", "g")]
+    result = assign(rows, {"t": "test", "d": "train"}, RULES, ["x"] * 3, by_group)
+    assert result.side == {"t": "test"}
+    assert sorted(drop.id for drop in result.drops) == ["d", "n"]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.08, 0.15, 0.49])
+def test_quotas_sum_to_the_share(share: float) -> None:
+    rng = random.Random(5)
+    sizes = {f"s{i}": rng.randint(1, 60) for i in range(50)}
+    found = quotas(sizes, share, 1, {})
+    assert sum(found.values()) == round(share * sum(sizes.values()))
+    assert all(abs(found[name] - share * size) < 1 for name, size in sizes.items())

@@ -1,0 +1,107 @@
+"""The `finetune` command as a stranger meets it: bad input ends with a plain error and its stable exit code."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from finetune_pipeline import errors
+from finetune_pipeline.cli import main
+from finetune_pipeline.reference import command_line, configuration
+
+ROOT = Path(__file__).parents[1]
+GOOD = "name: {name}\nsources: [{{path: raw/a.csv}}]\nbase: {{path: ../model, licence: mit}}\n"
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
+    return tmp_path / "data"
+
+
+def finetune(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def declare(data: Path, name: str, text: str = GOOD) -> None:
+    (data / name).mkdir(parents=True)
+    (data / name / "task.yaml").write_text(text.format(name=name), "utf-8")
+
+
+def test_exit_codes_are_the_documented_ones() -> None:
+    documented = {
+        words[0].lstrip("├└─ "): int(words[words.index("exit") + 1])
+        for line in (errors.__doc__ or "").splitlines()
+        if "exit" in (words := line.replace("├──", "").replace("└──", "").split())[1:2]
+    }
+    actual = {c.__name__: c.exit_code for c in [errors.FinetuneError, *errors.FinetuneError.__subclasses__()]}
+    assert documented == actual
+    assert len(set(actual.values())) == len(actual)
+
+
+def test_unknown_task(data: Path) -> None:
+    result = finetune("run", "nothing")
+    assert result.exit_code == errors.DeclarationError.exit_code
+    assert "nothing/task.yaml does not exist" in result.stderr.replace("\n", "")
+
+
+def test_check_reports_every_problem_of_a_declaration_at_once(data: Path) -> None:
+    declare(data, "t", GOOD + "trian: {{}}\nsplit: {{test: 0.9}}\nquality: {{mostly: 2}}\n")
+    result = finetune("check", "t")
+    assert result.exit_code == errors.DeclarationError.exit_code
+    said = " ".join(result.stderr.split())
+    assert "trian: unknown key. Did you mean `train`?" in said
+    assert "split.test" in said
+    assert "quality.mostly" in said
+
+
+def test_check_looks_at_sources_and_base_model(data: Path) -> None:
+    declare(data, "t")
+    result = finetune("check", "t")
+    assert result.exit_code == errors.DeclarationError.exit_code
+    said = " ".join(result.stderr.split())
+    assert "raw/a.csv" in said
+    assert "base" in said
+
+
+def test_status_names_a_broken_declaration_and_goes_on(data: Path) -> None:
+    declare(data, "broken", "name: [")
+    declare(data, "fine")
+    result = finetune("status")
+    assert result.exit_code == 0
+    assert "no valid YAML" in " ".join(result.output.split())
+    assert "fine" in result.output
+
+
+def test_status_without_tasks_says_how_to_make_one(data: Path) -> None:
+    assert "finetune init" in finetune("status").output
+
+
+def test_a_port_in_use_is_named_with_its_cure(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("FINETUNE_DAGSTER_URL", f"http://127.0.0.1:{port}")
+        result = finetune("up")
+    assert result.exit_code == errors.PortInUse.exit_code
+    assert f"127.0.0.1:{port}" in result.stderr
+    assert "FINETUNE_DAGSTER_URL" in result.stderr
+
+
+def test_help_needs_a_moment_only() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "finetune_pipeline.cli", "-h"], capture_output=True, text=True, check=True
+    )
+    assert "rollback" in said.stdout
+
+
+def test_reference_pages_are_those_of_the_code() -> None:
+    cure = "run `make docs`"
+    assert (ROOT / "docs" / "configuration.md").read_text("utf-8") == configuration(), cure
+    assert (ROOT / "docs" / "cli.md").read_text("utf-8") == command_line(), cure
