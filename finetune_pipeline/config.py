@@ -121,8 +121,8 @@ class Base(Declared):
             raise ValueError(f"give exactly one of `gguf`, `path` and `hub`, not {given or 'none'}")
         if self.hub and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError(
-                f"`hub: {self.hub}` needs `revision`, a full commit hash (40 hexadecimal digits): what a name points to "
-                "can change, and then nothing you measured holds; the hash stands on the model's page "
+                f"`hub: {self.hub}` needs `revision`, a full commit hash (40 hexadecimal digits): what a name "
+                "points to can change, and then nothing you measured holds; the hash stands on the model's page "
                 "under Files, History"
             )
         return self

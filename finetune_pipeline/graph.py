@@ -15,9 +15,9 @@ class Step:
 
     `needs`: the assets whose files it reads. `after`: assets that come first without being read (a report before money
     is spent): they order the graph and never make this one stale. `gates`: pairs (gate asset, asset it must have
-    judged); the step refuses to run unless that very content passed. `declared`: the sections of the declaration that change its result.
-    `version` rises when its code gives another result for the same inputs. `make` and `outside` name functions
-    ("module:function"): the one that makes it, and the one that hashes what it reads beyond its inputs.
+    judged); the step refuses to run unless that very content passed. `declared`: the sections of the declaration that
+    change its result. `version` rises when its code gives another result for the same inputs. `make` and `outside` name
+    functions ("module:function"): the one that makes it, and the one that hashes what it reads beyond its inputs.
     """
 
     asset: str
@@ -42,6 +42,7 @@ STEPS: tuple[Step, ...] = (
         "base_model",
         "0_base",
         make=f"{_P}.base_model:base_model",
+        outside=f"{_P}.base_model:source_fingerprint",
         declared=("base", "use"),
         kinds=("huggingface",),
         description="The base model: pinned, licence checked, as a local folder of safetensors.",

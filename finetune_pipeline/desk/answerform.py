@@ -15,9 +15,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
-from finetune_pipeline.clean.answers import problem
+from finetune_pipeline.clean.answers import dump, problem, tidy
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.desk.words import spelt
 
@@ -82,7 +83,8 @@ def read(spec: AnswerFormat, posted: Mapping[str, str], original: str) -> Edited
             _put(after, each, given, each.name in before)
         except ValueError as error:
             complaints[each.name] = str(error)
-    text = original if after == before and _object(original) is not None else _written(after, original)
+    unchanged = after == before and _object(original) is not None
+    text = original if unchanged else tidy(dump(after), spec)[0]
     return _judged(spec, text, complaints)
 
 
@@ -106,12 +108,18 @@ def _judged(spec: AnswerFormat, text: str, complaints: Mapping[str, str]) -> Edi
 
 
 def _of_one(spec: AnswerFormat, name: str, value: Mapping[str, Any]) -> str | None:
-    """The complaint about one property alone, by the same judge as the whole."""
-    schema = spec.json_schema or {}
-    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    alone = {"type": "object", "properties": {name: schema["properties"][name]}, **shared}
-    one = AnswerFormat(format="json", json_schema=alone)
-    return problem(json.dumps({name: value[name]}, ensure_ascii=False), one)
+    """The complaint about one property alone, by the same judge as the whole, without the property's name."""
+    said = problem(dump({name: value[name]}), _alone(json.dumps(spec.json_schema), name))
+    return said.removeprefix(f"{name}: ") if said else None
+
+
+@lru_cache(maxsize=256)
+def _alone(schema: str, name: str) -> AnswerFormat:
+    """A format that knows one property of the schema only."""
+    whole = json.loads(schema)
+    shared = {key: whole[key] for key in ("$defs", "definitions") if key in whole}
+    alone = {"type": "object", "properties": {name: whole["properties"][name]}, **shared}
+    return AnswerFormat(format="json", json_schema=alone)
 
 
 def _properties(spec: AnswerFormat) -> dict[str, Any]:
@@ -220,13 +228,6 @@ def _object(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
-
-
-def _written(value: Mapping[str, Any], original: str) -> str:
-    """JSON in the style of the original: most answers of a task are written alike, and the model learns the style."""
-    before = _object(original)
-    tight = json.dumps(before, ensure_ascii=False, separators=(",", ":")) == original.strip() if before else False
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":") if tight else None)
 
 
 def _shown(item: Any) -> str:

@@ -162,7 +162,7 @@ def _refusal(name: str, each: AssetState) -> Waiting:
     summary = verdict.summary if verdict else ""
     cure = gate_cure(each.asset)
     page = {"data_quality": "/quality", "expert_review": "/review"}.get(each.asset, f"#{each.asset}")
-    outcome = str(verdict.figures.get("outcome", "")) if verdict else ""
+    outcome = each.plan.artifact.json("decision.json")["outcome"] if _is_decision(each) and each.plan.artifact else ""
     title = {
         "data_quality": "The data did not pass the quality gate",
         "expert_review": "Too many reviewed rows were wrong",
@@ -176,3 +176,7 @@ def _refusal(name: str, each: AssetState) -> Waiting:
         "clean_examples": "Not every row is accounted for",
     }.get(each.asset, "A gate refused")
     return Waiting(name, "bad", title, f"{summary}. What to do: {cure}.", "Read why", page)
+
+
+def _is_decision(each: AssetState) -> bool:
+    return each.asset == "release_decision"

@@ -21,6 +21,7 @@ from finetune_pipeline.release import power, statistics
 from finetune_pipeline.release.statistics import Paired
 
 SEED = 0  # of the bootstraps; they are a function of the data and this
+SHOWN = 0.95  # confidence of the interval that reports show; the decision's own bounds are one-sided, at 1 - alpha
 WORN = 5  # decisions from which a test set counts as worn
 Right: TypeAlias = Mapping[str, bool]  # row id -> is this variant's answer exactly right (or valid)?
 Groups: TypeAlias = Mapping[str, str | None]
@@ -92,7 +93,9 @@ def keeps_general_ability(losses: Sequence[tuple[float, float]] | None, rules: R
     if rise.low > rules.general_margin:
         state = "harm"
     between = f"between {_signed(rise.low)} and {_signed(rise.high)}" if rise.rows > 1 else "of unknown spread"
-    observed = f"{_signed(rise.rise)} on {rise.rows} texts, {between} ({_confidence(rules.alpha)})" if rise.rows else "no text"
+    observed = (
+        f"{_signed(rise.rise)} on {rise.rows} texts, {between} ({_confidence(rules.alpha)})" if rise.rows else "no text"
+    )
     figures: dict[str, Json] = {"measured": True, "texts": rise.rows, "rise": _finite(rise.rise)}
     figures |= {"low": _finite(rise.low), "high": _finite(rise.high), "margin": rules.general_margin}
     texts = power.texts_needed(rise, rules.general_margin, rules.alpha) if state == "undecided" else None
@@ -116,7 +119,9 @@ def answers_valid(valid: Right, rules: Release) -> Finding:
         observed += f"; so few rows cannot exclude a share below {percent(rules.min_schema)}"
     needed = power.share_rows_needed(right, rows, rules.min_schema, rules.alpha) if state == "undecided" else None
     figures: dict[str, Json] = {"rows": rows, "valid": right, "low": low, "high": high, "bar": rules.min_schema}
-    check = Check("answers keep the format", passed, f"at least {percent(rules.min_schema)} of the answers valid", observed)
+    check = Check(
+        "answers keep the format", passed, f"at least {percent(rules.min_schema)} of the answers valid", observed
+    )
     return Finding(check, state, figures, needed)
 
 
@@ -131,13 +136,15 @@ def slices_unharmed(
     Why not non-inferiority in each slice, as for general ability: a slice of 10 rows in which both models give the very
     same answers still leaves a loss of up to 21 points possible; it takes 25 such rows, or 100 to 200 with the usual
     disagreement, to exclude 10 points. Such a gate would pass nothing, or make people declare fewer slices. So a slice
-    blocks on evidence, and what the evidence cannot exclude is named, with the rows it would take, for a person to weigh.
+    blocks on evidence, and what the evidence cannot exclude is named, with the rows it would take, for people to weigh.
     """
     parts: defaultdict[str, dict[str, bool]] = defaultdict(dict)
     for row, right in tuned.items():
         parts[slices[row]][row] = right
     named = {name: rows for name, rows in sorted(parts.items()) if name}
-    pairs = {name: statistics.paired(rows, {row: baseline[row] for row in rows}, groups) for name, rows in named.items()}
+    pairs = {
+        name: statistics.paired(rows, {row: baseline[row] for row in rows}, groups) for name, rows in named.items()
+    }
     tested = [name for name, pair in pairs.items() if pair.rows >= rules.min_slice_rows]
     chances = [statistics.p_value(statistics.mirrored(pairs[name]), rules.slice_margin) for name in tested]
     adjusted = dict(zip(tested, statistics.holm(chances), strict=True))
@@ -198,7 +205,9 @@ def fresh_test_set(reuse: Reuse, rules: Release) -> Finding:
     luck = 1 - (1 - rules.alpha) ** reuse.adapters
     observed = "this is its first decision" if reuse.adapters == 1 else f"{reuse.adapters} adapters so far"
     if worn:
-        observed += f"; were none of them any good, one would have been promoted with a chance of up to {luck:.0%}: add rows"
+        observed += (
+            f"; were all of them useless, one would still be promoted with a chance of up to {luck:.0%}: add rows"
+        )
     if reuse.rules > 1:
         observed += f"; this very adapter was judged by {reuse.rules} sets of rules: choose them before looking"
     check = Check(
@@ -251,9 +260,11 @@ def _pair_figures(pair: Paired, low: float, high: float, p: float, alpha: float)
         "wins": pair.wins,
         "losses": pair.losses,
         "difference": pair.difference,
-        "interval": [low, high],
+        "interval": list(statistics.difference_bounds(pair, SHOWN)),
+        "confidence": SHOWN,
+        "bounds": [low, high],
+        "bounds_confidence": 1 - 2 * alpha,
         "bootstrap": list(statistics.bootstrap_bounds(pair, 1 - 2 * alpha, SEED)),
-        "confidence": 1 - 2 * alpha,
         "p": p,
         "p_two_sided": float(statistics.mcnemar(pair.wins, pair.losses, "two-sided")),
         "design_effect": pair.design,

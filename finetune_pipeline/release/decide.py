@@ -27,7 +27,7 @@ from finetune_pipeline.config import Release
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.records import Check, Decision, Json, Score
 from finetune_pipeline.release import criteria
-from finetune_pipeline.release.criteria import Finding, Groups, Reuse, Right, percent, points, share
+from finetune_pipeline.release.criteria import Finding, Groups, Reuse, Right, share
 from finetune_pipeline.release.power import smallest_gain
 
 TUNED = "tuned"
@@ -75,7 +75,7 @@ def by_variant(scores: Sequence[Score]) -> dict[str, Right]:
                 f"{name} and {TUNED} were not scored once on the same test rows: {len(odd)} differ, such as {odd[0]}",
                 "materialise eval_report again; baseline and tuned model have to answer the same split",
             )
-    return {name: rows for name, rows in exact.items()}
+    return dict(exact)
 
 
 def best_prompted(exact: Mapping[str, Right]) -> str | None:
@@ -133,17 +133,23 @@ def _summary(outcome: str, exact: Mapping[str, Right], findings: Mapping[str, Fi
 
 
 def advice(findings: Mapping[str, Finding]) -> str:
-    """What would turn undecided findings into decided ones: the largest number of rows any of them needs."""
+    """What would turn undecided findings into decided ones."""
     undecided = [finding for finding in findings.values() if finding.state == "undecided"]
-    needs: dict[str, int] = {}
-    for finding in undecided:
-        if finding.rows is not None:
-            needs[finding.unit] = max(needs.get(finding.unit, 0), finding.rows)
+    needs = rows_needed(findings)
     if not needs:
         return "no number of rows would decide at these rates: a better model would"
     wanted = " and ".join(f"{count} {unit}" for unit, count in needs.items())
     part = "" if all(finding.rows is not None for finding in undecided) else " some of it"
     return f"about {wanted} in all would decide{part}, at the rates seen here"
+
+
+def rows_needed(findings: Mapping[str, Finding]) -> dict[str, int]:
+    """The most that any undecided finding needs, in all, by unit: {"test rows": 410}."""
+    needs: dict[str, int] = {}
+    for finding in findings.values():
+        if finding.state == "undecided" and finding.rows is not None:
+            needs[finding.unit] = max(needs.get(finding.unit, 0), finding.rows)
+    return needs
 
 
 def _figures(
@@ -158,28 +164,10 @@ def _figures(
         "rows": len(tuned),
         "variants": {name: {"rows": len(rows), "exact": sum(rows.values())} for name, rows in exact.items()},
         "best_prompted": best,
-        "gain": {"against": best, **gain},
+        "gain": {"over": best, **gain} if best else None,
         "smallest_gain_shown": seen,
-        "rows_needed": {unit: count for unit, count in _needs(findings).items()},
+        "rows_needed": dict(rows_needed(findings)),
         "findings": {name: {"state": f.state, "rows_needed": f.rows, **f.figures} for name, f in findings.items()},
         "rules": rules.model_dump(mode="json"),
         "seed": criteria.SEED,
     }
-
-
-def _needs(findings: Mapping[str, Finding]) -> dict[str, int]:
-    needs: dict[str, int] = {}
-    for finding in findings.values():
-        if finding.state == "undecided" and finding.rows is not None:
-            needs[finding.unit] = max(needs.get(finding.unit, 0), finding.rows)
-    return needs
-
-
-def in_words(smallest: float | None, rows: int) -> str:
-    """What this test set could have shown."""
-    if smallest is None:
-        return f"{rows} test rows could not have shown any gain with 80 % chance"
-    return f"{rows} test rows show a gain of {points(smallest)} or more with 80 % chance; smaller ones they mostly miss"
-
-
-__all__ = ["Evidence", "Reuse", "advice", "best_prompted", "by_variant", "decide", "in_words", "percent"]

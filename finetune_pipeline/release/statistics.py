@@ -7,7 +7,7 @@
 What is compared is a row at a time: rows that both models have right, or both wrong, say nothing about which is better.
 Everything that scipy has is scipy's; Tango's interval and Holm's step-down are not in it and stand here.
 
-What it is not: what the figures mean for a release (criteria.py, decide.py), or how many rows would be needed (power.py).
+What it is not: what the figures mean for a release (criteria.py), or how many rows would be needed (power.py).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Paired:
 
 @dataclass(frozen=True, slots=True)
 class Rise:
-    """Relative rise of a mean (0.03: 3 % higher) over `rows` pairs, with its one-sided bounds at the same confidence."""
+    """Relative rise of a mean (0.03: 3 % higher) over `rows` pairs, with one-sided bounds at the same confidence."""
 
     rows: int
     rise: float
@@ -57,7 +57,7 @@ def paired(
     first: Mapping[str, bool], second: Mapping[str, bool], groups: Mapping[str, str | None] | None = None
 ) -> Paired:
     """Compare two models by row id. Both have to hold the same ids (KeyError otherwise). `groups` names the rows that
-    belong together: they are not independent, and counted as if they were, they would make chance look like evidence."""
+    belong together: they are not independent, and counted as if they were, chance would look like evidence."""
     differences = {row: int(right) - int(second[row]) for row, right in first.items()}
     if len(second) != len(differences):
         raise KeyError(f"{len(differences)} rows against {len(second)}: a paired comparison needs the same rows")

@@ -25,7 +25,7 @@ from finetune_pipeline.review.gate import judge
 from finetune_pipeline.review.inbox import Progress, approves, by_row, load, progress, recorded_file, verdicts_folder
 from finetune_pipeline.store import TaskStore
 
-STAGE = "4_review"
+STAGE = "review"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import FinetuneError, GateRefused
 from finetune_pipeline.materialise import Outcome, Work
-from finetune_pipeline.records import Check, Example, Verdict, dumps, read_jsonl, write_jsonl
+from finetune_pipeline.records import Check, Verdict, dumps, read_jsonl, write_jsonl
 from finetune_pipeline.serve import desired
 from finetune_pipeline.serve.desired import Desired, Version
 from finetune_pipeline.serve.live import Live, live_endpoint, wait_served
@@ -92,7 +92,9 @@ def _replayed(work: Work, endpoint: Live, version: Version) -> Parity:
         raise GateRefused("the evaluation holds no answers to the test rows", "materialise eval_report again")
     name = version.served_as
     served = replay(endpoint, f"{name}@{version.version}", examples, work.report)
-    base = replay(endpoint, f"{name}@base", examples[:BASE_ROWS], work.report)
+    base: dict[str, str] = {}
+    while len(base) < len(examples) and not any(served[id_] != text for id_, text in base.items()):
+        base |= replay(endpoint, f"{name}@base", examples[len(base) :][: BASE_ROWS + len(base)], work.report)
     return compare(examples, served, evaluated, base, work.task.answer)
 
 
@@ -155,6 +157,3 @@ def _registered_name(work: Work) -> str:
 
 def _max_new_tokens(work: Work) -> int:
     raise NotImplementedError
-
-
-__all__ = ["Example", "candidate", "deployed_endpoint", "desired_fingerprint"]

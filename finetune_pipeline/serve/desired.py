@@ -94,9 +94,9 @@ def challenge(state: Desired, candidate: Version) -> Desired:
     return replace(state, challenger=candidate)
 
 
-def withdraw(state: Desired) -> Desired:
-    """Serve no challenger any more."""
-    return replace(state, challenger=None)
+def withdraw(state: Desired, candidate: Version) -> Desired:
+    """Serve `candidate` as the challenger no more; nothing happens when another one took its place."""
+    return replace(state, challenger=None) if state.challenger == candidate else state
 
 
 def promote(state: Desired, candidate: Version) -> Desired:
@@ -188,7 +188,9 @@ def rollback(task: str, why: str = "") -> str:
     before = read(store).champion
     state = change(store, lambda old: back(old, _now(), why))
     assert state.champion is not None and before is not None
-    tracking.set_alias(task, "champion", state.champion.version)
+    registered = store.by_content("registered_model", state.champion.registered)
+    name = str(registered.json("model.json")["name"]) if registered else task
+    tracking.set_alias(name, "champion", state.champion.version)
     return (
         f"{task}: version {state.champion.version} serves again, and running endpoints follow within a second; version "
         f"{before.version} is held until you say otherwise (`finetune release {task} --again`)"

@@ -21,6 +21,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from finetune_pipeline.errors import ModelError
 from finetune_pipeline.serve import chat
 from finetune_pipeline.serve.answering import Generation, GenerationFailed, Result, judged, settle
 from finetune_pipeline.serve.chat import ApiError, ChatRequest
@@ -102,8 +103,8 @@ class Endpoint:
             messages.insert(0, {"role": "system", "content": route.system})
         try:
             ids = prompt_ids(route.engine, messages)
-        except Exception as error:  # a template may raise anything on an order of roles that it does not know
-            raise ApiError(400, f"`messages` do not fit the chat template: {error}", "invalid_value", "messages") from error
+        except ModelError as error:  # the template does not know this order of roles
+            raise ApiError(400, f"`messages`: {error.message}", "invalid_value", "messages") from error
         room = route.engine.context - len(ids)
         wanted = request.limit or min(route.max_new_tokens, max(room, 1))
         if wanted > room:

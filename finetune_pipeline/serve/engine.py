@@ -170,7 +170,7 @@ class Engine:
     def cancel(self, ticket: str) -> None:
         """Stop computing for this ticket; harmless when it has ended."""
         with self._wake:
-            if ticket in self._sinks:
+            if self._sinks.pop(ticket, None) is not None:  # its place is free at once
                 self._cancelled.add(ticket)
                 self._wake.notify()
 
@@ -218,8 +218,6 @@ class Engine:
             calls, self._calls = self._calls, deque()
             inbox, self._inbox = self._inbox, deque()
             cancelled, self._cancelled = self._cancelled, set()
-            for ticket in cancelled:
-                self._sinks.pop(ticket, None)
         if self._stopping:
             return False
         for call in calls:
@@ -269,8 +267,8 @@ class Engine:
         for token in tokens:
             if token.finished:
                 self._end(token.id, Piece(token.token, token.reason))
-            elif token.id in self._sinks:
-                self._sinks[token.id][1](Piece(token.token))
+            elif (waiting := self._sinks.get(token.id)) is not None:
+                waiting[1](Piece(token.token))
 
     def _end(self, ticket: str, piece: Piece) -> None:
         with self._wake:
@@ -282,7 +280,7 @@ class Engine:
 
     def _load(self, adapter: str, folder: Path) -> None:
         self._peft = attach(self._model, self._peft, adapter, folder)
-        self._active = ""  # whatever peft has made active: set anew before the next step
+        self._active = ""  # peft may have made any of them active: set anew before the next step
         with self._wake:
             self._loaded.add(adapter)
             self._leaving.discard(adapter)
@@ -294,8 +292,11 @@ class Engine:
             for lane in [lane for lane in self._lanes if lane[0] == adapter]:
                 del self._lanes[lane]
         if self._peft is not None and adapter in self._peft.peft_config:
-            self._activate(None)
+            others = [name for name in self._peft.peft_config if name != adapter]
+            if others:  # peft warns when the active one goes
+                self._activate(others[0])
             self._peft.delete_adapter(adapter)
+            self._active = ""
 
     def _activate(self, adapter: str | None) -> None:
         """Let the model compute with this adapter, or with none."""
@@ -307,6 +308,19 @@ class Engine:
             self._peft.base_model.enable_adapter_layers()
             self._peft.set_adapter(adapter, inference_mode=True)
         self._active = adapter
+
+
+def load_base(folder: Path) -> tuple[Any, Any, frozenset[int]]:
+    """The model in evaluation mode, its tokenizer, and the ids that end an answer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from finetune_pipeline.evaluate.layout import column_major
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    column_major(model.eval())
+    return model, tokenizer, frozenset({int(tokenizer.eos_token_id)})
 
 
 def attach(model: Any, peft: Any, adapter: str, folder: Path) -> Any:

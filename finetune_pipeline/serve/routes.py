@@ -89,12 +89,12 @@ def find(store: TaskStore, version: Version) -> Found:
         Base.model_validate(declared["base"]),
         Prompt.model_validate(declared["prompt"]),
         AnswerFormat.model_validate(declared["answer"]),
-        str(base.json("base_model.json")["weights_sha256"]),
+        "{weights_sha256}-{tokenizer_sha256}".format_map(base.json("base_model.json")),
     )
 
 
 def base_folder(found: Found) -> Path:
-    from finetune_pipeline.base_model import folder_of
+    from finetune_pipeline.base_model import folder_of  # reads GGUF: not at import
 
     return folder_of(found.base, found.declared_base)
 
@@ -120,10 +120,10 @@ def route(store: TaskStore, version: Version, found: Found, engine: Engine, now:
 
 
 def prompt_ids(engine: Engine, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Messages as the token ids that training and evaluation made of them."""
+    """Messages as the token ids that training and evaluation made of them. ModelError when the template refuses them."""
     from finetune_pipeline.base_model import render
 
-    ids: list[int] = engine.tokenizer.encode(render(engine.tokenizer, list(messages)), add_special_tokens=False)
+    ids: list[int] = engine.tokenizer.encode(render(engine.tokenizer, messages), add_special_tokens=False)
     return ids
 
 

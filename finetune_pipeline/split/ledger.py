@@ -1,6 +1,6 @@
 """The account of every raw row: trained, validation, test, or dropped by a stage for a reason. It reconciles or fails.
 
-    account(raw, sides, drops) -> Account(raw=912, sides={"train": 520, ...}, dropped={"2_clean": {"html": 14}, ...})
+    account(raw, sides, drops) -> Account(raw=912, sides={"train": 520, ...}, dropped={"clean": {"html": 14}, ...})
 
 Ids are counted, not collected in sets: where a source holds the same row twice, both have a fate of their own.
 """
@@ -45,9 +45,7 @@ def account(raw: Iterable[str], sides: Mapping[str, Iterable[str]], drops: Itera
     for drop in gone:
         by_stage[drop.stage][drop.reason] += 1
     counts = {stage: dict(sorted(reasons.items())) for stage, reasons in sorted(by_stage.items())}
-    result = Account(before.total(), {side: len(ids) for side, ids in used.items()}, counts)
-    assert result.raw == sum(result.sides.values()) + result.dropped_rows
-    return result
+    return Account(before.total(), {side: len(ids) for side, ids in used.items()}, counts)
 
 
 def _refuse(what: str, rows: Counter[str]) -> None:

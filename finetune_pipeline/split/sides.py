@@ -13,14 +13,14 @@ duplicates, transitively (`units`). Three rules, in this order:
    the slice, then the validation's, so that small slices are present in test. What large groups make impossible in
    one slice is made up for in the next.
 
-    sides = assign(rows, memory={}, rules=Split(), slices=[...], group=group)       {"9f1c…": "train", ...}
+    assign(rows, units(rows, near), known={}, rules=Split(), slices=[...]).side       {"9f1c…": "train", ...}
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, TypeAlias
@@ -29,11 +29,10 @@ from finetune_pipeline.config import Split
 from finetune_pipeline.records import Drop, Example, content_id
 from finetune_pipeline.split.overlap import overlaps
 
-STAGE = "5_split"
+STAGE = "split"
 SMALL_SLICE = 3  # a slice with this many units has at least one test row, and still two to learn from
 
 Side: TypeAlias = Literal["train", "validation", "test"]
-Group: TypeAlias = Callable[[Sequence[Example]], list[list[int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +70,22 @@ def units(rows: Sequence[Example], near: Sequence[Sequence[int]]) -> list[list[i
 
 
 def assign(
-    rows: Sequence[Example], known: Mapping[str, Side], rules: Split, slices: Sequence[str], group: Group
+    rows: Sequence[Example],
+    together: Sequence[Sequence[int]],
+    known: Mapping[str, Side],
+    rules: Split,
+    slices: Sequence[str],
 ) -> Sides:
     """Give every row a side, or a drop with its reason.
 
-    `known`: sides decided before, by row id (see memory.py); `slices`: the slice of each row; `group`: gives the
-    indices of the rows that must stay together.
+    `together`: indices of the rows that must stay together (see `units`); `known`: sides decided before, by row id
+    (see memory.py); `slices`: the slice of each row.
     """
     side: dict[str, Side] = {}
     drops: list[Drop] = []
     free: list[_Unit] = []
     sliced = {row.id: name for row, name in zip(rows, slices, strict=True)}
-    for indices in group(rows):
+    for indices in together:
         unit = [rows[i] for i in indices]
         decided = {known[row.id] for row in unit if row.id in known}
         if "test" in decided and len(decided) > 1:
@@ -90,8 +93,8 @@ def assign(
             side.update(kept)
             drops.extend(cut)
         elif decided:
-            together: Side = "test" if "test" in decided else "train" if "train" in decided else "validation"
-            side.update(dict.fromkeys((row.id for row in unit), together))
+            one: Side = "test" if "test" in decided else "train" if "train" in decided else "validation"
+            side.update(dict.fromkeys((row.id for row in unit), one))
         else:
             free.append(_unit(unit, sliced, rules.seed))
     side.update(_fill(free, Counter((sliced[id_], s) for id_, s in side.items()), rules))

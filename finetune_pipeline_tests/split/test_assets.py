@@ -22,9 +22,9 @@ from finetune_pipeline_tests.artifacts import example, finished, task, task_stor
 LABELS = ("delivery", "refund", "warranty")
 ANSWER = {"format": "label", "labels": list(LABELS)}
 DROPS = {
-    "raw_examples": [Drop("u1", "test.csv:90", "1_raw", "not-json")],
-    "clean_examples": [Drop("c1", "test.csv:91", "2_clean", "exact-duplicate")],
-    "expert_review": [Drop("e1", "test.csv:92", "4_review", "expert-rejected")],
+    "raw_examples": [Drop("u1", "test.csv:90", "ingest", "not-json")],
+    "clean_examples": [Drop("c1", "test.csv:91", "clean", "exact-duplicate")],
+    "expert_review": [Drop("e1", "test.csv:92", "review", "expert-rejected")],
 }
 
 
@@ -74,14 +74,14 @@ def test_the_split_and_the_account_of_every_raw_row(store: TaskStore, tmp_path: 
     assert outcome.verdict.about == asked.inputs["expert_review"].content
     assert outcome.summary["raw"] == 303
     assert outcome.summary["dropped_by_stage"] == {
-        "1_raw": {"not-json": 1},
-        "2_clean": {"exact-duplicate": 1},
-        "4_review": {"expert-rejected": 1},
+        "ingest": {"not-json": 1},
+        "clean": {"exact-duplicate": 1},
+        "review": {"expert-rejected": 1},
     }
     fates = {row["id"]: row for row in read_jsonl(asked.out / "fates.jsonl")}
     assert len(fates) == 303
     assert fates["e1"] == {
-        "id": "e1", "origin": "test.csv:92", "fate": "dropped", "stage": "4_review", "reason": "expert-rejected"
+        "id": "e1", "origin": "test.csv:92", "fate": "dropped", "stage": "review", "reason": "expert-rejected"
     }  # fmt: skip
 
 

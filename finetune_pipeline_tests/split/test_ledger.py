@@ -9,16 +9,16 @@ from finetune_pipeline.records import Drop
 from finetune_pipeline.split.ledger import account
 
 
-def drop(id_: str, reason: str = "html", stage: str = "2_clean") -> Drop:
+def drop(id_: str, reason: str = "html", stage: str = "clean") -> Drop:
     return Drop(id_, f"test.csv:{id_}", stage, reason)
 
 
 def test_what_reconciles_is_counted_by_side_stage_and_reason() -> None:
-    drops = [drop("d"), drop("e"), drop("f", "expert-rejected", "4_review")]
+    drops = [drop("d"), drop("e"), drop("f", "expert-rejected", "review")]
     result = account("abcdef", {"train": ["a"], "validation": ["b"], "test": ["c"]}, drops)
     assert result.raw == 6
     assert result.sides == {"train": 1, "validation": 1, "test": 1}
-    assert result.dropped == {"2_clean": {"html": 2}, "4_review": {"expert-rejected": 1}}
+    assert result.dropped == {"clean": {"html": 2}, "review": {"expert-rejected": 1}}
 
 
 def test_the_same_row_twice_in_a_source_has_two_fates() -> None:

@@ -23,12 +23,8 @@ def by_text(rows: Sequence[Example]) -> list[list[int]]:
     return units(rows, [[i, j] for i, j, _ in near_pairs(texts, texts, 0.5) if i < j])
 
 
-def by_group(rows: Sequence[Example]) -> list[list[int]]:
-    return units(rows, [])
-
-
 def split(rows: Sequence[Example], known: dict[str, Side] | None = None, rules: Split = RULES) -> dict[str, Side]:
-    result = assign(rows, known or {}, rules, [row.answer for row in rows], by_group)
+    result = assign(rows, units(rows, []), known or {}, rules, [row.answer for row in rows])
     assert result.side.keys() | {drop.id for drop in result.drops} == {row.id for row in rows}
     assert len(result.side) + len(result.drops) == len(rows)
     return dict(result.side)
@@ -128,7 +124,7 @@ BRIDGE = [
 
 def test_a_new_row_that_links_test_with_training_is_dropped() -> None:
     rows = [*BRIDGE, example("m", "charlie delta echo foxtrot golf!", "x")]
-    result = assign(rows, {"t": "test", "d": "train"}, Split(near_duplicate=0.5), ["x"] * 4, by_text)
+    result = assign(rows, by_text(rows), {"t": "test", "d": "train"}, Split(near_duplicate=0.5), ["x"] * 4)
     assert len(by_text(rows)) == 1, "all four are one unit"
     assert result.side == {"t": "test", "d": "train", "m": "train"}
     assert [(drop.id, drop.reason, drop.detail) for drop in result.drops] == [
@@ -138,7 +134,7 @@ def test_a_new_row_that_links_test_with_training_is_dropped() -> None:
 
 def test_a_trained_row_directly_linked_to_a_test_row_leaves_training() -> None:
     rows = [example("t", "q", "x", "g"), example("d", "q", "x", "g"), example("n", "q", "x", "g")]
-    result = assign(rows, {"t": "test", "d": "train"}, RULES, ["x"] * 3, by_group)
+    result = assign(rows, units(rows, []), {"t": "test", "d": "train"}, RULES, ["x"] * 3)
     assert result.side == {"t": "test"}
     assert sorted(drop.id for drop in result.drops) == ["d", "n"]
 

@@ -1,0 +1,220 @@
+"""How often does the release decision promote a model that is no better, and how often one that is?
+
+    python benchmarks/decision.py [--json] [--sets 4000]
+
+Data: simulated test sets. Each row has a difficulty that all models share; `correlation` is its weight (0: models err
+independently, 0.9: they err on the same rows). Peer: a bare comparison of means, "promote when the tuned model has more
+rows right than the best baseline", on the very same sets. Where rows come in groups (several messages of one customer)
+the second peer is McNemar's test on rows, as if they were independent.
+
+The first two tables use the rule for exact match alone, which is the part that could promote by luck, vectorised from
+the same functions that `release/decide.py` calls; a sample of the sets also goes through `decide` itself, and both have
+to agree. The last table is the whole decision, with general ability, format and slices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from finetune_pipeline.config import Release
+from finetune_pipeline.records import Score
+from finetune_pipeline.release import statistics
+from finetune_pipeline.release.decide import PROMPTED, Evidence, decide
+
+RULES = Release()
+SEED = 20260105
+SETS_THROUGH_DECIDE = 20
+Bits = NDArray[np.bool_]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON object of figures on the last line")
+    parser.add_argument("--sets", type=int, default=4000, help="simulated test sets for each line")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    figures = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "sets": options.sets,
+        "alpha": RULES.alpha,
+        "no_difference": no_difference(options.sets),
+        "power": powers(options.sets),
+        "groups": groups(max(100, options.sets // 8)),
+        "general": general(max(50, options.sets // 20)),
+        "whole_decision": whole(max(20, options.sets // 50)),
+    }
+    figures["seconds"] = round(time.perf_counter() - start, 1)
+    show(figures)
+    if options.json:
+        print(json.dumps(figures))
+
+
+# simulated test sets ----------------------------------------------------------------------------------------
+
+
+def answers(random: np.random.Generator, sets: int, rows: int, rates: Sequence[float], correlation: float) -> Bits:
+    """Which rows each model has right: models x sets x rows. `rates` are the models' true shares."""
+    shared = random.standard_normal((sets, rows))
+    own = random.standard_normal((len(rates), sets, rows))
+    level = math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * own
+    right: Bits = level < norm.ppf(np.asarray(rates))[:, None, None]
+    return right
+
+
+def gate(right: Bits) -> tuple[Bits, Bits, Bits]:
+    """Of each set: does our rule promote, does it reject, does the bare comparison promote? right[0] is the tuned."""
+    tuned, baselines = right[0], right[1:]
+    rows = tuned.shape[-1]
+    wins = (tuned & ~baselines).sum(-1)
+    losses = (~tuned & baselines).sum(-1)
+    z = statistics.score_z(wins, losses, rows, RULES.min_gain)
+    p = np.maximum(statistics.mcnemar(wins, losses), norm.sf(z))
+    promote: Bits = (p <= RULES.alpha).all(0)
+    reject: Bits = (z <= -norm.isf(RULES.alpha)).any(0)  # the upper bound of a gain is not above 0
+    bare: Bits = tuned.sum(-1) > baselines.sum(-1).max(0)
+    return promote, reject, bare
+
+
+def no_difference(sets: int) -> list[dict[str, Any]]:
+    """The tuned model is exactly as good as the best baseline: every promotion is an error."""
+    random, lines = np.random.default_rng(SEED), []
+    ladders = {"1": (0.0,), "3 equal": (0.0, 0.0, 0.0), "3, 5 points apart": (0.0, -0.05, -0.10)}
+    for rows in (100, 300):
+        for rate in (0.15, 0.50, 0.85):
+            for correlation in (0.0, 0.5, 0.9):
+                for name, steps in ladders.items():
+                    rates = [rate, *(rate + step for step in steps)]
+                    right = answers(random, sets, rows, rates, correlation)
+                    promote, _, bare = gate(right)
+                    agree(right, promote)
+                    line = {"rows": rows, "rate": rate, "correlation": correlation, "baselines": name}
+                    lines.append({**line, "ours": float(promote.mean()), "bare": float(bare.mean())})
+    return lines
+
+
+def powers(sets: int) -> list[dict[str, Any]]:
+    """The tuned model is truly better by `gain` than the best of three equal baselines at 50 %."""
+    random, lines = np.random.default_rng(SEED + 1), []
+    for rows in (100, 300, 1000):
+        for gain in (0.05, 0.10, 0.20):
+            promote, reject, bare = gate(answers(random, sets, rows, [0.5 + gain, 0.5, 0.5, 0.5], 0.5))
+            line = {"rows": rows, "gain": gain, "ours": float(promote.mean()), "rejected": float(reject.mean())}
+            lines.append({**line, "bare": float(bare.mean())})
+    return lines
+
+
+def groups(sets: int) -> list[dict[str, Any]]:
+    """Rows in groups of `size`, on which each model does well or badly as a whole; no true difference."""
+    random, lines = np.random.default_rng(SEED + 2), []
+    for size in (1, 3, 6):
+        count = 300 // size
+        names = {f"{g}-{i}": str(g) for g in range(count) for i in range(size)}
+        wrong = {"ours": 0, "rows_as_if_independent": 0}
+        for _ in range(sets):
+            level = random.standard_normal((2, count, 1)) + random.standard_normal((2, count, size))
+            first, second = (dict(zip(names, map(bool, model.ravel() < 0), strict=True)) for model in level)
+            pair = statistics.paired(first, second, names)
+            wrong["ours"] += statistics.p_value(pair) <= RULES.alpha
+            wrong["rows_as_if_independent"] += bool(statistics.mcnemar(pair.wins, pair.losses) <= RULES.alpha)
+        lines.append({"rows": count * size, "group": size, **{name: n / sets for name, n in wrong.items()}})
+    return lines
+
+
+def general(sets: int) -> list[dict[str, Any]]:
+    """The loss on general text is truly `rise` higher, the margin 10 %: how often is it called harmless?"""
+    random, lines = np.random.default_rng(SEED + 3), []
+    for texts in (20, 60):
+        for rise in (0.10, 0.05, 0.0):
+            passed = 0
+            for _ in range(sets):
+                base = random.gamma(9, 0.35, texts)
+                tuned = base * (1 + rise + 0.10 * random.standard_normal(texts))
+                bound = statistics.relative_rise(list(base), list(tuned), RULES.alpha, SEED).high
+                passed += bound <= RULES.general_margin
+            lines.append({"texts": texts, "rise": rise, "passed": passed / sets})
+    return lines
+
+
+# the whole decision -----------------------------------------------------------------------------------------
+
+
+def scores(right: Bits, valid: float, random: np.random.Generator) -> list[Score]:
+    """models x rows as the evaluation writes them, in ten slices."""
+    names = ("tuned", *PROMPTED)
+    found = []
+    for name, rows in zip(names, right, strict=False):
+        found += [
+            Score(f"r{i}", name, bool(bit), bool(random.random() < valid), {}, f"slice {i % 10}")
+            for i, bit in enumerate(rows)
+        ]
+    return found
+
+
+def agree(right: Bits, promote: Bits) -> None:
+    """The vectorised rule says what `decide` says. A few sets of each line; the rest would only take time."""
+    for index in range(min(SETS_THROUGH_DECIDE // 10, right.shape[1])):
+        evidence = Evidence(scores(right[:, index], 1.1, np.random.default_rng(0)), None, {}, "a", "e")
+        findings: Any = decide(evidence, RULES).figures["findings"]
+        held = all(f["state"] == "holds" for name, f in findings.items() if name.startswith("gain:"))
+        assert held == bool(promote[index]), "the simulated rule is not the one that decides"
+
+
+def whole(sets: int) -> list[dict[str, Any]]:
+    """300 rows in ten slices, three baselines at 50 %, 60 general texts, 99 % of the answers valid."""
+    random, lines = np.random.default_rng(SEED + 4), []
+    for gain, rise in ((0.0, 0.0), (0.10, 0.0), (0.10, 0.10), (0.20, 0.0)):
+        outcomes = {"PROMOTE": 0, "REJECT": 0, "INCONCLUSIVE": 0}
+        right = answers(random, sets, 300, [0.5 + gain, 0.5, 0.5, 0.5], 0.5)
+        for index in range(sets):
+            base = random.gamma(9, 0.35, 60)
+            tuned = base * (1 + rise + 0.10 * random.standard_normal(60))
+            pairs = list(zip(map(float, base), map(float, tuned), strict=True))
+            found = decide(Evidence(scores(right[:, index], 0.99, random), pairs, {}, "a", "e"), RULES)
+            outcomes[found.outcome] += 1
+        lines.append({"gain": gain, "rise": rise, **{name: count / sets for name, count in outcomes.items()}})
+    return lines
+
+
+def show(figures: dict[str, Any]) -> None:
+    lines, sets = figures["no_difference"], figures["sets"]
+    error = math.sqrt(0.05 * 0.95 / sets)
+    print(f"{figures['machine']}; {sets} simulated test sets a line; {figures['seconds']} s\n")
+    print(f"Promoted although no better (aim: at most {figures['alpha']:.0%}; standard error {error:.1%})")
+    print(f"{'rows':>6}{'true share':>12}{'correlation':>13}  {'baselines':<20}{'ours':>7}{'bare means':>12}")
+    for x in lines:
+        print(
+            f"{x['rows']:>6}{x['rate']:>12.0%}{x['correlation']:>13}  {x['baselines']:<20}{x['ours']:>7.1%}"
+            f"{x['bare']:>12.1%}"
+        )
+    print(f"worst of {len(lines)} lines: {max(x['ours'] for x in lines):.1%} against {max(x['bare'] for x in lines):.1%}")
+    print("\nPromoted when truly better than three equal baselines at 50 %")
+    print(f"{'rows':>6}{'gain':>8}{'ours':>8}{'rejected':>10}{'bare means':>12}")
+    for x in figures["power"]:
+        print(f"{x['rows']:>6}{x['gain']:>8.0%}{x['ours']:>8.1%}{x['rejected']:>10.1%}{x['bare']:>12.1%}")
+    print("\nPromoted although no better, 300 rows in groups that are right or wrong together")
+    print(f"{'group of':>9}{'ours':>8}{'rows as if independent':>24}")
+    for x in figures["groups"]:
+        print(f"{x['group']:>9}{x['ours']:>8.1%}{x['rows_as_if_independent']:>24.1%}")
+    print("\nGeneral ability called kept (margin 10 %: at a true rise of 10 % every pass is an error)")
+    print(f"{'texts':>6}{'true rise':>11}{'passed':>9}")
+    for x in figures["general"]:
+        print(f"{x['texts']:>6}{x['rise']:>11.0%}{x['passed']:>9.1%}")
+    print("\nThe whole decision, 300 rows in ten slices, 60 general texts")
+    print(f"{'gain':>6}{'true rise':>11}{'PROMOTE':>9}{'REJECT':>9}{'INCONCLUSIVE':>14}")
+    for x in figures["whole_decision"]:
+        print(f"{x['gain']:>6.0%}{x['rise']:>11.0%}{x['PROMOTE']:>9.1%}{x['REJECT']:>9.1%}{x['INCONCLUSIVE']:>14.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The suitability report as an asset: report.json, report.md, and the gate "worth tuning".
+
+The gate blocks for one thing alone: fewer usable examples than `suitability.error_below`, unless the declaration says
+why to go on (`suitability.override`). All else is advice and warns. Pure parts: facts.py, rules.py, estimates.py,
+report.py and `judge`; this module measures the machine (a fifth of a second) and writes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import psutil
+
+from finetune_pipeline.advise.estimates import Base, Estimate, Machine, estimate
+from finetune_pipeline.advise.facts import Facts, gather
+from finetune_pipeline.advise.report import duration, markdown
+from finetune_pipeline.advise.rules import Advice, advise
+from finetune_pipeline.base_model import folder_of, token_counter
+from finetune_pipeline.config import Suitability
+from finetune_pipeline.materialise import Outcome, Work
+from finetune_pipeline.records import Check, Json, Verdict, read_jsonl
+
+PROBE_SECONDS = 0.2
+PROBE_SIZE = 1024
+
+
+def suitability_report(work: Work) -> Outcome:
+    """Advise on the task from its declaration and its cleaned rows."""
+    declared, clean = work.task.suitability, work.inputs["clean_examples"]
+    described = work.inputs["base_model"].json("base_model.json")
+    base = Base(*(described[name] for name in ("parameters", "hidden", "layers", "vocabulary")))
+    facts = _facts(work)
+    machine = Machine(gflops=measured_gflops(), free_mb=psutil.virtual_memory().available / 1e6)
+    figures = estimate(facts, base, work.task.train, declared, machine)
+    advice = advise(facts, figures, base, declared, machine)
+    verdict = judge(facts, advice, figures, machine, declared, clean.content)
+    page = markdown(work.task.name, facts, advice, figures, machine, declared, verdict.checks)
+    (work.out / "report.md").write_text(page, "utf-8")
+    report: dict[str, Any] = {"facts": asdict(facts), "advice": asdict(advice), "estimate": asdict(figures)}
+    report |= {"machine": asdict(machine), "override": declared.override}
+    (work.out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), "utf-8")
+    work.report.log(verdict.summary)
+    return Outcome(_summary(facts, advice, figures, declared), verdict)
+
+
+def judge(
+    facts: Facts, advice: Advice, figures: Estimate, machine: Machine, declared: Suitability, about: str
+) -> Verdict:
+    """The gate. Only too few examples without a declared reason refuse."""
+    checks = (
+        _enough(facts, declared),
+        Check(
+            "examples for a reliable result",
+            facts.usable >= declared.warn_below,
+            f"at least {declared.warn_below}",
+            str(facts.usable),
+            "warning",
+        ),
+        Check("tool", advice.tool in ("fine-tuning", "both"), "fine-tuning or both", advice.tool, "warning"),
+        _memory(figures, machine),
+        Check(
+            "pays for itself",
+            figures.break_even_months is not None,
+            "prompting costs more than hosting",
+            f"{figures.prompted_per_month:.2f} and {figures.tuned_per_month:.2f} {declared.currency} a month",
+            "warning",
+        ),
+    )
+    passed = all(check.passed for check in checks if check.severity == "error")
+    summary = f"{facts.usable} usable examples; the signs speak for {advice.tool}"
+    if not passed:
+        summary += f"; fewer than {declared.error_below} are too few to tune on and to test with"
+    elif facts.usable < declared.error_below:
+        summary += f"; going on in spite of too few examples: {declared.override}"
+    warned: list[Json] = [check.name for check in checks if not check.passed and check.severity == "warning"]
+    return Verdict("suitability_report", passed, about, summary, checks, {"usable": facts.usable, "warnings": warned})
+
+
+def _enough(facts: Facts, declared: Suitability) -> Check:
+    enough = facts.usable >= declared.error_below
+    reason = "" if enough or not declared.override else f"; going on: {declared.override}"
+    return Check(
+        "usable examples",
+        enough or bool(declared.override),
+        f"at least {declared.error_below}",
+        f"{facts.usable} of {facts.raw} raw rows{reason}",
+    )
+
+
+def _memory(figures: Estimate, machine: Machine) -> Check:
+    need = figures.memory_mb["lora"]
+    observed = f"about {need:.0f} MB needed, {machine.free_mb:.0f} MB free"
+    return Check("fits into this machine's memory", need <= machine.free_mb, "LoRA fits", observed, "warning")
+
+
+def measured_gflops() -> float:
+    """Speed of a float32 matrix product on this machine with all its cores, in 10^9 operations a second."""
+    import numpy as np
+
+    left = np.random.default_rng(0).random((PROBE_SIZE, PROBE_SIZE), dtype=np.float32)
+    left @ left  # the first call starts the threads
+    count, start = 0, time.perf_counter()
+    while (passed := time.perf_counter() - start) < PROBE_SECONDS or count == 0:
+        left @ left
+        count += 1
+    return 2 * PROBE_SIZE**3 * count / passed / 1e9
+
+
+def _facts(work: Work) -> Facts:
+    raw, clean, base = (work.inputs[name] for name in ("raw_examples", "clean_examples", "base_model"))
+    raw_rows = sum(1 for name in ("examples.jsonl", "drops.jsonl") for _ in read_jsonl(raw.path(name)))
+    dropped = Counter(row["reason"] for row in read_jsonl(clean.path("drops.jsonl")))
+    count = token_counter(folder_of(base, work.task.base, work.report))
+    return gather(list(clean.examples()), raw_rows, dropped, work.task, count)
+
+
+def _summary(facts: Facts, advice: Advice, figures: Estimate, declared: Suitability) -> Mapping[str, Json]:
+    overridden = facts.usable < declared.error_below
+    return {
+        "tool": advice.tool,
+        "usable": facts.usable,
+        "raw": facts.raw,
+        "method": advice.method,
+        "base_size": advice.size,
+        "training_time": duration(figures.training_seconds),
+        "training_cost": round(figures.training_cost, 2),
+        "prompted_per_month": round(figures.prompted_per_month, 2),
+        "tuned_per_month": round(figures.tuned_per_month, 2),
+        "break_even_months": None if figures.break_even_months is None else round(figures.break_even_months, 1),
+        "currency": declared.currency,
+        **({"override": declared.override} if overridden else {}),
+    }

@@ -1,0 +1,101 @@
+"""The gate and the report, with a real tokenizer file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_pipeline.advise import assets
+from finetune_pipeline.advise.assets import judge, measured_gflops, suitability_report
+from finetune_pipeline.advise.estimates import Base, Machine, estimate
+from finetune_pipeline.advise.facts import Facts
+from finetune_pipeline.advise.report import duration
+from finetune_pipeline.advise.rules import advise
+from finetune_pipeline.config import Suitability, Train
+from finetune_pipeline.records import Drop, Verdict
+from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
+
+BASE = Base(parameters=1_000_000, hidden=64, layers=2, vocabulary=1000)
+LABELS = ["delivery", "refund"]
+
+
+def verdict(usable: int, **declared: Any) -> Verdict:
+    said, machine = Suitability(**declared), Machine(100, 8000)
+    facts = Facts(1000, usable, 0, "label", 2, 0, 0, 50, 40, 2)
+    figures = estimate(facts, BASE, Train(), said, machine)
+    return judge(facts, advise(facts, figures, BASE, said, machine), figures, machine, said, "hash")
+
+
+@pytest.mark.parametrize(
+    ("usable", "passed", "warned"), [(199, False, True), (200, True, True), (499, True, True), (500, True, False)]
+)
+def test_too_few_examples_refuse_and_few_warn(usable: int, passed: bool, warned: bool) -> None:
+    found = verdict(usable)
+    assert found.passed is passed
+    assert ("examples for a reliable result" in found.figures["warnings"]) is warned  # type: ignore[operator]
+
+
+def test_a_declared_reason_overrides_and_is_shown() -> None:
+    found = verdict(50, override="a pilot, decided by the board")
+    assert found.passed
+    assert "a pilot, decided by the board" in found.summary
+    assert "a pilot, decided by the board" in found.checks[0].observed
+    assert "pilot" not in verdict(500, override="a pilot").summary, "where there is nothing to override it says nothing"
+
+
+def test_advice_against_tuning_warns_and_does_not_block() -> None:
+    found = verdict(300, requests_per_day=0, needs_sources=True)
+    assert found.passed
+    assert "pays for itself" in found.figures["warnings"]  # type: ignore[operator]
+
+
+def test_the_report_is_written_and_shows_every_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = task_store(tmp_path, monkeypatch)
+    folder = _tokenizer(tmp_path / "model")
+    monkeypatch.setattr(assets, "folder_of", lambda *_: folder)
+    sizes = {"parameters": 1_000_000, "hidden": 64, "layers": 2, "vocabulary": 1000}
+    rows = [example(f"r{i}", f"where is my parcel number {i}", LABELS[i % 2]) for i in range(30)]
+    drops = [Drop("d", "test.csv:d", "clean", "contradiction")]
+    raw = [*rows, example("d", "where", "refund")]
+    clean = finished(store, "clean_examples", {"examples.jsonl": rows, "drops.jsonl": drops})
+    asked = work(
+        task(answer={"format": "label", "labels": LABELS}, suitability={"error_below": 20, "warn_below": 25}),
+        store,
+        tmp_path,
+        raw_examples=finished(store, "raw_examples", {"examples.jsonl": raw, "drops.jsonl": []}),
+        clean_examples=clean,
+        base_model=finished(store, "base_model", {"base_model.json": sizes}),
+    )
+    outcome = suitability_report(asked)
+    assert outcome.verdict is not None
+    assert outcome.verdict.passed
+    assert outcome.verdict.about == clean.content
+    page = (asked.out / "report.md").read_text("utf-8")
+    report = json.loads((asked.out / "report.json").read_text("utf-8"))
+    assert report["facts"]["question_tokens"] == 6
+    assert report["facts"]["contradictory"] == 1
+    assert all(finding["rule"] in page for finding in report["advice"]["findings"])
+    assert report["advice"]["tool"] == outcome.summary["tool"]
+
+
+def test_the_probe_measures_something() -> None:
+    assert 0.1 < measured_gflops() < 1e6
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(5, "5 s"), (600, "10 min"), (7200, "2.0 h")])
+def test_durations_as_people_say_them(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def _tokenizer(folder: Path) -> Path:
+    """A real tokenizer file that counts words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder.mkdir()
+    words.save(str(folder / "tokenizer.json"))
+    return folder

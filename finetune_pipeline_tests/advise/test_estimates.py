@@ -1,0 +1,81 @@
+"""Estimates against sizes and speeds that were measured, and against common sense."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from finetune_pipeline.advise.estimates import (
+    DAYS_PER_MONTH,
+    Base,
+    Machine,
+    adapter_parameters,
+    estimate,
+    memory_mb,
+)
+from finetune_pipeline.advise.facts import Facts
+from finetune_pipeline.config import Suitability, Train
+
+SMOLLM = Base(parameters=134_515_008, hidden=576, layers=30, vocabulary=49_152)
+FACTS = Facts(1000, 640, 0, "json", 500, 2, 1, system_tokens=50, question_tokens=40, answer_tokens=20)
+MACHINE = Machine(gflops=847, free_mb=8000)
+
+
+def test_the_adapter_is_as_large_as_pefts() -> None:
+    """r=16 on all linear layers of SmolLM2-135M: per layer (q, o: 576+576; k, v: 576+192; gate, up, down: 576+1536)."""
+    exact = 16 * 30 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
+    assert adapter_parameters(SMOLLM, 16) == pytest.approx(exact, rel=0.01)
+
+
+def test_the_time_is_near_a_measured_training() -> None:
+    """About 490 tokens a second were measured for LoRA in bf16 at 847 GFLOP/s."""
+    figures = estimate(FACTS, SMOLLM, Train(), Suitability(), MACHINE)
+    assert figures.training_tokens / figures.training_seconds == pytest.approx(490, rel=0.25)
+
+
+def test_more_of_anything_takes_longer() -> None:
+    def seconds(facts: Facts = FACTS, train: Train | None = None, machine: Machine = MACHINE) -> float:
+        return estimate(facts, SMOLLM, train or Train(), Suitability(), machine).training_seconds
+
+    assert seconds(replace(FACTS, usable=1280)) == pytest.approx(2 * seconds())
+    assert seconds(train=Train(epochs=4)) == pytest.approx(2 * seconds())
+    assert seconds(machine=Machine(423.5, 8000)) == pytest.approx(2 * seconds())
+    assert seconds(train=Train(rank=64)) > seconds()
+    assert seconds(train=Train(batch_rows=1)) > seconds(), "the system prompt is computed with every row then"
+
+
+def test_memory_orders_the_methods() -> None:
+    seven = Base(parameters=7_000_000_000, hidden=4096, layers=32, vocabulary=32_000)
+    lora, qlora, full = (memory_mb(method, FACTS, seven, Train()) for method in ("lora", "qlora", "full"))
+    assert qlora < lora < full
+    assert lora > 14_000, "7 billion weights in 16 bits"
+    assert full > 112_000, "16 bytes for each trained parameter"
+    assert memory_mb("lora", FACTS, SMOLLM, Train(precision="fp32")) > memory_mb("lora", FACTS, SMOLLM, Train())
+
+
+def test_break_even_is_where_both_ways_cost_the_same() -> None:
+    declared = Suitability(requests_per_day=100_000, prompted_price=1.0, hosting_per_month=30)
+    figures = estimate(FACTS, SMOLLM, Train(), declared, MACHINE)
+    assert figures.prompted_per_month == pytest.approx(100_000 * DAYS_PER_MONTH * (50 + 40 + 4 * 60 + 20) / 1e6)
+    months = figures.break_even_months
+    assert months is not None
+    assert months * (figures.prompted_per_month - 30) == pytest.approx(figures.training_cost)
+    even = figures.break_even_requests
+    assert even is not None
+    at_even = declared.model_copy(update={"requests_per_day": even})
+    assert estimate(FACTS, SMOLLM, Train(), at_even, MACHINE).prompted_per_month == pytest.approx(30)
+
+
+def test_what_never_pays_is_not_given_a_number() -> None:
+    few = estimate(FACTS, SMOLLM, Train(), Suitability(requests_per_day=1), MACHINE)
+    assert few.break_even_months is None
+    assert few.break_even_requests is not None
+    assert estimate(FACTS, SMOLLM, Train(), Suitability(prompted_price=0), MACHINE).break_even_requests is None
+
+
+def test_no_rows_are_no_division_by_zero() -> None:
+    nothing = Facts(10, 0, 0, "text", 0, 0, 0, 0.0, 0.0, 0.0)
+    figures = estimate(nothing, SMOLLM, Train(), Suitability(), MACHINE)
+    assert figures.training_seconds == 0
+    assert figures.break_even_requests is None

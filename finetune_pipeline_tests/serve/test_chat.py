@@ -1,0 +1,66 @@
+"""The wire format: bad requests name the field and the cure; what cannot be honoured is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from finetune_pipeline.serve.chat import ApiError, parse_request
+
+GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def refused(**changes: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        parse_request(json.dumps({**GOOD, **changes}).encode())
+    assert caught.value.status == 400
+    return caught.value
+
+
+def test_a_plain_request() -> None:
+    request = parse_request(json.dumps(GOOD | {"user": "u", "n": 1, "tools": [], "temperature": None}).encode())
+    assert request.chat == [{"role": "user", "content": "hi"}] and request.limit is None and request.stops == ()
+
+
+def test_parts_and_the_developer_role_are_understood() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}]
+    request = parse_request(json.dumps(GOOD | {"messages": messages}).encode())
+    assert request.chat == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "ab"}]
+
+
+@pytest.mark.parametrize("raw", [b"", b"hello", b'{"model": ', b"\xff\xfe", b"[]", b'"text"', b"null"])
+def test_a_body_that_is_no_request(raw: bytes) -> None:
+    with pytest.raises(ApiError, match="JSON") as caught:
+        parse_request(raw)
+    assert caught.value.status == 400 and caught.value.code == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "says"),
+    [
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": "hi"}, "messages", "list"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", "missing"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "last message has to be the user's"),
+        ({"messages": [{"role": "bot", "content": "x"}]}, "messages.0.role", "'user'"),
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"temperature": "hot"}, "temperature", "hot"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"stop": ["a", ""]}, "stop", "none of them empty"),
+        ({"model": ""}, "model", "at least 1"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_value_and_the_cure(changes: dict[str, Any], field: str, says: str) -> None:
+    error = refused(**changes)
+    assert error.param == field and says in error.message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"n": 2}, {"logprobs": True}, {"tools": [{"type": "function"}]}, {"presence_penalty": 1.5}, {"response_format": {"type": "json_object"}}],
+)
+def test_what_cannot_be_honoured_is_refused_not_ignored(changes: dict[str, Any]) -> None:
+    assert f"`{next(iter(changes))}` is not supported" in refused(**changes).message

@@ -1,0 +1,109 @@
+"""The desired state: what promotion, rollback and holds do to it, and that its file survives."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pytest import MonkeyPatch
+
+from finetune_pipeline.errors import GateRefused, StorageError
+from finetune_pipeline.serve import desired
+from finetune_pipeline.serve.desired import Desired, Version
+from finetune_pipeline_tests.artifacts import task_store
+
+
+def version(number: int) -> Version:
+    hashes = {name: f"{name}-{number}" for name in ("adapter", "adapter_key", "registered", "evaluation")}
+    return Version(
+        version=number, base="base", served_as="parcels", max_new_tokens=32, on_invalid="pass", log_text=True,
+        at=f"2026-01-0{number}", **hashes,
+    )  # fmt: skip
+
+
+def after(*numbers: int) -> Desired:
+    state = Desired()
+    for number in numbers:
+        state = desired.promote(state, version(number))
+    return state
+
+
+def test_the_champion_before_is_the_one_to_fall_back_on() -> None:
+    state = after(1, 2, 3)
+    assert state.champion == version(3)
+    assert [v.version for v in state.previous] == [2, 1]
+    assert [(m.what, m.before, m.after) for m in state.history][-1] == ("promote", "registered-2", "registered-3")
+
+
+def test_a_challenger_takes_nothing_from_the_champion() -> None:
+    state = desired.challenge(after(1), version(2))
+    assert state.champion == version(1) and state.challenger == version(2)
+    assert desired.withdraw(state, version(2)) == after(1)
+    assert desired.withdraw(state, version(3)) == state
+
+
+def test_rollback_goes_back_one_by_one_and_holds_what_was_left() -> None:
+    once = desired.back(after(1, 2, 3), "2026-02-01", "wrong prices")
+    assert once.champion == replace(version(2), at="2026-02-01")
+    assert once.held["adapter-3"].endswith("2026-02-01: wrong prices")
+    twice = desired.back(once, "2026-02-02", "")
+    assert twice.champion is not None and twice.champion.version == 1 and set(twice.held) == {"adapter-3", "adapter-2"}
+    with pytest.raises(GateRefused, match="no earlier version"):
+        desired.back(twice, "2026-02-03", "")
+
+
+def test_what_is_held_is_not_deployed_until_somebody_says_so() -> None:
+    state = desired.back(after(1, 2), "2026-02-01", "")
+    for act in (desired.challenge, desired.promote):
+        with pytest.raises(GateRefused, match="version 2 was rolled back"):
+            act(state, version(2))
+    lifted = desired.lift(state, "adapter-2", 2, "registered-2", "2026-02-02", "it was the shop's fault")
+    assert desired.promote(lifted, version(2)).champion == version(2)
+
+
+def test_a_deployment_leaves_its_own_key_as_it_was_and_what_undoes_it_changes_it() -> None:
+    moves = [desired.moves_of(state, "registered-2") for state in (after(1), after(1, 2))]
+    assert moves == [0, 0]
+    rolled = desired.back(after(1, 2), "2026-02-01", "")
+    lifted = desired.lift(rolled, "adapter-2", 2, "registered-2", "2026-02-02", "")
+    again = desired.promote(lifted, version(2))
+    assert [desired.moves_of(state, "registered-2") for state in (rolled, lifted, again)] == [1, 2, 2]
+    assert desired.moves_of(after(1, 2, 3), "registered-2") == 1  # an older model that becomes current again is deployed
+
+
+def test_other_settings_of_the_same_model_are_no_change_of_model() -> None:
+    state = desired.promote(after(1, 2), replace(version(2), on_invalid="reject", at="2026-03-01"))
+    assert [v.version for v in state.previous] == [1]
+    assert state.history[-1].what == "settings" and desired.moves_of(state, "registered-2") == 0
+
+
+def test_the_file_says_what_the_state_is(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    store = task_store(tmp_path, monkeypatch)
+    assert desired.read(store) == Desired()
+    state = desired.back(desired.challenge(after(1, 2), version(3)), "2026-02-01", "why")
+    desired.change(store, lambda _: state)
+    assert desired.read(store) == state
+
+
+def test_a_damaged_file_is_named(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    store = task_store(tmp_path, monkeypatch)
+    desired.change(store, lambda _: after(1))
+    path = tmp_path / "data" / "parcels" / "9_traffic" / "desired.json"
+    for text in ("{", "{}", "[]"):
+        path.write_text(text)
+        with pytest.raises(StorageError, match=r"desired\.json is damaged"):
+            desired.read(store)
+
+
+def test_writers_at_the_same_time_lose_nothing(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    store = task_store(tmp_path, monkeypatch)
+    threads = [
+        threading.Thread(target=lambda n=n: desired.change(store, lambda s: desired.promote(s, version(n)))) for n in range(1, 9)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {m.version for m in desired.read(store).history} == set(range(1, 9))

@@ -1,0 +1,51 @@
+"""Streams: pieces joined are the plain answer, whatever characters and tokens do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from finetune_pipeline.serve.text import TextStream
+
+
+def bytewise(ids: Sequence[int]) -> str:
+    """A tokenizer of one token a byte: the worst case for characters of several bytes."""
+    return bytes(ids).decode("utf-8", "replace")
+
+
+def pieces_of(raw: bytes, stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
+    stream = TextStream(bytewise, stop)
+    return [*(stream.add(byte) for byte in raw), stream.end()], stream
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve — 你好", "👩‍👩‍👧 family 🇩🇪", '{"product": "Senda 📡"}', ""])
+def test_characters_of_several_tokens_come_whole(text: str) -> None:
+    pieces, stream = pieces_of(text.encode())
+    assert "".join(pieces) == text == stream.text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_bytes_that_are_no_text_come_as_the_decoder_shows_them() -> None:
+    raw = b"a\xff\xfeb\xe2\x82"  # broken in the middle, and cut at the end
+    pieces, stream = pieces_of(raw)
+    assert "".join(pieces) == stream.text == raw.decode("utf-8", "replace")
+
+
+def test_pieces_come_as_early_as_they_are_certain() -> None:
+    assert pieces_of("né".encode())[0] == ["n", "", "é", ""]
+
+
+def test_a_stop_string_ends_the_answer_and_never_shows() -> None:
+    pieces, stream = pieces_of(b"one\n\ntwo", stop=("\n\n",))
+    assert "".join(pieces) == "one" and stream.stopped
+
+
+def test_what_only_begins_like_a_stop_string_is_not_lost() -> None:
+    pieces, stream = pieces_of(b"ab STO", stop=("STOP",))
+    assert "".join(pieces) == "ab STO" and not stream.stopped
+    assert "".join(pieces[:-1]) == "ab "
+
+
+def test_the_earliest_of_several_stop_strings_counts() -> None:
+    assert pieces_of(b"x;y.z", stop=(".", ";"))[1].text == "x"

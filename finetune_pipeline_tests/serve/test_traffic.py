@@ -1,0 +1,89 @@
+"""The traffic log: masked lines in a file a day; a disk that refuses costs lines, never answers."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from pathlib import Path
+
+import pytest
+from pytest import MonkeyPatch
+
+from finetune_pipeline.records import read_jsonl
+from finetune_pipeline.serve import traffic
+from finetune_pipeline.serve.traffic import Line, TrafficLog
+from finetune_pipeline.store import traffic_folder
+
+
+def line(**changes: object) -> Line:
+    plain: dict[str, object] = {
+        "at": "2026-01-05T10:00:00.123+00:00", "request": "chatcmpl-1", "task": "parcels", "model": "parcels", "version": 4,
+        "adapter": "9be0", "status": "ok", "valid": True, "seconds": 0.5, "first_token_seconds": 0.1, "prompt_tokens": 10,
+        "answer_tokens": 3, "key": "shop", "stream": False, "question": "write to anna@example.com", "answer": "delivery",
+    }  # fmt: skip
+    return Line(**{**plain, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def lost(tmp_path: Path, monkeypatch: MonkeyPatch) -> list[int]:
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path))
+    return []
+
+
+def test_lines_land_in_their_day_masked(lost: list[int]) -> None:
+    log = TrafficLog(lost.append)
+    log.add(line(), check=False)
+    log.add(line(at="2026-01-06T00:00:00.000+00:00", question=None, answer=None), check=False)
+    log.close()
+    first, second = (list(read_jsonl(p)) for p in sorted(traffic_folder("parcels").glob("*.jsonl")))
+    assert first[0]["question"] == "write to <EMAIL>" and first[0]["version"] == 4
+    assert second[0]["question"] is None and second[0]["answer"] is None
+    assert not lost
+
+
+def test_checks_are_kept_apart_from_traffic(lost: list[int]) -> None:
+    log = TrafficLog(lost.append)
+    log.add(line(), check=True)
+    log.add(line(task=""), check=False)
+    log.close()
+    assert not list(traffic_folder("parcels").glob("*.jsonl"))
+    assert len(list(traffic_folder("parcels").glob("checks/*.jsonl"))) == 1
+    assert len(list(traffic_folder("_base").glob("*.jsonl"))) == 1
+
+
+def test_a_full_disk_is_counted_and_the_next_line_is_written(lost: list[int], monkeypatch: MonkeyPatch) -> None:
+    log = TrafficLog(lost.append)
+    traffic_folder("full").mkdir(parents=True)
+    (traffic_folder("full") / "2026-01-05.jsonl").symlink_to("/dev/full")
+    log.add(line(task="full"), check=False)
+    log.add(line(), check=False)
+    log.close()
+    assert lost == [1]
+    assert len(list(traffic_folder("parcels").glob("*.jsonl"))) == 1
+
+
+def test_half_a_line_is_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "day.jsonl"
+    traffic.append(path, {"n": 1})
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 4, hard))  # the system takes four more bytes
+    try:
+        with pytest.raises(OSError, match=os.strerror(28)):
+            traffic.append(path, {"n": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+
+
+def test_a_queue_that_overflows_never_blocks(lost: list[int], monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic, "WAITING_LINES", 2)
+    monkeypatch.setattr(traffic, "append", lambda *_: time.sleep(0.2))
+    log = TrafficLog(lost.append)
+    start = time.perf_counter()
+    for _ in range(50):
+        log.add(line(), check=False)
+    assert time.perf_counter() - start < 0.2
+    assert sum(lost) >= 46
+    log.close()

@@ -1,0 +1,205 @@
+"""The whole graph with a tiny random model: real Dagster instance, Great Expectations, MLflow on SQLite, a real endpoint.
+
+    once to a deployed endpoint, killed in training on the way and resumed from its checkpoint
+    once stopped by the quality gate
+    once waiting for the experts
+    once refused by the decision
+
+The task is one that a model of two layers learns in seconds: say the colour that a sentence names.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+
+from finetune_pipeline.defs.run import instance, run_task
+from finetune_pipeline.errors import FinetuneError, GateRefused, WaitingForPeople
+from finetune_pipeline.graph import STEPS
+from finetune_pipeline.materialise import open_task, plan
+from finetune_pipeline.records import Artifact, Review, Silent
+from finetune_pipeline.review import inbox
+from finetune_pipeline.store import TaskStore
+
+COLOURS = ("red", "green", "blue")
+WORDS = "paint wall door boat fence chair table roof shed gate bench lamp shelf frame panel box cart sign post rail".split()
+
+
+class Quiet(Silent):
+    """A terminal that shows nothing and remembers which assets were made."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    def begins(self, asset: str) -> None:
+        return None
+
+    def finished(self, asset: str, artifact: Artifact) -> None:
+        self.made.append(asset)
+
+    def failed(self, asset: str, error: FinetuneError) -> None:
+        return None
+
+
+@pytest.fixture
+def world(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TaskStore]:
+    """A function that declares a task in a world of its own: data, home, Dagster and MLflow in `tmp_path`."""
+    for variable in ("MLFLOW_TRACKING_URI", "FINETUNE_ENDPOINT"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
+    monkeypatch.setenv("FINETUNE_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there: a temporary one is started
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def declare(name: str, rows: list[tuple[str, str]], **sections: Any) -> TaskStore:
+        folder = tmp_path / "data" / name
+        (folder / "raw").mkdir(parents=True)
+        with (folder / "raw" / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *rows])
+        plain = {
+            "name": name,
+            "sources": [{"path": "raw/rows.csv", "input": "text", "output": "label"}],
+            "prompt": {"system": "Say the colour."},
+            "answer": {"format": "label", "labels": list(COLOURS)},
+            "base": {"path": str(tiny_model), "licence": "apache-2.0"},
+            "clean": {"near_duplicate": 1.0},
+            "suitability": {"error_below": 50, "warn_below": 100},
+            "quality": {"min_rows": 50},
+            "split": {"test": 0.2, "validation": 0.1, "near_duplicate": 1.0},
+            "baseline": {"variants": ["zero_shot", "few_shot", "classical"], "shots": 2},
+            "train": {"epochs": 12, "learning_rate": 0.01, "rank": 32, "alpha": 64, "checkpoint_seconds": 0},
+            "evaluate": {"general": False, "memorisation": False},
+            "release": {"min_slice_rows": 200},
+        }
+        (folder / "task.yaml").write_text(yaml.safe_dump({**plain, **sections}), "utf-8")
+        return open_task(name)[1]
+
+    return declare
+
+
+def rows(count: int = 240) -> list[tuple[str, str]]:
+    """Sentences of seven words, one of them the colour; no two the same."""
+    dice = random.Random(5)
+    made: dict[str, str] = {}
+    while len(made) < count:
+        colour = dice.choice(COLOURS)
+        words = dice.sample(WORDS, 6)
+        words.insert(dice.randrange(7), colour)
+        made[" ".join(words)] = colour
+    return list(made.items())
+
+
+def approve_all(name: str) -> None:
+    """What the experts do in the desk."""
+    task, store = open_task(name)
+    sample = store.current("review_sample")
+    assert sample is not None
+    for row in sample.examples("sample.jsonl"):
+        inbox.save(store, Review(row.id, row.content, "expert", "approve", "2026-01-05T10:00:00+00:00"))
+
+
+def verdict(store: TaskStore, asset: str) -> bool:
+    artifact = store.current(asset)
+    assert artifact is not None
+    assert artifact.verdict is not None
+    return artifact.verdict.passed
+
+
+def runs(status: dg.DagsterRunStatus) -> int:
+    with instance() as dagster:
+        return len(dagster.get_runs(dg.RunsFilter(statuses=[status])))
+
+
+def test_to_the_endpoint_through_a_wait_and_a_kill(world: Callable[..., TaskStore]) -> None:
+    store = world("colours", rows())
+    terminal = Quiet()
+    with pytest.raises(WaitingForPeople, match="0 of 24 rows reviewed"):
+        run_task("colours", terminal)
+    assert terminal.made[-1] == "review_sample"
+    assert store.current("expert_review") is None
+    approve_all("colours")
+
+    killed_at = kill_in_training("colours", store)
+    assert store.current("adapter") is None, "a killed training must not leave an artifact"
+
+    run_task("colours", terminal)
+    task, _ = open_task("colours")
+    assert {p.asset: p.state for p in plan(task, store)} == {s.asset: "fresh" for s in STEPS}
+    adapter, report, endpoint = (store.current(a) for a in ("adapter", "eval_report", "deployed_endpoint"))
+    assert adapter is not None
+    assert report is not None
+    assert endpoint is not None
+    history = [json.loads(line) for line in adapter.path("history.jsonl").read_text("utf-8").splitlines()]
+    assert history, "the loss curve is kept"
+    assert adapter.json("training.json")["resumed_at"] >= killed_at > 0
+    variants = report.json("report.json")["variants"]
+    assert variants["tuned"]["exact"] > 0.9 > variants["zero_shot"]["exact"]
+    assert verdict(store, "deployed_endpoint")
+    accounting = store.current("data_split").json("accounting.json")  # type: ignore[union-attr]
+    assert accounting["raw"] == 240 == sum(accounting["sides"].values())
+    assert runs(dg.DagsterRunStatus.SUCCESS) >= 2
+
+    again = Quiet()
+    run_task("colours", again)
+    assert again.made == [], "nothing changed, so nothing is made"
+
+
+def kill_in_training(name: str, store: TaskStore) -> int:
+    """Start `finetune run` as a user does, and SIGKILL it when the training has a checkpoint; gives the step it holds."""
+    command = [sys.executable, "-m", "finetune_pipeline.cli", "run", name]
+    process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    folder = Path(str(store.stage_folder("6_adapter"))) / "checkpoints"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        steps = [json.loads(p.read_text("utf-8"))["step"] for p in folder.glob("**/*.json") if p.name == "state.json"]
+        if steps and max(steps) > 0:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            return max(steps)
+        assert process.poll() is None, f"it ended before it could be killed:\n{process.stdout and process.stdout.read()}"
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError("no checkpoint within two minutes")
+
+
+def test_stopped_by_the_quality_gate(world: Callable[..., TaskStore]) -> None:
+    """Every tenth question is far longer than declared: 90 % are right, 95 % are needed."""
+    dirty = [(text + " very" * 60 if n % 10 == 0 else text, label) for n, (text, label) in enumerate(rows(120))]
+    store = world("dirty", dirty, quality={"min_rows": 50, "max_question_chars": 200})
+    with pytest.raises(GateRefused, match="data_quality says no"):
+        run_task("dirty", Quiet())
+    assert not verdict(store, "data_quality")
+    assert store.current("review_sample") is None
+    with pytest.raises(GateRefused):  # and again, in a run of its own: a verdict holds across runs
+        run_task("dirty", Quiet())
+    assert store.current("review_sample") is None
+
+
+def test_refused_by_the_decision(world: Callable[..., TaskStore]) -> None:
+    """A learning rate of nearly nothing learns nothing: no gain, no model, no endpoint."""
+    store = world("lazy", rows(120), train={"epochs": 1, "learning_rate": 1e-9, "checkpoint_seconds": 60})
+    with pytest.raises(WaitingForPeople):
+        run_task("lazy", Quiet())
+    approve_all("lazy")
+    with pytest.raises(GateRefused):
+        run_task("lazy", Quiet())
+    assert store.current("registered_model") is None
+    assert store.current("deployed_endpoint") is None
+    refused = store.current("release_decision") or store.current("adapter")
+    assert refused is not None
+    assert refused.verdict is not None
+    assert not refused.verdict.passed
