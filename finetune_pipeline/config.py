@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from finetune_pipeline.errors import DeclarationError
 
@@ -136,6 +136,7 @@ class Clean(Declared):
     html: bool = Field(True, description="Strip HTML remnants and entities from questions.")
     near_duplicate: Share = Field(
         0.8,
+        gt=0,
         description="Jaccard similarity of 5-grams from which two questions are near duplicates; 1: only exact.",
     )
     contradictions: Literal["drop", "keep"] = Field(
@@ -203,8 +204,14 @@ class Split(Declared):
         0.15, gt=0, lt=0.5, description="Share of the rows kept for the decision; more shows smaller gains."
     )
     validation: Share = Field(0.08, gt=0, lt=0.5, description="Share kept to watch the training.")
-    near_duplicate: Share = Field(0.6, description="Similarity from which rows must fall on the same side.")
+    near_duplicate: Share = Field(0.6, gt=0, description="Similarity from which rows must fall on the same side.")
     seed: int = Field(11, description="Of the hash that assigns groups to sides.")
+
+    @model_validator(mode="after")
+    def _leaves_rows(self) -> Split:
+        if self.test + self.validation >= 0.8:
+            raise ValueError("`test` and `validation` leave less than 20 % of the rows for training")
+        return self
 
 
 class Baseline(Declared):
@@ -315,13 +322,12 @@ class Task(Declared):
     monitor: Monitor = Monitor()
     automation: Automation = Automation()
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Task:
-        if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", self.name):
-            raise ValueError(f"`name: {self.name}` may hold lower-case letters, digits and _, beginning with a letter")
-        if self.split.test + self.split.validation >= 0.8:
-            raise ValueError("`split.test` and `split.validation` leave less than 20 % of the rows for training")
-        return self
+    @field_validator("name")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name):
+            raise ValueError("may hold lower-case letters, digits and _, beginning with a letter")
+        return name
 
     @property
     def served_as(self) -> str:
@@ -335,7 +341,7 @@ def task_from(raw: Any, where: str) -> Task:
     try:
         return Task.model_validate(raw)
     except ValidationError as error:
-        problems = tuple(_problem(e) for e in error.errors())
+        problems = tuple(_problem(e) for e in error.errors() if not _follows(e))
         count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise DeclarationError(f"{where} has {count}", problems=problems) from None
 
@@ -351,12 +357,21 @@ def load_task(folder: Path) -> Task:
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DeclarationError(f"{path} is no valid YAML: {error}", "check indentation and quotes there") from None
+    except OSError as error:
+        raise DeclarationError(
+            f"{path} cannot be read: {error.strerror}", "check its rights; it has to be a file"
+        ) from None
     task = task_from(raw, str(path))
     if task.name != folder.name:
         raise DeclarationError(
             f"{path} declares `name: {task.name}`, but its folder is {folder.name}", "give both the same name"
         )
     return task
+
+
+def _follows(error: Any) -> bool:
+    """A list that is too short only because its items are wrong, which is said of each of them."""
+    return error["type"] == "too_short" and bool(len(error["input"]) >= error["ctx"]["min_length"])
 
 
 def _problem(error: Any) -> str:

@@ -9,6 +9,7 @@ computes in bf16 start from the same numbers. What bf16 rounds off (2^-9) is far
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from finetune_pipeline.records import Reporter
 
 def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
     """Write model and tokenizer of the file `spec["gguf"]` into `spec["folder"]`. ModelError: it cannot be read."""
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source, folder = Path(spec["gguf"]), Path(spec["folder"])
     report.log(f"reading {source.name} (once; kept as safetensors)")
+    gguf.GGUFReader = cache(gguf.GGUFReader)  # transformers parses the file three times: 10 s each on a slow core
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.parent,

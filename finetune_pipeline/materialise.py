@@ -20,7 +20,7 @@ from finetune_pipeline.errors import GateRefused
 from finetune_pipeline.graph import BY_NAME, FOLDERS, STEPS, Step
 from finetune_pipeline.memory import PeakMemory
 from finetune_pipeline.records import Artifact, Json, Reporter, Silent, Verdict, content_id
-from finetune_pipeline.store import TaskStore, require_verdict
+from finetune_pipeline.store import TaskStore, is_full, require_verdict, storage_error
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where one asset stands. state: fresh (made from what is there now), stale, missing, or unknown until its
-    inputs are made (`blocked`)."""
+    """Where one asset stands. state: fresh (what counts now is made from what is there now), stale, or missing.
+    `artifact` is the one that materialising would give, if it is there already, else the one that counts now."""
 
     asset: str
     state: str
@@ -69,10 +69,9 @@ def open_task(name: str) -> tuple[Task, TaskStore]:
 
 def step_key(step: Step, task: Task, store: TaskStore, inputs: Mapping[str, Artifact]) -> str:
     """Hash of all that decides the result: inputs' content, the declared sections, code version, what lies outside."""
-    sections = {name: _plain(getattr(task, name)) for name in step.declared}
     outside = _function(step.outside)(task, store) if step.outside else ""
     made_from = [f"{name}={inputs[name].content}" for name in sorted(inputs)]
-    return content_id(step.asset, step.version, json.dumps(sections, sort_keys=True), outside, *made_from)
+    return content_id(step.asset, step.version, json.dumps(_declared(step, task), sort_keys=True), outside, *made_from)
 
 
 def gather(step: Step, store: TaskStore) -> dict[str, Artifact] | str:
@@ -91,8 +90,9 @@ def materialise(
 ) -> Artifact:
     """Give the asset made from the current inputs; make it only if it is not there yet.
 
-    Raises GateRefused when an input is missing or a gate did not pass for the very content, and whatever the stage
-    raises (errors.py). Nothing is stored unless the stage's function returned.
+    Raises GateRefused when an input is missing, or a gate did not pass for the very content under the declaration as
+    it is now; StorageError when the disk is full; and whatever the stage raises (errors.py). Nothing is stored unless
+    the stage's function returned.
     """
     step = BY_NAME[asset]
     inputs = gather(step, store)
@@ -102,7 +102,7 @@ def materialise(
         judged = inputs.get(about) or store.current(about)
         if judged is None:
             raise GateRefused(f"{asset} needs {about}, which has not been made yet", f"materialise {about} first")
-        require_verdict(store.current(gate), gate, judged)
+        _require_same_rules(require_verdict(store.current(gate), gate, judged), task)
     report = report or Silent()
     with store.lock(asset, report):  # two runs of one task at a time: the second finds what the first has made
         key = step_key(step, task, store, inputs)
@@ -113,6 +113,17 @@ def materialise(
         return found
 
 
+def _require_same_rules(gate: Artifact, task: Task) -> None:
+    """A verdict given under other thresholds does not count: the declaration may have become stricter since."""
+    then = gate.manifest.get("declaration", {})
+    changed = [f"`{name}`" for name, now in _declared(BY_NAME[gate.asset], task).items() if then.get(name, now) != now]
+    if changed:
+        raise GateRefused(
+            f"{gate.asset} judged by other rules: {' and '.join(changed)} in task.yaml changed since",
+            f"materialise {gate.asset} again",
+        )
+
+
 def _make(
     step: Step, task: Task, store: TaskStore, inputs: Mapping[str, Artifact], key: str, report: Reporter
 ) -> Artifact:
@@ -120,15 +131,18 @@ def _make(
     start = time.perf_counter()
     with store.scratch(step.asset) as out:
         work = Work(task, store, inputs, out, key, now, report)
-        with PeakMemory() as peak:
-            outcome: Outcome = _function(step.make)(work)
+        try:
+            with PeakMemory() as peak:
+                outcome: Outcome = _function(step.make)(work)
+        except OSError as error:
+            raise storage_error(error, str(out)) if is_full(error) else error from error
         facts = {
             "made_at": now,
             "seconds": round(time.perf_counter() - start, 3),
             "peak_mb": round(peak.mb),
             "code": step.version,
             "inputs": {name: a.content for name, a in inputs.items()},
-            "declaration": {name: _plain(getattr(task, name)) for name in step.declared},
+            "declaration": _declared(step, task),
             "summary": dict(outcome.summary),
             "verdict": outcome.verdict.to_json() if outcome.verdict else None,
         }
@@ -144,13 +158,20 @@ def plan(task: Task, store: TaskStore) -> list[Plan]:
         if all(name in known for name in step.needs):
             key = step_key(step, task, store, {name: known[name] for name in step.needs})
             found = store.find(step.asset, key)
-            state = "fresh" if found else "stale" if artifact else "missing"
+            fresh = found is not None and artifact is not None and found.key == artifact.key
+            state = "fresh" if fresh else "stale" if artifact else "missing"
             if found:
                 known[step.asset] = found
             plans.append(Plan(step.asset, state, found or artifact, key))
         else:
             plans.append(Plan(step.asset, "stale" if artifact else "missing", artifact))
     return plans
+
+
+def _declared(step: Step, task: Task) -> dict[str, Any]:
+    """The sections of the declaration that change a step's result, as they stand in a manifest."""
+    plain: dict[str, Any] = json.loads(json.dumps({name: _plain(getattr(task, name)) for name in step.declared}))
+    return plain
 
 
 def _plain(section: Any) -> Any:

@@ -19,13 +19,15 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import psutil
 from filelock import FileLock, Timeout
 from upath import UPath
 
@@ -33,7 +35,7 @@ from finetune_pipeline.errors import GateRefused, StorageError
 from finetune_pipeline.records import Artifact, Reporter, content_id
 
 MANIFEST = "manifest.json"
-Location = Path | UPath
+Location: TypeAlias = Path | UPath
 
 
 def data_root() -> UPath:
@@ -100,9 +102,13 @@ def write_atomic(path: Location, text: str) -> None:
         raise storage_error(error, str(path)) from error
 
 
+def is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def storage_error(error: OSError, where: str) -> StorageError:
     """Say what an operating system's error means to the person who has to mend it."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         free = shutil.disk_usage(Path(where).anchor or "/").free if os.name == "posix" else 0
         return StorageError(
             f"no room left to write {where} ({free / 1e9:.1f} GB free)",
@@ -199,7 +205,8 @@ class TaskStore:
         parent = Path(str(self.root)) / ".work" if self.is_local else home() / "work" / self.task
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f"{asset}-", dir=parent))
+            _sweep(parent)
+            folder = Path(tempfile.mkdtemp(prefix=f"{asset}@{platform.node()}@{os.getpid()}@", dir=parent))
         except OSError as error:
             raise storage_error(error, str(parent)) from error
         try:
@@ -250,6 +257,13 @@ class TaskStore:
             yield
 
 
+def _sweep(parent: Path) -> None:
+    """Remove the scratch folders of this machine's processes that were killed."""
+    for folder in parent.glob(f"*@{platform.node()}@*@*"):
+        if not psutil.pid_exists(int(folder.name.split("@")[2])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def machine_lock(name: str, report: Reporter, waiting: str) -> Iterator[None]:
     """A lock among the processes of this machine. Says `waiting` once, and stays cancellable while it waits."""
@@ -270,8 +284,8 @@ def machine_lock(name: str, report: Reporter, waiting: str) -> Iterator[None]:
         lock.release()
 
 
-def require_verdict(gate: Artifact | None, name: str, about: Artifact) -> None:
-    """Refuse to go on unless the gate `name` passed for exactly the content of `about`.
+def require_verdict(gate: Artifact | None, name: str, about: Artifact) -> Artifact:
+    """Refuse to go on unless the gate `name` passed for exactly the content of `about`; gives the gate back.
 
     A blocking check in Dagster stops only its own run; this is what makes a gate hold across runs.
     """
@@ -284,6 +298,7 @@ def require_verdict(gate: Artifact | None, name: str, about: Artifact) -> None:
         )
     if not gate.verdict.passed:
         raise GateRefused(f"{name} refused {about.asset}: {gate.verdict.summary}", gate_cure(name))
+    return gate
 
 
 def gate_cure(name: str) -> str:

@@ -16,7 +16,7 @@ from finetune_pipeline.records import Check
 TOOLS = {
     "prompting": "Write a prompt. Nothing here calls for training.",
     "retrieval": "Give a prompted model the texts it needs (retrieval): weights are the wrong place for them.",
-    "fine-tuning": "Fine-tune.",
+    "fine-tuning": "Train a model on these examples.",
     "both": "Fine-tune for the form of the answers, and retrieve what changes or has to be quoted.",
 }
 

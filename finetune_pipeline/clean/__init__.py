@@ -1,9 +1,9 @@
 """Stage 2: rows are mended where that is safe, dropped with a reason where it is not; every change is in the ledger.
 
-    mend.py          the rules that mend a text, in order: mojibake, control, markup, space
-    answers.py       what a good answer is, and the one form it is given
-    personal.py      e-mail, phone, card, IBAN, IP, SSN: found and masked
-    near.py          near-duplicate texts (MinHash, verified exactly);  normalise.py: what counts as the same text
-    duplicates.py    exact and near duplicates, contradictions
-    rows.py          the pure core: all of the above on all rows         assets.py: the asset `clean_examples`
+mend.py          the rules that mend a text, in order: mojibake, control, markup, space
+answers.py       what a good answer is, and the one form it is given
+personal.py      e-mail, phone, card, IBAN, IP, SSN: found and masked
+near.py          near-duplicate texts (MinHash, verified exactly);  normalise.py: what counts as the same text
+duplicates.py    exact and near duplicates, contradictions
+rows.py          the pure core: all of the above on all rows         assets.py: the asset `clean_examples`
 """

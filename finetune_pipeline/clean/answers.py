@@ -72,7 +72,11 @@ def tidy(text: str, spec: AnswerFormat) -> tuple[str, list[str]]:
         return text, []  # what is no JSON is dropped as it was found
     ordered, spelled = _conform(value, spec.json_schema or {})
     written = dump(ordered)
-    rules = {"answer-fence": fenced is not None, "answer-label": spelled, "answer-form": written != inside and not spelled}
+    rules = {
+        "answer-fence": fenced is not None,
+        "answer-label": spelled,
+        "answer-form": written != inside and not spelled,
+    }
     return written, [slug for slug, applies in rules.items() if applies]
 
 
@@ -81,7 +85,8 @@ def load(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        if text.lstrip()[:1] in ("{", "[") and (error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")):
+        at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
+        if at_end and text.lstrip()[:1] in ("{", "["):
             raise Truncated(f"the JSON ends early, after {len(text)} characters") from error
         raise ValueError(f"no JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError as error:

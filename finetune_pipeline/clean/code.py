@@ -1,6 +1,6 @@
 """Code inside a text (between backticks) is not prose: rules for prose are applied around it.
 
-    outside_code(str.upper, "use `a < b` here")    # "USE `a < b` HERE"
+outside_code(str.upper, "use `a < b` here")    # "USE `a < b` HERE"
 """
 
 from __future__ import annotations

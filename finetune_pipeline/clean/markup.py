@@ -18,15 +18,28 @@ _INLINE = "span|a|b|i|u|em|strong|small|font|img|td|th|sup|sub|code|o:p|label|ht
 _HIDDEN = "script|style"
 _NAMES = f"{_BLOCKS}|{_INLINE}|{_HIDDEN}"
 _ATTRIBUTE = r"\s+[A-Za-z_:][\w:.-]*\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>=]+)"
-_TAG = re.compile(rf"<(?:/(?:{_NAMES})\s*|(?:{_NAMES})(?:{_ATTRIBUTE})*\s*/?)>|<!--.*?-->|<!DOCTYPE[^<>]*>", re.I | re.S)
+_TAG = re.compile(
+    rf"<(?:/(?:{_NAMES})\s*|(?:{_NAMES})(?:{_ATTRIBUTE})*\s*/?)>|<!--.*?-->|<!DOCTYPE[^<>]*>", re.I | re.S
+)
 _ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,7}|#\d{1,7}|#[xX][0-9A-Fa-f]{1,6});")
+_ROUNDS = 4
 _MARK = "\ue000"  # where a block begins or ends (private use: in no text)
 _BOUNDARY = re.compile(rf"\s*{_MARK}[\s{_MARK}]*")
 _BLOCK_NAME = re.compile(rf"(?:{_BLOCKS})\Z", re.I)
 
 
 def without_markup(text: str) -> str:
-    """The text without HTML; the very same text where there is none."""
+    """The text without HTML; the very same text where there is none. What was escaped twice is freed twice, so that a
+    second call finds nothing more."""
+    for _ in range(_ROUNDS):
+        plain = _once(text)
+        if plain == text:
+            break
+        text = plain
+    return text
+
+
+def _once(text: str) -> str:
     if "<" not in text and "&" not in text:
         return text
     plain = outside_code(_plain, text)

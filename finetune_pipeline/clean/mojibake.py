@@ -13,7 +13,7 @@ def mend_encoding(text: str) -> str:
         return text
     import ftfy
 
-    return ftfy.fix_text(
+    mended: str = ftfy.fix_text(
         text,
         unescape_html=False,
         uncurl_quotes=False,
@@ -25,3 +25,4 @@ def mend_encoding(text: str) -> str:
         normalization="NFC",
         explain=False,
     )
+    return mended

@@ -32,20 +32,28 @@ HASHES = 126  # 21 bands of 6, 42 of 3, 63 of 2
 RECALL = 0.995  # of a pair exactly at the threshold
 SLACK = 0.15  # estimated similarity may lie this far below the threshold: four standard errors of 126 hashes
 _CHUNK_GRAMS = 1 << 20
+_CACHED_GRAMS = 1 << 17
 _CHUNK_PAIRS = 1 << 14
-_CROWD = 64  # rows in one bucket from which its pairs are not all formed
+_WAITING_PAIRS = 1 << 21
+_CROWD = 512  # rows in one bucket from which its pairs are not all formed
 
 
 @dataclass(frozen=True, slots=True)
 class Grams:
-    """The sets of 5-gram hashes of all texts, one after the other: row i has values[starts[i]:starts[i + 1]], sorted."""
+    """The sets of 5-gram hashes of all texts, one after the other: row i has sizes[i] values from starts[i], sorted."""
 
     values: U32
     starts: I64
+    sizes: I64
 
-    @property
-    def sizes(self) -> I64:
-        return np.diff(self.starts)
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What candidates are verified with: the sets, their signatures (rows × HASHES), and the threshold."""
+
+    grams: Grams
+    signatures: U32
+    threshold: float
 
 
 def clusters(texts: Sequence[str], threshold: float, seed: int = 0) -> list[list[tuple[int, float]]]:
@@ -78,7 +86,7 @@ def _root(parent: list[int], index: int) -> int:
 def pairs(texts: Sequence[str], threshold: float, seed: int = 0) -> list[tuple[int, int, float]]:
     """Pairs (i, j, similarity) with i < j and similarity >= threshold, in order.
 
-    In a crowd of more than 64 texts that share a band, only pairs with a leader are formed (a text that is no near
+    In a crowd of more than 512 texts that share a band, only pairs with a leader are formed (a text that is no near
     duplicate of an earlier leader): enough to link the crowd, and linear where all pairs would be quadratic.
     """
     if not 0 < threshold <= 1:
@@ -104,8 +112,8 @@ def grams_of(texts: Sequence[str]) -> Grams:
         unique, counts = _unique_grams(codes, lengths)
         values.append(unique)
         sizes.append(counts)
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate([*sizes, np.zeros(0, np.int64)]))])
-    return Grams(np.concatenate([*values, np.zeros(0, np.uint32)]), starts)
+    all_sizes = np.concatenate([*sizes, np.zeros(0, np.int64)])
+    return Grams(np.concatenate([*values, np.zeros(0, np.uint32)]), np.cumsum(all_sizes) - all_sizes, all_sizes)
 
 
 def _pieces(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -153,16 +161,33 @@ def bands_for(threshold: float) -> tuple[int, int]:
 
 
 def _near(grams: Grams, threshold: float, seed: int) -> list[tuple[int, int, float]]:
-    signatures = _signatures(grams, seed)
-    bands, width = bands_for(threshold)
+    """Candidates of all bands, each pair verified once (as long as a few million fit into memory at a time)."""
+    index = Index(grams, _signatures(grams, seed), threshold)
     found: dict[tuple[int, int], float] = {}
+    waiting: list[I64] = []
+    rows, count = len(grams.starts), 0
+    bands, width = bands_for(threshold)
     for band in range(bands):
-        keys = _band_keys(signatures[:, band * width : (band + 1) * width])
-        for left, right in _candidates(keys, grams, signatures, threshold):
-            similarity = _similarity(left, right, grams, signatures, threshold)
-            for index in np.flatnonzero(similarity >= threshold):
-                found[int(left[index]), int(right[index])] = float(similarity[index])
+        keys = _band_keys(index.signatures[:, band * width : (band + 1) * width])
+        for left, right in _candidates(keys, index):
+            waiting.append(left * rows + right)
+            count += len(left)
+            if count > _WAITING_PAIRS:
+                _verify(waiting, rows, index, found)
+                count = 0
+    _verify(waiting, rows, index, found)
     return [(a, b, similarity) for (a, b), similarity in found.items()]
+
+
+def _verify(waiting: list[I64], rows: int, index: Index, found: dict[tuple[int, int], float]) -> None:
+    """Move the waiting pairs (left * rows + right) that are near duplicates into `found`."""
+    codes = np.unique(np.concatenate([*waiting, np.zeros(0, np.int64)]))
+    waiting.clear()
+    for at in range(0, len(codes), _CHUNK_PAIRS):
+        left, right = np.divmod(codes[at : at + _CHUNK_PAIRS], rows)
+        similarity = _similarity(left, right, index)
+        for k in np.flatnonzero(similarity >= index.threshold):
+            found[int(left[k]), int(right[k])] = float(similarity[k])
 
 
 def _signatures(grams: Grams, seed: int) -> U32:
@@ -170,19 +195,20 @@ def _signatures(grams: Grams, seed: int) -> U32:
     random = np.random.default_rng(seed)
     factors = random.integers(1, 2**32, HASHES, dtype=np.uint32) | np.uint32(1)
     shifts = random.integers(0, 2**32, HASHES, dtype=np.uint32)
-    result = np.empty((len(grams.starts) - 1, HASHES), np.uint32)
-    for first, last in _row_chunks(grams.starts):
-        values = grams.values[grams.starts[first] : grams.starts[last]]
-        starts = grams.starts[first:last] - grams.starts[first]
+    result = np.empty((len(grams.starts), HASHES), np.uint32)
+    for first, last in _row_chunks(grams):
+        start, end = grams.starts[first], grams.starts[last - 1] + grams.sizes[last - 1]
+        values, starts = grams.values[start:end], grams.starts[first:last] - start
         for k in range(HASHES):
             result[first:last, k] = np.minimum.reduceat(_mixed(values * factors[k] + shifts[k]), starts)
     return result
 
 
-def _row_chunks(starts: I64) -> Iterator[tuple[int, int]]:
-    first, rows = 0, len(starts) - 1
+def _row_chunks(grams: Grams) -> Iterator[tuple[int, int]]:
+    """Ranges of rows whose values fit into the processor's cache."""
+    first, rows = 0, len(grams.starts)
     while first < rows:
-        last = int(np.searchsorted(starts, starts[first] + _CHUNK_GRAMS // 8, side="left"))  # fits into the cache
+        last = int(np.searchsorted(grams.starts, grams.starts[first] + _CACHED_GRAMS))
         last = min(max(last, first + 1), rows)
         yield first, last
         first = last
@@ -196,9 +222,7 @@ def _band_keys(part: U32) -> npt.NDArray[np.uint64]:
     return key
 
 
-def _candidates(
-    keys: npt.NDArray[np.uint64], grams: Grams, signatures: U32, threshold: float
-) -> Iterator[tuple[I64, I64]]:
+def _candidates(keys: npt.NDArray[np.uint64], index: Index) -> Iterator[tuple[I64, I64]]:
     """Arrays of rows (left < right) that share a key, in pieces."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
@@ -210,7 +234,7 @@ def _candidates(
         if len(starts):
             yield from _all_pairs(order[starts[:, None] + np.arange(size)])
     for start, end in zip(edges[:-1][crowded], edges[1:][crowded], strict=True):
-        yield from _with_leaders(order[start:end], grams, signatures, threshold)
+        yield from _with_leaders(order[start:end], index)
 
 
 def _all_pairs(rows: I64) -> Iterator[tuple[I64, I64]]:
@@ -222,31 +246,30 @@ def _all_pairs(rows: I64) -> Iterator[tuple[I64, I64]]:
         yield part[:, one].ravel(), part[:, other].ravel()
 
 
-def _with_leaders(rows: I64, grams: Grams, signatures: U32, threshold: float) -> Iterator[tuple[I64, I64]]:
-    free = np.ones(len(rows), bool)  # may still become a leader
+def _with_leaders(rows: I64, index: Index) -> Iterator[tuple[I64, I64]]:
+    """Pairs of each leader with the rows that are near it; those may no longer become leaders."""
+    free = np.ones(len(rows), bool)
     for position in range(len(rows)):
         if not free[position]:
             continue
         leader = np.full(len(rows), rows[position])
-        similarity = np.zeros(len(rows))
-        for at in range(0, len(rows), _CHUNK_PAIRS):
-            piece = slice(at, at + _CHUNK_PAIRS)
-            similarity[piece] = _similarity(leader[piece], rows[piece], grams, signatures, threshold)
-        near = (similarity >= threshold) & (rows != rows[position])
+        pieces = range(0, len(rows), _CHUNK_PAIRS)
+        parts = [_similarity(leader[at : at + _CHUNK_PAIRS], rows[at : at + _CHUNK_PAIRS], index) for at in pieces]
+        near = (np.concatenate(parts) >= index.threshold) & (rows != rows[position])
         free &= ~near
         yield np.minimum(leader, rows)[near], np.maximum(leader, rows)[near]
 
 
-def _similarity(left: I64, right: I64, grams: Grams, signatures: U32, threshold: float) -> npt.NDArray[np.float64]:
+def _similarity(left: I64, right: I64, index: Index) -> npt.NDArray[np.float64]:
     """Exact Jaccard similarity of each pair, or 0 where the sizes or the signatures rule the threshold out."""
     result = np.zeros(len(left))
-    a, b = grams.sizes[left], grams.sizes[right]
-    likely = np.flatnonzero(np.minimum(a, b) >= threshold * np.maximum(a, b))
-    estimate = (signatures[left[likely]] == signatures[right[likely]]).mean(axis=1)
-    likely = likely[estimate >= threshold - SLACK]
+    a, b = index.grams.sizes[left], index.grams.sizes[right]
+    likely = np.flatnonzero(np.minimum(a, b) >= index.threshold * np.maximum(a, b))
+    estimate = (index.signatures[left[likely]] == index.signatures[right[likely]]).mean(axis=1)
+    likely = likely[estimate >= index.threshold - SLACK]
     for at in range(0, len(likely), 2048):
         part = likely[at : at + 2048]
-        shared = _shared(left[part], right[part], grams)
+        shared = _shared(left[part], right[part], index.grams)
         result[part] = shared / (a[part] + b[part] - shared)
     return result
 
@@ -265,4 +288,5 @@ def _keyed(rows: I64, grams: Grams) -> npt.NDArray[np.uint64]:
     position = np.repeat(np.arange(len(rows), dtype=np.uint64), sizes)
     offset = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     values = grams.values[np.repeat(grams.starts[rows], sizes) + offset]
-    return (position << np.uint64(32)) | values
+    keys: npt.NDArray[np.uint64] = (position << np.uint64(32)) | values
+    return keys

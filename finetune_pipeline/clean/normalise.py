@@ -1,8 +1,8 @@
 """The form in which two texts count as the same: lower case, no punctuation, single spaces.
 
-    normalise("Where's my  ORDER (HV-48213)?!")    # "where s my order hv 48213"
-    normalise("what is 3 - 4?")                    # "what is 3 - 4": between numbers a mark is meaning
-    normalise("???")                               # "???": nothing but punctuation stays as it is
+normalise("Where's my  ORDER (HV-48213)?!")    # "where s my order hv 48213"
+normalise("what is 3 - 4?")                    # "what is 3 - 4": between numbers a mark is meaning
+normalise("???")                               # "???": nothing but punctuation stays as it is
 """
 
 from __future__ import annotations
@@ -28,12 +28,10 @@ _TABLE = _Table()
 
 
 def normalise(text: str) -> str:
-    """Unicode NFKC, case folded, without punctuation, single spaces. Symbols (+, <, €, emoji) carry meaning and stay."""
+    """Unicode NFKC, case folded, without punctuation, single spaces. Symbols (+, €, emoji) mean something and stay."""
     folded = text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-    marked = _BETWEEN_NUMBERS.sub(lambda m: f" {_KEPT[m[1]]} ", folded) if _has_mark(folded) else folded
-    bare = " ".join(marked.translate(_TABLE).translate(_BACK).split())
+    bare = " ".join(folded.translate(_TABLE).split())
+    if _BETWEEN_NUMBERS.search(folded):
+        marked = _BETWEEN_NUMBERS.sub(lambda match: f" {_KEPT[match[1]]} ", folded)
+        bare = " ".join(marked.translate(_TABLE).translate(_BACK).split())
     return bare or folded.strip()
-
-
-def _has_mark(text: str) -> bool:
-    return any(mark in text for mark in _KEPT)

@@ -43,8 +43,8 @@ _PHONE_SHAPES = re.compile(
 )
 _PHONE_NEAR_WORD = re.compile(r"(?<![\w:/£$€#-])(?<!\d[.,])\+?\(?\d(?:[ ()./-]{0,2}\d){5,14}(?![\w:%€£$]|[.,-]\d)")
 _PHONE_WORD = re.compile(
-    r"\b(?:phone|telephone|tel|call(?:ed|ing)?|ring|rang|mobile|cell|cellphone|my number|text|answer(?:s|ing)?|whatsapp|sms|fax|dial|"
-    r"reach (?:me|us)|telefon|handy|anruf\w*|rufnummer|t[eé]l[eé]phone|portable)\b[^\d\n]{0,25}$",
+    r"\b(?:phone|telephone|tel|call(?:ed|ing)?|ring|rang|mobile|cell|cellphone|my number|text|answer(?:s|ing)?|"
+    r"whatsapp|sms|fax|dial|reach (?:me|us)|telefon|handy|anruf\w*|rufnummer|t[eé]l[eé]phone|portable)\b[^\d\n]{0,25}$",
     re.IGNORECASE,
 )
 _PHONE_WORD_BEHIND = re.compile(r"[\s\\,(-]{0,3}(?:office|fax|phone|tel|mobile|cell)\b", re.IGNORECASE)
@@ -55,7 +55,8 @@ _OTHER_NUMBER = re.compile(
     re.IGNORECASE,
 )
 _DATE = re.compile(
-    r"(?:19|20)\d{2}([-./ ])\d{1,2}\1\d{1,2}(?!\d)|\d{1,2}(?:([-./])\d{1,2}\2(?:19|20)?|[ ]\d{1,2}[ ](?:19|20))\d{2}(?![-./]?\d)"
+    r"(?:19|20)\d{2}([-./ ])\d{1,2}\1\d{1,2}(?!\d)|"
+    r"\d{1,2}(?:([-./])\d{1,2}\2(?:19|20)?|[ ]\d{1,2}[ ](?:19|20))\d{2}(?![-./]?\d)"
 )
 _CONTEXT = 40  # characters before a number that are read for a word
 
@@ -146,7 +147,7 @@ def _lengths(digits: str) -> tuple[int, ...]:
 def _is_ssn(number: str) -> bool:
     from stdnum.us import ssn
 
-    return ssn.is_valid(number.replace(" ", "-"))
+    return bool(ssn.is_valid(number.replace(" ", "-")))
 
 
 def _is_ip(match: re.Match[str]) -> bool:

@@ -1,6 +1,6 @@
 """White space: one kind of it, none at the ends, no runs of it. Indentation and fenced code stay as they are.
 
-    even_space("where  is\\u00a0my order \\r\\n\\n\\n\\nHV-48213 ")    # "where is my order\\n\\nHV-48213"
+even_space("where  is\\u00a0my order \\r\\n\\n\\n\\nHV-48213 ")    # "where is my order\\n\\nHV-48213"
 """
 
 from __future__ import annotations

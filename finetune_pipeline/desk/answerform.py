@@ -2,7 +2,7 @@
 
     fields(spec, '{"intent": "delivery", "order": null}')
         Field("intent", "choice", options=(('"delivery"', "delivery"), ...), value='"delivery"')
-        Field("order", "text", nullable=True, value="", hint="text like ^HV-[0-9]{5}$, or left empty for none")
+        Field("order", "text", nullable=True, value="", hint="like HV-12345, or left empty for none")
     read(spec, {"intent": '"refund"', "order": ""}, original) -> Edited('{"intent": "refund", "order": null}')
 
 Pure. What a valid answer is decides clean/answers.py alone; here its complaint is put beside the field it is about.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -53,7 +54,11 @@ def fields(spec: AnswerFormat, answer: str) -> list[Field]:
     """The form for an answer, filled in with what it says now."""
     if spec.format == "label":
         options = tuple((json.dumps(name, ensure_ascii=False), name) for name in spec.labels)
-        return [Field(WHOLE, "choice", "Answer", "one of the declared labels", options, json.dumps(answer, ensure_ascii=False))]
+        return [
+            Field(
+                WHOLE, "choice", "Answer", "one of the declared labels", options, json.dumps(answer, ensure_ascii=False)
+            )
+        ]
     properties = _properties(spec)
     if not properties:
         return [Field(WHOLE, "long", "Answer", "JSON" if spec.format == "json" else "", value=answer)]
@@ -103,7 +108,9 @@ def _judged(spec: AnswerFormat, text: str, complaints: Mapping[str, str]) -> Edi
     if whole is None:
         return Edited(text)
     value = _object(text)
-    found = {name: said for name in _properties(spec) if value and name in value and (said := _of_one(spec, name, value))}
+    found = {
+        name: said for name in _properties(spec) if value and name in value and (said := _of_one(spec, name, value))
+    }
     return Edited(text, found or {WHOLE: whole})
 
 
@@ -142,7 +149,9 @@ def _field(name: str, schema: Any, required: bool) -> Field:
     nullable = "null" in types or None in values
     said = str(schema.get("description", ""))
     if values:
-        options = tuple((json.dumps(value, ensure_ascii=False), "none" if value is None else _shown(value)) for value in values)
+        options = tuple(
+            (json.dumps(value, ensure_ascii=False), "none" if value is None else _shown(value)) for value in values
+        )
         left_out = () if required else (("", "leave out"),)
         return Field(name, "choice", spelt(name), said, left_out + options, "", nullable, required)
     plain = {kind for kind in types if kind != "null"}
@@ -154,12 +163,22 @@ def _field(name: str, schema: Any, required: bool) -> Field:
 
 def _pattern(schema: Mapping[str, Any]) -> str:
     parts = [
-        f"text like {schema['pattern']}" if "pattern" in schema else "",
+        f"like {example(schema['pattern'])}" if "pattern" in schema else "",
         f"at least {schema['minimum']}" if "minimum" in schema else "",
         f"at most {schema['maximum']}" if "maximum" in schema else "",
         f"at most {schema['maxLength']} characters" if "maxLength" in schema else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def example(pattern: str) -> str:
+    """A text of a simple pattern ("^HV-[0-9]{5}$" -> "HV-12345"), which experts read more easily; else the pattern."""
+    digits = re.compile(r"(?:\\d|\[0-9\])(?:\{(\d)\})?")
+    made = digits.sub(lambda match: "123456789"[: int(match[1] or 1)], pattern.removeprefix("^").removesuffix("$"))
+    try:
+        return made if re.fullmatch(pattern, made) else pattern
+    except re.error:  # a pattern of another dialect
+        return pattern
 
 
 def _filled(each: Field, value: Mapping[str, Any] | None) -> Field:
@@ -176,7 +195,7 @@ def _put(into: dict[str, Any], each: Field, given: str, was_there: bool) -> None
     """Set (or leave out) one property. ValueError says what is wrong with what was typed."""
     given = given.strip()
     if given == "":
-        if not each.required and not was_there or (each.kind == "choice" and not each.required):
+        if not each.required and (not was_there or each.kind == "choice"):
             into.pop(each.name, None)
         elif each.nullable and each.kind != "choice":
             into[each.name] = None

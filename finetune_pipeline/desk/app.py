@@ -16,6 +16,7 @@ import sys
 import threading
 from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -28,6 +29,9 @@ from finetune_pipeline.desk.page import page
 from finetune_pipeline.desk.private import signing_secret
 from finetune_pipeline.desk.session import Attempts, Sessions, SignedOut, login_address
 from finetune_pipeline.errors import FinetuneError, PortInUse, ServingError
+
+if TYPE_CHECKING:
+    import uvicorn
 
 STATIC = Path(__file__).parent / "static"
 PUBLIC = "FINETUNE_DESK_PUBLIC"
@@ -43,11 +47,11 @@ def create_app() -> FastAPI:
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_middleware(Sessions, secret=signing_secret())
     app.add_middleware(headers.SecurityHeaders)  # added last, so outermost: every answer passes it
-    app.add_exception_handler(SignedOut, _to_login)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _bad_address)
-    app.add_exception_handler(FinetuneError, _curable)
-    app.add_exception_handler(Exception, _fault)
+    app.exception_handler(SignedOut)(_to_login)
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(RequestValidationError)(_bad_address)
+    app.exception_handler(FinetuneError)(_curable)
+    app.exception_handler(Exception)(_fault)
     return app
 
 
@@ -111,11 +115,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _until_stopped(server: object, listening: socket.socket) -> None:
+def _until_stopped(server: uvicorn.Server, listening: socket.socket) -> None:
     """uvicorn shuts down in good order on either signal, and raises it again afterwards: here that is the end."""
-    import uvicorn
-
-    assert isinstance(server, uvicorn.Server)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: None)
     try:
@@ -128,27 +129,28 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-def _to_login(request: Request, error: Exception) -> Response:
-    assert isinstance(error, SignedOut)
+def _to_login(request: Request, error: SignedOut) -> Response:
     return RedirectResponse(login_address(error.wanted), 303)
 
 
-def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def _http_error(request: Request, error: HTTPException) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     text = "There is no such page." if error.detail == "Not Found" else error.detail
     return page(request, "error.html", phrase, error.status_code, text=text, cure="", problems=())
 
 
-def _bad_address(request: Request, error: Exception) -> Response:
-    return page(request, "error.html", "Bad request", 400, text="This address is not one of the desk's.", cure="", problems=())
+def _bad_address(request: Request, error: RequestValidationError) -> Response:
+    return page(
+        request, "error.html", "Bad request", 400, text="This address is not one of the desk's.", cure="", problems=()
+    )
 
 
-def _curable(request: Request, error: Exception) -> Response:
+def _curable(request: Request, error: FinetuneError) -> Response:
     """What a person has to mend before the page can be shown: the message and the cure, not a stack of calls."""
-    assert isinstance(error, FinetuneError)
     problems = getattr(error, "problems", ())
-    return page(request, "error.html", "This needs mending", 409, text=error.message, cure=error.cure, problems=problems)
+    return page(
+        request, "error.html", "This needs mending", 409, text=error.message, cure=error.cure, problems=problems
+    )
 
 
 def _fault(request: Request, error: Exception) -> Response:

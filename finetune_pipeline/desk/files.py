@@ -48,7 +48,9 @@ def framed(request: Request, user: SignedIn, task: Known, asset: str) -> Respons
     if file.suffix == ".md":
         text = rendered(file.read_text("utf-8"))
         return page(request, "document.html", title, task=task, text=text, made_at=made_at)
-    return page(request, "frame.html", title, task=task, source=f"/tasks/{task}/reports/{asset}/{name}", made_at=made_at)
+    return page(
+        request, "frame.html", title, task=task, source=f"/tasks/{task}/reports/{asset}/{name}", made_at=made_at
+    )
 
 
 @router.get("/tasks/{task}/reports/{asset}/{path:path}")

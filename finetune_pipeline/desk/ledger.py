@@ -1,6 +1,6 @@
 """The ledger's page: every row that left and every row that was mended, with the reason and where it came from.
 
-    /tasks/support_tickets/ledger?kind=dropped&why=near-duplicate&page=2
+/tasks/support_tickets/ledger?kind=dropped&why=near-duplicate&page=2
 """
 
 from __future__ import annotations

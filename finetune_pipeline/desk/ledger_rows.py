@@ -28,6 +28,7 @@ MADE_FROM = {
 }
 ID = re.compile(r'\{"id": "([^"\\]+)"')
 
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One line of the ledger; `why` is the reason of a drop or the rule of a change."""
@@ -37,6 +38,7 @@ class Entry:
     asset: str
     why: str
     detail: str
+
 
 def chain(store: TaskStore) -> dict[str, Artifact]:
     """The finished stages of the rows that were made from one another, by asset. It ends before the first that is
@@ -50,18 +52,22 @@ def chain(store: TaskStore) -> dict[str, Artifact]:
         found[asset] = artifact
     return found
 
+
 def count(artifact: Artifact, name: str) -> int:
     """Lines of one of its files."""
     return _count(str(artifact.path(name)), artifact.content)
+
 
 def tally(stages: Mapping[str, Artifact], kind: str) -> Counter[tuple[str, str]]:
     """How often each (asset, reason or rule) occurs."""
     return Counter((entry.asset, entry.why) for entry in entries(stages, kind))
 
+
 def entries(stages: Mapping[str, Artifact], kind: str) -> list[Entry]:
     """Every line of the ledger of `kind` ("dropped" or "mended"), in the order of the stages."""
     parts = [_entries(str(artifact.path(FILES[kind])), artifact.content, asset) for asset, artifact in stages.items()]
     return [entry for part in parts for entry in part]
+
 
 def texts(raw: Artifact, ids: Collection[str]) -> dict[str, Example]:
     """The rows of these ids as they were read; rows that could not be read are not there. Reads until all are found."""
@@ -74,13 +80,16 @@ def texts(raw: Artifact, ids: Collection[str]) -> dict[str, Example]:
                 break
     return found
 
+
 def _lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8") as lines:
         yield from lines
 
+
 @lru_cache(maxsize=64)
 def _count(path: str, content: str) -> int:
     return sum(1 for line in _lines(Path(path)) if line.strip())
+
 
 @lru_cache(maxsize=12)
 def _entries(path: str, content: str, asset: str) -> tuple[Entry, ...]:

@@ -15,7 +15,7 @@ router = APIRouter()
 
 
 @router.get("/login")
-def show(request: Request, next: str = "/") -> Response:  # noqa: A002 (the name in the address bar)
+def show(request: Request, next: str = "/") -> Response:
     return page(request, "login.html", "Sign in", next=local_address(next), name="", complaint="")
 
 

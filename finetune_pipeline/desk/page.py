@@ -1,6 +1,6 @@
 """Templates and how a page is made. Everything a template prints is escaped; scripts and styles are files of ours.
 
-    return page(request, "tasks.html", "Tasks", standings=standings)
+return page(request, "tasks.html", "Tasks", standings=standings)
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from finetune_pipeline.desk.session import csrf_token
 
 FILTERS = {
     "about": words.about,
+    "bare": words.bare,
+    "broken": words.broken,
     "label": words.label,
     "number": words.number,
     "percent": words.percent,

@@ -27,7 +27,7 @@ def write_private(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(scratch, path)
+        Path(scratch).replace(path)
     except OSError as error:
         raise storage_error(error, str(path)) from error
 

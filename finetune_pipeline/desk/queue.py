@@ -35,7 +35,7 @@ class Seat:
         return self.rows.index(row) + 1
 
     def next_after(self, id_: str | None) -> Example | None:
-        """The next row to judge after `id_` in the sample's order, and from the start again; None when all are judged."""
+        """The next row to judge after `id_` in the sample's order, then from the start; None when all are judged."""
         at = next((place for place, row in enumerate(self.rows) if row.id == id_), -1)
         ordered = self.rows[at + 1 :] + self.rows[: at + 1]
         return next((row for row in ordered if row.id in self.left), None)

@@ -81,7 +81,11 @@ def judge(request: Request, user: SignedIn, task: Known, form: CheckedForm) -> R
     at, id_ = sit(task, user), text_of(form, "row")
     row = at.seat.row(id_) if at else None
     if at is None or row is None or row.content != text_of(form, "content"):
-        flash(request, "bad", "The data changed while this row was open, so your verdict was not saved. Please look again.")
+        flash(
+            request,
+            "bad",
+            "The data changed while this row was open, so your verdict was not saved. Please look again.",
+        )
         return RedirectResponse(f"/tasks/{task}/review" + (f"?row={id_}" if row else ""), 303)
     decision = text_of(form, "decision")
     if decision == "edit":

@@ -132,7 +132,7 @@ class Attempts:
     def _until(self, key: str) -> float:
         count, last = self._failed.get(key, (0, float("-inf")))
         extra = count - FREE_TRIES
-        return last + min(LONGEST_WAIT, 2.0**min(extra, 10)) if extra >= 0 else float("-inf")
+        return last + min(LONGEST_WAIT, 2.0 ** min(extra, 10)) if extra >= 0 else float("-inf")
 
 
 SignedIn = Annotated[str, Depends(signed_in)]

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from finetune_pipeline.config import Task
-from finetune_pipeline.desk.words import OUTCOMES, plural
+from finetune_pipeline.desk.words import OUTCOMES, bare, plural, refusal
 from finetune_pipeline.errors import DeclarationError, FinetuneError
 from finetune_pipeline.materialise import Plan, open_task, plan
 from finetune_pipeline.records import Review
 from finetune_pipeline.review.inbox import Progress, load, progress, todo
-from finetune_pipeline.store import TaskStore, gate_cure
+from finetune_pipeline.store import TaskStore
 
 STEPS: Mapping[str, tuple[str, ...]] = {
     "read": ("base_model", "raw_examples"),
@@ -158,25 +158,10 @@ def _review_waits(name: str, review: ReviewState) -> Waiting:
 
 
 def _refusal(name: str, each: AssetState) -> Waiting:
-    verdict = each.plan.artifact.verdict if each.plan.artifact else None
-    summary = verdict.summary if verdict else ""
-    cure = gate_cure(each.asset)
+    artifact = each.plan.artifact
+    title, cure = refusal(each.asset)
+    if artifact is not None and each.asset == "release_decision":
+        title = OUTCOMES[artifact.json("decision.json")["outcome"]]
     page = {"data_quality": "/quality", "expert_review": "/review"}.get(each.asset, f"#{each.asset}")
-    outcome = each.plan.artifact.json("decision.json")["outcome"] if _is_decision(each) and each.plan.artifact else ""
-    title = {
-        "data_quality": "The data did not pass the quality gate",
-        "expert_review": "Too many reviewed rows were wrong",
-        "suitability_report": "This task is not ready to be tuned",
-        "release_decision": OUTCOMES.get(outcome, "The tuned model was not accepted"),
-        "deployed_endpoint": "The new version was rolled back",
-        "traffic_report": "The live traffic raised an alarm",
-        "data_split": "Test and training rows overlap",
-        "adapter": "Training did not go well",
-        "raw_examples": "Not every row is accounted for",
-        "clean_examples": "Not every row is accounted for",
-    }.get(each.asset, "A gate refused")
-    return Waiting(name, "bad", title, f"{summary}. What to do: {cure}.", "Read why", page)
-
-
-def _is_decision(each: AssetState) -> bool:
-    return each.asset == "release_decision"
+    said = bare(artifact.verdict.summary).rstrip(".") if artifact and artifact.verdict else ""
+    return Waiting(name, "bad", title, f"{said}. {cure}", "Read why", page)

@@ -19,7 +19,7 @@ from typing import Any
 
 from finetune_pipeline.desk import ledger_rows
 from finetune_pipeline.desk.ledger_rows import count
-from finetune_pipeline.desk.words import label, spelt, variant
+from finetune_pipeline.desk.words import spelt, together, variant
 from finetune_pipeline.errors import StorageError
 from finetune_pipeline.records import Artifact, Check
 
@@ -95,7 +95,11 @@ def counts(stages: Mapping[str, Artifact]) -> Counts | None:
     dropped = tuple(Dropped(asset, reason, rows) for (asset, reason), rows in drops.most_common())
     last, sides = list(stages)[-1], _sides(stages)
     kept = sum(rows for _, rows in sides) if sides else count(stages[last], "examples.jsonl")
-    kept_as = {"raw_examples": "read", "clean_examples": "left after cleaning", "expert_review": "left after the review"}
+    kept_as = {
+        "raw_examples": "read",
+        "clean_examples": "left after cleaning",
+        "expert_review": "left after the review",
+    }
     read = count(raw, "examples.jsonl") + count(raw, "drops.jsonl")
     mended = len({entry.id for entry in ledger_rows.entries(stages, "mended")})
     return Counts(read, kept, kept_as.get(last, "used for training, validation and test"), dropped, mended, sides)
@@ -115,7 +119,7 @@ def by_reason(dropped: Sequence[Dropped]) -> list[tuple[str, int]]:
 
 
 def checks(given: Sequence[Check]) -> list[CheckRow]:
-    """Failed errors first, then warnings, then what holds. A check with a program's name is called by what it expects."""
+    """Failed errors first, then warnings, then what holds. One with a program's name is called by its expectation."""
     order = {"bad": 0, "warning": 1, "good": 2}
     rows = [_check(each) for each in given]
     return sorted(rows, key=lambda row: order[row.tone])
@@ -123,10 +127,15 @@ def checks(given: Sequence[Check]) -> list[CheckRow]:
 
 def _check(check: Check) -> CheckRow:
     tone = "good" if check.passed else "warning" if check.severity == "warning" else "bad"
-    technical = check.name.replace(": ", "_").replace(" ", "_").isidentifier() and ("_" in check.name or ":" in check.name)
-    if technical and check.expected:
-        return CheckRow(check.expected[:1].upper() + check.expected[1:], "", check.observed, tone)
-    return CheckRow(spelt(check.name) if technical else _first_up(check.name), check.expected, check.observed, tone)
+    expected, observed = together(check.expected), together(check.observed)
+    if _technical(check.name) and expected:
+        return CheckRow(_first_up(expected), "", observed, tone)
+    return CheckRow(spelt(check.name) if _technical(check.name) else _first_up(check.name), expected, observed, tone)
+
+
+def _technical(name: str) -> bool:
+    """A column's name ("row_ok") or an expectation's ("table: row count to be between")."""
+    return ":" in name or ("_" in name and " " not in name)
 
 
 def _first_up(text: str) -> str:
@@ -195,4 +204,3 @@ def reports(artifacts: Mapping[str, Artifact | None]) -> list[tuple[str, str]]:
         for asset, (file, title) in REPORTS.items()
         if (artifact := artifacts.get(asset)) is not None and file in artifact.manifest["files"]
     ]
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
@@ -32,7 +32,8 @@ Known = Annotated[str, Depends(known)]
 @router.get("/")
 def tasks(request: Request, user: SignedIn) -> Response:
     standings = [standing(name, user) for name in task_names()]
-    todo = [item for each in standings for item in each.waiting]
+    items = [item for each in standings for item in each.waiting]
+    todo = sorted(items, key=lambda item: item.tone != "you")  # what only this person can do comes first
     return page(request, "tasks.html", "Tasks", standings=standings, todo=todo)
 
 
@@ -44,18 +45,22 @@ def one(request: Request, user: SignedIn, task: Known) -> Response:
     return page(request, "task.html", task, task=task, standing=state, **_story(state))
 
 
-def _story(state: Standing) -> dict[str, object]:
+def _story(state: Standing) -> dict[str, Any]:
     store = TaskStore(state.name, FOLDERS)
     found = {each.asset: each.plan.artifact for each in state.assets}
     stages = ledger_rows.chain(store)
     counted = story.counts(stages)
     report = found["eval_report"] or found["baseline_report"]
     decision = found["release_decision"]
-    gates = [(each, each.plan.artifact.verdict) for each in state.assets if each.plan.artifact and each.plan.artifact.verdict]
+    gates = [
+        (each, verdict)
+        for each in state.assets
+        if each.asset != "release_decision" and each.plan.artifact and (verdict := each.plan.artifact.verdict)
+    ]
     return {
         "counts": counted,
         "reasons": story.by_reason(counted.dropped) if counted else [],
-        "gates": [(each, verdict, story.checks(verdict.checks)) for each, verdict in gates if verdict],
+        "gates": [(each, verdict, story.checks(verdict.checks)) for each, verdict in gates],
         "comparison": story.comparison(report.json("report.json")) if report else [],
         "compared_in": report.asset if report else "",
         "decision": decision.json("decision.json") if decision else None,

@@ -1,7 +1,7 @@
 """Plain English for what the pipeline calls by slugs: assets, states, reasons, variants, figures. Text only, no HTML.
 
-    label("clean_examples") -> "Cleaned rows"         reason("pii-email") -> "Pii email"
-    state("stale") -> "Out of date"                   slugs nobody listed are spelt out: "too-long" -> "Too long"
+label("clean_examples") -> "Cleaned rows"         reason("pii-email") -> "Pii email"
+state("stale") -> "Out of date"                   slugs nobody listed are spelt out: "too-long" -> "Too long"
 """
 
 from __future__ import annotations
@@ -68,6 +68,69 @@ OUTCOMES = {
 _SHORT = {"pii": "personal data,", "html": "HTML", "json": "JSON", "id": "id", "ms": "ms", "p95": "95th percentile"}
 
 
+REFUSALS = {
+    "suitability_report": (
+        "This task is not ready to be tuned",
+        "More examples are needed, or a declared reason for going on regardless.",
+    ),
+    "data_quality": (
+        "The data did not pass the quality gate",
+        "Mend the rows where they come from; the next run judges them again.",
+    ),
+    "expert_review": (
+        "Too many reviewed rows were wrong",
+        "Mend what was rejected where it comes from, and other rows of its kind; the next run draws a new sample.",
+    ),
+    "data_split": (
+        "Test and training rows overlap",
+        "The rows named in the report belong together: mend their groups, and run again.",
+    ),
+    "adapter": ("Training did not go well", "The report says what was seen; another declaration trains anew."),
+    "release_decision": (
+        "The tuned model was not accepted",
+        "What is served stays as it is. More data, or another declaration, makes a new candidate.",
+    ),
+    "deployed_endpoint": (
+        "The new version is not in service",
+        "The version before goes on answering. The report names the rows whose answers differ.",
+    ),
+    "traffic_report": ("The live traffic raised an alarm", "The report says what changed."),
+}
+
+
+BROKEN = {
+    "roles_in_order": "Question and answer out of order",
+    "question_fits": "Question empty or too long",
+    "answer_fits": "Answer empty or too long",
+    "answer_valid": "Answer not of the declared form",
+    "no_personal_data": "Personal data left",
+    "no_html": "HTML left",
+    "encoding_intact": "Broken characters",
+    "question_unique": "Question asked twice",
+}
+
+
+def refusal(asset: str) -> tuple[str, str]:
+    """What it means for people that this gate said no: a title, and what to do."""
+    return REFUSALS.get(asset, (f"{label(asset)}: a check failed", "The report says which."))
+
+
+def bare(summary: str) -> str:
+    """A decision's summary without the outcome in front, which stands beside it in words already."""
+    head, colon, rest = summary.partition(": ")
+    return together(rest[:1].upper() + rest[1:] if colon and head in OUTCOMES else summary)
+
+
+def together(text: str) -> str:
+    """A number and its per cent sign stay on one line."""
+    return text.replace(" %", "\u00a0%")
+
+
+def broken(rule: str) -> str:
+    """What is wrong with a row that breaks this rule of the quality gate (whose names say what is right)."""
+    return BROKEN.get(rule) or f"Breaks “{spelt(rule).lower()}”"
+
+
 def label(asset: str) -> str:
     return ASSETS[asset][0] if asset in ASSETS else spelt(asset)
 
@@ -91,11 +154,6 @@ def spelt(slug: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def is_slug(name: str) -> bool:
-    """Is this a program's name for something, not a person's?"""
-    return re.fullmatch(r"[a-z0-9]+(?:[_:-] ?[a-z0-9_ ]+)+", name) is not None and "_" in name
-
-
 def percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
 
@@ -108,7 +166,7 @@ def number(value: float | None) -> str:
 
 
 def when(iso: str) -> str:
-    """"2026-01-05T10:00:00+00:00" -> "5 Jan 2026, 10:00 UTC"; text that is no time is given back as it is."""
+    """ "2026-01-05T10:00:00+00:00" -> "5 Jan 2026, 10:00 UTC"; text that is no time is given back as it is."""
     try:
         time = datetime.fromisoformat(iso)
     except ValueError:

@@ -29,12 +29,13 @@ NAME = "finetune_rows"
 
 @dataclass
 class Fresh:
-    """A row that joins in this step: tokens `start` to `stop` of the flat sequence are its prompt, and go to `slot`.
+    """A row that joins in this step: tokens `start` to `stop` of the flat sequence are its prompt, and go to `slot`
+    of the cache (None: to none, since the row ends here).
 
     `mask`: boolean [tokens, prefix + tokens], true where attention is allowed; None for plain causal attention.
     """
 
-    slot: int
+    slot: int | None
     start: int
     stop: int
     mask: Tensor | None
@@ -95,8 +96,10 @@ class RowCache:
 
     def move(self, source: int, target: int, length: int) -> None:
         """Put the row `source` in the place of `target`, which has ended."""
-        for pair in self.own.values():
-            for tensor in pair:
+        import torch
+
+        with torch.inference_mode():
+            for tensor in (tensor for pair in self.own.values() for tensor in pair):
                 tensor[target, :, :length] = tensor[source, :, :length]
 
     def keep_as_prefix(self, length: int) -> None:
@@ -131,12 +134,17 @@ def attend(
     rows: Step | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function, as transformers calls it: query [1, heads, T, size], key and value [1, kv heads, T, size];
-    gives [1, T, heads, size]. ModelError for what it does not compute: soft-capped scores, sinks, a window that a row
-    outgrows."""
+    """The attention function, as transformers calls it. Query is [1, heads, T, size], key and value [1, kv heads, T,
+    size]; gives [1, T, heads, size]. `rows` comes from the caller of the model (forward.py).
+
+    ModelError for what it does not compute: soft-capped scores, sinks, a window that a row outgrows.
+    """
     import torch
 
-    assert rows is not None, "the decoder passes `rows`"
+    if rows is None:
+        raise ModelError(
+            f"{type(module).__name__} does not pass `rows` on to its attention", "choose another base model"
+        )
     _refuse(rows, kwargs)
     rows.layers += 1
     scale = scaling if scaling is not None else float(query.shape[-1]) ** -0.5
@@ -198,10 +206,10 @@ def _fresh(
     import torch
 
     q, k, v = (t[:, :, row.start : row.stop] for t in (query, key, value))
-    keys[row.slot, :, : row.stop - row.start] = k[0]
-    values[row.slot, :, : row.stop - row.start] = v[0]
-    if row.mask is not None:
-        assert prefix is not None
+    if row.slot is not None:
+        keys[row.slot, :, : row.stop - row.start] = k[0]
+        values[row.slot, :, : row.stop - row.start] = v[0]
+    if row.mask is not None and prefix is not None:
         k = torch.cat((prefix[0].unsqueeze(0), k), dim=2)
         v = torch.cat((prefix[1].unsqueeze(0), v), dim=2)
     out = torch.nn.functional.scaled_dot_product_attention(

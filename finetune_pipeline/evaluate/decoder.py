@@ -17,9 +17,9 @@ It is the same class in evaluation and behind the endpoint, so that what is serv
 Rows do not touch each other: a row's answer depends on its request alone, up to rounding (about 1e-6 in fp32, which
 can flip a tie between two tokens, no more). A sampled row has a random generator of its own, seeded by `Request.seed`.
 
-Not thread-safe: one thread steps. Within `step` the model's attention is switched (`attention.py`); afterwards the model
-is as before, and may be used for anything else between steps. The prefix was computed with the adapter that was active
-when the decoder was made: step it with the same adapter, and make another decoder for another adapter.
+Not thread-safe: one thread steps. Within `step` the model's attention is switched (`attention.py`); afterwards the
+model is as before, and may be used for anything else between steps. The prefix was computed with the adapter that was
+active when the decoder was made: step it with the same adapter, and make another decoder for another adapter.
 
 Memory: `max_cached_tokens` bounds rows times tokens of the longest row; one token is 2 x layers x kv heads x head size
 numbers (46 kB for SmolLM2-135M in fp32, so that the default of 32,768 tokens is at most 1.5 GB; it grows with need).
@@ -32,8 +32,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune_pipeline.errors import DataError, ModelError
-from finetune_pipeline.evaluate.attention import Fresh, RowCache, Step, attending
+from finetune_pipeline.errors import DataError
+from finetune_pipeline.evaluate.forward import Joining, RowModel, Running
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +82,11 @@ class _Row:
     generator: torch.Generator | None
     answer: list[int] = field(default_factory=list)
 
+    @property
+    def fresh(self) -> int:
+        """Tokens of the prompt that are not in the prefix."""
+        return len(self.request.prompt_ids) - self.base
+
 
 class Decoder:
     """See the module's docstring. `model` is a transformers causal LM or a peft model with LoRA layers, in eval mode.
@@ -101,17 +106,12 @@ class Decoder:
     ) -> None:
         """`step_tokens`: prompts join a step until they have this many tokens together (one always may): more is
         faster over all, less lets running rows go on sooner."""
-        self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._config = self._model.config.get_text_config()
+        self._model = RowModel(model, prefix_ids or ())
+        self._cache = self._model.cache
         self._eos = frozenset(eos_ids)
-        self._prefix = list(prefix_ids or [])
         self._max_rows, self._step_tokens, self._max_cached = max_rows, step_tokens, max_cached_tokens
-        self._cache = RowCache()
         self._queue: deque[Request] = deque()
         self._rows: list[_Row] = []
-        if self._prefix:
-            self._forward([], [_Row(Request("prefix", self._prefix, 0), 0, 0, None)])
-            self._cache.keep_as_prefix(len(self._prefix))
 
     @property
     def running(self) -> int:
@@ -140,7 +140,14 @@ class Decoder:
         joining = self._joining()
         if not self._rows and not joining:
             return []
-        logits = self._forward(self._rows, joining)
+        logits = self._model(
+            [Running(row.answer[-1], row.base, row.own) for row in self._rows],
+            [Joining(row.request.prompt_ids[row.base :], row.base, [row.fresh - 1]) for row in joining],
+        )
+        for row in self._rows:
+            row.own += 1
+        for row in joining:
+            row.own = row.fresh
         self._rows.extend(joining)
         tokens = [self._take(row, token) for row, token in zip(self._rows, _choose(logits, self._rows), strict=True)]
         self._leave([token.finished for token in tokens])
@@ -148,9 +155,11 @@ class Decoder:
 
     def _check(self, request: Request) -> None:
         total = len(request.prompt_ids) + request.max_new_tokens
-        limit = min(self._max_cached, getattr(self._config, "max_position_embeddings", None) or self._max_cached)
+        limit = min(self._max_cached, self._model.context or self._max_cached)
         if not request.prompt_ids or request.max_new_tokens < 1:
-            raise DataError(f"request {request.id} has no prompt or no room for an answer", "give at least one token each")
+            raise DataError(
+                f"request {request.id} has no prompt or no room for an answer", "give at least one token each"
+            )
         if total > limit:
             raise DataError(
                 f"request {request.id}: {len(request.prompt_ids)} prompt tokens and {request.max_new_tokens} for the "
@@ -164,7 +173,7 @@ class Decoder:
         tokens, capacity = 0, self._cache.capacity if self._rows else 0
         while self._queue and len(self._rows) + len(joining) < self._max_rows:
             request = self._queue[0]
-            base = len(self._prefix) if self._shares(request.prompt_ids) else 0
+            base = self._model.base(request.prompt_ids)
             fresh = len(request.prompt_ids) - base
             need = -(-max(capacity, fresh + request.max_new_tokens) // 64) * 64
             places = len(self._rows) + len(joining) + 1
@@ -179,61 +188,6 @@ class Decoder:
             room = min(self._max_rows, 1 << (places - 1).bit_length(), max(places, self._max_cached // capacity))
             self._cache.reserve(room, capacity, used=len(self._rows))
         return joining
-
-    def _shares(self, prompt: Sequence[int]) -> bool:
-        shared = len(self._prefix)
-        return 0 < shared < len(prompt) and list(prompt[:shared]) == self._prefix
-
-    def _forward(self, running: list[_Row], joining: list[_Row]) -> Tensor:
-        """Logits [rows, vocabulary] after the last token of every row; keys and values go to the cache."""
-        import torch
-
-        device = next(self._model.parameters()).device
-        if not self._cache.rows:
-            self._cache.reserve(1, max(len(row.request.prompt_ids) for row in joining), used=0)
-        ids = [row.answer[-1] for row in running]
-        positions = [row.base + row.own for row in running]
-        ends, fresh = list(range(len(running))), []
-        for slot, row in enumerate(joining, len(running)):
-            own = row.request.prompt_ids[row.base :]
-            mask = _causal(len(own), row.base).to(device) if row.base else None
-            fresh.append(Fresh(slot, len(ids), len(ids) + len(own), mask))
-            positions += range(row.base, row.base + len(own))
-            ids += own
-            ends.append(len(ids) - 1)
-        step = self._step(running, fresh, max(positions) + 1, device)
-        with torch.inference_mode(), attending(self._config):
-            logits: Tensor = self._model(
-                input_ids=torch.tensor([ids], device=device),
-                position_ids=torch.tensor([positions], device=device),
-                use_cache=False,
-                logits_to_keep=torch.tensor(ends, device=device),
-                rows=step,
-            ).logits[0]
-        if step.layers != self._config.num_hidden_layers:
-            raise ModelError(
-                f"{type(self._model).__name__} sends {step.layers} of {self._config.num_hidden_layers} layers through "
-                "transformers' attention interface; the embedded decoder needs all of them",
-                "choose a base model whose layers are all attention layers (Llama, Qwen, SmolLM, Phi, Granite, ...)",
-            )
-        for row in running:
-            row.own += 1
-        for row in joining:
-            row.own = len(row.request.prompt_ids) - row.base
-        return logits
-
-    def _step(self, running: list[_Row], fresh: list[Fresh], reach: int, device: Any) -> Step:
-        import torch
-
-        lengths = torch.tensor([row.own for row in running], dtype=torch.long, device=device)
-        longest = max((row.own for row in running), default=0)
-        shared = len(self._prefix) if self._cache.prefix else 0
-        seen = torch.arange(longest + 1, device=device)[None] <= lengths[:, None]
-        with_prefix = torch.tensor([row.base > 0 for row in running], dtype=torch.bool, device=device)
-        seen = torch.cat((with_prefix[:, None].expand(-1, shared), seen), dim=1)
-        dtype = next(self._model.parameters()).dtype
-        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
-        return Step(self._cache, len(running), lengths, longest, mask[:, None, None], fresh, reach)
 
     def _take(self, row: _Row, token: int) -> Token:
         row.answer.append(token)
@@ -254,13 +208,6 @@ class Decoder:
             if place < len(self._rows):
                 self._cache.move(len(self._rows), place, last.own)
                 self._rows[place] = last
-
-
-def _causal(tokens: int, before: int) -> Tensor:
-    """Boolean [tokens, before + tokens]: each token sees what came before it, and itself."""
-    import torch
-
-    return torch.ones(tokens, before + tokens, dtype=torch.bool).tril(diagonal=before)
 
 
 def _generator(request: Request) -> torch.Generator | None:

@@ -35,6 +35,8 @@ SHARE_DROPPED = "share_dropped"
 # The replacement character, a byte order mark within the text, control characters but for line ends and tabs, halves of
 # surrogate pairs.
 _BROKEN = re.compile("[\ufffd\ufeff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+# Mojibake is a few characters long, and one of them is not ASCII: of long ASCII parts only the ends are searched.
+_LONG_ASCII = re.compile(r"(?<=[\x00-\x7f]{6})[\x00-\x7f]+(?=[\x00-\x7f]{6})")
 _ROLES = re.compile(r"s?(?:ua)+")
 
 Judge = Callable[[Sequence[Example]], list[bool]]
@@ -156,7 +158,12 @@ def _no_html(rows: Sequence[Example]) -> list[bool]:
 def _encoding(rows: Sequence[Example]) -> list[bool]:
     from ftfy.badness import is_bad  # one regular expression that knows what mojibake looks like
 
-    return _every_text(rows, lambda text: _BROKEN.search(text) is None and not is_bad(text))
+    def good(text: str) -> bool:
+        if _BROKEN.search(text):
+            return False
+        return text.isascii() or not any(is_bad(piece) for piece in _LONG_ASCII.split(text) if not piece.isascii())
+
+    return _every_text(rows, good)
 
 
 def _every_text(rows: Sequence[Example], good: Callable[[str], bool]) -> list[bool]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.ingest.examples import File, Record
+from finetune_pipeline.ingest.examples import Reading, Record
 from finetune_pipeline.ingest.layouts import Unfit
 from finetune_pipeline.ingest.sources import fingerprint, opened_files
 from finetune_pipeline.materialise import Outcome, Work
@@ -59,10 +59,10 @@ def raw_examples(work: Work) -> Outcome:
     return _outcome(work, counts, reasons, files)
 
 
-def _files(work: Work) -> Iterator[File]:
+def _files(work: Work) -> Iterator[Reading]:
     for source in work.task.sources:
         for name, opened in opened_files(source, work.store.root):
-            yield File(name, source, opened, work.task.answer)
+            yield Reading(name, source, opened, work.task.answer)
 
 
 def _kind(record: Record) -> str:
@@ -81,7 +81,7 @@ def _plain(record: Record) -> dict[str, Any]:
     return record.to_json() if isinstance(record, Example) else asdict(record)
 
 
-def _described(file: File, counts: Counter[str]) -> dict[str, Any]:
+def _described(file: Reading, counts: Counter[str]) -> dict[str, Any]:
     """What the summary says of one file."""
     unfit = file.layout if isinstance(file.layout, Unfit) else None
     facts = {
@@ -125,7 +125,8 @@ def _reading(facts: dict[str, Any]) -> str:
 
 def _outcome(work: Work, counts: Counter[str], reasons: Counter[str], files: list[dict[str, Any]]) -> Outcome:
     read, examples, drops = counts["read"], counts["examples"], sum(reasons.values())
-    assert read == examples + drops, f"{read} rows read, but {examples} examples and {drops} drops"
+    if read != examples + drops:
+        raise AssertionError(f"{read} rows were read, but there are {examples} examples and {drops} drops")
     summary: dict[str, Json] = {
         "rows": read,
         "examples": examples,

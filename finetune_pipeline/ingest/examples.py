@@ -26,7 +26,7 @@ PEEK_ROWS = 50  # rows whose keys together are the columns of a file that has no
 Record: TypeAlias = Example | PreferencePair | Drop
 
 
-class File:
+class Reading:
     """One file being read. `layout` says how its rows are understood, or which columns it lacks."""
 
     def __init__(self, name: str, source: Source, opened: Opened, answer: AnswerFormat) -> None:

@@ -20,8 +20,11 @@ from upath import UPath
 
 from finetune_pipeline.config import Source, Task
 from finetune_pipeline.errors import DataError
+from finetune_pipeline.ingest.examples import Reading
+from finetune_pipeline.ingest.layouts import Unfit
 from finetune_pipeline.ingest.readers import Opened, of_dataset, open_rows
 from finetune_pipeline.records import content_id
+from finetune_pipeline.store import TaskStore
 
 _GLOB = re.compile(r"[*?\[]")
 _PIECE = 1 << 20
@@ -96,6 +99,47 @@ def _from_hub(source: Source) -> Opened:
             "check name, revision, split and network; or save it once with save_to_disk(), and declare that folder",
         ) from error
     return of_dataset(found, source.split, str(source.hub))
+
+
+def problems(task: Task, store: TaskStore) -> list[str]:
+    """What a quick look finds wrong with the sources, so that they could not be read: for `finetune check`.
+
+    Files that are missing or unreadable; files without the columns they need, where no other file has them (else their
+    rows are dropped with that reason: see `remarks`). Reads the beginning of each file; asks no Hub.
+    """
+    broken, unfit, fitting = _looked_at(task, store)
+    return broken if fitting or broken else unfit
+
+
+def remarks(task: Task, store: TaskStore) -> list[str]:
+    """What will be dropped as a whole: files without the columns they need, beside others that are right."""
+    _, unfit, fitting = _looked_at(task, store)
+    return unfit if fitting else []
+
+
+def _looked_at(task: Task, store: TaskStore) -> tuple[list[str], list[str], int]:
+    """Complaints about broken and about unfit files, and how many files can be read."""
+    broken: list[str] = []
+    unfit: list[str] = []
+    fitting = 0
+    for number, source in enumerate(task.sources):
+        key = f"sources.{number} ({source.label})"
+        try:
+            for file in [] if source.hub else files_of(source, store.root):
+                opened = open_rows(file.path, source.format, source.split)
+                lacks = _lacks(Reading(file.name, source, opened, task.answer))
+                unfit += [f"{key}: {file.name} {lacks}"] if lacks else []
+                fitting += not lacks
+        except DataError as error:
+            broken.append(f"{key}: {error.message} ({error.cure})")
+        fitting += source.hub is not None
+    return broken, unfit, fitting
+
+
+def _lacks(read: Reading) -> str:
+    if not read.columns:
+        return "has no rows; put rows there, or remove the source"
+    return f"lacks {read.layout.needed}; it has: {', '.join(read.columns)}" if isinstance(read.layout, Unfit) else ""
 
 
 def fingerprint(task: Task, root: UPath) -> str:

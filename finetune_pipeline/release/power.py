@@ -10,6 +10,8 @@ An INCONCLUSIVE without these figures would be a shrug. They plan, they decide n
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import Any
 
 from finetune_pipeline.release.statistics import Paired, Rise
 
@@ -30,9 +32,18 @@ def power(rows: int, win_rate: float, loss_rate: float, alpha: float) -> float:
     if rows == 0 or discordant <= 0:
         return 0.0
     counts = np.arange(rows + 1)
-    needed = binom.isf(alpha, counts, 0.5) + 1  # the fewest wins of so many discordant rows with a P value <= alpha
+    needed = _fewest_wins(alpha, 1 << rows.bit_length())[: rows + 1]
     seen = binom.sf(needed - 1, counts, min(1.0, win_rate / discordant))
     return float((binom.pmf(counts, rows, min(1.0, discordant)) * seen).sum())
+
+
+@lru_cache(maxsize=8)
+def _fewest_wins(alpha: float, most: int) -> Any:
+    """For 0 to `most` discordant rows: the fewest wins with a P value of at most `alpha`. The slow part of a power."""
+    import numpy as np
+    from scipy.stats import binom
+
+    return binom.isf(alpha, np.arange(most + 1), 0.5) + 1
 
 
 def smallest_gain(rows: int, losses: int, alpha: float) -> float | None:

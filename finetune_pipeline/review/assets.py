@@ -22,7 +22,7 @@ from finetune_pipeline.errors import DataError, WaitingForPeople
 from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Change, Drop, Example, Json, Review, content_id, write_jsonl
 from finetune_pipeline.review.gate import judge
-from finetune_pipeline.review.inbox import Progress, approves, by_row, load, progress, recorded_file, verdicts_folder
+from finetune_pipeline.review.inbox import Progress, approves, by_row, load, progress, verdicts_folder
 from finetune_pipeline.store import TaskStore
 
 STAGE = "review"
@@ -62,13 +62,14 @@ def draw(rows: Sequence[Example], rules: ReviewRules) -> list[Example]:
 
 
 def reviews_fingerprint(task: Task, store: TaskStore) -> str:
-    """Hash of everything `expert_review` reads beyond its inputs: the verdict files and the recorded ones."""
+    """Hash of everything `expert_review` reads beyond its inputs: the verdict files and the recorded ones. A recorded
+    file that is missing is no error here: where a task stands can be told without it."""
     folder = verdicts_folder(store)
-    recorded = recorded_file(store, task)
     paths = sorted(folder.glob("*.json"), key=lambda path: path.name) if folder.exists() else []
     digest = hashlib.sha256()
-    for path in (*paths, *([recorded] if recorded is not None else [])):
-        digest.update(f"{path.name}={hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for path in (*paths, *([store.root / task.review.recorded] if task.review.recorded else [])):
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
+        digest.update(f"{path.name}={content}\n".encode())
     return digest.hexdigest()[:16]
 
 

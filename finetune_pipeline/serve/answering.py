@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
-from finetune_pipeline.serve.engine import Ask, Engine, Piece
+from finetune_pipeline.config import AnswerFormat
+from finetune_pipeline.evaluate.generate import text_of
+from finetune_pipeline.serve.engine import Ask, Piece
 from finetune_pipeline.serve.routes import Route
 from finetune_pipeline.serve.text import TextStream
 from finetune_pipeline.serve.traffic import Status
@@ -47,12 +49,12 @@ class Result:
 class Generation:
     """One run of the engine, read from the event loop. `close` gives its place back; call it whatever happens."""
 
-    def __init__(self, engine: Engine, ask: Ask, stop: tuple[str, ...]) -> None:
+    def __init__(self, route: Route, ask: Ask, stop: tuple[str, ...]) -> None:
         """Queue the prompt. EngineFull when too many wait."""
-        self._engine = engine
+        self._engine = engine = route.engine
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Piece] = asyncio.Queue()
-        self._stream = TextStream(lambda ids: decode(engine, ids), stop)
+        self._stream = TextStream(lambda ids: text_of(engine.tokenizer, ids), route.answer or AnswerFormat(), stop)
         self.answer_tokens = 0
         self.first_token: float | None = None
         self.finish = "stop"
@@ -67,7 +69,7 @@ class Generation:
 
     async def texts(self) -> AsyncIterator[str]:
         """The pieces of the answer's text, as they become certain. GenerationFailed when the engine fails."""
-        while not self._stream.stopped:
+        while True:
             piece = await self._queue.get()
             if piece.reason == "error":
                 raise GenerationFailed(piece.error)
@@ -75,7 +77,7 @@ class Generation:
             self.first_token = self.first_token or time.perf_counter()
             if piece.reason != "eos" and (text := self._stream.add(piece.token)):
                 yield text
-            if piece.reason is not None:
+            if piece.reason is not None or self._stream.stopped:
                 self.finish = "length" if piece.reason == "length" and not self._stream.stopped else "stop"
                 break
         self.close()
@@ -91,11 +93,6 @@ class Generation:
         """On the engine's thread."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
-
-
-def decode(engine: Engine, ids: Sequence[int]) -> str:
-    text: str = engine.tokenizer.decode(ids, skip_special_tokens=True)
-    return text
 
 
 def complaint(route: Route, text: str) -> str | None:
@@ -124,7 +121,7 @@ async def settle(route: Route, ask: Ask, stop: tuple[str, ...], first: Generatio
         return replace(result, status="rejected")
     base = route.on_invalid == "base"
     again = replace(ask, adapter=None) if base else replace(ask, temperature=RETRY_TEMPERATURE, seed=ask.seed + 1)
-    second = Generation(route.engine, again, stop)
+    second = Generation(route, again, stop)
     try:
         await second.whole()
     finally:

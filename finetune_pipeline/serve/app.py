@@ -83,7 +83,12 @@ def _routes(app: FastAPI, endpoint: Endpoint) -> None:
     async def models(http: Request) -> dict[str, Any]:
         endpoint.authorise(http)
         rows = [
-            {"id": name, "object": "model", "created": int(datetime.fromisoformat(r.since).timestamp()), "owned_by": "finetune"}
+            {
+                "id": name,
+                "object": "model",
+                "created": int(datetime.fromisoformat(r.since).timestamp()),
+                "owned_by": "finetune",
+            }
             | {"finetune": {"task": r.task, "version": r.version, "adapter": r.adapter}}
             for name, r in sorted(endpoint.supervisor.table.routes.items())
         ]
@@ -121,13 +126,17 @@ def _errors(app: FastAPI, endpoint: Endpoint) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(http: Request, error: HTTPException) -> Response:
-        message = f"{http.method} {http.url.path}: {error.detail}; the endpoint has POST /v1/chat/completions, GET /v1/models"
+        message = (
+            f"{http.method} {http.url.path}: {error.detail}; the endpoint has POST /v1/chat/completions, GET /v1/models"
+        )
         return respond(ApiError(error.status_code, message, "not_found" if error.status_code == 404 else "bad_request"))
 
     @app.exception_handler(Exception)
     async def unexpected(http: Request, error: Exception) -> Response:
         log.error("%s %s failed", http.method, http.url.path, exc_info=error)
-        return respond(ApiError(500, f"an unexpected {type(error).__name__}; the endpoint's log has more", "internal_error"))
+        return respond(
+            ApiError(500, f"an unexpected {type(error).__name__}; the endpoint's log has more", "internal_error")
+        )
 
 
 # the process ------------------------------------------------------------------------------------------------
@@ -146,7 +155,12 @@ def run(host: str, port: int, only: str | None = None, announce: Path | None = N
     app = create_app(Endpoint(keys, Supervisor(metrics, only), TrafficLog(metrics.lines_lost.inc), metrics, identity()))
     server = uvicorn.Server(
         uvicorn.Config(
-            app, log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=GRACE_SECONDS, lifespan="on"
+            app,
+            log_level="warning",
+            access_log=False,
+            ws="none",
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            lifespan="on",
         )
     )
     for which in (signal.SIGINT, signal.SIGTERM):  # before uvicorn takes over, and when it raises them again at its end
@@ -178,7 +192,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 def _user_of(port: int) -> str:
     try:
-        found = [c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port]
+        found = [
+            c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port
+        ]
         process = psutil.Process(found[0]) if found and found[0] else None
         return f" (used by {process.name()}, process {process.pid})" if process else ""
     except psutil.Error:

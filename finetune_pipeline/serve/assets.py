@@ -156,4 +156,4 @@ def _registered_name(work: Work) -> str:
 
 
 def _max_new_tokens(work: Work) -> int:
-    raise NotImplementedError
+    return int(work.inputs["eval_report"].json("report.json")["max_new_tokens"])

@@ -135,7 +135,9 @@ def parse_request(raw: bytes) -> ChatRequest:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         where = f" ({error.msg}, character {error.pos})" if isinstance(error, json.JSONDecodeError) else ""
         raise ApiError(
-            400, f'the body is no JSON{where}; send {{"model": "…", "messages": [{{"role": "user", …}}]}}', "invalid_json"
+            400,
+            f'the body is no JSON{where}; send {{"model": "…", "messages": [{{"role": "user", …}}]}}',
+            "invalid_json",
         ) from None
     if not isinstance(body, dict):
         raise ApiError(400, f"the body is a JSON {type(body).__name__}; send an object", "invalid_json")
@@ -151,13 +153,22 @@ def _shape_error(error: ValidationError) -> ApiError:
     message = first["msg"].removeprefix("Value error, ")
     shown = repr(first["input"])
     if first["type"] == "missing":
-        return ApiError(400, f"`{field}` is missing; every chat request needs `model` and `messages`", "missing_field", field)
+        return ApiError(
+            400, f"`{field}` is missing; every chat request needs `model` and `messages`", "missing_field", field
+        )
     value = f" (it is {shown})" if len(shown) <= 80 and not isinstance(first["input"], dict) else ""
     return ApiError(400, f"`{field}`: {message}{value}" if field else message, "invalid_value", field or None)
 
 
 def completion(
-    request_id: str, created: int, model: str, fingerprint: str, text: str, reason: str, usage: dict[str, int], trace: Any
+    request_id: str,
+    created: int,
+    model: str,
+    fingerprint: str,
+    text: str,
+    reason: str,
+    usage: dict[str, int],
+    trace: Any,
 ) -> dict[str, Any]:
     """A plain answer. `trace` is the extension object `finetune` (version, adapter, validity)."""
     message = {"role": "assistant", "content": text, "refusal": None}

@@ -170,7 +170,9 @@ def read(store: TaskStore) -> Desired:
 
 def change(store: TaskStore, how: Callable[[Desired], Desired]) -> Desired:
     """Replace the state by `how(state)`, one writer at a time on this machine; readers see the old or the new."""
-    lock = home() / "locks" / f"{store.task}.desired.lock"  # not the task's own lock: a rollback must not wait for a run
+    lock = (
+        home() / "locks" / f"{store.task}.desired.lock"
+    )  # not the task's own lock: a rollback must not wait for a run
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(lock)):
         state = how(read(store))
@@ -203,7 +205,9 @@ def release_again(task: str, why: str = "") -> str:
     store = TaskStore(task, FOLDERS)
     registered, adapter = store.current("registered_model"), store.current("adapter")
     if registered is None or adapter is None or adapter.content not in read(store).held:
-        raise GateRefused("the current model was not rolled back, so nothing holds it", "run `finetune run` to deploy it")
+        raise GateRefused(
+            "the current model was not rolled back, so nothing holds it", "run `finetune run` to deploy it"
+        )
     version = int(registered.json("model.json")["version"])
     change(store, lambda old: lift(old, adapter.content, version, registered.content, _now(), why))
     return f"{task}: version {version} may be deployed again; `finetune run {task}` does it, after the parity check"

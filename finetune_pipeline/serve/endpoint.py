@@ -22,13 +22,14 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from finetune_pipeline.errors import ModelError
+from finetune_pipeline.evaluate.generate import encode
 from finetune_pipeline.serve import chat
 from finetune_pipeline.serve.answering import Generation, GenerationFailed, Result, judged, settle
 from finetune_pipeline.serve.chat import ApiError, ChatRequest
 from finetune_pipeline.serve.engine import AdapterGone, Ask, EngineFull
 from finetune_pipeline.serve.keys import VARIABLE, Keys
 from finetune_pipeline.serve.metrics import Metrics
-from finetune_pipeline.serve.routes import Route, prompt_ids
+from finetune_pipeline.serve.routes import Route
 from finetune_pipeline.serve.supervisor import Supervisor
 from finetune_pipeline.serve.traffic import Line, TrafficLog
 
@@ -62,7 +63,9 @@ class Asked:
 class Endpoint:
     """The application's parts, and what it does with one request."""
 
-    def __init__(self, keys: Keys, supervisor: Supervisor, traffic: TrafficLog, metrics: Metrics, identity: str) -> None:
+    def __init__(
+        self, keys: Keys, supervisor: Supervisor, traffic: TrafficLog, metrics: Metrics, identity: str
+    ) -> None:
         self.keys, self.supervisor, self.traffic, self.metrics = keys, supervisor, traffic, metrics
         self.identity = identity
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -102,7 +105,7 @@ class Endpoint:
         if route.system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": route.system})
         try:
-            ids = prompt_ids(route.engine, messages)
+            ids = encode(route.engine.tokenizer, messages)
         except ModelError as error:  # the template does not know this order of roles
             raise ApiError(400, f"`messages`: {error.message}", "invalid_value", "messages") from error
         room = route.engine.context - len(ids)
@@ -117,7 +120,7 @@ class Endpoint:
             )
         asked.prompt_tokens = len(ids)
         sampling = (request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p, request.seed or 0)
-        return Ask(route.adapter, ids, route.prefix_ids, wanted, *sampling)
+        return Ask(route.adapter, ids, route.prefix_ids, wanted, *sampling, stop=route.rule)
 
     # answers ------------------------------------------------------------------------------------------------
 
@@ -130,7 +133,7 @@ class Endpoint:
         try:
             route = self.lease(asked)
             ask = self.ask_of(asked, route)
-            first = Generation(route.engine, ask, request.stops)
+            first = Generation(route, ask, request.stops)
             asked.held.callback(first.close)
             if request.stream and route.on_invalid == "pass":
                 handed_over = True

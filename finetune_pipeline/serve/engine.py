@@ -28,15 +28,17 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from finetune_pipeline.errors import ServingError, StorageError
+from finetune_pipeline.errors import ServingError
+from finetune_pipeline.serve.adapters import Adapters
 
 if TYPE_CHECKING:
     from finetune_pipeline.evaluate.decoder import Decoder, Request
 
 T = TypeVar("T")
 MAX_ROWS = 16  # rows computed together per adapter: beyond it a step gets slower about as much as it gets wider
+STEP_TOKENS = 256  # of prompts that join a step: more would let those who already get their answer wait
 MAX_REQUESTS = 64  # running and waiting together; more are told to come back, since they would wait for minutes
 log = logging.getLogger("finetune.engine")
 
@@ -82,12 +84,13 @@ class Engine:
 
     def __init__(self, base: Path, max_rows: int = MAX_ROWS, max_requests: int = MAX_REQUESTS) -> None:
         """Load the base model in the folder `base`. ModelError when it cannot be loaded."""
-        self.base = base
-        self._max_rows, self._max_requests = max_rows, max_requests
-        self._model, self.tokenizer, self._eos = load_base(base)
+        from finetune_pipeline.evaluate.loading import load
+
+        loaded = load(base)
+        self._model, self.tokenizer, self._eos = loaded.model, loaded.tokenizer, loaded.eos_ids
+        self._adapters = Adapters(self._model)
         self.context = int(getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
-        self._peft: Any = None
-        self._active: str | None = None
+        self._max_rows, self._max_requests = max_rows, max_requests
         self._loaded: set[str] = set()
         self._leases: Counter[str] = Counter()
         self._lanes: dict[Lane, Decoder] = {}
@@ -155,7 +158,9 @@ class Engine:
         that `cancel` takes. EngineFull when too many wait."""
         from finetune_pipeline.evaluate.decoder import Request
 
-        shares = len(ask.prompt_ids) > len(ask.prefix_ids) and tuple(ask.prompt_ids[: len(ask.prefix_ids)]) == ask.prefix_ids
+        shares = (
+            len(ask.prompt_ids) > len(ask.prefix_ids) and tuple(ask.prompt_ids[: len(ask.prefix_ids)]) == ask.prefix_ids
+        )
         lane: Lane = (ask.adapter, ask.prefix_ids if shares else ())
         with self._wake:
             if self._stopping or len(self._sinks) >= self._max_requests:
@@ -240,8 +245,8 @@ class Engine:
             return
         try:
             if lane not in self._lanes:
-                self._activate(lane[0])
-                decoder = Decoder(self._model, self._eos, lane[1], max_rows=self._max_rows)
+                self._adapters.activate(lane[0])
+                decoder = Decoder(self._model, self._eos, lane[1], self._max_rows, STEP_TOKENS)
                 with self._wake:
                     self._lanes[lane] = decoder
             self._lanes[lane].admit([request])
@@ -254,7 +259,7 @@ class Engine:
         if not (decoder.running or decoder.waiting):
             return
         try:
-            self._activate(lane[0])
+            self._adapters.activate(lane[0])
             tokens = decoder.step()
         except Exception as error:  # out of memory, say: these rows get it, the thread lives for the others
             log.exception("a step of %s failed", lane[0] or "the base model")
@@ -279,8 +284,7 @@ class Engine:
     # adapters, on the thread --------------------------------------------------------------------------------
 
     def _load(self, adapter: str, folder: Path) -> None:
-        self._peft = attach(self._model, self._peft, adapter, folder)
-        self._active = ""  # peft may have made any of them active: set anew before the next step
+        self._adapters.load(adapter, folder)
         with self._wake:
             self._loaded.add(adapter)
             self._leaving.discard(adapter)
@@ -291,66 +295,4 @@ class Engine:
                 return  # it was wanted again in the meantime
             for lane in [lane for lane in self._lanes if lane[0] == adapter]:
                 del self._lanes[lane]
-        if self._peft is not None and adapter in self._peft.peft_config:
-            others = [name for name in self._peft.peft_config if name != adapter]
-            if others:  # peft warns when the active one goes
-                self._activate(others[0])
-            self._peft.delete_adapter(adapter)
-            self._active = ""
-
-    def _activate(self, adapter: str | None) -> None:
-        """Let the model compute with this adapter, or with none."""
-        if adapter == self._active or self._peft is None:
-            return
-        if adapter is None:
-            self._peft.base_model.disable_adapter_layers()
-        else:
-            self._peft.base_model.enable_adapter_layers()
-            self._peft.set_adapter(adapter, inference_mode=True)
-        self._active = adapter
-
-
-def load_base(folder: Path) -> tuple[Any, Any, frozenset[int]]:
-    """The model in evaluation mode, its tokenizer, and the ids that end an answer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from finetune_pipeline.evaluate.layout import column_major
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    column_major(model.eval())
-    return model, tokenizer, frozenset({int(tokenizer.eos_token_id)})
-
-
-def attach(model: Any, peft: Any, adapter: str, folder: Path) -> Any:
-    """Put the LoRA weights in `folder` on `model` and give peft's wrapper of it (made at the first call).
-
-    StorageError unless every weight of the adapter found its place and none was left over: an adapter that fits only
-    in part would answer, and be another model than the one that was evaluated.
-    """
-    from peft import PeftConfig, PeftModel
-
-    if not (folder / "adapter_model.safetensors").exists():
-        raise StorageError(f"{folder} holds no adapter_model.safetensors", "train the adapter again")
-    if peft is not None and adapter in peft.peft_config:
-        return peft
-    if peft is None:
-        config = PeftConfig.from_pretrained(str(folder))
-        config.inference_mode = True
-        peft = PeftModel(model, config, adapter_name=adapter)
-    try:
-        result = peft.load_adapter(str(folder), adapter, is_trainable=False)
-    except (RuntimeError, ValueError) as error:
-        if adapter in peft.peft_config:
-            peft.delete_adapter(adapter)
-        raise StorageError(f"the adapter in {folder} does not fit its base model: {error}", _CURE) from error
-    astray = [*result.missing_keys, *result.unexpected_keys]
-    if astray:
-        peft.delete_adapter(adapter)
-        raise StorageError(f"the adapter in {folder} fits its base model only in part: {astray[0]} …", _CURE)
-    peft.eval()
-    return peft
-
-
-_CURE = "serve it on the base model it was trained on, or train it again"
+        self._adapters.unload(adapter)

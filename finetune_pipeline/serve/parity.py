@@ -20,9 +20,11 @@ from dataclasses import dataclass
 
 import httpx
 
+from finetune_pipeline.clean.answers import parse
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.errors import ServingError
-from finetune_pipeline.records import Check, Example, Reporter, Verdict
+from finetune_pipeline.evaluate.metrics import canonical, score
+from finetune_pipeline.records import Answer, Check, Example, Reporter, Verdict
 from finetune_pipeline.serve.live import Live, tail
 
 CONCURRENCY = 16
@@ -65,12 +67,10 @@ class Parity:
 
 def same(one: str, other: str, spec: AnswerFormat) -> bool:
     """Whether two answers say the same: equal values, or the same text where both break the format."""
-    from finetune_pipeline.clean.answers import parse
-
     values = []
     for text in (one, other):
         try:
-            values.append((True, parse(text, spec)))
+            values.append((True, canonical(parse(text, spec))))
         except ValueError:
             values.append((False, text.strip()))
     return values[0] == values[1]
@@ -95,8 +95,8 @@ def compare(
             same(served[e.id], evaluated[e.id], spec),
             served[e.id],
             evaluated[e.id],
-            same(served[e.id], e.answer, spec),
-            same(evaluated[e.id], e.answer, spec),
+            score(e, Answer(e.id, "served", served[e.id]), spec).exact,
+            score(e, Answer(e.id, "tuned", evaluated[e.id]), spec).exact,
         )
         for e in examples
     )
@@ -169,12 +169,16 @@ async def _ask(client: httpx.AsyncClient, endpoint: Live, model: str, example: E
         try:
             response = await client.post(endpoint.url + "/v1/chat/completions", json=body)
         except httpx.TransportError as error:
-            raise ServingError(f"{endpoint.url} broke off at row {example.id}: {error!r}{tail(endpoint.log)}", _CURE) from error
+            raise ServingError(
+                f"{endpoint.url} broke off at row {example.id}: {error!r}{tail(endpoint.log)}", _CURE
+            ) from error
         if response.status_code != 429:
             break
         await asyncio.sleep(float(response.headers.get("retry-after", "1")))  # other clients were first
     if response.status_code != 200:
-        raise ServingError(f"{model} answers row {example.id} with {response.status_code}: {response.text[:300]}", _CURE)
+        raise ServingError(
+            f"{model} answers row {example.id} with {response.status_code}: {response.text[:300]}", _CURE
+        )
     return str(response.json()["choices"][0]["message"]["content"])
 
 

@@ -11,13 +11,14 @@ task.yaml says today.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.config import AnswerFormat, Base, Prompt
 from finetune_pipeline.errors import StorageError
+from finetune_pipeline.evaluate.generate import encode, shared_prefix, text_of
+from finetune_pipeline.evaluate.stop import StopRule
 from finetune_pipeline.records import Artifact
 from finetune_pipeline.serve.desired import Policy, Version
 from finetune_pipeline.serve.engine import Engine
@@ -49,6 +50,11 @@ class Route:
     def fingerprint(self) -> str:
         """OpenAI's `system_fingerprint`: says which model answered."""
         return f"{self.task or BASE}@{self.label}" + (f":{self.adapter}" if self.adapter else "")
+
+    @property
+    def rule(self) -> StopRule:
+        """What ends an answer before the model does: the evaluation's rule."""
+        return StopRule(lambda ids: text_of(self.engine.tokenizer, ids), self.answer or AnswerFormat())
 
     @property
     def label(self) -> str:
@@ -109,7 +115,7 @@ def route(store: TaskStore, version: Version, found: Found, engine: Engine, now:
         adapter=version.adapter,
         engine=engine,
         system=system,
-        prefix_ids=shared_prefix(engine, system),
+        prefix_ids=prefix_of(engine, system),
         answer=found.answer,
         on_invalid=version.on_invalid,
         log_text=version.log_text,
@@ -119,28 +125,13 @@ def route(store: TaskStore, version: Version, found: Found, engine: Engine, now:
     )
 
 
-def prompt_ids(engine: Engine, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Messages as the token ids that training and evaluation made of them. ModelError when the template refuses them."""
-    from finetune_pipeline.base_model import render
-
-    ids: list[int] = engine.tokenizer.encode(render(engine.tokenizer, messages), add_special_tokens=False)
-    return ids
-
-
-def shared_prefix(engine: Engine, system: str) -> tuple[int, ...]:
+def prefix_of(engine: Engine, system: str) -> tuple[int, ...]:
     """The tokens that all prompts with this system prompt begin with, whatever the user says. Empty without one."""
     if not system:
         return ()
-
-    def ids(user: str) -> list[int]:
-        return prompt_ids(engine, [{"role": "system", "content": system}, {"role": "user", "content": user}])
-
-    same = 0
-    for pair in zip(ids("a"), ids("Z"), strict=False):
-        if pair[0] != pair[1]:
-            break
-        same += 1
-    return tuple(ids("a")[:same])
+    head = {"role": "system", "content": system}
+    chats = [[head, {"role": "user", "content": user}] for user in ("a", "Z")]
+    return tuple(shared_prefix([encode(engine.tokenizer, chat) for chat in chats]))
 
 
 def _declared(artifact: Artifact, *sections: str) -> dict[str, Any]:

@@ -7,21 +7,26 @@
 A character may be spread over several tokens (an emoji over four). The decoder shows what is not complete yet as
 U+FFFD, so a trailing run of these is held back until the next token settles it. Each step decodes the whole answer: the
 cost grows with its square, which is 20 ms in all for 500 tokens, and the result is by construction that of one decode.
+
+What is an answer's end is evaluate/stop.py's word (a JSON object that is complete, a label's line), and space around an
+answer belongs to none: it is not sent at the beginning, and held back until something follows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from finetune_pipeline.config import AnswerFormat
+from finetune_pipeline.evaluate.stop import complete
+
 UNSETTLED = "\ufffd"
 
 
 class TextStream:
-    """Text of one answer. `decode` turns token ids into text, without special tokens."""
+    """Text of one answer. `decode` turns token ids into text, without special tokens; `spec` says what is complete."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: tuple[str, ...] = ()) -> None:
-        self._decode = decode
-        self._stop = stop
+    def __init__(self, decode: Callable[[Sequence[int]], str], spec: AnswerFormat, stop: tuple[str, ...] = ()) -> None:
+        self._decode, self._spec, self._stop = decode, spec, stop
         self._ids: list[int] = []
         self._sent = 0
         self.text = ""
@@ -32,15 +37,21 @@ class TextStream:
         if self.stopped:
             return ""
         self._ids.append(token)
-        self.text = self._decode(self._ids)
+        self.text = self._decode(self._ids).lstrip()
         cut = first_stop(self.text, self._stop)
         if cut is not None:
-            self.text, self.stopped = self.text[:cut], True
+            self.text, self.stopped = self.text[:cut].rstrip(), True
+        whole = complete(self.text, self._spec)
+        if whole is not None:
+            self.text, self.stopped = whole, True
+        if self.stopped:
             return self._give(len(self.text))
-        return self._give(len(self.text.rstrip(UNSETTLED)) - pending(self.text, self._stop))
+        certain = len(self.text) - pending(self.text, self._stop)
+        return self._give(len(self.text[:certain].rstrip(UNSETTLED).rstrip()))
 
     def end(self) -> str:
         """What was held back, when no more tokens come."""
+        self.text = self.text.rstrip()
         return self._give(len(self.text))
 
     def _give(self, upto: int) -> str:

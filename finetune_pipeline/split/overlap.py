@@ -13,8 +13,9 @@ What it is not: the finder of clusters (`clean/near.py`), which this check has t
 from __future__ import annotations
 
 import math
+from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,16 +87,20 @@ def grams(text: str) -> set[str]:
 def _gram_sets(texts: Sequence[str]) -> Any:
     """CSR of 0 and 1: a row for each text, a column for each gram, columns from the rarest gram to the commonest."""
     import numpy as np
-    from sklearn.feature_extraction.text import CountVectorizer
+    from scipy.sparse import csr_array
 
-    analyzer: Callable[[str], set[str]] = grams
-    matrix = CountVectorizer(analyzer=analyzer, dtype=np.int32).fit_transform(texts).tocsr()
-    common = np.asarray(matrix.sum(axis=0)).ravel()
-    rank = np.empty(len(common), dtype=np.int32)
-    rank[np.argsort(common, kind="stable")] = np.arange(len(common), dtype=np.int32)
-    matrix.indices = rank[matrix.indices]
-    matrix.sort_indices()
-    return matrix
+    names: dict[str, int] = {}
+    columns = array("q")
+    ends = [0]
+    for text in texts:
+        columns.extend({names.setdefault(gram, len(names)) for gram in grams(text)})
+        ends.append(len(columns))
+    plain = np.frombuffer(columns, np.int64)
+    rank = np.empty(len(names), np.int64)
+    rank[np.argsort(np.bincount(plain), kind="stable")] = np.arange(len(names))
+    sets = csr_array((np.ones(len(plain), np.int32), rank[plain], ends), shape=(len(texts), len(names)))
+    sets.sort_indices()
+    return sets
 
 
 def _prefixes(sets: Any, threshold: float) -> Any:

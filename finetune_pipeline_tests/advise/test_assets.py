@@ -1,22 +1,21 @@
-"""The gate and the report, with a real tokenizer file."""
+"""The gate and the report, with a real tokenizer."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from finetune_pipeline.advise import assets
-from finetune_pipeline.advise.assets import judge, measured_gflops, suitability_report
+from finetune_pipeline.advise.assets import judge, measured_gflops
 from finetune_pipeline.advise.estimates import Base, Machine, estimate
 from finetune_pipeline.advise.facts import Facts
 from finetune_pipeline.advise.report import duration
 from finetune_pipeline.advise.rules import advise
 from finetune_pipeline.config import Suitability, Train
+from finetune_pipeline.materialise import materialise
 from finetune_pipeline.records import Drop, Verdict
-from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
+from finetune_pipeline_tests.artifacts import example, finished, task, task_store
 
 BASE = Base(parameters=1_000_000, hidden=64, layers=2, vocabulary=1000)
 LABELS = ["delivery", "refund"]
@@ -52,33 +51,30 @@ def test_advice_against_tuning_warns_and_does_not_block() -> None:
     assert "pays for itself" in found.figures["warnings"]  # type: ignore[operator]
 
 
-def test_the_report_is_written_and_shows_every_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_is_written_and_shows_every_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
     store = task_store(tmp_path, monkeypatch)
-    folder = _tokenizer(tmp_path / "model")
-    monkeypatch.setattr(assets, "folder_of", lambda *_: folder)
-    sizes = {"parameters": 1_000_000, "hidden": 64, "layers": 2, "vocabulary": 1000}
+    declared = task(
+        base={"path": str(tiny_model), "licence": "apache-2.0"},
+        answer={"format": "label", "labels": LABELS},
+        suitability={"error_below": 20, "warn_below": 25},
+    )
+    materialise("base_model", declared, store)
     rows = [example(f"r{i}", f"where is my parcel number {i}", LABELS[i % 2]) for i in range(30)]
     drops = [Drop("d", "test.csv:d", "clean", "contradiction")]
-    raw = [*rows, example("d", "where", "refund")]
+    finished(store, "raw_examples", {"examples.jsonl": [*rows, example("d", "where", "refund")], "drops.jsonl": []})
     clean = finished(store, "clean_examples", {"examples.jsonl": rows, "drops.jsonl": drops})
-    asked = work(
-        task(answer={"format": "label", "labels": LABELS}, suitability={"error_below": 20, "warn_below": 25}),
-        store,
-        tmp_path,
-        raw_examples=finished(store, "raw_examples", {"examples.jsonl": raw, "drops.jsonl": []}),
-        clean_examples=clean,
-        base_model=finished(store, "base_model", {"base_model.json": sizes}),
-    )
-    outcome = suitability_report(asked)
-    assert outcome.verdict is not None
-    assert outcome.verdict.passed
-    assert outcome.verdict.about == clean.content
-    page = (asked.out / "report.md").read_text("utf-8")
-    report = json.loads((asked.out / "report.json").read_text("utf-8"))
-    assert report["facts"]["question_tokens"] == 6
+    made = materialise("suitability_report", declared, store)
+    assert made.verdict is not None
+    assert made.verdict.passed
+    assert made.verdict.about == clean.content
+    page = made.path("report.md").read_text("utf-8")
+    report = made.json("report.json")
     assert report["facts"]["contradictory"] == 1
+    assert 6 <= report["facts"]["question_tokens"] <= len("where is my parcel number 10")
     assert all(finding["rule"] in page for finding in report["advice"]["findings"])
-    assert report["advice"]["tool"] == outcome.summary["tool"]
+    assert report["advice"]["tool"] == made.summary["tool"]
 
 
 def test_the_probe_measures_something() -> None:
@@ -88,14 +84,3 @@ def test_the_probe_measures_something() -> None:
 @pytest.mark.parametrize(("seconds", "said"), [(5, "5 s"), (600, "10 min"), (7200, "2.0 h")])
 def test_durations_as_people_say_them(seconds: float, said: str) -> None:
     assert duration(seconds) == said
-
-
-def _tokenizer(folder: Path) -> Path:
-    """A real tokenizer file that counts words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    folder.mkdir()
-    words.save(str(folder / "tokenizer.json"))
-    return folder

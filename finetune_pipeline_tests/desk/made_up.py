@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (sentences, a line each)
 """Made-up tasks in a real store, as far along as a test wants them: what the desk reads, without the stages' work.
 
     make("help_desk", until="review_sample")     a task whose sample waits for the experts
@@ -19,7 +20,19 @@ import yaml
 from finetune_pipeline.config import Task
 from finetune_pipeline.graph import BY_NAME, STEPS
 from finetune_pipeline.materialise import gather, open_task, step_key
-from finetune_pipeline.records import Artifact, Change, Check, Drop, Example, Message, Verdict, content_id, write_jsonl
+from finetune_pipeline.records import (
+    Artifact,
+    Change,
+    Check,
+    Drop,
+    Example,
+    Message,
+    Review,
+    Verdict,
+    content_id,
+    write_jsonl,
+)
+from finetune_pipeline.review import inbox
 from finetune_pipeline.store import TaskStore, data_root
 
 INTENTS = ["delivery", "returns", "refund", "damaged", "billing", "technical", "question"]
@@ -72,7 +85,7 @@ def declare(name: str, sections: Mapping[str, Any] | None = None) -> Path:
     folder = Path(str(data_root())) / name
     (folder / "raw").mkdir(parents=True, exist_ok=True)
     (folder / "raw" / "shop.csv").write_text("text,answer\n", "utf-8")
-    (folder / "task.yaml").write_text(yaml.safe_dump(declaration(name, **(sections or {}))), "utf-8")
+    (folder / "task.yaml").write_text(yaml.safe_dump(declaration(name, **(sections or {})), sort_keys=False), "utf-8")
     return folder
 
 
@@ -123,7 +136,9 @@ class Maker:
     def raw_examples(self, out: Path) -> Any:
         extra = [example(1000 + n) for n in range(len(self.rows) // 6)]
         write_jsonl(out / "examples.jsonl", [*self.rows, *extra])
-        write_jsonl(out / "drops.jsonl", [Drop(f"unreadable{n}", f"chat.jsonl:{n}", "1_raw", "not-json") for n in range(5)])
+        write_jsonl(
+            out / "drops.jsonl", [Drop(f"unreadable{n}", f"chat.jsonl:{n}", "1_raw", "not-json") for n in range(5)]
+        )
         return {"rows": len(self.rows) + len(extra), "dropped": 5}, None
 
     def clean_examples(self, out: Path) -> Any:
@@ -138,7 +153,10 @@ class Maker:
         return {"rows": len(self.rows), "dropped": len(drops)}, None
 
     def suitability_report(self, out: Path) -> Any:
-        (out / "report.md").write_text("# Is tuning worth it?\n\n**Yes.** <script>alert(1)</script>\n\n| rule | says |\n|---|---|\n| examples | enough |\n", "utf-8")
+        (out / "report.md").write_text(
+            "# Is tuning worth it?\n\n**Yes.** <script>alert(1)</script>\n\n| rule | says |\n|---|---|\n| examples | enough |\n",
+            "utf-8",
+        )
         checks = (
             Check("usable examples", True, "at least 200", "780"),
             Check("examples for a safe margin", False, "at least 1,000", "780", "warning"),
@@ -149,7 +167,10 @@ class Maker:
         good = self.passed.get("data_quality", True)
         docs = out / "docs"
         (docs / "static").mkdir(parents=True)
-        (docs / "index.html").write_text("<!doctype html><title>Data Docs</title><script>document.title='ran'</script><link rel=stylesheet href=static/a.css><h1>Data Docs</h1>", "utf-8")
+        (docs / "index.html").write_text(
+            "<!doctype html><title>Data Docs</title><script>document.title='ran'</script><link rel=stylesheet href=static/a.css><h1>Data Docs</h1>",
+            "utf-8",
+        )
         (docs / "static" / "a.css").write_text("h1{color:rgb(1,2,3)}", "utf-8")
         failing = [] if good else [{"id": e.id, "origin": e.origin, "rules": ["answer_valid"]} for e in self.rows[:3]]
         write_jsonl(out / "rows.jsonl", failing)
@@ -158,7 +179,11 @@ class Maker:
             Check("table: row count to be between", True, "at least 20 rows are left", "120 rows"),
             Check("answer_valid", good, "every answer is valid JSON of the declared schema, in at least 95 % of the rows", "97.5 % of 120 rows" if good else "91.2 % of 120 rows"),
         )  # fmt: skip
-        said = "97.5 % of 120 rows are right in every respect, needed 95 %" if good else "91.2 % of 120 rows are right in every respect, needed 95 %; not met: every answer is valid JSON of the declared schema: 91.2 % of 120 rows"
+        said = (
+            "97.5 % of 120 rows are right in every respect, needed 95 %"
+            if good
+            else "91.2 % of 120 rows are right in every respect, needed 95 %; not met: every answer is valid JSON of the declared schema: 91.2 % of 120 rows"
+        )
         return {"passed": good}, self.verdict("data_quality", "clean_examples", said, *checks)
 
     def review_sample(self, out: Path) -> Any:
@@ -170,10 +195,20 @@ class Maker:
         write_jsonl(out / "examples.jsonl", self.rows[1:])
         write_jsonl(out / "reviews.jsonl", [])
         write_jsonl(out / "changes.jsonl", [])
-        write_jsonl(out / "drops.jsonl", [Drop(self.rows[0].id, self.rows[0].origin, "4_review", "expert-rejected", "anna")])
+        write_jsonl(
+            out / "drops.jsonl", [Drop(self.rows[0].id, self.rows[0].origin, "4_review", "expert-rejected", "anna")]
+        )
         check = Check("share of rows that are right", True, "at least 95.0%", "12 of 12 (100.0%)")
-        bound = Check("lower bound at 95% confidence", False, "at least 95.0%", "77.9%; 47 more rows with none wrong would reach it", "warning")
-        return {"rows": len(self.rows) - 1}, self.verdict("expert_review", "clean_examples", "12 of 12 reviewed rows are right", check, bound)
+        bound = Check(
+            "lower bound at 95% confidence",
+            False,
+            "at least 95.0%",
+            "77.9%; 47 more rows with none wrong would reach it",
+            "warning",
+        )
+        return {"rows": len(self.rows) - 1}, self.verdict(
+            "expert_review", "clean_examples", "12 of 12 reviewed rows are right", check, bound
+        )
 
     def data_split(self, out: Path) -> Any:
         rows = self.rows[1:]
@@ -181,7 +216,12 @@ class Maker:
         write_jsonl(out / "validation.jsonl", rows[90:100])
         write_jsonl(out / "test.jsonl", rows[100:])
         write_jsonl(out / "drops.jsonl", [])
-        return {}, self.verdict("data_split", "expert_review", "90 train, 10 validation, 19 test; no overlap", Check("no overlap between test and training", True, "no pair", "none"))
+        return {}, self.verdict(
+            "data_split",
+            "expert_review",
+            "90 train, 10 validation, 19 test; no overlap",
+            Check("no overlap between test and training", True, "no pair", "none"),
+        )
 
     def baseline_report(self, out: Path) -> Any:
         return self._report(out, {"zero_shot": 0.0, "few_shot": 0.21, "retrieved": 0.42, "classical": 0.37})
@@ -191,12 +231,19 @@ class Maker:
         return {"steps": 74}, self.verdict("adapter", "data_split", "the loss fell from 2.1 to 0.3 in 74 steps")
 
     def eval_report(self, out: Path) -> Any:
-        return self._report(out, {"zero_shot": 0.0, "few_shot": 0.21, "retrieved": 0.42, "classical": 0.37, "tuned": 0.84})
+        return self._report(
+            out, {"zero_shot": 0.0, "few_shot": 0.21, "retrieved": 0.42, "classical": 0.37, "tuned": 0.84}
+        )
 
     def _report(self, out: Path, exact: Mapping[str, float]) -> Any:
-        variants = {name: {"rows": 130, "exact": share, "valid": min(1.0, share + 0.3)} for name, share in exact.items()}
+        variants = {
+            name: {"rows": 130, "exact": share, "valid": min(1.0, share + 0.3)} for name, share in exact.items()
+        }
         _json(out / "report.json", {"rows": 130, "variants": variants, "best_prompted": "retrieved"})
-        (out / "report.html").write_text("<!doctype html><title>Report</title><style>body{font-family:sans-serif}</style><script>document.title='ran'</script><h1>Evaluation</h1><p>130 test rows.</p>", "utf-8")
+        (out / "report.html").write_text(
+            "<!doctype html><title>Report</title><style>body{font-family:sans-serif}</style><script>document.title='ran'</script><h1>Evaluation</h1><p>130 test rows.</p>",
+            "utf-8",
+        )
         return {"rows": 130}, None
 
     def release_decision(self, out: Path) -> Any:
@@ -208,7 +255,10 @@ class Maker:
             Check("general ability", True, "loss rises by at most 10 %", "+1.2 %"),
             Check("test set used before", False, "never", "2 decisions were made on it", "warning"),
         )  # fmt: skip
-        _json(out / "decision.json", {"outcome": outcome, "adapter": "a", "evaluation": "e", "checks": [], "summary": summary})
+        _json(
+            out / "decision.json",
+            {"outcome": outcome, "adapter": "a", "evaluation": "e", "checks": [], "summary": summary},
+        )
         (out / "decision.md").write_text(f"# Decision\n\n{summary}\n", "utf-8")
         return {"outcome": outcome}, self.verdict("release_decision", "eval_report", summary, *checks)
 
@@ -219,11 +269,15 @@ class Maker:
 
     def deployed_endpoint(self, out: Path) -> Any:
         _json(out / "endpoint.json", {"url": "http://127.0.0.1:8311/v1"})
-        return {"version": 3, "parity": 1.0, "rows": 130}, self.verdict("deployed_endpoint", "registered_model", "130 of 130 replayed answers are equal")
+        return {"version": 3, "parity": 1.0, "rows": 130}, self.verdict(
+            "deployed_endpoint", "registered_model", "130 of 130 replayed answers are equal"
+        )
 
     def traffic_report(self, out: Path) -> Any:
         (out / "report.html").write_text("<!doctype html><h1>Traffic</h1>", "utf-8")
-        return {"requests": 1240, "invalid": 0.012, "p95_seconds": 1.4}, self.verdict("traffic_report", "deployed_endpoint", "no alarm")
+        return {"requests": 1240, "invalid": 0.012, "p95_seconds": 1.4}, self.verdict(
+            "traffic_report", "deployed_endpoint", "no alarm"
+        )
 
 
 def make(
@@ -237,10 +291,19 @@ def make(
     declare(name, sections)
     maker = Maker(name, rows if rows is not None else [example(n) for n in range(ROWS)], passed or {})
     for step in STEPS:
+        if step.asset == "expert_review":
+            approve_all(maker.store)
         maker.make(step.asset)
         if step.asset == until:
             break
     return maker.task, maker.store
+
+
+def approve_all(store: TaskStore, reviewer: str = "anna") -> None:
+    sample = store.current("review_sample")
+    assert sample is not None
+    for row in sample.examples("sample.jsonl"):
+        inbox.save(store, Review(row.id, row.content, reviewer, "approve", "2026-01-05T10:00:00+00:00"))
 
 
 def _json(path: Path, value: Any) -> None:

@@ -38,6 +38,13 @@ def test_each_rule_finds_its_fault_and_no_other_does(example: Example, rule: str
     assert broken(example) == [rule]
 
 
+def test_mojibake_is_found_wherever_it_stands_in_a_long_text() -> None:
+    words = "all of these words are plain and go on for quite a while "
+    for text in (f"schÃ¶n {words}", f"{words}schÃ¶n {words}", f"{words}schÃ¶n", f"{words}Ã {words}"):
+        assert broken(row(1, question=text.strip())) == ["encoding_intact"], text
+    assert broken(row(1, question=f"schön {words}… déjà {words}„so“")) == []
+
+
 def test_answers_that_are_missing_or_too_long_do_not_fit() -> None:
     assert "answer_fits" in broken(row(1, answer=""))
     assert "answer_fits" in broken(row(1, answer="x" * 50), quality={"max_answer_chars": 40})

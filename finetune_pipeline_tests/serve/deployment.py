@@ -53,7 +53,9 @@ class Deployed:
             return found
         with self.store.scratch("adapter") as scratch:
             shutil.copytree(folder, scratch, dirs_exist_ok=True)
-            return self.store.commit("adapter", key, scratch, self._facts("prompt", "answer", base_model=self.base.content))
+            return self.store.commit(
+                "adapter", key, scratch, self._facts("prompt", "answer", base_model=self.base.content)
+            )
 
     def version(self, number: int, adapter: Artifact) -> Version:
         serve = self.task.serve
@@ -130,7 +132,9 @@ class Running:
             time.sleep(0.05)
 
     def until_serves(self, task: str, version: int) -> None:
-        self.until(lambda: (self.standing(task)["champion"] or {}).get("version") == version, f"version {version} of {task}")
+        self.until(
+            lambda: (self.standing(task)["champion"] or {}).get("version") == version, f"version {version} of {task}"
+        )
 
 
 @contextmanager

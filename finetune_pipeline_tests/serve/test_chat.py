@@ -60,7 +60,13 @@ def test_a_wrong_field_is_named_with_its_value_and_the_cure(changes: dict[str, A
 
 @pytest.mark.parametrize(
     "changes",
-    [{"n": 2}, {"logprobs": True}, {"tools": [{"type": "function"}]}, {"presence_penalty": 1.5}, {"response_format": {"type": "json_object"}}],
+    [
+        {"n": 2},
+        {"logprobs": True},
+        {"tools": [{"type": "function"}]},
+        {"presence_penalty": 1.5},
+        {"response_format": {"type": "json_object"}},
+    ],
 )
 def test_what_cannot_be_honoured_is_refused_not_ignored(changes: dict[str, Any]) -> None:
     assert f"`{next(iter(changes))}` is not supported" in refused(**changes).message

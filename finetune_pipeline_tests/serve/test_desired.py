@@ -70,7 +70,9 @@ def test_a_deployment_leaves_its_own_key_as_it_was_and_what_undoes_it_changes_it
     lifted = desired.lift(rolled, "adapter-2", 2, "registered-2", "2026-02-02", "")
     again = desired.promote(lifted, version(2))
     assert [desired.moves_of(state, "registered-2") for state in (rolled, lifted, again)] == [1, 2, 2]
-    assert desired.moves_of(after(1, 2, 3), "registered-2") == 1  # an older model that becomes current again is deployed
+    assert (
+        desired.moves_of(after(1, 2, 3), "registered-2") == 1
+    )  # an older model that becomes current again is deployed
 
 
 def test_other_settings_of_the_same_model_are_no_change_of_model() -> None:
@@ -100,7 +102,8 @@ def test_a_damaged_file_is_named(tmp_path: Path, monkeypatch: MonkeyPatch) -> No
 def test_writers_at_the_same_time_lose_nothing(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     store = task_store(tmp_path, monkeypatch)
     threads = [
-        threading.Thread(target=lambda n=n: desired.change(store, lambda s: desired.promote(s, version(n)))) for n in range(1, 9)
+        threading.Thread(target=lambda n=n: desired.change(store, lambda s: desired.promote(s, version(n))))
+        for n in range(1, 9)
     ]
     for thread in threads:
         thread.start()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import openai
 import pytest
 
 from finetune_pipeline.records import read_jsonl
-from finetune_pipeline.serve import desired
+from finetune_pipeline.serve import desired, supervisor
 from finetune_pipeline.store import traffic_folder
 from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, Deployed, Running, declare, running
 
@@ -43,6 +42,7 @@ def world(tiny_model: Path, make_adapter: MakeAdapter, tmp_path_factory: pytest.
         sorting = declare(root / "data", "sorting", tiny_model, answer=labels, serve={"alias": "sort"})
         parcels.promote(1, make_adapter(1))
         sorting.promote(7, make_adapter(2))
+        patch.setattr(supervisor, "POLL_SECONDS", 0.1)
         with running() as server:
             yield World(server, parcels, sorting)
 
@@ -52,7 +52,9 @@ def client(world: World, key: str = KEY) -> openai.OpenAI:
 
 
 def say(world: World, model: str, question: str = "where is my parcel?", **more: Any) -> str:
-    answer = client(world).chat.completions.create(model=model, messages=[{"role": "user", "content": question}], **more)
+    answer = client(world).chat.completions.create(
+        model=model, messages=[{"role": "user", "content": question}], **more
+    )
     return answer.choices[0].message.content or ""
 
 
@@ -120,7 +122,9 @@ def test_limits_seeds_and_stop_strings_are_kept(world: World) -> None:
     drawn = {say(world, "parcels", temperature=1.5, seed=seed) for seed in (1, 1, 2)}
     assert len(drawn) == 2
     whole = say(world, "parcels")
-    assert whole.startswith(say(world, "parcels", max_tokens=3)) and len(say(world, "parcels", max_tokens=3)) < len(whole)
+    assert whole.startswith(say(world, "parcels", max_tokens=3)) and len(say(world, "parcels", max_tokens=3)) < len(
+        whole
+    )
     mark = whole[len(whole) // 2]
     assert say(world, "parcels", stop=[mark]) == whole[: whole.index(mark)]
 
@@ -188,16 +192,21 @@ def test_too_many_requests_are_sent_away_with_a_time_to_come_back(world: World) 
 
 
 def test_a_client_that_hangs_up_frees_its_place(world: World) -> None:
-    supervisor = world.server.endpoint.supervisor
+    busy = world.server.endpoint.supervisor.busy
     url, headers = f"{world.server.url}/v1/chat/completions", {"authorization": f"Bearer {KEY}"}
     for stream in (True, False):
-        body = {"model": "base", "messages": [{"role": "user", "content": "go on"}], "max_tokens": 1900, "stream": stream}
+        body = {
+            "model": "base",
+            "messages": [{"role": "user", "content": "go on"}],
+            "max_tokens": 1900,
+            "stream": stream,
+        }
         try:
             with httpx.stream("POST", url, json=body, headers=headers, timeout=1.0) as response:
                 next(response.iter_lines())
         except httpx.ReadTimeout:
             assert not stream
-        world.server.until(lambda: supervisor.busy() == (0, 0), "the place to be free")
+        world.server.until(lambda: busy() == (0, 0), "the place to be free")
     assert "finetune_abandoned_total{" in world.server.get("/metrics").text
 
 
@@ -211,7 +220,9 @@ def test_an_invalid_answer_is_marked(world: World) -> None:
     assert body["finetune"]["status"] == "invalid" and "not one of the 2 labels" in body["finetune"]["problem"]
 
 
-def test_every_policy_for_invalid_answers_takes_effect_without_a_restart(world: World, make_adapter: MakeAdapter) -> None:
+def test_every_policy_for_invalid_answers_takes_effect_without_a_restart(
+    world: World, make_adapter: MakeAdapter
+) -> None:
     def policy(name: str) -> None:
         world.sorting.promote(7, make_adapter(2), on_invalid=name)
         world.server.until(lambda: world.server.endpoint.supervisor.table.routes["sort"].on_invalid == name, name)
@@ -231,7 +242,9 @@ def test_every_policy_for_invalid_answers_takes_effect_without_a_restart(world: 
     streamed = world.server.ask("sort", stream=True)
     assert streamed.headers["x-finetune-status"] == "invalid"
     assert again["choices"][0]["message"]["content"] in [
-        json.loads(line[6:])["choices"][0]["delta"].get("content") for line in streamed.text.splitlines() if '"delta"' in line
+        json.loads(line[6:])["choices"][0]["delta"].get("content")
+        for line in streamed.text.splitlines()
+        if '"delta"' in line
     ]
     policy("pass")
 
@@ -265,7 +278,14 @@ def test_checks_are_no_traffic_and_text_stays_out_where_declared(world: World, m
 def test_metrics_count_by_version(world: World) -> None:
     def count() -> float:
         wanted = 'finetune_answers_total{model="parcels",status="ok",version="1"}'
-        return next((float(row.split()[-1]) for row in world.server.get("/metrics").text.splitlines() if row.startswith(wanted)), 0)
+        return next(
+            (
+                float(row.split()[-1])
+                for row in world.server.get("/metrics").text.splitlines()
+                if row.startswith(wanted)
+            ),
+            0,
+        )
 
     before = count()
     world.server.ask("parcels")
@@ -275,7 +295,9 @@ def test_metrics_count_by_version(world: World) -> None:
 # versions ---------------------------------------------------------------------------------------------------
 
 
-def test_the_version_changes_while_requests_run_and_rollback_brings_it_back(world: World, make_adapter: MakeAdapter) -> None:
+def test_the_version_changes_while_requests_run_and_rollback_brings_it_back(
+    world: World, make_adapter: MakeAdapter
+) -> None:
     task = declared_anew(world, "moving", make_adapter)
     seen: list[tuple[int, str]] = []
     stop = threading.Event()
@@ -283,25 +305,30 @@ def test_the_version_changes_while_requests_run_and_rollback_brings_it_back(worl
     def ask() -> None:
         while not stop.is_set():
             response = world.server.ask("moving")
-            seen.append((response.status_code, response.headers["x-finetune-version"] + response.json()["choices"][0]["message"]["content"]))
+            seen.append(
+                (
+                    response.status_code,
+                    response.headers["x-finetune-version"] + response.json()["choices"][0]["message"]["content"],
+                )
+            )
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
     task.promote(2, make_adapter(3))
-    world.server.until_serves("moving", 2)
-    time.sleep(0.3)
+    world.server.until(lambda: {text[0] for _, text in seen} == {"1", "2"}, "an answer of version 2")
     desired.change(task.store, lambda state: desired.back(state, "2026-02-01", "worse"))
     world.server.until_serves("moving", 1)
-    time.sleep(0.3)
+    count = len(seen)
+    world.server.until(lambda: len(seen) > count + 6, "more answers")
     stop.set()
     for thread in threads:
         thread.join(30)
     assert {status for status, _ in seen} == {200}
     assert len({text for _, text in seen}) == 2  # one answer per version: none is mixed, none is lost
-    assert {text[0] for _, text in seen} == {"1", "2"}
+    assert seen[-1][1][0] == "1"
     engine = next(iter(world.server.endpoint.supervisor._engines.values()))
-    world.server.until(lambda: task.adapter(make_adapter(3)).content not in engine._peft.peft_config, "the old one to go")
+    world.server.until(lambda: task.adapter(make_adapter(3)).content not in engine._adapters.names, "the old one to go")
 
 
 def test_a_challenger_is_served_beside_the_champion(world: World, make_adapter: MakeAdapter) -> None:

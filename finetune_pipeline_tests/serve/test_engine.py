@@ -75,16 +75,18 @@ def test_adapters_and_base_at_the_same_time_answer_as_each_alone(
     engine.load("one", make_adapter(1))
     engine.load("two", make_adapter(2))
     together = answer(engine, *(ask(name) for name in ("one", "two", None, "one", None, "two", "two")))
-    one, two, base = (reference(tiny_model, make_adapter(1)), reference(tiny_model, make_adapter(2)), reference(tiny_model, None))
+    one, two, base = (
+        reference(tiny_model, make_adapter(1)),
+        reference(tiny_model, make_adapter(2)),
+        reference(tiny_model, None),
+    )
     assert together == [one, two, base, one, base, two, two]
     assert one != two != base != one
 
 
 def test_the_shared_prefix_changes_nothing(engine: Engine, make_adapter: MakeAdapter) -> None:
     engine.load("one", make_adapter(1))
-    with_prefix, without, other = answer(
-        engine, ask("one"), ask("one", prefix=0), ask("one", prompt=(7, *PROMPT[1:]))
-    )
+    with_prefix, without, other = answer(engine, ask("one"), ask("one", prefix=0), ask("one", prompt=(7, *PROMPT[1:])))
     assert with_prefix == without != other
 
 
@@ -97,7 +99,7 @@ def test_an_adapter_stays_until_its_last_lease_is_given_back(engine: Engine, mak
             pass
         assert answer(engine, ask("three")) == before
     answer(engine, ask(None))  # a round of the engine later it is gone
-    assert engine._peft is None or "three" not in engine._peft.peft_config
+    assert "three" not in engine._adapters.names
     engine.load("three", make_adapter(3))
     assert answer(engine, ask("three")) == before
 
@@ -139,11 +141,32 @@ def test_an_adapter_that_does_not_fit_is_refused_and_nothing_is_left_behind(
         save_file(spoil(load_file(weights)), weights)
         with pytest.raises(StorageError, match="fit"):
             engine.load("spoilt", folder)
-        assert "spoilt" not in engine.loaded and "spoilt" not in engine._peft.peft_config
+        assert "spoilt" not in engine.loaded and "spoilt" not in engine._adapters.names
     shutil.rmtree(tmp_path / "0")
     with pytest.raises(StorageError, match="holds no adapter_model"):
         engine.load("spoilt", tmp_path / "0")
     assert answer(engine, ask("one"), ask(None)) == before
+
+
+def test_a_first_adapter_that_does_not_fit_does_no_harm(
+    tiny_model: Path, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    engine = Engine(tiny_model)
+    before = answer(engine, ask(None))
+    shutil.copytree(make_adapter(2), tmp_path / "spoilt")
+    weights = tmp_path / "spoilt" / "adapter_model.safetensors"
+    save_file(_half(load_file(weights)), weights)
+    with pytest.raises(StorageError, match="only in part"):
+        engine.load("two", tmp_path / "spoilt")
+    (tmp_path / "spoilt" / "adapter_config.json").write_text("{}", "utf-8")
+    with pytest.raises(StorageError, match="does not fit"):
+        engine.load("two", tmp_path / "spoilt")
+    assert answer(engine, ask(None)) == before
+    engine.load("two", make_adapter(2))
+    assert answer(engine, ask("two")) == [reference(tiny_model, make_adapter(2))]
+    engine.stop()
 
 
 def _half(weights: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +174,10 @@ def _half(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 def _foreign(weights: dict[str, Any]) -> dict[str, Any]:
-    return {**weights, "base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": next(iter(weights.values())).clone()}
+    return {
+        **weights,
+        "base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": next(iter(weights.values())).clone(),
+    }
 
 
 def _narrow(weights: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,9 @@ def test_listening_to_others_needs_keys_given_on_purpose(tmp_path: Path) -> None
     assert load_keys(KEYS, tmp_path, "0.0.0.0").owner("Bearer 0123456789") == "shop"
 
 
-@pytest.mark.parametrize(("text", "says"), [("0123456789", "entry 1"), ("a:short", "5 characters"), ("a:12345678,a:12345678", "twice")])
+@pytest.mark.parametrize(
+    ("text", "says"), [("0123456789", "entry 1"), ("a:short", "5 characters"), ("a:12345678,a:12345678", "twice")]
+)
 def test_malformed_keys_are_refused_without_showing_them(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ServingError, match=says) as caught:
         load_keys({"FINETUNE_API_KEYS": text}, tmp_path, "127.0.0.1")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from finetune_pipeline.config import AnswerFormat
+from finetune_pipeline.evaluate.stop import final
 from finetune_pipeline.serve.text import TextStream
 
 
@@ -14,8 +16,8 @@ def bytewise(ids: Sequence[int]) -> str:
     return bytes(ids).decode("utf-8", "replace")
 
 
-def pieces_of(raw: bytes, stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
-    stream = TextStream(bytewise, stop)
+def pieces_of(raw: bytes, stop: tuple[str, ...] = (), spec: AnswerFormat | None = None) -> tuple[list[str], TextStream]:
+    stream = TextStream(bytewise, spec or AnswerFormat(), stop)
     return [*(stream.add(byte) for byte in raw), stream.end()], stream
 
 
@@ -44,8 +46,34 @@ def test_a_stop_string_ends_the_answer_and_never_shows() -> None:
 def test_what_only_begins_like_a_stop_string_is_not_lost() -> None:
     pieces, stream = pieces_of(b"ab STO", stop=("STOP",))
     assert "".join(pieces) == "ab STO" and not stream.stopped
-    assert "".join(pieces[:-1]) == "ab "
+    assert "".join(pieces[:-1]) == "ab"
 
 
 def test_the_earliest_of_several_stop_strings_counts() -> None:
     assert pieces_of(b"x;y.z", stop=(".", ";"))[1].text == "x"
+
+
+SPECS = {
+    "text": AnswerFormat(),
+    "json": AnswerFormat(format="json", schema={"type": "object"}),
+    "label": AnswerFormat(format="label", labels=("refund", "delivery")),
+}
+
+
+@pytest.mark.parametrize("kind", list(SPECS))
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": {"b": "}"}} I hope',
+        ' \n{"a": 1}\n\n',
+        '{"a": 1',
+        "refund\nThe customer",
+        "\n refund ",
+        "refund  ",
+        "[1, 2] [3]",
+        " ",
+    ],
+)
+def test_a_stream_ends_where_the_evaluation_ends_an_answer(kind: str, text: str) -> None:
+    pieces, stream = pieces_of(text.encode(), spec=SPECS[kind])
+    assert "".join(pieces) == stream.text == final(text, SPECS[kind])

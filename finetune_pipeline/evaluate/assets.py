@@ -1,0 +1,198 @@
+"""The two reports: what prompting reaches before training, and what the tuned model reaches on the same rows.
+
+    baseline_report    answers.jsonl, scores.jsonl, report.json, report.html
+    eval_report        the same with the tuned model beside the baseline's variants, and general.jsonl
+
+    report.json  {"rows": 104, "max_new_tokens": 53, "best_prompted": "few_shot",
+                  "variants": {"tuned": {"rows": 104, "exact": 0.71, "interval": [0.61, 0.8], "valid": 0.99, ...}},
+                  "general": {"texts": 60, "base": 1.9, "tuned": 2.0, "rise": 0.05},
+                  "memorisation": {"auc": 0.53, "interval": [0.43, 0.63], ...},
+                  "cost": {"currency": "USD", "per_1000": {"tuned": 1.0, ...}, ...}}
+
+One job process loads the model once and writes answers to `<stage>/partial/<key>/` as they come, so that a killed
+evaluation goes on where it was; the folder goes when the artifact is there.
+
+What it is not: a verdict. Whether the difference is worth a release is decided in release/.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune_pipeline import base_model
+from finetune_pipeline.backends import local
+from finetune_pipeline.config import Suitability
+from finetune_pipeline.errors import GateRefused
+from finetune_pipeline.evaluate import classical, general, metrics
+from finetune_pipeline.evaluate.memorisation import memorised
+from finetune_pipeline.evaluate.partial import AnswerFile
+from finetune_pipeline.evaluate.report import Facts, page
+from finetune_pipeline.materialise import Outcome, Work
+from finetune_pipeline.records import Answer, Artifact, Example, Json, Score, dumps, read_jsonl, write_jsonl
+from finetune_pipeline.store import home
+
+SLACK = 1.2  # an answer may be this much longer than the longest reference
+DAYS_PER_MONTH = 365 / 12
+
+
+def baseline_report(work: Work) -> Outcome:
+    """Answer the test rows with every declared prompt and the classical model. ModelError, DataError, JobCancelled."""
+    wanted = [v for v in work.task.baseline.variants if v != classical.VARIANT or classical.applies(work.task.answer)]
+    partial = _answer(work, "baseline_report", wanted)
+    tests = list(work.inputs["data_split"].examples("test.jsonl"))
+    answers = AnswerFile(partial / "answers.jsonl").answers
+    scores = _scores(work, tests, answers)
+    outcome = _write(work, tests, answers, scores, wanted, {})
+    shutil.rmtree(partial)
+    return outcome
+
+
+def eval_report(work: Work) -> Outcome:
+    """Answer the test rows with the tuned model, measure what tuning did besides, and join the baseline's answers.
+
+    GateRefused when the baseline is about other test rows; ModelError, StorageError (the adapter does not fit),
+    DataError, JobCancelled.
+    """
+    tests = list(work.inputs["data_split"].examples("test.jsonl"))
+    baseline = work.inputs["baseline_report"]
+    before = [Answer(**row) for row in read_jsonl(baseline.path("answers.jsonl"))]
+    _same_rows(tests, before)
+    partial = _answer(work, "eval_report", ["tuned"], adapter=work.inputs["adapter"])
+    answers = [*before, *AnswerFile(partial / "answers.jsonl").answers]
+    scores = [Score(**row) for row in read_jsonl(baseline.path("scores.jsonl"))]
+    scores += _scores(work, tests, [answer for answer in answers if answer.variant == "tuned"])
+    variants = [*dict.fromkeys(answer.variant for answer in before), "tuned"]
+    outcome = _write(work, tests, answers, scores, variants, _measures(work, partial))
+    shutil.rmtree(partial)
+    return outcome
+
+
+def max_new_tokens(work: Work, folder: Path) -> int:
+    """The declared limit, else the longest training answer in tokens and 20 %. Test answers are not looked at."""
+    if work.task.evaluate.max_new_tokens:
+        return work.task.evaluate.max_new_tokens
+    texts = [row.answer for row in work.inputs["data_split"].examples("train.jsonl")]
+    longest = max(base_model.token_counter(folder)(texts), default=1)
+    return max(int(longest * SLACK), longest + 2)  # room for the end mark
+
+
+def _answer(work: Work, asset: str, variants: Sequence[str], adapter: Artifact | None = None) -> Path:
+    """Run the job; gives the folder with what it wrote."""
+    partial = _partial(work, asset)
+    spec = job_spec(work, partial, variants, adapter)
+    local.run("finetune_pipeline.evaluate.job", spec, partial, work.report)
+    return partial
+
+
+def job_spec(work: Work, partial: Path, variants: Sequence[str], adapter: Artifact | None = None) -> dict[str, Any]:
+    """What the job has to do (see job.py). The measures are of the tuned model alone."""
+    folder = base_model.folder_of(work.inputs["base_model"], work.task.base, work.report)
+    return {
+        "base": str(folder),
+        "adapter": str(adapter.folder) if adapter else None,
+        "split": str(work.inputs["data_split"].folder),
+        "partial": str(partial),
+        "task": work.task.model_dump(mode="json", by_alias=True),
+        "variants": list(variants),
+        "max_new_tokens": max_new_tokens(work, folder),
+        "general": adapter is not None and work.task.evaluate.general,
+        "memorisation": adapter is not None and work.task.evaluate.memorisation,
+    }
+
+
+def _partial(work: Work, asset: str) -> Path:
+    """Where answers are kept until the artifact is there: beside it, or on this machine for an object store."""
+    if work.store.is_local:
+        return work.store.local_root / work.store.folders[asset] / "partial" / work.key
+    return home() / "partial" / work.store.task / work.key
+
+
+def _scores(work: Work, tests: Sequence[Example], answers: Sequence[Answer]) -> list[Score]:
+    rows = {row.id: row for row in tests}
+    return [metrics.score(rows[answer.id], answer, work.task.answer) for answer in answers]
+
+
+def _same_rows(tests: Sequence[Example], before: Sequence[Answer]) -> None:
+    ids = {row.id for row in tests}
+    odd = sorted(ids ^ {answer.id for answer in before})
+    if before and odd:
+        raise GateRefused(
+            f"the baseline answered other rows than the current test rows: {len(odd)} differ, such as {odd[0]}",
+            "materialise baseline_report again, so that all variants answer the same rows",
+        )
+
+
+def _measures(work: Work, partial: Path) -> dict[str, Any]:
+    """What is measured of the tuned model alone; general.jsonl is written on the way."""
+    measures: dict[str, Any] = {}
+    if work.task.evaluate.general:
+        found = json.loads((partial / "general.json").read_text("utf-8"))
+        rows = general.compared(found["base"], found["tuned"])
+        write_jsonl(work.out / "general.jsonl", rows)
+        measures["general"] = general.summary(rows)
+    if work.task.evaluate.memorisation:
+        found = json.loads((partial / "memorisation.json").read_text("utf-8"))
+        measures["memorisation"] = memorised(found["train"], found["test"])
+    return measures
+
+
+def cost(variants: dict[str, Any], prices: Suitability) -> dict[str, Json]:
+    """Price of 1000 answers at the declared prices: hosting for the tuned model, tokens for a prompt to a paid model.
+    The classical model has none: it runs beside anything."""
+    tokens = {n: v["prompt_tokens"] + v["answer_tokens"] for n, v in variants.items() if n in metrics.PROMPTED}
+    per_1000 = {name: round(count * prices.prompted_price / 1000, 4) for name, count in tokens.items()}
+    if prices.requests_per_day:
+        per_1000["tuned"] = round(1000 * prices.hosting_per_month / (DAYS_PER_MONTH * prices.requests_per_day), 4)
+    return {
+        "currency": prices.currency,
+        "per_1000": per_1000,
+        "requests_per_day": prices.requests_per_day,
+        "prompted_price": prices.prompted_price,
+    }
+
+
+def _write(
+    work: Work,
+    tests: Sequence[Example],
+    answers: Sequence[Answer],
+    scores: Sequence[Score],
+    names: Sequence[str],
+    measures: dict[str, Any],
+) -> Outcome:
+    variants = {
+        name: metrics.variant([s for s in scores if s.variant == name], [a for a in answers if a.variant == name])
+        for name in names
+    }
+    folder = base_model.folder_of(work.inputs["base_model"], work.task.base)
+    figures: dict[str, Any] = {
+        "rows": len(tests),
+        "variants": variants,
+        "best_prompted": metrics.best_prompted(variants),
+        "max_new_tokens": max_new_tokens(work, folder),
+        "general": None,
+        "memorisation": None,
+        "cost": cost(variants, work.task.suitability) if "tuned" in variants else None,
+        **measures,
+    }
+    told = {name: value for name, value in figures.items() if value is not None or name == "best_prompted"}
+    write_jsonl(work.out / "answers.jsonl", answers)
+    write_jsonl(work.out / "scores.jsonl", scores)
+    (work.out / "report.json").write_text(dumps(told), "utf-8")
+    base = str(work.inputs["base_model"].json("base_model.json")["id"])
+    facts = Facts(work.task.name, work.task.description, base, work.now, figures, tests, answers, scores)
+    (work.out / "report.html").write_text(page(facts), "utf-8")
+    return Outcome(_summary(figures))
+
+
+def _summary(figures: dict[str, Any]) -> dict[str, Json]:
+    shares = {name: figure["exact"] for name, figure in figures["variants"].items()}
+    measured: dict[str, Json] = {"rows": figures["rows"], **shares, "best_prompted": figures["best_prompted"]}
+    if figures["general"]:
+        measured["general_rise"] = figures["general"]["rise"]
+    if figures["memorisation"]:
+        measured["memorisation_auc"] = figures["memorisation"]["auc"]
+    return measured

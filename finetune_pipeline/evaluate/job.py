@@ -1,0 +1,122 @@
+"""The process that loads the model once and answers everything: `python -m finetune_pipeline.evaluate.job <job.json>`.
+
+    {"base": "…/models/SmolLM2…", "adapter": null, "split": "…/data_split/3fa9…", "partial": "…/partial/91c4…",
+     "task": {…}, "variants": ["zero_shot", "few_shot", "retrieved", "classical"], "max_new_tokens": 48,
+     "general": false, "memorisation": false}
+
+Every answer is appended to `<partial>/answers.jsonl` when it is complete, every finished measure written to
+`<partial>/<measure>.json`: a job that is killed goes on where it was. What is scored and shown is made from these files
+(assets.py).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_pipeline.backends import inside
+from finetune_pipeline.config import Task, task_from
+from finetune_pipeline.evaluate import classical, general
+from finetune_pipeline.evaluate.generate import Generation, encode, generate
+from finetune_pipeline.evaluate.loading import Loaded, base_only, load
+from finetune_pipeline.evaluate.loss import losses
+from finetune_pipeline.evaluate.memorisation import MOST_ROWS
+from finetune_pipeline.evaluate.partial import AnswerFile
+from finetune_pipeline.evaluate.prompts import Chat, prompts
+from finetune_pipeline.records import Answer, Example, Reporter, read_jsonl
+from finetune_pipeline.store import write_atomic
+
+SEED = 19  # of the training rows that memorisation looks at
+
+
+def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
+    """Answer what is not answered yet; gives the number of answers made and reused."""
+    task = task_from(spec["task"], "the job's task")
+    train, tests = _rows(spec, "train"), _rows(spec, "test")
+    partial = Path(spec["partial"])
+    file = AnswerFile(partial / "answers.jsonl")
+    reused = len(file.answers)
+    if reused:
+        report.log(f"{reused} answers are there from before")
+    if classical.VARIANT in spec["variants"] and classical.applies(task.answer):
+        _classical(file, train, tests, task, report)
+    loaded = load(Path(spec["base"]), Path(spec["adapter"]) if spec["adapter"] else None)
+    for variant in (name for name in spec["variants"] if name != classical.VARIANT):
+        _generate(variant, loaded, file, train, tests, task, spec["max_new_tokens"], report)
+    if spec["general"]:
+        _once(partial / "general.json", lambda: _general(loaded, report))
+    if spec["memorisation"]:
+        _once(partial / "memorisation.json", lambda: _memorisation(loaded, train, tests, task, report))
+    return {"answers": len(file.answers) - reused, "reused": reused}
+
+
+def _rows(spec: Mapping[str, Any], side: str) -> list[Example]:
+    return [Example.from_json(row) for row in read_jsonl(Path(spec["split"]) / f"{side}.jsonl")]
+
+
+def _classical(file: AnswerFile, train: list[Example], tests: list[Example], task: Task, report: Reporter) -> None:
+    if len(file.of(classical.VARIANT)) < len(tests):
+        report.progress(classical.VARIANT, 0, len(tests))
+        known = file.of(classical.VARIANT)
+        for answer in classical.answers(train, tests, task.answer):
+            if answer.id not in known:
+                file.append(answer)
+        report.progress(classical.VARIANT, len(tests), len(tests))
+
+
+def _generate(
+    variant: str,
+    loaded: Loaded,
+    file: AnswerFile,
+    train: list[Example],
+    tests: list[Example],
+    task: Task,
+    max_new_tokens: int,
+    report: Reporter,
+) -> None:
+    known = file.of(variant)
+    left = [row for row in tests if row.id not in known]
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+
+    def fits(chat: Chat) -> bool:
+        return len(encode(loaded.tokenizer, chat)) + max_new_tokens <= context
+
+    asked = prompts(variant, train, left, task.prompt.system, task.answer, task.baseline.shots, fits)
+    how = Generation(variant, max_new_tokens, task.evaluate.batch_rows)
+
+    def keep(answer: Answer) -> None:
+        file.append(answer)
+
+    generate(loaded, asked, task.answer, how, keep, report, done=len(known))
+
+
+def _general(loaded: Loaded, report: Reporter) -> dict[str, dict[str, float]]:
+    rows = general.conversations(general.questions())
+    tuned = losses(loaded, rows, "general ability, tuned", report)
+    with base_only(loaded):
+        return {"base": losses(loaded, rows, "general ability, base", report), "tuned": tuned}
+
+
+def _memorisation(
+    loaded: Loaded, train: list[Example], tests: list[Example], task: Task, report: Reporter
+) -> dict[str, list[float]]:
+    dice = random.Random(SEED)
+    count = min(len(train), len(tests), MOST_ROWS)
+    sides = {"train": dice.sample(train, count), "test": dice.sample(tests, count)}
+    rows = {
+        f"{side}/{row.id}": (row.chat(task.prompt.system), row.answer) for side, some in sides.items() for row in some
+    }
+    found = losses(loaded, rows, "memorisation", report)
+    return {side: [loss for key, loss in found.items() if key.startswith(f"{side}/")] for side in sides}
+
+
+def _once(path: Path, measure: Callable[[], Any]) -> None:
+    if not path.exists():
+        write_atomic(path, json.dumps(measure()))
+
+
+if __name__ == "__main__":
+    inside.main(work)

@@ -1,0 +1,75 @@
+"""How probable a model finds given answers: mean negative log likelihood per token (nats), the base of two measures.
+
+    losses(loaded, {"fact-01": ([{"role": "user", "content": "Why is the sky blue?"}], "Sunlight contains ...")})
+
+Used for general ability (does the tuned model find ordinary text less probable than its base?) and for memorisation
+(does it find the rows it was trained on more probable than others?). The end-of-turn mark is not counted: it is the
+first thing every tuning learns, and says nothing about text.
+
+Rows are computed without padding, and what all prompts begin with is computed once (attention.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from finetune_pipeline.evaluate.forward import Joining, RowModel
+from finetune_pipeline.evaluate.generate import Messages, encode, shared_prefix
+from finetune_pipeline.evaluate.loading import Loaded
+from finetune_pipeline.records import Reporter, Silent
+
+PIECE_TOKENS = 512  # rows computed together: a processor is at its full speed, and logits stay small
+
+
+def losses(
+    loaded: Loaded,
+    rows: Mapping[str, tuple[Messages, str]],
+    what: str = "losses",
+    report: Reporter | None = None,
+) -> dict[str, float]:
+    """For each id (messages up to the question, answer): the mean negative log likelihood of the answer's tokens."""
+    report = report or Silent()
+    prompts = {key: encode(loaded.tokenizer, messages) for key, (messages, _) in rows.items()}
+    answers = {
+        key: list(loaded.tokenizer(answer, add_special_tokens=False)["input_ids"]) for key, (_, answer) in rows.items()
+    }
+    model = RowModel(loaded.model, shared_prefix(list(prompts.values())))
+    result: dict[str, float] = {}
+    for piece in _pieces([key for key in rows if answers[key]], prompts, answers):
+        report.alive()
+        result |= dict(zip(piece, _piece(model, [(prompts[key], answers[key]) for key in piece]), strict=True))
+        report.progress(what, len(result), len(rows))
+    return result
+
+
+def _piece(model: RowModel, rows: list[tuple[list[int], list[int]]]) -> list[float]:
+    """The losses of some rows (prompt ids, answer ids) in one forward pass."""
+    import torch
+
+    joining = []
+    for prompt, answer in rows:
+        base = model.base(prompt)
+        first = len(prompt) - base - 1  # the token after which the answer's first one is due
+        ids = (prompt + answer)[base:-1]
+        joining.append(Joining(ids, base, range(first, first + len(answer)), cached=False))
+    targets = torch.tensor([token for _, answer in rows for token in answer])
+    logits = model([], joining).float().cpu()
+    each = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return [float(part.mean()) for part in each.split([len(answer) for _, answer in rows])]
+
+
+def _pieces(keys: list[str], prompts: Mapping[str, list[int]], answers: Mapping[str, list[int]]) -> list[list[str]]:
+    pieces: list[list[str]] = []
+    tokens = PIECE_TOKENS
+    for key in keys:
+        own = len(prompts[key]) + len(answers[key])
+        if tokens + own > PIECE_TOKENS:
+            pieces.append([])
+            tokens = 0
+        pieces[-1].append(key)
+        tokens += own
+    return pieces
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,139 @@
+"""Compare answers with references: pure functions from values to records.
+
+    score(example, answer, spec)             # Score(exact=True, valid=True, fields={"intent": True}, slice="refund")
+    variant(scores, answers)                 # one entry of report.json: shares, intervals, fields, slices, tokens, time
+
+An answer is *valid* when `clean.answers.parse` reads it (the same check as in cleaning and serving), and *exact* when
+it is valid and means the same as the reference: order of keys, spacing and 1 against 1.0 do not count; everything else
+does. A field is right when its value is, also in an answer that breaks the schema elsewhere, as long as it is JSON.
+
+Intervals are exact binomial ones (Clopper and Pearson 1934) at 95 %; each holds for its variant alone. Whether one
+variant is *better* than another on the same rows is another question, which the release decision answers (McNemar).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from finetune_pipeline.clean.answers import load, parse, problem
+from finetune_pipeline.config import AnswerFormat
+from finetune_pipeline.records import Answer, Example, Json, Score
+
+CONFIDENCE = 0.95
+PROMPTED = ("zero_shot", "few_shot", "retrieved")
+
+
+def score(example: Example, answer: Answer, spec: AnswerFormat) -> Score:
+    """One answer against the reference of its row."""
+    valid = problem(answer.text, spec) is None
+    exact = valid and canonical(parse(answer.text, spec)) == canonical(_reference(example, spec))
+    fields = _fields(example, answer.text, spec)
+    return Score(example.id, answer.variant, exact, valid, fields, slice_of(example, spec))
+
+
+def slice_of(example: Example, spec: AnswerFormat) -> str:
+    """The name of the slice a row belongs to: its label, or the value of `slice_by` in its reference; else empty."""
+    if spec.format == "label":
+        return example.answer.strip()
+    if spec.format == "json" and spec.slice_by:
+        value = _object(example.answer).get(spec.slice_by)
+        return value if isinstance(value, str) else canonical(value)
+    return ""
+
+
+def canonical(value: Any) -> str:
+    """One spelling for all that means the same: sorted keys, no spaces, whole numbers without a point."""
+    return json.dumps(_whole(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list) else value
+
+
+def _reference(example: Example, spec: AnswerFormat) -> Any:
+    """The reference as a value. Cleaning lets nothing else through than what `parse` reads."""
+    return parse(example.answer, spec)
+
+
+def _fields(example: Example, text: str, spec: AnswerFormat) -> dict[str, bool]:
+    if spec.format != "json":
+        return {}
+    said = _object(text)
+    return {
+        name: name in said and canonical(said[name]) == canonical(value)
+        for name, value in _object(example.answer).items()
+    }
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The JSON object in `text`; an empty one where there is none."""
+    try:
+        value = load(text.strip())
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def variant(scores: Sequence[Score], answers: Sequence[Answer]) -> dict[str, Json]:
+    """What report.json says of one variant. Shares from 0 to 1; seconds and tokens are means per answer."""
+    rows = len(scores)
+    exact = sum(s.exact for s in scores)
+    slices: dict[str, list[bool]] = defaultdict(list)
+    fields: dict[str, list[bool]] = defaultdict(list)
+    for each in scores:
+        if each.slice:
+            slices[each.slice].append(each.exact)
+        for name, right in each.fields.items():
+            fields[name].append(right)
+    return {
+        "rows": rows,
+        "exact": _share(exact, rows),
+        "interval": list(interval(exact, rows)),
+        "valid": _share(sum(s.valid for s in scores), rows),
+        "fields": {name: _share(sum(right), len(right)) for name, right in fields.items()},
+        "slices": {name: _slice(slices[name]) for name in sorted(slices)},
+        "finished": _share(sum(a.finished for a in answers), len(answers)),
+        "seconds_per_answer": _mean(a.seconds for a in answers),
+        "prompt_tokens": _mean(a.prompt_tokens for a in answers),
+        "answer_tokens": _mean(a.answer_tokens for a in answers),
+    }
+
+
+def _slice(right: Sequence[bool]) -> dict[str, Json]:
+    return {
+        "rows": len(right),
+        "exact": _share(sum(right), len(right)),
+        "interval": list(interval(sum(right), len(right))),
+    }
+
+
+def best_prompted(variants: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The prompted variant with the highest share of exact answers (of equals: the simplest); None if there is none."""
+    names = [name for name in PROMPTED if name in variants]
+    return max(names, key=lambda name: variants[name]["exact"]) if names else None
+
+
+def interval(successes: int, rows: int) -> tuple[float, float]:
+    """The exact two-sided interval of a share at 95 % (scipy's binomtest, method "exact"); (0, 1) for no rows."""
+    if rows == 0:
+        return 0.0, 1.0
+    from scipy.stats import binomtest
+
+    bounds = binomtest(successes, rows).proportion_ci(CONFIDENCE, method="exact")
+    return round(float(bounds.low), 4), round(float(bounds.high), 4)
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 4) if whole else 0.0
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return round(sum(listed) / len(listed), 4) if listed else 0.0

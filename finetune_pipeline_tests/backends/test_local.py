@@ -1,0 +1,169 @@
+"""A real job in a real process group: its result, its errors, its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from finetune_pipeline import errors
+from finetune_pipeline.backends import local
+from finetune_pipeline.records import Silent
+
+JOB = """
+import os, signal, subprocess, sys, time
+from finetune_pipeline import errors
+from finetune_pipeline.backends import inside
+
+STUBBORN = '''import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('up', flush=True)
+time.sleep(600)'''
+
+def work(spec, report):
+    do = spec["do"]
+    if do == "add":
+        report.log("adding")
+        for done in range(1, 4):
+            report.progress("sums", done, 3, loss=1.0 / done)
+        return {"sum": sum(spec["numbers"]), "cores": os.environ["OMP_NUM_THREADS"]}
+    if do == "refuse":
+        raise getattr(errors, spec["error"])("the loss is not finite", "use a lower learning rate")
+    if do == "break":
+        print("reading weights", flush=True)
+        raise KeyError("weights")
+    if do == "die":
+        print("eating memory", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "leave":
+        return None
+    if do == "wait":
+        child = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        report.log(str(child.pid))
+        try:
+            while True:
+                report.alive()
+                time.sleep(0.05)
+        finally:
+            open(spec["mark"], "w").write("in good order")
+
+if __name__ == "__main__":
+    inside.main(work)
+"""
+
+
+class Listener(Silent):
+    """Keeps what is told; if asked to, cancels as soon as the job has said something."""
+
+    def __init__(self, cancel: bool = False) -> None:
+        self.lines: list[str] = []
+        self.steps: list[tuple[str, int, int, dict[str, float]]] = []
+        self.cancel = cancel
+
+    def log(self, text: str) -> None:
+        self.lines.append(text)
+
+    def progress(self, what: str, done: int, total: int, **figures: float) -> None:
+        self.steps.append((what, done, total, figures))
+
+    def alive(self) -> None:
+        if self.cancel and self.lines:
+            raise errors.JobCancelled("stopped in the UI")
+
+
+@pytest.fixture(autouse=True)
+def _job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toy_job.py").write_text(JOB, "utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path.cwd())]))
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
+
+
+def run(folder: Path, report: Any = None, threads: int | None = None, **spec: Any) -> dict[str, Any]:
+    return local.run("toy_job", spec, folder / "job", report or Listener(), threads)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ended (a zombie that nobody has read out has ended too), within ten seconds."""
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_job_gives_its_result_and_tells_how_far_it_is(tmp_path: Path) -> None:
+    report = Listener()
+    result = run(tmp_path, report, threads=3, do="add", numbers=[1, 2, 3])
+    assert result == {"sum": 6, "cores": "3"}
+    assert report.lines == ["adding"]
+    assert report.steps[0] == ("sums", 1, 3, {"loss": 1.0})
+    assert report.steps[-1] == ("sums", 3, 3, {"loss": 1 / 3})  # the last is never held back
+
+
+@pytest.mark.parametrize("name", ["TrainingFailed", "ModelError", "DeclarationError", "JobCancelled"])
+def test_an_error_arrives_as_what_it_was(tmp_path: Path, name: str) -> None:
+    with pytest.raises(errors.FinetuneError, match="not finite") as caught:
+        run(tmp_path, do="refuse", error=name)
+    assert type(caught.value) is getattr(errors, name)
+    assert caught.value.cure == "use a lower learning rate"
+
+
+def test_a_bug_in_a_job_shows_the_end_of_its_output(tmp_path: Path) -> None:
+    with pytest.raises(errors.TrainingFailed, match="exit code 1") as caught:
+        run(tmp_path, do="break")
+    assert "reading weights" in caught.value.message
+    assert "KeyError: 'weights'" in caught.value.message
+    assert str(tmp_path / "job" / "output.log") in caught.value.cure
+
+
+def test_a_job_killed_by_the_system_says_so(tmp_path: Path) -> None:
+    with pytest.raises(errors.TrainingFailed, match=r"SIGKILL \(out of memory\?\)(.|\n)*eating memory"):
+        run(tmp_path, do="die")
+
+
+def test_a_job_without_a_result_has_failed(tmp_path: Path) -> None:
+    with pytest.raises(errors.TrainingFailed, match="no result"):
+        run(tmp_path, do="leave")
+
+
+def test_events_of_an_earlier_job_are_not_taken_for_those_of_this_one(tmp_path: Path) -> None:
+    run(tmp_path, do="add", numbers=[1])
+    with pytest.raises(errors.TrainingFailed):
+        run(tmp_path, do="die")
+
+
+def test_a_cancelled_job_ends_in_good_order_with_all_it_started(tmp_path: Path) -> None:
+    report = Listener(cancel=True)
+    with pytest.raises(errors.JobCancelled, match="stopped in the UI"):
+        run(tmp_path, report, do="wait", mark=str(tmp_path / "mark"))
+    assert (tmp_path / "mark").read_text("utf-8") == "in good order"
+    assert gone(int(report.lines[0]))  # a grandchild that ignores TERM
+
+
+def test_a_job_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from finetune_pipeline.backends import local; "
+    code += "from finetune_pipeline.records import Silent; "
+    code += "local.run('toy_job', {'do': 'wait', 'mark': sys.argv[2]}, Path(sys.argv[1]), Silent())"
+    folder, mark = tmp_path / "job", tmp_path / "mark"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(folder), str(mark)])
+    while not (folder / "events.jsonl").exists() or not (folder / "events.jsonl").read_text("utf-8"):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    (job,) = psutil.Process(parent.pid).children()
+    stubborn = [child.pid for child in job.children()]
+    try:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        assert gone(job.pid)
+        assert mark.read_text("utf-8") == "in good order"
+    finally:
+        for pid in stubborn:  # nobody is left to end what ignores TERM
+            os.kill(pid, signal.SIGKILL)

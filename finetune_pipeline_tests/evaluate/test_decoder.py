@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+
+import pytest
+
+from finetune_pipeline.errors import DataError, ModelError
+from finetune_pipeline.evaluate.decoder import Decoder, Request, Token
+from finetune_pipeline.evaluate.loading import Loaded
+
+END = 2
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    return random.Random(seed).choices(range(10, 380), k=length)
+
+
+PREFIX = prompt(20, 99)
+PROMPTS = [(PREFIX if i % 4 else []) + prompt(2 + 3 * i, i) for i in range(12)]
+
+
+def run(decoder: Decoder, late: Sequence[Request] = (), after: int = 3) -> dict[str, list[Token]]:
+    """Step until nothing is left; `late` requests are admitted after some steps."""
+    given: dict[str, list[Token]] = {}
+    steps = 0
+    while decoder.running or decoder.waiting or late:
+        if steps == after:
+            decoder.admit(late)
+            late = ()
+        for token in decoder.step():
+            given.setdefault(token.id, []).append(token)
+        steps += 1
+    return given
+
+
+def ids(tokens: Sequence[Token]) -> list[int]:
+    return [token.token for token in tokens]
+
+
+def plain(loaded: Loaded, prompt_ids: list[int], new: int, end: int = END) -> list[int]:
+    """What transformers' own generate gives."""
+    import torch
+
+    out = loaded.model.generate(
+        torch.tensor([prompt_ids]), max_new_tokens=new, do_sample=False, eos_token_id=end, pad_token_id=0
+    )
+    return [int(i) for i in out[0, len(prompt_ids) :]]
+
+
+@pytest.mark.parametrize("step_tokens", [16, 1024])
+def test_greedy_equals_generate_though_rows_join_midway(loaded: Loaded, step_tokens: int) -> None:
+    requests = [Request(str(i), ids, 25) for i, ids in enumerate(PROMPTS)]
+    decoder = Decoder(loaded.model, {END}, PREFIX, max_rows=5, step_tokens=step_tokens)
+    decoder.admit(requests[:4])
+    given = run(decoder, requests[4:])
+    assert {key: ids(tokens) for key, tokens in given.items()} == {
+        str(i): plain(loaded, ids, 25) for i, ids in enumerate(PROMPTS)
+    }
+
+
+def test_an_end_mark_ends_a_row_and_frees_its_place(loaded: Loaded) -> None:
+    end = plain(loaded, PROMPTS[1], 25, end=-1)[4]
+    decoder = Decoder(loaded.model, {end}, PREFIX)
+    decoder.admit([Request("a", PROMPTS[1], 25), Request("b", PROMPTS[2], 9)])
+    given = run(decoder)
+    assert given["a"][-1].reason == "eos"
+    assert ids(given["a"]) == plain(loaded, PROMPTS[1], 25, end)
+    assert len(given["a"]) <= 5
+    assert all(not token.finished for token in given["a"][:-1])
+    assert decoder.running == decoder.waiting == 0
+
+
+def test_the_last_row_takes_the_place_of_one_that_ended(loaded: Loaded) -> None:
+    lengths = [2, 30, 4, 30, 1, 30]
+    decoder = Decoder(loaded.model, {-1}, PREFIX, max_rows=4)
+    decoder.admit([Request(str(i), PROMPTS[i], length) for i, length in enumerate(lengths)])
+    given = run(decoder)
+    for i, length in enumerate(lengths):
+        assert ids(given[str(i)]) == plain(loaded, PROMPTS[i], length, end=-1)
+        assert given[str(i)][-1].reason == "length"
+
+
+def test_a_stop_rule_ends_a_row(loaded: Loaded) -> None:
+    decoder = Decoder(loaded.model, {-1})
+    decoder.admit([Request("a", PROMPTS[0], 25, stop=lambda answer: len(answer) == 3)])
+    tokens = run(decoder)["a"]
+    assert [token.reason for token in tokens] == [None, None, "stop"]
+
+
+def test_cancelled_rows_leave_and_do_not_disturb_others(loaded: Loaded) -> None:
+    decoder = Decoder(loaded.model, {-1}, max_rows=2)
+    decoder.admit([Request(str(i), PROMPTS[i], 12) for i in range(3)])
+    decoder.step()
+    decoder.cancel({"0", "2", "unknown"})
+    assert (decoder.running, decoder.waiting) == (1, 0)
+    given = run(decoder)
+    assert ids(given["1"]) == plain(loaded, PROMPTS[1], 12, end=-1)[1:]
+    assert set(given) == {"1"}
+
+
+def test_sampling_depends_on_seed_and_not_on_neighbours(loaded: Loaded) -> None:
+    asked = Request("s", PROMPTS[3], 20, temperature=1.0, top_p=0.9, seed=4)
+    alone, among = Decoder(loaded.model, {-1}), Decoder(loaded.model, {-1})
+    alone.admit([asked])
+    among.admit([Request("n", PROMPTS[5], 20, temperature=1.0, seed=8), asked, Request("g", PROMPTS[6], 20)])
+    first = ids(run(alone)["s"])
+    assert first == ids(run(among)["s"])
+    other = Decoder(loaded.model, {-1})
+    other.admit([Request("s", PROMPTS[3], 20, temperature=1.0, top_p=0.9, seed=5)])
+    assert first != ids(run(other)["s"])
+
+
+def test_a_tiny_top_p_is_greedy(loaded: Loaded) -> None:
+    decoder = Decoder(loaded.model, {-1})
+    decoder.admit([Request("s", PROMPTS[3], 10, temperature=1.0, top_p=1e-6, seed=4)])
+    assert ids(run(decoder)["s"]) == plain(loaded, PROMPTS[3], 10, end=-1)
+
+
+def test_only_allowed_tokens_come(loaded: Loaded) -> None:
+    def allowed(answer: Sequence[int]) -> Collection[int] | None:
+        return {40 + len(answer), 60} if len(answer) < 3 else None
+
+    decoder = Decoder(loaded.model, {-1})
+    decoder.admit([Request("c", PROMPTS[0], 5, allowed=allowed)])
+    tokens = ids(run(decoder)["c"])
+    assert all(token in {40 + i, 60} for i, token in enumerate(tokens[:3]))
+
+
+def test_the_cache_keeps_within_its_bound(loaded: Loaded) -> None:
+    decoder = Decoder(loaded.model, {-1}, max_rows=8, max_cached_tokens=256)
+    decoder.admit([Request(str(i), prompt(30 if i < 6 else 150, i), 20) for i in range(8)])
+    most = 0
+    while decoder.running or decoder.waiting:
+        decoder.step()
+        most = max(most, decoder._cache.rows * decoder._cache.capacity)
+    assert 0 < most <= 256
+
+
+def test_a_request_that_can_never_fit_is_refused_with_its_id(loaded: Loaded) -> None:
+    decoder = Decoder(loaded.model, {END})
+    with pytest.raises(DataError, match="request long: 2040 prompt tokens and 20 for the answer"):
+        decoder.admit([Request("fine", PROMPTS[0], 5), Request("long", prompt(2040, 1), 20)])
+    assert decoder.waiting == 0
+    with pytest.raises(DataError, match="request empty"):
+        decoder.admit([Request("empty", [], 5)])
+
+
+def test_the_model_attends_as_before_afterwards(loaded: Loaded) -> None:
+    before = loaded.model.config._attn_implementation
+    decoder = Decoder(loaded.model, {END})
+    decoder.admit([Request("a", PROMPTS[0], 2)])
+    run(decoder)
+    assert loaded.model.config._attn_implementation == before
+
+
+def test_a_model_with_recurrent_layers_is_refused() -> None:
+    from transformers import RwkvConfig, RwkvForCausalLM
+
+    model = RwkvForCausalLM(RwkvConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32))
+    decoder = Decoder(model.eval(), {0})
+    decoder.admit([Request("a", [1, 2, 3], 2)])
+    with pytest.raises((ModelError, TypeError)):
+        decoder.step()
+
+
+def test_a_window_that_a_row_outgrows_is_refused() -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MistralConfig(vocab_size=64, num_key_value_heads=1, head_dim=16, sliding_window=8, **sizes)
+    decoder = Decoder(MistralForCausalLM(config).eval(), {0})
+    decoder.admit([Request("short", [1, 2, 3], 2)])
+    run(decoder)
+    decoder.admit([Request("long", list(range(1, 13)), 2)])
+    with pytest.raises(ModelError, match="12 tokens outgrows the model's attention window of 8"):
+        decoder.step()

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune_pipeline.evaluate import general
+from finetune_pipeline.evaluate.generate import encode
+from finetune_pipeline.evaluate.loading import Loaded
+from finetune_pipeline.evaluate.loss import losses
+from finetune_pipeline.evaluate.memorisation import memorised
+
+
+def test_losses_equal_those_of_a_plain_forward_pass(loaded: Loaded) -> None:
+    import torch
+
+    rows = general.conversations(general.questions()[:12])
+    found = losses(loaded, rows)
+    for key, (messages, answer) in rows.items():
+        prompt = encode(loaded.tokenizer, messages)
+        target = loaded.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits = loaded.model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
+        plain = torch.nn.functional.cross_entropy(logits, torch.tensor(target))
+        assert found[key] == pytest.approx(float(plain), abs=1e-5)
+
+
+def test_general_questions_are_many_and_different() -> None:
+    rows = general.questions()
+    assert len(rows) >= 60
+    assert len({row["id"] for row in rows}) == len({row["question"] for row in rows}) == len(rows)
+    assert len({row["kind"] for row in rows}) >= 5
+    assert all(row["answer"].strip() for row in rows)
+
+
+def test_the_rise_is_relative_to_the_base() -> None:
+    rows = general.compared({"a": 2.0, "b": 2.0}, {"a": 2.0, "b": 3.0})
+    assert general.summary(rows) == {"texts": 2, "base": 2.0, "tuned": 2.5, "rise": 0.25}
+
+
+def test_memorisation_of_rows_that_cannot_be_told_apart() -> None:
+    found = memorised([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])
+    low, high = interval(found)
+    assert found["auc"] == 0.5
+    assert low < 0.5 < high
+
+
+def test_memorisation_of_rows_that_are_known() -> None:
+    found = memorised([0.1 + i / 100 for i in range(30)], [1.0 + i / 100 for i in range(30)])
+    assert (found["auc"], interval(found)[0]) == (1.0, 1.0)
+    assert memorised([1.0] * 5 + [3.0] * 5, [2.0] * 10)["auc"] == 0.5
+
+
+def interval(found: dict[str, object]) -> tuple[float, float]:  # type: ignore[type-arg, unused-ignore]
+    both = found["interval"]
+    assert isinstance(both, list)
+    return both[0], both[1]
+
+
+def test_an_adapter_that_fits_in_part_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    from finetune_pipeline.errors import StorageError
+    from finetune_pipeline.evaluate.loading import load
+
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).save_pretrained(tmp_path)
+    assert load(tiny_model, tmp_path).model is not None
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    weights.pop(next(iter(weights)))
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(StorageError, match="only in part"):
+        load(tiny_model, tmp_path)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from finetune_pipeline.config import AnswerFormat
+from finetune_pipeline.evaluate.stop import StopRule, complete, final
+
+JSON = AnswerFormat(format="json", schema={"type": "object"})
+LABEL = AnswerFormat(format="label", labels=("refund", "returns"))
+TEXT = AnswerFormat()
+
+
+@pytest.mark.parametrize(
+    ("text", "spec", "expected"),
+    [
+        ('{"a": {"b": "}"}} I hope this helps', JSON, '{"a": {"b": "}"}}'),
+        ('\n {"a": 1}', JSON, '{"a": 1}'),
+        ('{"a": {"b": 1}', JSON, None),
+        ('{"a": "}', JSON, None),
+        ('Sure! {"a": 1}', JSON, None),
+        ("5 is it", JSON, None),
+        ("\n refund\nThe customer", LABEL, "refund"),
+        ("refund", LABEL, None),
+        ("{}\n", TEXT, None),
+    ],
+)
+def test_where_an_answer_is_complete(text: str, spec: AnswerFormat, expected: str | None) -> None:
+    assert complete(text, spec) == expected
+
+
+def test_what_is_not_complete_stays_as_it_is() -> None:
+    assert final(' Sure! {"a": 1} ', JSON) == 'Sure! {"a": 1}'
+    assert final('{"a": 1}}', JSON) == '{"a": 1}'
+
+
+def test_the_rule_decodes_only_when_a_token_can_end_the_answer() -> None:
+    pieces = {1: '{"a', 2: '": 1', 3: "}", 4: "x"}
+    asked: list[int] = []
+
+    def decode(ids: object) -> str:
+        assert isinstance(ids, list)
+        asked.append(len(ids))
+        return "".join(pieces[i] for i in ids)
+
+    rule = StopRule(decode, JSON)
+    assert [rule([1]), rule([1, 2]), rule([1, 2, 3])] == [False, False, True]
+    assert asked == [1, 1, 1, 3]
+    assert StopRule(decode, TEXT)([3]) is False

@@ -1,0 +1,145 @@
+"""raw_examples on real files: every row is an example or a drop, ids stay, and errors name the file and the cure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_pipeline.errors import DataError
+from finetune_pipeline.ingest.assets import raw_examples, sources_fingerprint
+from finetune_pipeline.ingest.sources import problems, remarks
+from finetune_pipeline.materialise import Outcome, materialise
+from finetune_pipeline.records import Example, read_jsonl
+from finetune_pipeline.store import TaskStore
+from finetune_pipeline_tests.artifacts import task, task_store, work
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskStore:
+    store = task_store(tmp_path, monkeypatch)
+    (store.local_root / "raw").mkdir(parents=True)
+    return store
+
+
+def put(store: TaskStore, name: str, text: str) -> None:
+    (store.local_root / "raw" / name).write_text(text, "utf-8")
+
+
+def make(store: TaskStore, tmp_path: Path, *sources: dict[str, Any]) -> tuple[Outcome, list[Example], list[dict[str, Any]]]:
+    job = work(task(sources=list(sources)), store, tmp_path)
+    outcome = raw_examples(job)
+    examples = [Example.from_json(row) for row in read_jsonl(job.out / "examples.jsonl")]
+    return outcome, examples, list(read_jsonl(job.out / "drops.jsonl"))
+
+
+def test_every_row_of_every_file_is_accounted_for(store: TaskStore, tmp_path: Path) -> None:
+    put(store, "a.csv", "text,label,who\nhi,x,c1\nho,,c2\n,y,c3\n")
+    put(store, "b.jsonl", '{"prompt": "a", "completion": "b"}\nbroken\n{"prompt": "a"}\n')
+    put(store, "c.jsonl", '{"prompt": "p", "chosen": "good", "rejected": "bad"}\n')
+    put(store, "wrong.csv", "no,body\n1,hello\n2,there\n")
+    outcome, examples, drops = make(
+        store,
+        tmp_path,
+        {"path": "raw/a.csv", "group": "who"},
+        {"path": "raw/[bc].jsonl", "name": "lines"},
+        {"path": "raw/wrong.csv", "input": "text", "output": "label"},
+    )
+    assert [(e.question, e.answer, e.source, e.origin, e.group) for e in examples] == [
+        ("hi", "x", "a", "a.csv:2", "c1"),
+        ("ho", "", "a", "a.csv:3", "c2"),
+        ("a", "b", "lines", "b.jsonl:1", None),
+        ("p", "good", "lines", "c.jsonl:1", None),
+    ]
+    assert [(d["origin"], d["reason"]) for d in drops] == [
+        ("a.csv:4", "no-question"),
+        ("b.jsonl:2", "not-json"),
+        ("b.jsonl:3", "missing-column"),
+        ("wrong.csv:2", "wrong-column"),
+        ("wrong.csv:3", "wrong-column"),
+    ]
+    assert outcome.summary["rows"] == 9 == len(examples) + len(drops)
+    wrong = outcome.summary["files"][-1]  # type: ignore[index, call-overload]
+    assert wrong["problem"] == "lacks the columns 'text', 'label'; it has: no, body"  # type: ignore[index, call-overload]
+    assert outcome.verdict is not None and outcome.verdict.passed and outcome.verdict.about == "key"
+
+
+def test_preference_pairs_stand_in_both_files_under_one_id(store: TaskStore, tmp_path: Path) -> None:
+    put(store, "c.jsonl", '{"prompt": "p", "chosen": "good", "rejected": "bad"}\n')
+    _, examples, _ = make(store, tmp_path, {"path": "raw/c.jsonl"})
+    pair = next(iter(read_jsonl(tmp_path / "out0" / "pairs.jsonl")))
+    assert (pair["chosen"], pair["rejected"], pair["id"]) == ("good", "bad", examples[0].id)
+
+
+def test_ids_stay_when_rows_are_added_before_and_differ_for_the_same_content_twice(store: TaskStore, tmp_path: Path) -> None:
+    put(store, "a.csv", "text,label\nhi,x\nhi,x\nho,y\n")
+    _, before, _ = make(store, tmp_path, {"path": "raw/a.csv"})
+    assert len({e.id for e in before}) == 3
+    put(store, "a.csv", "text,label\nnew,z\nhi,x\nnew,w\nhi,x\nho,y\n")
+    _, after, _ = make(store, tmp_path, {"path": "raw/a.csv"})
+    assert {e.id for e in before} <= {e.id for e in after}
+    put(store, "b.csv", "text,label\nhi,x\n")
+    _, other, _ = make(store, tmp_path, {"path": "raw/b.csv"})
+    assert not {e.id for e in other} & {e.id for e in after}
+
+
+@pytest.mark.parametrize(
+    ("files", "sources", "message"),
+    [
+        ({}, [{"path": "raw/none.csv"}], r"raw/none.csv, which does not exist"),
+        ({"a.csv": "text,label\nhi,x\n"}, [{"path": "raw/none.csv"}], r"there is: a.csv"),
+        ({}, [{"path": "raw/*.csv"}], r"no file matches"),
+        ({"a.csv": ""}, [{"path": "raw/a.csv"}], r"the data set is empty: raw/a.csv"),
+        ({"a.csv": "text,label\n"}, [{"path": "raw/a.csv"}], r"the data set is empty: raw/a.csv"),
+        ({"a.csv": "no,body\n1,hi\n"}, [{"path": "raw/a.csv", "input": "text", "output": "label"}], r"lacks the columns 'text', 'label'; it has: no, body"),
+        ({"a.jsonl": "x\ny\n"}, [{"path": "raw/a.jsonl"}], r"not-json: 2"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_at_all_is_an_error_with_a_cure(
+    store: TaskStore, tmp_path: Path, files: dict[str, str], sources: list[dict[str, Any]], message: str
+) -> None:
+    for name, text in files.items():
+        put(store, name, text)
+    with pytest.raises(DataError, match=message) as error:
+        make(store, tmp_path, *sources)
+    assert error.value.cure
+
+
+def test_fingerprint_follows_every_byte_and_never_fails(store: TaskStore) -> None:
+    declared = task(sources=[{"path": "raw/*.csv"}])
+    missing = sources_fingerprint(declared, store)
+    put(store, "a.csv", "text,label\nhi,x\n")
+    first = sources_fingerprint(declared, store)
+    put(store, "a.csv", "text,label\nhi,y\n")
+    second = sources_fingerprint(declared, store)
+    put(store, "b.csv", "text,label\n")
+    assert len({missing, first, second, sources_fingerprint(declared, store)}) == 4
+
+
+def test_materialise_reads_again_only_when_a_file_changed(store: TaskStore) -> None:
+    declared = task(sources=[{"path": "raw/a.csv"}])
+    put(store, "a.csv", "text,label\nhi,x\n")
+    first = materialise("raw_examples", declared, store)
+    assert materialise("raw_examples", declared, store).manifest == first.manifest
+    put(store, "a.csv", "text,label\nhi,y\n")
+    assert materialise("raw_examples", declared, store).content != first.content
+
+
+def test_check_names_broken_files_and_remarks_on_unfit_ones(store: TaskStore) -> None:
+    put(store, "a.csv", "text,label\nhi,x\n")
+    put(store, "b.csv", "no,body\n1,hi\n")
+    both = task(sources=[{"path": "raw/a.csv"}, {"path": "raw/b.csv"}])
+    assert problems(both, store) == []
+    assert ["raw/b.csv lacks" in remark for remark in remarks(both, store)] == [True]
+    alone = task(sources=[{"path": "raw/b.csv"}, {"path": "raw/none.csv"}])
+    assert ["none.csv" in problem for problem in problems(alone, store)] == [True]
+    assert "lacks a column with the answer" in problems(task(sources=[{"path": "raw/b.csv"}]), store)[0]
+
+
+def test_rows_with_odd_content_survive_the_way_to_disk(store: TaskStore, tmp_path: Path) -> None:
+    odd = 'line\u2028break "quoted" \\ tab\t 👍 \ud83d'
+    put(store, "a.jsonl", json.dumps({"prompt": odd, "completion": "x"}) + "\n")
+    _, examples, _ = make(store, tmp_path, {"path": "raw/a.jsonl"})
+    assert examples[0].question.startswith('line\u2028break "quoted" \\ tab\t 👍')

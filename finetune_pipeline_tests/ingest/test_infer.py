@@ -1,0 +1,130 @@
+"""What `finetune init` infers of a file, and that the task.yaml it writes says just that."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from upath import UPath
+
+from finetune_pipeline.config import load_task, task_from
+from finetune_pipeline.errors import DataError, DeclarationError
+from finetune_pipeline.ingest.declare import create, declaration
+from finetune_pipeline.ingest.infer import infer
+
+WORDS = "where is my parcel when will it come i want the money back for a broken lamp please help".split()
+
+
+def sentence(random_: random.Random) -> str:
+    return " ".join(random_.choices(WORDS, k=12))
+
+
+def write(path: Path, columns: list[str], rows: list[list[Any]]) -> UPath:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return UPath(path)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> UPath:
+    random_ = random.Random(1)
+    labels = ["yes", "no", "null", "1", "on: off", "#x", "Ärger", "- dash", "1e3", "~"]
+    rows = [[sentence(random_), labels[n % 10], f"c{n // 4}"] for n in range(200)]
+    rows[0][1], rows[1][1], rows[2][1] = " YES ", "slip", ""
+    return write(tmp_path / "my.csv", ["text", "category", "customer_id"], rows)
+
+
+def test_labels_are_found_with_their_spellings_slips_and_groups(labelled: UPath) -> None:
+    found = infer(labelled)
+    assert (found.layout, found.input, found.output, found.rows) == ("columns", "text", "category", 200)
+    assert found.answer.format == "label"
+    assert sorted(found.answer.labels) == sorted(["yes", "no", "null", "1", "on: off", "#x", "Ärger", "- dash", "1e3", "~"])
+    assert found.groups == ("customer_id",)
+    assert all(label in found.system for label in found.answer.labels)
+    assert any("slip" in note for note in found.notes) and any("1 answers are empty" in note for note in found.notes)
+
+
+def test_declaration_comes_back_as_it_was_inferred_whatever_labels_look_like(labelled: UPath) -> None:
+    found = infer(labelled)
+    task = task_from(yaml.safe_load(declaration("my_task", found, "raw/my.csv")), "test")
+    assert task.answer == found.answer
+    assert task.prompt.system == found.system
+    assert task.clean.max_tokens == found.max_tokens
+    assert (task.sources[0].path, task.sources[0].input, task.sources[0].output) == ("raw/my.csv", "text", "category")
+    assert task.base.licence == "apache-2.0"
+
+
+def test_json_of_several_columns_gets_a_schema_with_enums_nulls_and_numbers(tmp_path: Path) -> None:
+    random_ = random.Random(2)
+    rows = [
+        [sentence(random_), random_.choice(["refund", "delivery"]), n % 7, "" if n % 3 else f"HV-{n:05}"] for n in range(150)
+    ]
+    path = write(tmp_path / "a.csv", ["message", "intent", "count", "order"], rows)
+    found = infer(path, outputs=("intent", "count", "order"))
+    assert found.answer.json_schema is not None
+    assert found.answer.json_schema["properties"] == {
+        "intent": {"enum": ["delivery", "refund"]},
+        "count": {"type": "integer"},
+        "order": {"type": ["string", "null"]},
+    }
+    assert found.answer.json_schema["required"] == ["intent", "count", "order"]
+    assert found.answer.slice_by == "intent"
+    assert task_from(yaml.safe_load(declaration("t", found, "raw/a.csv")), "test").answer == found.answer
+
+
+def test_json_answers_in_chats_are_found_and_rare_dirt_is_left_out(tmp_path: Path) -> None:
+    random_ = random.Random(3)
+    lines = []
+    for n in range(120):
+        answer: dict[str, Any] = {"intent": random_.choice(["a", "b", "c"]), "tags": ["x"], "who": {"age": n}}
+        if n == 5:
+            answer |= {"intent": "typo", "extra": 1}
+        turns = [{"role": "user", "content": sentence(random_)}, {"role": "assistant", "content": json.dumps(answer)}]
+        lines.append(json.dumps({"messages": turns}))
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "broken"]), "utf-8")
+    found = infer(UPath(tmp_path / "a.jsonl"))
+    schema = found.answer.json_schema
+    assert schema is not None and schema["properties"]["intent"] == {"enum": ["a", "b", "c"]}
+    assert schema["properties"]["who"]["properties"] == {"age": {"type": "integer"}}
+    assert "extra" not in schema["properties"]
+    assert found.refused == {"not-json": 1}
+    text = declaration("t", found, "raw/a.jsonl")
+    assert "rows: messages" in text and "typo" in text and "not-json: 1" in text
+
+
+def test_free_text_and_long_rows(tmp_path: Path) -> None:
+    random_ = random.Random(4)
+    rows = [[sentence(random_), " ".join(sentence(random_) for _ in range(40))] for _ in range(40)]
+    rows[0][0] = "long " * 2000
+    found = infer(write(tmp_path / "a.csv", ["question", "answer"], rows))
+    assert found.answer.format == "text"
+    assert found.max_tokens >= 4096
+    task = task_from(yaml.safe_load(declaration("t", found, "raw/a.csv")), "test")
+    assert task.quality.max_question_chars >= 10_000
+
+
+def test_errors_name_the_columns_there_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", ["body", "kind"], [["hi", "x"]])
+    with pytest.raises(DataError, match=r"lacks the columns 'text', 'category'; its columns are: body, kind"):
+        infer(path, "text", "category")
+    with pytest.raises(DataError, match="does not exist"):
+        infer(UPath(tmp_path / "none.csv"))
+    with pytest.raises(DataError, match="holds no example"):
+        infer(write(tmp_path / "b.csv", ["text", "label"], []))
+
+
+def test_create_makes_a_task_once(labelled: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "data"))
+    path = create("my_task", Path(str(labelled)), "text", "category")
+    assert load_task(Path(str(path.parent))).sources[0].path == "raw/my.csv"
+    assert (path.parent / "raw" / "my.csv").read_bytes() == labelled.read_bytes()
+    with pytest.raises(DeclarationError, match="exists already"):
+        create("my_task", Path(str(labelled)))
+    with pytest.raises(DeclarationError, match="one problem"):
+        create("My-Task", Path(str(labelled)))
+    assert not (tmp_path / "data" / "My-Task").exists()

@@ -1,0 +1,132 @@
+"""Files of every format become rows with the right lines, and what cannot be read is a row with a problem."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from upath import UPath
+
+from finetune_pipeline.errors import DataError
+from finetune_pipeline.ingest.encoding import detect
+from finetune_pipeline.ingest.readers import open_rows
+from finetune_pipeline.ingest.rows import Row
+
+
+def rows(path: Path, text: str | bytes, declared: str = "auto") -> list[Row]:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return list(open_rows(UPath(path), declared).rows)
+
+
+def test_csv_gives_the_line_on_which_each_record_begins(tmp_path: Path) -> None:
+    found = rows(tmp_path / "a.csv", 'q,a\n"one\ntwo",x\nthree,y\n')
+    assert [(r.line, r.value) for r in found] == [(2, {"q": "one\ntwo", "a": "x"}), (4, {"q": "three", "a": "y"})]
+
+
+def test_csv_loses_one_line_to_a_broken_quote_and_not_the_rest(tmp_path: Path) -> None:
+    found = rows(tmp_path / "a.csv", 'q,a\none,x\n"two,y\nthree,z\n"four",w\nfive,v\n')
+    assert [(r.line, r.problem, r.value.get("q")) for r in found] == [
+        (2, None, "one"),
+        (3, "broken-row", None),
+        (4, None, "three"),
+        (5, None, "four"),
+        (6, None, "five"),
+    ]
+
+
+def test_csv_with_a_quote_that_never_closes_keeps_all_rows_after_it(tmp_path: Path) -> None:
+    found = rows(tmp_path / "a.csv", 'q,a\n"open,x\n' + "".join(f"row {n},y\n" for n in range(5000)))
+    assert [r.problem for r in found] == ["broken-row", *[None] * 5000]
+    assert found[-1].line == 5002
+
+
+def test_csv_row_with_too_many_fields_is_broken_and_one_with_a_mark_inside_quotes_is_not(tmp_path: Path) -> None:
+    found = rows(tmp_path / "a.csv", 'q,a\nhi, you,x\n"hi, you",x\nshort\nok,x,,\n')
+    assert [r.problem for r in found] == ["broken-row", None, None, None]
+    assert found[2].value == {"q": "short"}
+
+
+def test_csv_knows_semicolons_tabs_and_a_byte_order_mark(tmp_path: Path) -> None:
+    assert rows(tmp_path / "a.csv", "\ufeffq;a\nhi, you;x\n")[0].value == {"q": "hi, you", "a": "x"}
+    assert rows(tmp_path / "b.tsv", "q\ta\nhi, you\tx\n")[0].value == {"q": "hi, you", "a": "x"}
+
+
+def test_csv_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="column 'q' more than once"):
+        rows(tmp_path / "a.csv", "q,q\n1,2\n")
+
+
+def test_blank_lines_count_but_not_at_the_end(tmp_path: Path) -> None:
+    assert [r.problem for r in rows(tmp_path / "a.csv", "q,a\n1,x\n\n2,y\n\n\n")] == [None, "empty-row", None]
+    assert [r.problem for r in rows(tmp_path / "a.jsonl", '{"q": 1}\n\n{"q": 2}\n\n')] == [None, "empty-row", None]
+
+
+def test_jsonl_keeps_lines_that_are_no_objects_as_problems(tmp_path: Path) -> None:
+    found = rows(tmp_path / "a.jsonl", '{"q": 1}\nnot json\n[1]\n{}\n{"q": \n{"q": 2}')
+    assert [(r.line, r.problem) for r in found] == [
+        (1, None),
+        (2, "not-json"),
+        (3, "not-json"),
+        (4, "empty-row"),
+        (5, "not-json"),
+        (6, None),
+    ]
+
+
+def test_json_array_and_array_inside_an_object_and_lines_in_disguise(tmp_path: Path) -> None:
+    found = rows(tmp_path / "a.json", '[\n {"q": 1},\n {"q":\n 2}, 3,\n {"q": 4}]')
+    assert [(r.line, r.problem) for r in found] == [(2, None), (3, None), (4, "not-json"), (5, None)]
+    assert [r.value for r in rows(tmp_path / "b.json", '{"data": [{"q": 1}, {"q": 2}]}')] == [{"q": 1}, {"q": 2}]
+    assert [r.value for r in rows(tmp_path / "c.json", '{"q": 1}\n{"q": 2}\n')] == [{"q": 1}, {"q": 2}]
+    assert len(rows(tmp_path / "d.json", '{"messages": [{"role": "user", "content": "hi"}]}')) == 1
+
+
+def test_json_that_breaks_off_is_refused_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 2, column 7"):
+        rows(tmp_path / "a.json", '[{"q": 1},\n{"q": ')
+
+
+def test_parquet_and_saved_data_sets(tmp_path: Path) -> None:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"q": ["hi", "ho"], "a": ["x", None]}), tmp_path / "a.parquet")
+    opened = open_rows(UPath(tmp_path / "a.parquet"))
+    assert opened.columns == ("q", "a")
+    assert [(r.line, r.value) for r in opened.rows] == [(1, {"q": "hi", "a": "x"}), (2, {"q": "ho", "a": None})]
+    whole = datasets.DatasetDict({"train": datasets.Dataset.from_list([{"q": "hi"}])})
+    whole.save_to_disk(str(tmp_path / "saved"))
+    assert [r.value for r in open_rows(UPath(tmp_path / "saved")).rows] == [{"q": "hi"}]
+    with pytest.raises(DataError, match="no split 'test'"):
+        open_rows(UPath(tmp_path / "saved"), split="test")
+
+
+def test_wrong_formats_are_refused_with_a_cure(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 but no more")
+    with pytest.raises(DataError, match="no Parquet file"):
+        open_rows(UPath(tmp_path / "a.parquet"))
+    (tmp_path / "a.bin").write_bytes(b"hello")
+    with pytest.raises(DataError, match="no format known") as error:
+        open_rows(UPath(tmp_path / "a.bin"))
+    assert "`format`" in error.value.cure
+    with pytest.raises(DataError, match=r"is a folder.*\n.*\*\.jsonl"):
+        open_rows(UPath(tmp_path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "utf-32"])
+def test_text_is_read_in_its_encoding(tmp_path: Path, encoding: str) -> None:
+    text = "q,a\n" + "".join(f"Où est le café n° {n} à l'hôtel “Été” ?,réponse\n" for n in range(50))
+    found = rows(tmp_path / "a.csv", text.encode(encoding))
+    assert [r.value["q"] for r in found] == [f"Où est le café n° {n} à l'hôtel “Été” ?" for n in range(50)]
+
+
+def test_odd_bytes_in_a_utf8_file_are_read_and_spoil_nothing(tmp_path: Path) -> None:
+    line = json.dumps({"q": "wo ist das Café – schön?"}, ensure_ascii=False).encode()
+    odd = '{"q": "das Café"}'.encode("cp1252")
+    path = tmp_path / "a.jsonl"
+    found = rows(path, b"\n".join([line] * 10 + [odd] + [line] * 10))
+    assert detect(UPath(path)) == "utf-8"
+    assert found[10].value == {"q": "das Café"}
+    assert found[0].value == found[20].value == {"q": "wo ist das Café – schön?"}

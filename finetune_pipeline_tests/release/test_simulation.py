@@ -1,0 +1,72 @@
+"""With no true difference, the decision promotes at most 5 % of the time: the promise of the whole stage, simulated.
+
+The rule for exact match is the part that could promote by luck; it runs vectorised over thousands of test sets (as in
+`benchmarks/decision.py`, which prints the whole table), and some of the sets go through `decide` itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from finetune_pipeline.config import Release
+from finetune_pipeline.release import statistics
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / "decision.py"
+    spec = importlib.util.spec_from_file_location("benchmark_decision", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("rows", [100, 300])
+@pytest.mark.parametrize("rate", [0.15, 0.5, 0.85])
+@pytest.mark.parametrize("baselines", [1, 3])
+def test_no_better_than_the_best_baseline(benchmark: ModuleType, rows: int, rate: float, baselines: int) -> None:
+    sets = 3000
+    right = benchmark.answers(np.random.default_rng(rows + baselines), sets, rows, [rate] * (1 + baselines), 0.5)
+    promote, _, bare = benchmark.gate(right)
+    benchmark.agree(right, promote)
+    assert promote.mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / sets)
+    assert bare.mean() > 0.15  # what is at stake: the bare comparison promotes this often
+
+
+def test_a_gain_worth_having_is_found(benchmark: ModuleType) -> None:
+    right = benchmark.answers(np.random.default_rng(1), 1000, 300, [0.65, 0.5, 0.5, 0.5], 0.5)
+    assert benchmark.gate(right)[0].mean() > 0.95
+
+
+def test_groups_do_not_promote_by_luck(benchmark: ModuleType) -> None:
+    """Rows in groups of six: McNemar's test on rows would be wrong in more than 10 % of the sets."""
+    line = benchmark.groups(400)[-1]
+    assert line["ours"] <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+    assert line["rows_as_if_independent"] > 0.09
+
+
+def test_a_truly_harmful_model_seldom_passes_for_harmless() -> None:
+    random, passed, sets = np.random.default_rng(2), 0, 200
+    for _ in range(sets):
+        base = random.gamma(9, 0.35, 40)
+        tuned = base * (1.10 + 0.10 * random.standard_normal(40))
+        passed += statistics.relative_rise(list(base), list(tuned), 0.05, 0).high <= Release().general_margin
+    assert passed / sets <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / sets)
+
+
+def test_a_slice_that_loses_no_more_than_the_margin_is_seldom_called_harmed() -> None:
+    """True loss equal to the margin, ten slices of 12 rows: any of them called harmed, after Holm, in 5 % at most."""
+    random, sets = np.random.default_rng(3), 400
+    counts = random.multinomial(12, [0.10, 0.20, 0.70], (sets, 10))
+    wrong = 0
+    for slices in counts:
+        pairs = [statistics.Paired(12, int(w), int(c), (1,) * int(w) + (-1,) * int(c)) for w, c, _ in slices]
+        wrong += min(statistics.holm([statistics.p_value(statistics.mirrored(p), 0.10) for p in pairs])) <= 0.05
+    assert wrong / sets <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / sets)

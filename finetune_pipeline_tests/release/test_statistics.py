@@ -1,0 +1,162 @@
+"""Against published values and against scipy's own ways to the same figure."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from finetune_pipeline.release import statistics
+from finetune_pipeline.release.statistics import Paired
+
+
+def pair(rows: int, wins: int, losses: int) -> Paired:
+    return Paired(rows, wins, losses, (1,) * wins + (-1,) * losses)
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "published"),
+    [
+        (7, 1, 0.0703),  # Bentur et al. 2009, in Fagerland, Lydersen and Laake 2013, table 4
+        (16, 6, 0.0525),  # Cavo et al. 2012, ibid.
+        (12, 2, 0.0129),  # Armitage and Berry 1994, p. 127
+    ],
+)
+def test_exact_mcnemar_gives_the_published_values(wins: int, losses: int, published: float) -> None:
+    assert statistics.mcnemar(wins, losses, "two-sided") == pytest.approx(published, abs=5e-5)
+    assert statistics.mcnemar(losses, wins, "two-sided") == pytest.approx(published, abs=5e-5)
+    one_sided = stats.binomtest(wins, wins + losses, alternative="greater").pvalue
+    assert statistics.mcnemar(wins, losses) == pytest.approx(one_sided)
+    assert statistics.mcnemar(losses, wins, "less") == pytest.approx(one_sided)
+
+
+def test_mcnemar_takes_arrays_and_no_discordant_row() -> None:
+    found = statistics.mcnemar(np.array([0, 5, 0]), np.array([0, 0, 5]))
+    assert found == pytest.approx([1.0, 0.5**5, 1.0])
+
+
+def test_tango_interval_gives_the_published_values() -> None:
+    """Airway hyper-responsiveness in 21 children, Fagerland, Lydersen and Laake 2014: -0.517 to -0.026."""
+    assert statistics.difference_bounds(pair(21, 1, 7), 0.95) == pytest.approx((-0.517, -0.026), abs=5e-4)
+
+
+def test_the_score_statistic_at_zero_is_mcnemars() -> None:
+    assert statistics.score_z(16, 6, 161, 0.0) == pytest.approx((16 - 6) / np.sqrt(16 + 6))
+
+
+def test_tango_interval_at_the_edges() -> None:
+    low, high = statistics.difference_bounds(pair(10, 10, 0), 0.9)
+    assert 0 < low < 1
+    assert high == 1.0
+    z2 = stats.norm.isf(0.05) ** 2  # no row differs: the bound has a closed form
+    assert statistics.difference_bounds(pair(25, 0, 0), 0.9) == pytest.approx((-z2 / (25 + z2), z2 / (25 + z2)))
+    assert statistics.difference_bounds(pair(0, 0, 0), 0.9) == (-1.0, 1.0)
+
+
+def test_tango_bounds_are_those_of_the_mirrored_comparison() -> None:
+    one = pair(80, 14, 5)
+    low, high = statistics.difference_bounds(one, 0.9)
+    assert statistics.difference_bounds(statistics.mirrored(one), 0.9) == pytest.approx((-high, -low))
+
+
+def test_sign_flip_with_single_rows_is_mcnemar() -> None:
+    assert statistics.sign_flip([1] * 9 + [-1] * 3) == pytest.approx(float(statistics.mcnemar(9, 3)))
+
+
+@pytest.mark.parametrize("sums", [[3, -1, 2, 2], [1, 1, -4], [5], [-2, -2], [2, 1, -1, 3, -2, 1]])
+def test_sign_flip_counts_every_assignment_of_signs(sums: list[int]) -> None:
+    totals = [
+        sum(s * abs(v) for s, v in zip(signs, sums, strict=True)) for signs in product((1, -1), repeat=len(sums))
+    ]
+    assert statistics.sign_flip(sums) == pytest.approx(np.mean([t >= sum(sums) for t in totals]))
+
+
+def test_sign_flip_agrees_with_scipys_permutation_test() -> None:
+    sums = [3, -1, 2, 2, 1, 1, -2, 4, 1]
+    found = stats.permutation_test((sums,), np.sum, permutation_type="samples", alternative="greater", n_resamples=np.inf)
+    assert statistics.sign_flip(sums) == pytest.approx(found.pvalue)
+
+
+def test_pairing_counts_rows_and_groups() -> None:
+    first = {"a": True, "b": True, "c": False, "d": True, "e": True}
+    second = {"a": False, "b": False, "c": True, "d": True, "e": False}
+    assert statistics.paired(first, second) == Paired(5, 3, 1, (1, 1, -1, 1), 1.0)
+    grouped = statistics.paired(first, second, {"a": "x", "b": "x", "c": "y", "e": "y"})
+    assert grouped.sums == (2,)  # c and e belong together and cancel out
+    assert grouped.design > 1
+
+
+def test_pairing_refuses_other_rows() -> None:
+    with pytest.raises(KeyError):
+        statistics.paired({"a": True}, {"b": True})
+    with pytest.raises(KeyError):
+        statistics.paired({"a": True}, {"a": True, "b": True})
+
+
+def test_a_group_named_like_a_row_is_not_that_row() -> None:
+    found = statistics.paired({"a": True, "b": True, "c": True}, dict.fromkeys("abc", False), {"b": "a", "c": "a"})
+    assert sorted(found.sums) == [1, 2]
+
+
+def test_groups_take_away_false_certainty() -> None:
+    """Eight customers with three rows each, all won or all lost together: 18 rows won and 6 lost are 6 customers to 2."""
+    rows = [f"{g}{i}" for g in range(8) for i in range(3)]
+    first = {row: int(row[0]) < 6 for row in rows}
+    second = {row: not right for row, right in first.items()}
+    alone, together = statistics.paired(first, second), statistics.paired(first, second, {row: row[0] for row in rows})
+    assert statistics.p_value(alone) < 0.05 < statistics.p_value(together)
+    assert together.design == pytest.approx(3)
+    assert statistics.difference_bounds(together, 0.9)[0] < statistics.difference_bounds(alone, 0.9)[0]
+
+
+def test_p_value_against_a_shift() -> None:
+    one = pair(200, 60, 10)
+    assert statistics.p_value(one) < statistics.p_value(one, 0.10) < 0.05 < statistics.p_value(one, 0.22)
+    low, _ = statistics.difference_bounds(one, 0.90)
+    assert statistics.p_value(one, low) == pytest.approx(0.05)  # test and bound say the same
+
+
+def test_bootstrap_agrees_with_scipys_on_rows() -> None:
+    values = np.array([1] * 30 + [-1] * 10 + [0] * 60)
+    found = stats.bootstrap((values,), np.mean, confidence_level=0.9, method="percentile", rng=np.random.default_rng(1))
+    ours = statistics.bootstrap_bounds(pair(100, 30, 10), 0.9, seed=1)
+    assert ours == pytest.approx(tuple(found.confidence_interval), abs=0.02)
+    assert ours == statistics.bootstrap_bounds(pair(100, 30, 10), 0.9, seed=1)
+
+
+def test_clopper_pearson_gives_the_published_values() -> None:
+    assert statistics.clopper_pearson(0, 10, 0.95) == pytest.approx((0.0, 0.3085), abs=5e-5)
+    assert statistics.clopper_pearson(8, 10, 0.95) == pytest.approx((0.4439, 0.9748), abs=5e-5)
+    assert statistics.clopper_pearson(0, 0, 0.95) == (0.0, 1.0)
+
+
+def test_holm_steps_down() -> None:
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([]) == []
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_fieller_bounds_invert_the_paired_t_test() -> None:
+    random = np.random.default_rng(5)
+    before = random.gamma(9, 0.35, 40)
+    after = before * (1.04 + 0.05 * random.standard_normal(40))
+    rise = statistics.relative_rise(list(before), list(after), alpha=0.05, seed=0)
+    low, high = statistics._fieller(before, after, 0.05)
+    assert stats.ttest_1samp(after - (1 + high) * before, 0, alternative="less").pvalue == pytest.approx(0.05)
+    assert stats.ttest_1samp(after - (1 + low) * before, 0, alternative="greater").pvalue == pytest.approx(0.05)
+    assert rise.low <= low < rise.rise < high <= rise.high
+    assert rise.high == pytest.approx(high, abs=0.01)
+
+
+def test_a_rise_of_few_texts_is_open() -> None:
+    assert statistics.relative_rise([], [], 0.05, 0).rows == 0
+    one = statistics.relative_rise([2.0], [2.1], 0.05, 0)
+    assert one.rise == pytest.approx(0.05)
+    assert (one.low, one.high) == (-np.inf, np.inf)
+
+
+def test_a_rise_without_spread_is_certain() -> None:
+    rise = statistics.relative_rise([2.0, 3.0, 4.0], [2.0, 3.0, 4.0], 0.05, 0)
+    assert (rise.low, rise.rise, rise.high) == pytest.approx((0.0, 0.0, 0.0))

@@ -1,0 +1,228 @@
+"""Deployment end to end: parity through the live endpoint, the move of the traffic, rollback, and what holds a version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_pipeline import tracking
+from finetune_pipeline.errors import GateRefused, ServingError
+from finetune_pipeline.materialise import materialise, plan
+from finetune_pipeline.records import Artifact, Example, Message, Verdict, dumps
+from finetune_pipeline.serve import desired, supervisor
+from finetune_pipeline.serve.parity import compare, judge, same
+from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, Deployed, Running, declare, running
+
+MakeAdapter = Callable[[int], Path]
+ROWS = 12
+TEST = [
+    Example(f"{n:016x}", (Message("user", f"question {n}"), Message("assistant", "a")), "test", f"test.csv:{n}")
+    for n in range(ROWS)
+]
+
+
+@dataclass
+class World:
+    server: Running
+    root: Path
+    model: Path
+    make_adapter: MakeAdapter
+
+    def task(self, name: str) -> Deployed:
+        task = declare(self.root / "data", name, self.model)
+        for _ in range(3):
+            _register(name)
+        return task
+
+
+@pytest.fixture(scope="module")
+def world(tiny_model: Path, make_adapter: MakeAdapter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    root = tmp_path_factory.mktemp("deployment")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINETUNE_DATA", str(root / "data"))
+        patch.setenv("FINETUNE_HOME", str(root / "home"))
+        patch.setenv("FINETUNE_API_KEYS", f"tests:{KEY}")
+        (root / "data").mkdir()
+        patch.setattr(supervisor, "POLL_SECONDS", 0.1)
+        with running() as server:
+            patch.setenv("FINETUNE_ENDPOINT", server.url)
+            yield World(server, root, tiny_model, make_adapter)
+
+
+def _register(name: str) -> None:
+    """A further version in MLflow's registry, so that there is something for the alias to name."""
+    client = tracking._mlflow().MlflowClient()
+    if not client.search_registered_models(f"name='{name}'"):
+        client.create_registered_model(name)
+    client.create_model_version(name, "file:///nowhere")
+
+
+def evaluated(task: Deployed, folder: Path) -> dict[str, str]:
+    """What the evaluation says of these rows."""
+    from finetune_pipeline.evaluate.generate import Generation, generate
+    from finetune_pipeline.evaluate.loading import load
+
+    prompts = {row.id: row.chat(task.task.prompt.system) for row in TEST}
+    loaded = load(Path(str(task.task.base.path)), folder)
+    return {a.id: a.text for a in generate(loaded, prompts, task.task.answer, Generation("tuned", LIMIT))}
+
+
+def candidate(task: Deployed, number: int, folder: Path, answers: dict[str, str]) -> Artifact:
+    """Everything up to a registered model, as the stages before leave it; gives the adapter."""
+    adapter = task.adapter(folder)
+    task.store.point(adapter)
+    rows = "\n".join(dumps(row.to_json()) for row in TEST)
+    task.finished("data_split", {"test.jsonl": rows})
+    lines = [dumps({"id": id_, "variant": "tuned", "text": text}) for id_, text in answers.items()]
+    report = task.finished(
+        "eval_report", {"answers.jsonl": "\n".join(lines), "report.json": json.dumps({"max_new_tokens": LIMIT})}
+    )
+    verdict = Verdict("release_decision", True, report.content, "PROMOTE")
+    with task.store.scratch("release_decision") as scratch:
+        (scratch / "decision.json").write_text(json.dumps({"outcome": "PROMOTE", "number": number}), "utf-8")
+        facts = {"summary": {}, "inputs": {}, "verdict": verdict.to_json()}
+        task.store.commit("release_decision", f"decision{report.content}", scratch, facts)
+    model = {"name": task.name, "version": number, "adapter": adapter.content, "evaluation": report.content}
+    task.finished("registered_model", {"model.json": json.dumps(model)})
+    return adapter
+
+
+def deploy(task: Deployed) -> Artifact:
+    return materialise("deployed_endpoint", task.task, task.store)
+
+
+def state_of(task: Deployed) -> str:
+    return next(p.state for p in plan_of(task) if p.asset == "deployed_endpoint")
+
+
+def plan_of(task: Deployed) -> Any:
+    return plan(task.task, task.store)
+
+
+def test_first_deployment_then_a_second_then_rollback_then_release_again(world: World) -> None:
+    task = world.task("parcels")
+    first, second = world.make_adapter(1), world.make_adapter(2)
+
+    candidate(task, 1, first, evaluated(task, first))
+    one = deploy(task)
+    assert one.verdict is not None and one.verdict.passed and one.verdict.figures["share"] == 1.0
+    assert one.verdict.about == task.store.current("registered_model").content  # type: ignore[union-attr]
+    shown = one.json("endpoint.json")
+    assert shown["champion"]["version"] == 1 and shown["sample"]["tuned"] != shown["sample"]["base"]
+    assert len(list(one.path("parity.jsonl").read_text().splitlines())) == ROWS
+    assert tracking.alias_version("parcels", "champion") == 1
+    assert deploy(task).key == one.key  # nothing has changed: nothing is done again
+
+    candidate(task, 2, second, evaluated(task, second))
+    two = deploy(task)
+    assert two.summary["version"] == 2 and world.server.standing("parcels")["champion"]["version"] == 2
+    assert world.server.standing("parcels")["challenger"] is None
+
+    assert "version 1 serves again" in desired.rollback("parcels", "complaints")
+    world.server.until_serves("parcels", 1)
+    assert tracking.alias_version("parcels", "champion") == 1
+    held = deploy(task)
+    assert held.key != two.key and held.verdict is not None and not held.verdict.passed
+    assert (
+        "rolled back" in held.verdict.summary
+        and "complaints" in held.verdict.summary
+        and "version 1 serves" in held.verdict.summary
+    )
+    assert world.server.standing("parcels")["champion"]["version"] == 1
+    assert deploy(task).key == held.key
+
+    assert "may be deployed again" in desired.release_again("parcels")
+    again = deploy(task)
+    assert again.verdict is not None and again.verdict.passed
+    assert world.server.standing("parcels")["champion"]["version"] == 2
+    with pytest.raises(GateRefused, match="nothing holds it"):
+        desired.release_again("parcels")
+
+    candidate(task, 1, first, evaluated(task, first))  # the older model becomes the current one again
+    back = deploy(task)
+    assert back.key != one.key and world.server.standing("parcels")["champion"]["version"] == 1
+
+
+def test_other_settings_are_deployed_without_changing_the_model(world: World) -> None:
+    task = world.task("settings")
+    candidate(task, 1, world.make_adapter(1), evaluated(task, world.make_adapter(1)))
+    before = deploy(task)
+    serve = task.task.serve.model_copy(update={"on_invalid": "reject"})
+    task.task = task.task.model_copy(update={"serve": serve})
+    assert deploy(task).key != before.key
+    assert world.server.endpoint.supervisor.table.routes["settings"].on_invalid == "reject"
+    assert desired.read(task.store).previous == ()
+
+
+def test_what_is_served_is_not_what_was_evaluated(world: World) -> None:
+    task = world.task("unlike")
+    first, second = world.make_adapter(1), world.make_adapter(2)
+    candidate(task, 1, first, evaluated(task, first))
+    deploy(task)
+    candidate(task, 2, second, evaluated(task, first))  # evaluated was another one
+    failed = deploy(task)
+    assert failed.verdict is not None and not failed.verdict.passed
+    assert "served equals evaluated" in failed.verdict.summary and TEST[0].id in failed.verdict.summary
+    assert desired.read(task.store).champion.version == 1  # type: ignore[union-attr]
+    assert desired.read(task.store).challenger is None
+    assert tracking.alias_version("unlike", "champion") == 1
+    assert world.server.standing("unlike")["champion"]["version"] == 1
+    assert failed.json("endpoint.json")["champion"]["version"] == 1
+
+
+def test_an_adapter_that_does_nothing_is_noticed(world: World) -> None:
+    task = world.task("idle")
+    idle = world.make_adapter(0)
+    candidate(task, 1, idle, evaluated(task, idle))
+    failed = deploy(task)
+    assert (
+        failed.verdict is not None and not failed.verdict.passed and "the adapter is at work" in failed.verdict.summary
+    )
+    assert failed.verdict.figures["share"] == 1.0 and desired.read(task.store).champion is None
+
+
+def test_a_tampered_adapter_moves_nothing(world: World) -> None:
+    task = world.task("tampered")
+    first, third = world.make_adapter(1), world.make_adapter(3)
+    candidate(task, 1, first, evaluated(task, first))
+    deploy(task)
+    adapter = candidate(task, 2, third, evaluated(task, third))
+    (adapter.folder / "adapter_config.json").write_text("{}", "utf-8")
+    with pytest.raises(ServingError, match=r"is not what adapter wrote"):
+        deploy(task)
+    assert desired.read(task.store).challenger is None and desired.read(task.store).champion.version == 1  # type: ignore[union-attr]
+    assert world.server.ask("tampered").headers["x-finetune-version"] == "1"
+
+
+# the pure part ----------------------------------------------------------------------------------------------
+
+
+def test_answers_are_compared_by_what_they_say() -> None:
+    from finetune_pipeline.config import AnswerFormat
+
+    spec = AnswerFormat(format="json", schema={"type": "object"})
+    assert same('{"a": 1, "b": null}', '{"b":null,"a":1}', spec)
+    assert not same('{"a": 1}', '{"a": "1"}', spec)
+    assert same("broken {", " broken {", spec) and not same("broken {", "broken [", spec)
+    assert not same('{"a": 1}', "a", spec)
+
+
+def test_parity_passes_from_the_threshold_on() -> None:
+    from finetune_pipeline.config import AnswerFormat
+
+    spec = AnswerFormat()
+    truth = {row.id: "a" for row in TEST}
+    served = {**truth, TEST[0].id: "b"}
+    parity = compare(TEST, served, truth, {TEST[1].id: "c"}, spec)
+    assert (
+        parity.share == pytest.approx(11 / 12) and parity.served_exact == parity.share and parity.evaluated_exact == 1.0
+    )
+    assert judge(parity, 11 / 12, "x").passed
+    refused = judge(parity, 0.97, "x")
+    assert not refused.passed and TEST[0].id in refused.summary
+    assert not judge(compare(TEST, truth, truth, {TEST[1].id: "a"}, spec), 0.97, "x").passed

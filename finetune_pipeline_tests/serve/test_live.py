@@ -1,0 +1,156 @@
+"""The process around the endpoint: found or started, refused with a reason, and ended whatever it is doing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from pytest import MonkeyPatch
+
+from finetune_pipeline.errors import JobCancelled, ServingError
+from finetune_pipeline.records import Silent
+from finetune_pipeline.serve.live import is_ours, live_endpoint, temporary, until
+from finetune_pipeline_tests.serve.deployment import KEY, Deployed, declare, running
+
+MakeAdapter = Callable[[int], Path]
+
+
+@pytest.fixture
+def task(tiny_model: Path, tmp_path: Path, monkeypatch: MonkeyPatch) -> Deployed:
+    monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FINETUNE_API_KEYS", f"tests:{KEY}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return declare(tmp_path / "data", "parcels", tiny_model)
+
+
+@contextmanager
+def stranger() -> Iterator[str]:
+    """Somebody else's server, who answers everything with the same object."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"status": "ok", "identity": "another one"}')
+
+        def log_message(self, *_: object) -> None:
+            return None
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_running_endpoint_is_used_when_it_is_ours(task: Deployed, monkeypatch: MonkeyPatch) -> None:
+    with running() as server:
+        monkeypatch.setenv("FINETUNE_ENDPOINT", server.url)
+        with live_endpoint(task.task, task.store, Silent()) as found:
+            assert found.url == server.url and found.get("/version")["tasks"]["parcels"]["champion"] is None
+        monkeypatch.setenv("FINETUNE_HOME", "/elsewhere")
+        assert not is_ours(server.url)
+
+
+def test_a_stranger_is_not_used_and_a_temporary_endpoint_is_gone_afterwards(
+    task: Deployed, monkeypatch: MonkeyPatch
+) -> None:
+    with stranger() as url:
+        monkeypatch.setenv("FINETUNE_ENDPOINT", url)
+        with live_endpoint(task.task, task.store, Silent()) as found:
+            assert found.url != url and found.get("/health")["identity"] != "another one"
+            started = [p.pid for p in psutil.Process().children(recursive=True) if "--announce" in p.cmdline()]
+            assert len(started) == 1
+        assert not psutil.pid_exists(started[0])
+        with pytest.raises(ServingError, match="does not answer"):
+            found.get("/version")
+
+
+def test_an_endpoint_that_does_not_start_shows_why(task: Deployed, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.delenv("FINETUNE_API_KEYS")
+    (tmp_path / "home" / "endpoint_key").mkdir(parents=True)
+    with pytest.raises(ServingError, match=r"exit code 9\n.*\n.*endpoint_key: Is a directory"):
+        with temporary("parcels", "any", Silent()):
+            pass
+
+
+def test_waiting_can_be_cancelled() -> None:
+    class Cancelled(Silent):
+        def alive(self) -> None:
+            raise JobCancelled("stopped")
+
+    with pytest.raises(JobCancelled):
+        until(lambda: None, 60, "nothing", Cancelled())
+    with pytest.raises(ServingError, match="waited 0 s for nothing"):
+        until(lambda: None, 0.1, "nothing", Silent())
+
+
+def serve(*options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "finetune_pipeline.serve.app", *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_what_keeps_it_from_listening_has_an_exit_code_and_a_cure(task: Deployed, monkeypatch: MonkeyPatch) -> None:
+    with stranger() as url:
+        taken = serve("--port", url.rpartition(":")[2])
+        _, says = taken.communicate(timeout=60)
+    assert taken.returncode == 10
+    assert url.removeprefix("http://") in says and f"process {os.getpid()}" in says and "FINETUNE_ENDPOINT=" in says
+    monkeypatch.delenv("FINETUNE_API_KEYS")
+    open_to_all = serve("--host", "0.0.0.0", "--port", "0")
+    _, says = open_to_all.communicate(timeout=60)
+    assert open_to_all.returncode == 8 and "FINETUNE_API_KEYS" in says
+
+
+def listening(announce: Path) -> str:
+    url = until(
+        lambda: announce.exists() and is_ours(announce.read_text()) and announce.read_text(), 60, "it", Silent()
+    )
+    assert isinstance(url, str)
+    return url
+
+
+def test_ctrl_c_ends_it_in_good_order(task: Deployed, tmp_path: Path) -> None:
+    process = serve("--port", "0", "--announce", str(tmp_path / "url"))
+    try:
+        listening(tmp_path / "url")
+        process.send_signal(signal.SIGINT)
+        _, says = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "the endpoint has stopped" in says and "Traceback" not in says
+
+
+def test_it_can_be_stopped_in_the_middle_of_answers(task: Deployed, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    task.promote(1, make_adapter(1))
+    process = serve("--port", "0", "--announce", str(tmp_path / "url"))
+    key = {"authorization": f"Bearer {KEY}"}
+    body = {"model": "parcels", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1900, "temperature": 2.0}
+    try:
+        url = listening(tmp_path / "url")
+
+        def loaded() -> bool:
+            tasks = httpx.get(url + "/version", headers=key, timeout=60).json()["tasks"]
+            return "parcels" in tasks and tasks["parcels"]["champion"] is not None
+
+        until(loaded, 60, "the champion", Silent())
+        with httpx.stream(
+            "POST", url + "/v1/chat/completions", json={**body, "stream": True}, headers=key, timeout=60
+        ) as stream:
+            next(stream.iter_lines())
+            process.send_signal(signal.SIGTERM)
+            _, says = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "the endpoint has stopped" in says and "Traceback" not in says

@@ -1,0 +1,230 @@
+"""Making one asset, over a graph of three toy steps: rows, a gate that judges them, and what needs the gate."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_pipeline import graph, materialise
+from finetune_pipeline.config import Task, task_from
+from finetune_pipeline.errors import GateRefused, StorageError
+from finetune_pipeline.graph import Step
+from finetune_pipeline.materialise import Outcome, Work, open_task, plan
+from finetune_pipeline.records import Artifact, Verdict
+from finetune_pipeline.store import TaskStore
+
+HERE = "finetune_pipeline_tests.test_materialise"
+MADE: list[str] = []  # the assets whose functions were called
+RAW = ["one", "two"]  # what lies outside: the rows that the first step reads
+
+
+def rows(work: Work) -> Outcome:
+    MADE.append("raw_examples")
+    (work.out / "rows.txt").write_text("\n".join(RAW), "utf-8")
+    return Outcome({"rows": len(RAW)})
+
+
+def fingerprint(task: Task, store: TaskStore) -> str:
+    return "\n".join(RAW)
+
+
+def judge(work: Work) -> Outcome:
+    MADE.append("data_quality")
+    (work.out / "verdict.txt").write_text("looked", "utf-8")
+    about = work.inputs["raw_examples"].content
+    enough = len(work.inputs["raw_examples"].path("rows.txt").read_text("utf-8").split()) >= work.task.quality.min_rows
+    return Outcome({}, Verdict("data_quality", enough, about, "too few rows"))
+
+
+def use(work: Work) -> Outcome:
+    MADE.append("data_split")
+    (work.out / "half.txt").write_text("half", "utf-8")
+    if "boom" in RAW:
+        raise RuntimeError("boom")
+    if "full" in RAW:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    time.sleep(0.3)
+    return Outcome({"rows": 1})
+
+
+STEPS = (
+    Step("raw_examples", "1_raw", make=f"{HERE}:rows", outside=f"{HERE}:fingerprint"),
+    Step("data_quality", "3_quality", make=f"{HERE}:judge", needs=("raw_examples",), declared=("quality",)),
+    Step(
+        "data_split",
+        "5_split",
+        make=f"{HERE}:use",
+        needs=("raw_examples",),
+        gates=(("data_quality", "raw_examples"),),
+        declared=("split",),
+    ),
+)
+
+
+@pytest.fixture(autouse=True)
+def _toy_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(materialise, "STEPS", STEPS)
+    monkeypatch.setattr(materialise, "BY_NAME", {step.asset: step for step in STEPS})
+    MADE.clear()
+    RAW[:] = ["one", "two"]
+    yield
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TaskStore:
+    return TaskStore("tickets", {step.asset: step.folder for step in STEPS}, tmp_path / "data")
+
+
+def declare(**sections: Any) -> Task:
+    least = {"name": "tickets", "sources": [{"path": "x"}], "base": {"path": "m", "licence": "mit"}}
+    return task_from(least | {"quality": {"min_rows": 2}} | sections, "task.yaml")
+
+
+def make(store: TaskStore, task: Task, *assets: str) -> Artifact:
+    return [materialise.materialise(asset, task, store) for asset in assets or (step.asset for step in STEPS)][-1]
+
+
+def states(store: TaskStore, task: Task) -> list[str]:
+    return [each.state for each in plan(task, store)]
+
+
+def test_what_is_made_is_not_made_again(store: TaskStore) -> None:
+    task = declare()
+    assert states(store, task) == ["missing"] * 3
+    first = make(store, task)
+    assert states(store, task) == ["fresh"] * 3
+    assert make(store, task) == first
+    assert MADE == ["raw_examples", "data_quality", "data_split"]
+    assert materialise.materialise("data_split", task, store, force=True).content == first.content
+    assert MADE[3:] == ["data_split"]
+
+
+def test_the_manifest_says_what_it_was_made_from(store: TaskStore) -> None:
+    task = declare()
+    made = make(store, task)
+    raw = store.current("raw_examples")
+    assert raw is not None
+    assert made.manifest["inputs"] == {"raw_examples": raw.content}
+    assert made.manifest["declaration"] == {"split": task.split.model_dump(mode="json")}
+    assert made.summary == {"rows": 1}
+    assert made.verdict is None
+    store.verify(made)
+
+
+def test_new_rows_outside_make_everything_stale(store: TaskStore) -> None:
+    make(store, declare())
+    RAW.append("three")
+    assert states(store, declare()) == ["stale"] * 3
+    make(store, declare())
+    assert states(store, declare()) == ["fresh"] * 3
+
+
+def test_a_changed_section_makes_only_its_step_stale(store: TaskStore) -> None:
+    make(store, declare())
+    changed = declare(split={"seed": 12})
+    assert states(store, changed) == ["fresh", "fresh", "stale"]
+    assert states(store, declare(train={"epochs": 1})) == ["fresh"] * 3  # nobody here reads that
+
+
+def test_a_new_version_of_the_code_makes_its_step_stale(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(store, declare())
+    monkeypatch.setattr(materialise, "STEPS", (*STEPS[:2], replace(STEPS[2], version="2")))
+    assert states(store, declare()) == ["fresh", "fresh", "stale"]
+
+
+def test_going_back_to_an_earlier_declaration_finds_its_artifact_and_points_to_it(store: TaskStore) -> None:
+    before = make(store, declare())
+    make(store, declare(split={"seed": 12}))
+    assert states(store, declare()) == ["fresh", "fresh", "stale"]  # there, but another one counts now
+    MADE.clear()
+    assert make(store, declare()) == before
+    assert MADE == []
+    assert store.current("data_split") == before
+    assert states(store, declare()) == ["fresh"] * 3
+
+
+def test_an_input_that_is_missing_is_named(store: TaskStore) -> None:
+    with pytest.raises(GateRefused, match="data_split needs raw_examples, which has not been made yet"):
+        make(store, declare(), "data_split")
+
+
+def test_a_gate_that_has_not_judged_refuses(store: TaskStore) -> None:
+    with pytest.raises(GateRefused, match="data_quality has not judged raw_examples"):
+        make(store, declare(), "raw_examples", "data_split")
+
+
+def test_a_gate_that_said_no_refuses_and_its_verdict_is_kept(store: TaskStore) -> None:
+    with pytest.raises(GateRefused, match="data_quality refused raw_examples: too few rows"):
+        make(store, declare(quality={"min_rows": 3}))
+    gate = store.current("data_quality")
+    assert gate is not None and gate.verdict is not None and not gate.verdict.passed
+    assert "data_split" not in MADE
+
+
+def test_a_verdict_about_other_rows_refuses(store: TaskStore) -> None:
+    make(store, declare())
+    RAW.append("three")
+    with pytest.raises(GateRefused, match="data_quality judged other data"):
+        make(store, declare(), "raw_examples", "data_split")
+
+
+def test_a_verdict_under_other_thresholds_refuses(store: TaskStore) -> None:
+    make(store, declare())
+    stricter = declare(quality={"min_rows": 3}, split={"seed": 12})
+    with pytest.raises(
+        GateRefused, match=r"judged by other rules: `quality` in task.yaml changed since\n.*data_quality"
+    ):
+        make(store, stricter, "data_split")
+
+
+@pytest.mark.parametrize(
+    ("raw", "error", "said"), [("boom", RuntimeError, "boom"), ("full", StorageError, "no room left")]
+)
+def test_a_stage_that_fails_leaves_nothing(store: TaskStore, raw: str, error: type[Exception], said: str) -> None:
+    RAW.append(raw)
+    with pytest.raises(error, match=said):
+        make(store, declare())
+    assert store.current("data_split") is None
+    assert list((store.local_root / ".work").iterdir()) == []
+    RAW[:] = ["one", "two", "three"]
+    assert make(store, declare()).path("half.txt").exists()
+
+
+def test_two_runs_at_a_time_make_an_asset_once(store: TaskStore) -> None:
+    make(store, declare(), "raw_examples", "data_quality")
+    threads = [threading.Thread(target=make, args=(store, declare(), "data_split")) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert MADE.count("data_split") == 1
+
+
+def test_a_task_is_opened_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_DATA", str(tmp_path))
+    (tmp_path / "tickets").mkdir()
+    text = "name: tickets\nsources: [{path: a.csv}]\nbase: {path: m, licence: mit}\n"
+    (tmp_path / "tickets" / "task.yaml").write_text(text, "utf-8")
+    task, opened = open_task("tickets")
+    assert task.name == "tickets" == opened.task
+    assert opened.local_root == tmp_path / "tickets"
+
+
+def test_the_real_graph_is_in_order_and_names_only_what_there_is() -> None:
+    seen: set[str] = set()
+    for step in graph.STEPS:
+        assert {*step.needs, *step.after, *(gate for gate, _ in step.gates)} <= seen, step.asset
+        assert {about for _, about in step.gates} <= seen, step.asset
+        assert set(step.declared) <= set(Task.model_fields), step.asset
+        seen.add(step.asset)
+    assert graph.downstream("adapter")[0] == "adapter"
+    assert "release_decision" in graph.downstream("adapter")
+    assert "data_split" not in graph.downstream("adapter")
