@@ -114,10 +114,10 @@ def powers(sets: int) -> list[dict[str, Any]]:
     return lines
 
 
-def groups(sets: int) -> list[dict[str, Any]]:
+def groups(sets: int, sizes: Sequence[int] = (1, 3, 6)) -> list[dict[str, Any]]:
     """Rows in groups of `size`, on which each model does well or badly as a whole; no true difference."""
     random, lines = np.random.default_rng(SEED + 2), []
-    for size in (1, 3, 6):
+    for size in sizes:
         count = 300 // size
         names = {f"{g}-{i}": str(g) for g in range(count) for i in range(size)}
         wrong = {"ours": 0, "rows_as_if_independent": 0}
@@ -197,7 +197,9 @@ def show(figures: dict[str, Any]) -> None:
             f"{x['rows']:>6}{x['rate']:>12.0%}{x['correlation']:>13}  {x['baselines']:<20}{x['ours']:>7.1%}"
             f"{x['bare']:>12.1%}"
         )
-    print(f"worst of {len(lines)} lines: {max(x['ours'] for x in lines):.1%} against {max(x['bare'] for x in lines):.1%}")
+    print(
+        f"worst of {len(lines)} lines: {max(x['ours'] for x in lines):.1%} against {max(x['bare'] for x in lines):.1%}"
+    )
     print("\nPromoted when truly better than three equal baselines at 50 %")
     print(f"{'rows':>6}{'gain':>8}{'ours':>8}{'rejected':>10}{'bare means':>12}")
     for x in figures["power"]:

@@ -11,6 +11,7 @@ read in `store.py` and the servers, so that the same declaration works on a lapt
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 from pathlib import Path
@@ -42,6 +43,9 @@ class Source(Declared):
     format: Literal["auto", "csv", "jsonl", "json", "parquet", "dataset"] = Field(
         "auto", description="How the file is encoded; `auto` goes by name and content."
     )
+    encoding: str = Field(
+        "auto", description="Of a text file, if it is not UTF-8 and guessed wrong, e.g. cp1252 or shift_jis."
+    )
     rows: Literal["auto", "columns", "alpaca", "sharegpt", "messages", "preference"] = Field(
         "auto", description="How one row is laid out; `auto` goes by its keys."
     )
@@ -56,6 +60,11 @@ class Source(Declared):
 
     @model_validator(mode="after")
     def _one_place(self) -> Source:
+        if self.encoding != "auto":
+            try:
+                codecs.lookup(self.encoding)
+            except LookupError:
+                raise ValueError(f"`encoding: {self.encoding}` is unknown; usual: utf-8, cp1252, shift_jis") from None
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of `path` (a file) and `hub` (a data set on the Hub)")
         if self.hub and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):

@@ -135,7 +135,9 @@ def _make(
             with PeakMemory() as peak:
                 outcome: Outcome = _function(step.make)(work)
         except OSError as error:
-            raise storage_error(error, str(out)) if is_full(error) else error from error
+            if is_full(error):
+                raise storage_error(error, str(out)) from error
+            raise
         facts = {
             "made_at": now,
             "seconds": round(time.perf_counter() - start, 3),

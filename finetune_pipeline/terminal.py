@@ -31,6 +31,7 @@ class RichTerminal:
         self._began = self._lined = time.monotonic()
         self._started: dict[str, tuple[float, int]] = {}
         self._status: Status | None = None
+        self._said: str | None = None
 
     def begins(self, asset: str) -> None:
         self._asset, self._began = asset, time.monotonic()
@@ -39,18 +40,24 @@ class RichTerminal:
 
     def finished(self, asset: str, artifact: Artifact) -> None:
         self._stop()
+        text = artifact.verdict.summary if artifact.verdict else headline(artifact.summary)
+        if self._said != text:
+            self._say()
+        self._said = None
         failed = artifact.verdict is not None and not artifact.verdict.passed
         mark = "[yellow]✗[/]" if failed else "[green]✓[/]"
-        text = artifact.verdict.summary if artifact.verdict else headline(artifact.summary)
         spent = time.monotonic() - self._began
         self._out.print(f"{mark} {asset:<19}{spent:6.1f} s  {escape(text)}", highlight=False, soft_wrap=True)
 
     def failed(self, asset: str, error: FinetuneError) -> None:
         self._stop()
+        self._say()
         self._out.print(f"[red]✗[/] {asset:<19} {escape(error.message)}", highlight=False, soft_wrap=True)
 
     def log(self, text: str) -> None:
-        self._out.print(f"  [dim]{escape(text)}[/]", highlight=False, soft_wrap=True)
+        """Held back until the next event: a stage's last word is often its verdict, which is shown anyway."""
+        self._say()
+        self._said = text
 
     def progress(self, what: str, done: int, total: int, **figures: float) -> None:
         now = time.monotonic()
@@ -63,7 +70,13 @@ class RichTerminal:
     def alive(self) -> None:
         return None
 
+    def _say(self) -> None:
+        if self._said is not None:
+            self._out.print(f"  [dim]{escape(self._said)}[/]", highlight=False, soft_wrap=True)
+        self._said = None
+
     def _show(self, text: str) -> None:
+        self._say()
         line = f"{self._asset:<19} {escape(text)}"
         if self._out.is_terminal:
             if self._status is None:

@@ -86,6 +86,12 @@ def register(name: str, run_id: str, artifact_path: str, tags: Mapping[str, str]
     return int(made.version)
 
 
+def find_version(name: str, tag: str, value: str) -> int | None:
+    """The newest version of the model `name` that was registered with this tag, or None (no such version or model)."""
+    found = _mlflow().MlflowClient().search_model_versions(f"name = '{name}'")
+    return max((int(version.version) for version in found if version.tags.get(tag) == value), default=None)
+
+
 def set_alias(name: str, alias: str, version: int) -> None:
     _mlflow().MlflowClient().set_registered_model_alias(name, alias, str(version))
 

@@ -100,11 +100,11 @@ def read_users() -> dict[str, dict[str, Any]]:
 def _keep(name: str, password: str, made_by: str) -> None:
     with one_writer(users_file()):
         users = read_users()
-        users[name] = {"password": _hashed(password, secrets.token_bytes(16)), "made_by": made_by}
+        users[name] = {"password": _hashed(password, secrets.token_bytes(16), COST, BLOCK, LANES), "made_by": made_by}
         write_private(users_file(), json.dumps(users, indent=1))
 
 
-def _hashed(password: str, salt: bytes, cost: int = COST, block: int = BLOCK, lanes: int = LANES) -> str:
+def _hashed(password: str, salt: bytes, cost: int, block: int, lanes: int) -> str:
     digest = hashlib.scrypt(
         password.encode("utf-8", "surrogatepass"), salt=salt, n=cost, r=block, p=lanes, maxmem=2**27, dklen=32
     )

@@ -55,7 +55,13 @@ def conversation(row: Mapping[str, Any], layout: Layout, schema: Mapping[str, An
         key = "messages" if layout.kind == "messages" else "conversations"
         parsed = Parsed(_turns(_present(row, key)))
     _check(parsed.messages)
-    return parsed
+    messages = tuple(Message(m.role, _writable(m.content)) for m in parsed.messages)
+    return Parsed(messages, None if parsed.rejected is None else _writable(parsed.rejected))
+
+
+def _writable(text: str) -> str:
+    """The text without half characters ("\\ud83d" alone, from a text that was cut): no file can hold them."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def text_of(value: Any) -> str:

@@ -29,6 +29,7 @@ _MARKS = (
 )
 _PIECE = 1 << 20
 _SAMPLE = 1 << 18  # charset-normalizer needs no more, and is slow
+_CLOSE = 0.1  # difference of charset-normalizer's figures that says nothing
 _MULTIBYTE = re.compile(rb"[\xc2-\xf4][\x80-\xbf]{1,3}")
 ODD_BYTES = "finetune.odd-bytes"
 
@@ -94,7 +95,11 @@ def _census(line: bytes) -> tuple[int, int]:
 def _guess(sample: bytes) -> str:
     from charset_normalizer import from_bytes
 
-    best = from_bytes(sample).best()
-    if best is None or "cp1252" in best.could_be_from_charset:
-        return "cp1252"
+    matches = from_bytes(sample)
+    best = matches.best()
+    western = next((m for m in matches if m.encoding == "cp1252" or "cp1252" in m.could_be_from_charset), None)
+    if best is None or (
+        western and western.chaos <= best.chaos + _CLOSE and western.coherence >= best.coherence - _CLOSE
+    ):
+        return "cp1252"  # as likely as any, and by far the most frequent
     return best.encoding

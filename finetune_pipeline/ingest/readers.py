@@ -14,8 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from upath import UPath
 
@@ -41,7 +39,7 @@ class Opened:
     columns: tuple[str, ...] = ()
 
 
-def open_rows(path: UPath, declared: str = "auto", split: str = "train") -> Opened:
+def open_rows(path: UPath, declared: str = "auto", split: str = "train", encoding: str = "auto") -> Opened:
     """Open a file in its declared format (`auto`: by name and content). DataError names the file and the cure."""
     try:
         kind = declared if declared != "auto" else format_of(path)
@@ -49,8 +47,8 @@ def open_rows(path: UPath, declared: str = "auto", split: str = "train") -> Open
             return _dataset(path, split)
         if kind == "parquet":
             return _parquet(path)
-        encoding = detect(path)
-        return {"csv": _csv, "jsonl": _jsonl, "json": _json}[kind](path, encoding)
+        text = {"csv": _csv, "jsonl": _jsonl, "json": _json}[kind]
+        return text(path, detect(path) if encoding == "auto" else encoding)
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error.strerror or error}", "check that the file is there and may be read"
@@ -166,20 +164,7 @@ def _parquet(path: UPath) -> Opened:
 
 def _dataset(path: UPath, split: str) -> Opened:
     """A folder that `datasets` saved with save_to_disk(): one data set, or several splits."""
-    import datasets
+    from finetune_pipeline.ingest.saved_dataset import open_saved
 
-    try:
-        found = datasets.load_from_disk(str(Path(str(path))))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no folder saved by `datasets`: {error}", "write it with save_to_disk()") from error
-    return of_dataset(found, split, str(path))
-
-
-def of_dataset(found: Any, split: str, where: str) -> Opened:
-    """Rows of a `datasets` object; a dictionary of splits is asked for `split`."""
-    if isinstance(found, dict):
-        if split not in found:
-            raise DataError(f"{where} has no split {split!r}", f"set the source's `split` to one of {', '.join(found)}")
-        found = found[split]
-    rows = (Row(number, value) for number, value in enumerate(found, 1))
-    return Opened("dataset", "", rows, tuple(found.column_names))
+    columns, values = open_saved(path, split)
+    return Opened("dataset", "", (Row(number, value) for number, value in enumerate(values, 1)), columns)

@@ -22,7 +22,9 @@ from finetune_pipeline.config import Source, Task
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest.examples import Reading
 from finetune_pipeline.ingest.layouts import Unfit
-from finetune_pipeline.ingest.readers import Opened, of_dataset, open_rows
+from finetune_pipeline.ingest.readers import Opened, open_rows
+from finetune_pipeline.ingest.rows import Row
+from finetune_pipeline.ingest.saved_dataset import open_hub
 from finetune_pipeline.records import content_id
 from finetune_pipeline.store import TaskStore
 
@@ -82,23 +84,11 @@ def _cure(path: UPath, root: UPath) -> str:
 def opened_files(source: Source, root: UPath) -> Iterator[tuple[str, Opened]]:
     """Every file of a source, opened one after the other. DataError when one cannot be read."""
     if source.hub is not None:
-        yield source.hub, _from_hub(source)
+        columns, rows = open_hub(source)
+        yield source.hub, Opened("dataset", "", (Row(number, row) for number, row in enumerate(rows, 1)), columns)
         return
     for file in files_of(source, root):
-        yield file.name, open_rows(file.path, source.format, source.split)
-
-
-def _from_hub(source: Source) -> Opened:
-    import datasets
-
-    try:
-        found = datasets.load_dataset(str(source.hub), revision=source.revision, split=source.split)
-    except (OSError, ValueError, RuntimeError) as error:  # its own errors and those of its HTTP client are among these
-        raise DataError(
-            f"cannot load {source.hub} (split {source.split!r}) from the Hub: {error}",
-            "check name, revision, split and network; or save it once with save_to_disk(), and declare that folder",
-        ) from error
-    return of_dataset(found, source.split, str(source.hub))
+        yield file.name, open_rows(file.path, source.format, source.split, source.encoding)
 
 
 def problems(task: Task, store: TaskStore) -> list[str]:
@@ -126,7 +116,7 @@ def _looked_at(task: Task, store: TaskStore) -> tuple[list[str], list[str], int]
         key = f"sources.{number} ({source.label})"
         try:
             for file in [] if source.hub else files_of(source, store.root):
-                opened = open_rows(file.path, source.format, source.split)
+                opened = open_rows(file.path, source.format, source.split, source.encoding)
                 lacks = _lacks(Reading(file.name, source, opened, task.answer))
                 unfit += [f"{key}: {file.name} {lacks}"] if lacks else []
                 fitting += not lacks

@@ -120,7 +120,7 @@ def _limits(model: Registration) -> str:
     warned = [f"{c.name}: {c.observed}" for c in model.decision.checks if not c.passed]
     general = findings["general"]
     lines = [
-        f"Measured on {model.decision.figures['rows']} test rows of one source of data; other data may differ.",
+        f"Measured on {model.decision.figures['rows']} test rows of the training's own sources; other data may differ.",
         f"Loss on general text changed by {percent(general['rise'])} on {general['texts']} texts."
         if general["measured"]
         else "What else the model forgot was not measured.",

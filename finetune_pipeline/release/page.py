@@ -26,7 +26,7 @@ def markdown(decision: Decision, at: str) -> str:
     """The page. `at` is the time of the decision (UTC, ISO 8601)."""
     figures: Mapping[str, Any] = decision.figures
     parts = (
-        f"# {decision.outcome}\n\n{MEANING[decision.outcome]}\n\n{decision.summary.partition(': ')[2]}.",
+        f"# {decision.outcome}\n\n{MEANING[decision.outcome]}\n\n{_sentence(decision.summary)}",
         "## Reasons\n\n" + checks_table(decision.checks),
         "## On the same test rows\n\n" + variants_table(figures),
         _slices(figures),
@@ -93,6 +93,12 @@ def _slices(figures: Mapping[str, Any]) -> str:
 
 def _pairs(values: Mapping[str, Any]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in values.items())
+
+
+def _sentence(summary: str) -> str:
+    """The summary without the outcome before it."""
+    text = summary.partition(": ")[2]
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _cell(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Several LoRA adapters on one base model: put on, taken off, switched between, all without touching the base's weights.
+"""Several LoRA adapters on one base model: put on, taken off, switched between; the base's weights are never touched.
 
     adapters = Adapters(model)
     adapters.load("9be0…", folder)          # named by content hash

@@ -6,7 +6,7 @@
     base         is replaced by the base model's answer, which is marked as a fallback and checked as well
     reject       does not go out: HTTP 422 with the complaint
 
-The three last have to see the whole answer before its first word goes out, so a stream of such a task comes in one piece.
+The three last have to see the whole answer before its first word goes out: a stream of such a task is one piece.
 
 What it is not: the format itself (clean/answers.py, the same check as in cleaning and evaluation), or HTTP (app.py).
 """

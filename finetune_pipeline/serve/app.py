@@ -4,7 +4,7 @@
     curl 127.0.0.1:8311/v1/chat/completions -H "Authorization: Bearer $(cat .finetune/endpoint_key)" \\
          -d '{"model": "support_tickets", "messages": [{"role": "user", "content": "where is HV-48213?"}]}'
 
-    POST /v1/chat/completions   plain or streamed (SSE); `finetune` in the body and x-finetune-* headers say who answered
+    POST /v1/chat/completions   plain or streamed (SSE); `finetune` in the body and x-finetune-* headers say who it was
     GET  /v1/models             what may stand in `model`
     GET  /version               what each task serves, since when, and why not what is desired
     GET  /metrics               Prometheus
@@ -41,7 +41,8 @@ from finetune_pipeline.backends.local import job_environment
 from finetune_pipeline.errors import FinetuneError, PortInUse
 from finetune_pipeline.records import content_id
 from finetune_pipeline.serve.chat import ApiError
-from finetune_pipeline.serve.endpoint import ClientGone, Endpoint
+from finetune_pipeline.serve.connection import ClientGone
+from finetune_pipeline.serve.endpoint import Endpoint
 from finetune_pipeline.serve.keys import VARIABLE, key_file, load_keys
 from finetune_pipeline.serve.metrics import Metrics
 from finetune_pipeline.serve.supervisor import Supervisor, standing_json
@@ -193,7 +194,7 @@ def listen(host: str, port: int) -> socket.socket:
 def _user_of(port: int) -> str:
     try:
         found = [
-            c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port
+            c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr[1:2] == (port,)
         ]
         process = psutil.Process(found[0]) if found and found[0] else None
         return f" (used by {process.name()}, process {process.pid})" if process else ""

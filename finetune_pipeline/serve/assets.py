@@ -20,7 +20,7 @@ from typing import Any
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import FinetuneError, GateRefused
 from finetune_pipeline.materialise import Outcome, Work
-from finetune_pipeline.records import Check, Verdict, dumps, read_jsonl, write_jsonl
+from finetune_pipeline.records import Check, Json, Verdict, dumps, read_jsonl, write_jsonl
 from finetune_pipeline.serve import desired
 from finetune_pipeline.serve.desired import Desired, Version
 from finetune_pipeline.serve.live import Live, live_endpoint, wait_served
@@ -132,7 +132,7 @@ def _outcome(work: Work, version: Version, verdict: Verdict, sample: dict[str, A
         "sample": sample,
     }
     (work.out / "endpoint.json").write_text(dumps(facts), "utf-8")
-    summary = {
+    summary: dict[str, Json] = {
         "model": version.served_as,
         "version": serving.version if serving else 0,
         "candidate": version.version,

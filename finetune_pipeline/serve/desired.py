@@ -15,7 +15,7 @@ had a reason that the evaluation does not know. `release_again` lifts that. `mov
 taken from a model, or a hold was lifted; as part of the asset's key it makes a deployment stale exactly when what it
 says is no longer so (after a rollback, after a hold was lifted, when an older model becomes the current one again).
 
-What it is not: the process that serves (supervisor.py), or MLflow's aliases, which follow this file as labels for people.
+What it is not: the process that serves (supervisor.py), or MLflow's aliases, which follow this file for people.
 """
 
 from __future__ import annotations
@@ -187,15 +187,15 @@ def rollback(task: str, why: str = "") -> str:
     from finetune_pipeline import tracking
 
     store = TaskStore(task, FOLDERS)
-    before = read(store).champion
-    state = change(store, lambda old: back(old, _now(), why))
-    assert state.champion is not None and before is not None
-    registered = store.by_content("registered_model", state.champion.registered)
+    champion = change(store, lambda old: back(old, _now(), why)).champion
+    if champion is None:
+        raise GateRefused(f"{task} serves nothing", "deploy a version with `finetune run`")
+    registered = store.by_content("registered_model", champion.registered)
     name = str(registered.json("model.json")["name"]) if registered else task
-    tracking.set_alias(name, "champion", state.champion.version)
+    tracking.set_alias(name, "champion", champion.version)
     return (
-        f"{task}: version {state.champion.version} serves again, and running endpoints follow within a second; version "
-        f"{before.version} is held until you say otherwise (`finetune release {task} --again`)"
+        f"{task}: version {champion.version} serves again, and running endpoints follow within a second; the version "
+        f"before is held until you say otherwise (`finetune release {task} --again`)"
     )
 
 

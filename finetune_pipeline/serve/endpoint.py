@@ -1,6 +1,6 @@
 """One request to one answer: who asks, which model, what it may cost, what goes back, what is noted.
 
-    POST /v1/chat/completions    →  authorise, parse, lease the adapter, render the prompt, generate, check, respond, log
+    authorise, parse, lease the adapter, render the prompt, generate, check, respond, log
 
 Whatever a request holds (a place in the engine, the lease on its adapter) is given back at its end, however it ends: an
 answer, an error, or a client that hung up. What it is not: the URLs and the process (app.py).
@@ -8,24 +8,23 @@ answer, an error, or a client that hung up. What it is not: the URLs and the pro
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import JSONResponse
 
 from finetune_pipeline.errors import ModelError
 from finetune_pipeline.evaluate.generate import encode
 from finetune_pipeline.serve import chat
 from finetune_pipeline.serve.answering import Generation, GenerationFailed, Result, judged, settle
 from finetune_pipeline.serve.chat import ApiError, ChatRequest
+from finetune_pipeline.serve.connection import ClientGone, Stream, body_of, while_connected
 from finetune_pipeline.serve.engine import AdapterGone, Ask, EngineFull
 from finetune_pipeline.serve.keys import VARIABLE, Keys
 from finetune_pipeline.serve.metrics import Metrics
@@ -33,13 +32,7 @@ from finetune_pipeline.serve.routes import Route
 from finetune_pipeline.serve.supervisor import Supervisor
 from finetune_pipeline.serve.traffic import Line, TrafficLog
 
-MAX_BODY = 4 << 20
 RETRY_AFTER = {"retry-after": "2"}
-T = TypeVar("T")
-
-
-class ClientGone(Exception):
-    """Nobody waits for this answer any more."""
 
 
 @dataclass
@@ -77,7 +70,7 @@ class Endpoint:
         owner = self.keys.owner(given)
         if owner is None:
             what = "the API key is wrong" if given else "there is no API key"
-            where = f"the keys are those of {VARIABLE} at the endpoint's start, else the one in its home folder's file endpoint_key"
+            where = f"keys: {VARIABLE} at the endpoint's start, else the file endpoint_key in its home folder"
             raise ApiError(401, f"{what}; send `Authorization: Bearer <key>` ({where})", "invalid_api_key")
         return owner
 
@@ -258,47 +251,3 @@ class Endpoint:
             answer=result.text if result and route.log_text else None,
         )
         self.traffic.add(line, check=asked.check or route.check)
-
-
-class Stream(StreamingResponse):
-    """Server-sent events that give back what the request holds, even if the client left before the first piece."""
-
-    def __init__(self, pieces: AsyncIterator[str], headers: Mapping[str, str], held: ExitStack) -> None:
-        super().__init__(pieces, media_type="text/event-stream", headers={**headers, "cache-control": "no-store"})
-        self._held = held
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._held.close()
-
-
-async def body_of(http: Request) -> bytes:
-    """The body, up to 4 MB. ApiError 413 beyond."""
-    parts, size = [], 0
-    async for part in http.stream():
-        size += len(part)
-        if size > MAX_BODY:
-            raise ApiError(413, f"the body is larger than {MAX_BODY >> 20} MB; shorten `messages`", "body_too_large")
-        parts.append(part)
-    return b"".join(parts)
-
-
-async def while_connected(http: Request, work: Awaitable[T]) -> T:
-    """The result of `work`; ClientGone (and `work` cancelled) when the client hangs up first."""
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_hang_up(http))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGone
-    finally:
-        working.cancel()
-        watching.cancel()
-
-
-async def _hang_up(http: Request) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass

@@ -6,15 +6,16 @@
         ticket = engine.submit(Ask("9be0…", prompt_ids, prefix_ids, limit), sink)
     engine.unload("9be0…")                                   # when the last lease is given back
 
-The thread steps one `Decoder` (evaluate/decoder.py, the evaluation's own) per adapter in turn, so that requests join and
-leave between steps. It owns the model: loading, unloading and computing happen there and nowhere else. LoRA layers stay
+The thread steps one `Decoder` (evaluate/decoder.py, the evaluation's own) per adapter in turn: requests join and leave
+between steps. It owns the model: loading, unloading and computing happen there and nowhere else. LoRA layers stay
 unmerged; `None` is the base without adapter. What is certain: a request is computed by one adapter from its first token
 to its last, and answers do not depend on who asks at the same time.
 
 Why not transformers' own continuous batching: it holds one adapter for all requests, and what it returns was wrong in
 ways that its issues describe; the evaluation's decoder makes "served equals evaluated" true by construction.
 
-What it is not: routing of model names (supervisor.py), text (text.py) or HTTP (app.py).
+What it is not: routing of model names (supervisor.py), text (text.py) or HTTP (app.py). It is longer than most files
+here because the queue, the leases and the thread share one lock, and are checked against each other more easily so.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ class Engine:
         def call() -> None:
             try:
                 done.set_result(what())
-            except Exception as error:  # handed to the caller, who waits for it
+            except Exception as error:  # noqa: BLE001 - handed to the caller, who waits for it
                 done.set_exception(error)
 
         with self._wake:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -37,6 +37,7 @@ from finetune_pipeline.store import TaskStore, home
 
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0
+T = TypeVar("T")
 LOAD_SECONDS = 300.0
 
 
@@ -113,16 +114,16 @@ def temporary(task: str, key: str, report: Reporter) -> Iterator[Live]:
 
 
 def _url(process: subprocess.Popen[bytes], announce: Path, log: Path, report: Reporter) -> str:
-    def announced() -> str | None:
+    def announced() -> str:
         if process.poll() is not None:
             raise ServingError(f"the endpoint ended at once, exit code {process.returncode}{tail(log)}", f"see {log}")
-        url = announce.read_text("utf-8") if announce.exists() else None
-        return url if url and is_ours(url) else None
+        url = announce.read_text("utf-8") if announce.exists() else ""
+        return url if url and is_ours(url) else ""
 
     return until(announced, START_SECONDS, "the temporary endpoint to listen", report, log)
 
 
-def until(ask: Callable[[], Any], seconds: float, what: str, report: Reporter, log: Path | None = None) -> Any:
+def until(ask: Callable[[], T], seconds: float, what: str, report: Reporter, log: Path | None = None) -> T:
     """Ask every 0.2 s until the answer is something. ServingError after `seconds`; `report` may cancel the wait."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -41,7 +41,7 @@ class Standing:
 
     champion: Route | None = None
     challenger: Route | None = None
-    desired: Desired = Desired()
+    desired: Desired = field(default_factory=Desired)
     errors: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -175,7 +175,7 @@ def serves(now: Route, wanted: Version) -> bool:
 
 
 def named(tasks: Mapping[str, Standing]) -> tuple[dict[str, Standing], dict[str, Route]]:
-    """All model names of these tasks. Where two tasks want one name, the first by name has it, and the other an error."""
+    """All model names of these tasks. Where two want one name, the first in the alphabet has it, the other an error."""
     standings, routes = dict(tasks), dict[str, Route]()
     engines: dict[Engine, Route] = {}
     for task, standing in tasks.items():

@@ -1,9 +1,10 @@
 """The traffic log: a line per answer, with the version that gave it. `monitor/` reads it.
 
     <home>/traffic/support_tickets/2026-01-05.jsonl
-    {"at": "2026-01-05T10:00:00.123+00:00", "request": "chatcmpl-…", "task": "support_tickets", "model": "support_tickets",
-     "version": 4, "adapter": "9be0…", "status": "ok", "valid": true, "seconds": 0.61, "first_token_seconds": 0.07,
-     "prompt_tokens": 141, "answer_tokens": 21, "key": "shop", "stream": false, "question": "where is <…>", "answer": "…"}
+    {"at": "2026-01-05T10:00:00.123+00:00", "request": "chatcmpl-…", "task": "support_tickets",
+     "model": "support_tickets", "version": 4, "adapter": "9be0…", "status": "ok", "valid": true, "seconds": 0.61,
+     "first_token_seconds": 0.07, "prompt_tokens": 141, "answer_tokens": 21, "key": "shop", "stream": false,
+     "question": "where is my parcel? <EMAIL>", "answer": "…"}
 
 Questions and answers are masked (clean/personal.py), or absent where the task says `serve.log_text: false`. What is
 asked of a version by name, or marked as a check (parity, the deployment's own question), is no traffic: it goes to the

@@ -17,7 +17,23 @@ from finetune_pipeline.errors import DataError, DeclarationError
 from finetune_pipeline.ingest.declare import create, declaration
 from finetune_pipeline.ingest.infer import infer
 
-WORDS = "where is my parcel when will it come i want the money back for a broken lamp please help".split()
+WORDS = [
+    "where",
+    "is",
+    "my",
+    "parcel",
+    "when",
+    "will",
+    "it",
+    "come",
+    "i",
+    "want",
+    "money",
+    "for",
+    "a",
+    "lamp",
+    "please",
+]
 
 
 def sentence(random_: random.Random) -> str:
@@ -43,7 +59,9 @@ def test_labels_are_found_with_their_spellings_slips_and_groups(labelled: UPath)
     found = infer(labelled)
     assert (found.layout, found.input, found.output, found.rows) == ("columns", "text", "category", 200)
     assert found.answer.format == "label"
-    assert sorted(found.answer.labels) == sorted(["yes", "no", "null", "1", "on: off", "#x", "Ärger", "- dash", "1e3", "~"])
+    assert sorted(found.answer.labels) == sorted(
+        ["yes", "no", "null", "1", "on: off", "#x", "Ärger", "- dash", "1e3", "~"]
+    )
     assert found.groups == ("customer_id",)
     assert all(label in found.system for label in found.answer.labels)
     assert any("slip" in note for note in found.notes) and any("1 answers are empty" in note for note in found.notes)
@@ -62,7 +80,8 @@ def test_declaration_comes_back_as_it_was_inferred_whatever_labels_look_like(lab
 def test_json_of_several_columns_gets_a_schema_with_enums_nulls_and_numbers(tmp_path: Path) -> None:
     random_ = random.Random(2)
     rows = [
-        [sentence(random_), random_.choice(["refund", "delivery"]), n % 7, "" if n % 3 else f"HV-{n:05}"] for n in range(150)
+        [sentence(random_), random_.choice(["refund", "delivery"]), n % 7, "" if n % 3 else f"HV-{n:05}"]
+        for n in range(150)
     ]
     path = write(tmp_path / "a.csv", ["message", "intent", "count", "order"], rows)
     found = infer(path, outputs=("intent", "count", "order"))

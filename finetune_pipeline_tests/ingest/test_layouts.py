@@ -56,9 +56,8 @@ def test_declared_columns_win_over_usual_names() -> None:
 
 
 def test_several_outputs_become_one_json_answer_with_the_schemas_types() -> None:
-    schema = {
-        "properties": {"n": {"type": "integer"}, "ok": {"type": "boolean"}, "o": {"type": ["string", "null"]}, "t": {"type": "string"}}
-    }  # fmt: skip
+    types = {"n": "integer", "ok": "boolean", "o": ["string", "null"], "t": "string"}
+    schema = {"properties": {name: {"type": type_} for name, type_ in types.items()}}
     row = {"text": "hi", "t": "12", "o": "", "n": "3", "ok": "True"}
     answer = read(row, schema, outputs=("n", "ok", "o", "t"))[1][1]
     assert answer == '{"n": 3, "ok": true, "o": null, "t": "12"}'

@@ -96,9 +96,12 @@ def test_parquet_and_saved_data_sets(tmp_path: Path) -> None:
     opened = open_rows(UPath(tmp_path / "a.parquet"))
     assert opened.columns == ("q", "a")
     assert [(r.line, r.value) for r in opened.rows] == [(1, {"q": "hi", "a": "x"}), (2, {"q": "ho", "a": None})]
-    whole = datasets.DatasetDict({"train": datasets.Dataset.from_list([{"q": "hi"}])})
-    whole.save_to_disk(str(tmp_path / "saved"))
-    assert [r.value for r in open_rows(UPath(tmp_path / "saved")).rows] == [{"q": "hi"}]
+    kinds = datasets.Features({"q": datasets.Value("string"), "a": datasets.ClassLabel(names=["no", "yes"])})
+    one = datasets.Dataset.from_list([{"q": "hi", "a": 1}, {"q": "ho", "a": 0}, {"q": "hu", "a": None}], features=kinds)
+    datasets.DatasetDict({"train": one.select([2, 0])}).save_to_disk(str(tmp_path / "saved"))
+    opened = open_rows(UPath(tmp_path / "saved"))
+    assert (opened.format, opened.columns) == ("dataset", ("q", "a"))
+    assert [r.value for r in opened.rows] == [{"q": "hu", "a": None}, {"q": "hi", "a": "yes"}]
     with pytest.raises(DataError, match="no split 'test'"):
         open_rows(UPath(tmp_path / "saved"), split="test")
 
@@ -120,6 +123,11 @@ def test_text_is_read_in_its_encoding(tmp_path: Path, encoding: str) -> None:
     text = "q,a\n" + "".join(f"Où est le café n° {n} à l'hôtel “Été” ?,réponse\n" for n in range(50))
     found = rows(tmp_path / "a.csv", text.encode(encoding))
     assert [r.value["q"] for r in found] == [f"Où est le café n° {n} à l'hôtel “Été” ?" for n in range(50)]
+
+
+def test_a_declared_encoding_is_taken_at_its_word(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("q,a\nSiparişim nerede?,kargo\n".encode("cp1254"))
+    assert next(open_rows(UPath(tmp_path / "a.csv"), encoding="cp1254").rows).value["q"] == "Siparişim nerede?"
 
 
 def test_odd_bytes_in_a_utf8_file_are_read_and_spoil_nothing(tmp_path: Path) -> None:

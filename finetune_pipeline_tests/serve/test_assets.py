@@ -1,4 +1,4 @@
-"""Deployment end to end: parity through the live endpoint, the move of the traffic, rollback, and what holds a version."""
+"""Deployment end to end: parity through the live endpoint, the move of the traffic, rollback, held versions."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from finetune_pipeline import tracking
 from finetune_pipeline.errors import GateRefused, ServingError
-from finetune_pipeline.materialise import materialise, plan
+from finetune_pipeline.materialise import materialise
 from finetune_pipeline.records import Artifact, Example, Message, Verdict, dumps
 from finetune_pipeline.serve import desired, supervisor
 from finetune_pipeline.serve.parity import compare, judge, same
@@ -94,14 +93,6 @@ def candidate(task: Deployed, number: int, folder: Path, answers: dict[str, str]
 
 def deploy(task: Deployed) -> Artifact:
     return materialise("deployed_endpoint", task.task, task.store)
-
-
-def state_of(task: Deployed) -> str:
-    return next(p.state for p in plan_of(task) if p.asset == "deployed_endpoint")
-
-
-def plan_of(task: Deployed) -> Any:
-    return plan(task.task, task.store)
 
 
 def test_first_deployment_then_a_second_then_rollback_then_release_again(world: World) -> None:
@@ -205,7 +196,7 @@ def test_a_tampered_adapter_moves_nothing(world: World) -> None:
 def test_answers_are_compared_by_what_they_say() -> None:
     from finetune_pipeline.config import AnswerFormat
 
-    spec = AnswerFormat(format="json", schema={"type": "object"})
+    spec = AnswerFormat(format="json", json_schema={"type": "object"})
     assert same('{"a": 1, "b": null}', '{"b":null,"a":1}', spec)
     assert not same('{"a": 1}', '{"a": "1"}', spec)
     assert same("broken {", " broken {", spec) and not same("broken {", "broken [", spec)

@@ -71,12 +71,11 @@ def test_a_plain_answer_says_which_version_gave_it(world: World) -> None:
         model="parcels", messages=[{"role": "user", "content": "hello"}]
     )
     answer = raw.parse()
-    adapter = world.parcels.adapter
     assert answer.choices[0].message.role == "assistant"
     assert answer.usage is not None and 0 < answer.usage.completion_tokens <= LIMIT
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     served = world.server.standing("parcels")["champion"]["adapter"]
-    assert adapter and answer.system_fingerprint == f"parcels@1:{served}"
+    assert answer.system_fingerprint == f"parcels@1:{served}"
     assert raw.headers["x-finetune-version"] == "1" and raw.headers["x-finetune-adapter"] == served
     assert raw.headers["x-finetune-request"] == answer.id and raw.headers["x-finetune-valid"] == "true"
 

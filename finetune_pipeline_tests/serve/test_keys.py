@@ -10,6 +10,7 @@ import pytest
 from finetune_pipeline.errors import ServingError
 from finetune_pipeline.serve.keys import client_key, file_key, is_loopback, key_file, load_keys
 
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - nothing is bound here
 KEYS = {"FINETUNE_API_KEYS": "shop:0123456789, desk:abcdefghij"}
 
 
@@ -42,8 +43,8 @@ def test_keys_are_not_kept_in_clear(tmp_path: Path) -> None:
 
 def test_listening_to_others_needs_keys_given_on_purpose(tmp_path: Path) -> None:
     with pytest.raises(ServingError, match=r"0\.0\.0\.0.*\n.*FINETUNE_API_KEYS"):
-        load_keys({}, tmp_path, "0.0.0.0")
-    assert load_keys(KEYS, tmp_path, "0.0.0.0").owner("Bearer 0123456789") == "shop"
+        load_keys({}, tmp_path, EVERYWHERE)
+    assert load_keys(KEYS, tmp_path, EVERYWHERE).owner("Bearer 0123456789") == "shop"
 
 
 @pytest.mark.parametrize(
@@ -57,4 +58,4 @@ def test_malformed_keys_are_refused_without_showing_them(tmp_path: Path, text: s
 
 def test_loopback() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.0.0.2", "::1", "localhost")))
-    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.5", "example.com")))
+    assert not any(map(is_loopback, (EVERYWHERE, "::", "10.0.0.5", "example.com")))

@@ -80,9 +80,9 @@ def test_a_stranger_is_not_used_and_a_temporary_endpoint_is_gone_afterwards(
 def test_an_endpoint_that_does_not_start_shows_why(task: Deployed, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.delenv("FINETUNE_API_KEYS")
     (tmp_path / "home" / "endpoint_key").mkdir(parents=True)
-    with pytest.raises(ServingError, match=r"exit code 9\n.*\n.*endpoint_key: Is a directory"):
-        with temporary("parcels", "any", Silent()):
-            pass
+    why = r"exit code 9\n.*\n.*endpoint_key: Is a directory"
+    with pytest.raises(ServingError, match=why), temporary("parcels", "any", Silent()):
+        pass
 
 
 def test_waiting_can_be_cancelled() -> None:
@@ -108,7 +108,7 @@ def test_what_keeps_it_from_listening_has_an_exit_code_and_a_cure(task: Deployed
     assert taken.returncode == 10
     assert url.removeprefix("http://") in says and f"process {os.getpid()}" in says and "FINETUNE_ENDPOINT=" in says
     monkeypatch.delenv("FINETUNE_API_KEYS")
-    open_to_all = serve("--host", "0.0.0.0", "--port", "0")
+    open_to_all = serve("--host", "0.0.0.0", "--port", "0")  # noqa: S104 - it has to refuse
     _, says = open_to_all.communicate(timeout=60)
     assert open_to_all.returncode == 8 and "FINETUNE_API_KEYS" in says
 

@@ -55,7 +55,7 @@ def test_the_earliest_of_several_stop_strings_counts() -> None:
 
 SPECS = {
     "text": AnswerFormat(),
-    "json": AnswerFormat(format="json", schema={"type": "object"}),
+    "json": AnswerFormat(format="json", json_schema={"type": "object"}),
     "label": AnswerFormat(format="label", labels=("refund", "delivery")),
 }
 

@@ -18,9 +18,10 @@ from finetune_pipeline.store import traffic_folder
 
 def line(**changes: object) -> Line:
     plain: dict[str, object] = {
-        "at": "2026-01-05T10:00:00.123+00:00", "request": "chatcmpl-1", "task": "parcels", "model": "parcels", "version": 4,
-        "adapter": "9be0", "status": "ok", "valid": True, "seconds": 0.5, "first_token_seconds": 0.1, "prompt_tokens": 10,
-        "answer_tokens": 3, "key": "shop", "stream": False, "question": "write to anna@example.com", "answer": "delivery",
+        "at": "2026-01-05T10:00:00.123+00:00", "request": "chatcmpl-1", "task": "parcels", "model": "parcels",
+        "version": 4, "adapter": "9be0", "status": "ok", "valid": True, "seconds": 0.5, "first_token_seconds": 0.1,
+        "prompt_tokens": 10, "answer_tokens": 3, "key": "shop", "stream": False,
+        "question": "write to anna@example.com", "answer": "delivery",
     }  # fmt: skip
     return Line(**{**plain, **changes})  # type: ignore[arg-type]
 

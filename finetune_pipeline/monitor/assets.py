@@ -1,0 +1,87 @@
+"""The asset `traffic_report`: how the deployed model does in its work, and whether it is time to train again.
+
+    report.json   the figures of judge.py, with `about`: which version, which days
+    report.html   the same for people, one page without anything from outside
+
+The verdict is about the deployment's content and blocks nothing: a sensor reads it, and may start a retraining.
+The report covers the newest `monitor.window_days` days (UTC) as of the run, and is made again when their logs change.
+
+What it is not: the metrics endpoint (serve/metrics.py), which tells the present second.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_pipeline.config import Task
+from finetune_pipeline.materialise import Outcome, Work
+from finetune_pipeline.monitor.judge import Reference, Report, judge
+from finetune_pipeline.monitor.log import files, read, window
+from finetune_pipeline.monitor.page import page
+from finetune_pipeline.records import Json, Verdict, content_id, dumps, read_jsonl
+from finetune_pipeline.split.slices import slice_of
+from finetune_pipeline.store import TaskStore, traffic_folder
+
+SUMMARY = ("requests", "invalid_share", "p50_seconds", "p95_seconds", "fallbacks", "errors", "alarms")
+
+
+def traffic_fingerprint(task: Task, store: TaskStore) -> str:
+    """Hash of names and sizes of the logs in the window that ends today (logs only grow): it changes when a request is
+    logged or a day leaves the window, and not while nothing happens."""
+    days = window(datetime.now(UTC).isoformat(), task.monitor.window_days)
+    found = files(traffic_folder(task.name), days)
+    return content_id(*(f"{path.name}:{path.stat().st_size}" for path in found))
+
+
+def traffic_report(work: Work) -> Outcome:
+    """Judge the traffic of the version that serves. Without traffic the report says so, and raises no alarm."""
+    task, deployment = work.task, work.inputs["deployed_endpoint"]
+    serving = deployment.json("endpoint.json")["champion"]
+    days = window(work.now, task.monitor.window_days)
+    adapter = serving["adapter"] if serving else ""
+    traffic = read(files(traffic_folder(task.name), days), adapter, lambda answer: slice_of(answer, task.answer))
+    report = judge(traffic, reference(work), task.monitor)
+    about: dict[str, Json] = {
+        "task": task.name,
+        "version": serving["version"] if serving else None,
+        "adapter": adapter,
+        "from": days[0],
+        "to": days[-1],
+        "made_at": work.now,
+    }
+    checks = [
+        {"name": c.name, "passed": c.passed, "expected": c.expected, "observed": c.observed} for c in report.checks
+    ]
+    (work.out / "report.json").write_text(
+        dumps({"about": about, "summary": report.summary, "checks": checks, **report.figures}), "utf-8"
+    )
+    (work.out / "report.html").write_text(page(about, report, task.monitor), "utf-8")
+    work.report.log(report.summary)
+    return Outcome({name: report.figures[name] for name in SUMMARY}, _verdict(report, deployment.content))
+
+
+def reference(work: Work) -> Reference:
+    """The test rows' questions, masked as the log masks them, and the tuned model's answers to them."""
+    from finetune_pipeline.clean.personal import mask
+
+    tests = {row.id: row for row in work.inputs["data_split"].examples("test.jsonl")}
+    rows: list[dict[str, Any]] = [
+        row
+        for row in read_jsonl(work.inputs["eval_report"].path("answers.jsonl"))
+        if row["variant"] == "tuned" and row["id"] in tests
+    ]
+    kinds = Counter(kind for row in rows if (kind := slice_of(row["text"], work.task.answer)))
+    return Reference(
+        [len(mask(tests[row["id"]].question)[0]) for row in rows],
+        [len(mask(row["text"])[0]) for row in rows],
+        [row["prompt_tokens"] for row in rows],
+        [row["answer_tokens"] for row in rows],
+        kinds,
+    )
+
+
+def _verdict(report: Report, about: str) -> Verdict:
+    figures = {name: report.figures[name] for name in SUMMARY}
+    return Verdict("traffic_report", not report.alarms, about, report.summary, report.checks, figures)

@@ -1,0 +1,180 @@
+"""Figures and alarms of the live traffic. Pure: counts in, a Report out.
+
+    judge(traffic, reference, task.monitor) -> Report(checks, figures)
+
+An alarm can start a retraining, so it needs evidence like every verdict here: the share of broken answers raises one
+when its exact lower bound exceeds what is declared, drift when it exceeds its own noise too (drift.py). Failed requests
+only warn: a retraining would not mend the endpoint. Below `min_requests` nothing is judged, and no traffic at all is
+said, not alarmed about.
+
+What it is not: a judgement of single answers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from finetune_pipeline.config import Monitor
+from finetune_pipeline.monitor.drift import Drift, categories, lengths
+from finetune_pipeline.monitor.log import Traffic
+from finetune_pipeline.records import Check, Json
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The test rows as the tuned model answered them in the evaluation: what the traffic should look like."""
+
+    question_characters: Sequence[float]
+    answer_characters: Sequence[float]
+    prompt_tokens: Sequence[float]
+    answer_tokens: Sequence[float]
+    kinds: Counter[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`checks` that fail as errors are alarms; `figures` go to report.json; `drifts` are drawn on the page."""
+
+    summary: str
+    checks: tuple[Check, ...]
+    figures: dict[str, Json]
+    drifts: tuple[Drift, ...] = ()
+
+    @property
+    def alarms(self) -> list[Check]:
+        return [check for check in self.checks if not check.passed and check.severity == "error"]
+
+
+def judge(traffic: Traffic, reference: Reference, rules: Monitor) -> Report:
+    """Judge the traffic of one adapter."""
+    figures = _figures(traffic)
+    days = f"the last {rules.window_days} days"
+    if not traffic.requests:
+        figures |= {"drift": {}, "alarms": []}
+        others = sum(traffic.versions.values())
+        other = f"; {others} requests went to other versions" if others else ""
+        return Report(f"no traffic in {days}: nothing to judge{other}", (), figures)
+    drifts = _drifts(traffic, reference)
+    enough = traffic.requests >= rules.min_requests
+    checks = [_enough(traffic, rules)]
+    if enough:
+        checks += [_format(traffic, rules), _latency(figures, rules), _failures(traffic, rules)]
+        checks += [_drift(drift, rules) for drift in drifts]
+    report = Report("", tuple(checks), figures, drifts)
+    figures["drift"] = {d.name: {"psi": d.psi, "noise": d.noise, "bins": [asdict(b) for b in d.bins]} for d in drifts}
+    figures["alarms"] = [check.name for check in report.alarms]
+    return Report(_summary(report, traffic, days, enough), report.checks, figures, drifts)
+
+
+def _figures(traffic: Traffic) -> dict[str, Json]:
+    import numpy as np
+
+    def at(share: float) -> float | None:
+        return round(float(np.quantile(traffic.seconds, share)), 3) if traffic.seconds else None
+
+    share = traffic.broken / traffic.checked if traffic.checked else None
+    return {
+        "requests": traffic.requests,
+        "first": traffic.first,
+        "last": traffic.last,
+        "checked": traffic.checked,
+        "broken": traffic.broken,
+        "invalid_share": share,
+        "invalid_interval": list(exact_interval(traffic.broken, traffic.checked, CONFIDENCE))
+        if traffic.checked
+        else None,
+        "p50_seconds": at(0.50),
+        "p95_seconds": at(0.95),
+        "fallbacks": traffic.statuses["fallback"],
+        "rejected": traffic.statuses["rejected"],
+        "errors": traffic.statuses["error"],
+        "prompt_tokens": int(sum(traffic.prompt_tokens)),
+        "answer_tokens": int(sum(traffic.answer_tokens)),
+        "versions": dict(traffic.versions.most_common()),
+        "kinds": dict(traffic.kinds.most_common(50)),
+        "days": {day: {"requests": n, "broken": k} for day, (n, k) in sorted(traffic.days.items())},
+        "unreadable_lines": traffic.unreadable,
+    }
+
+
+def exact_interval(count: int, rows: int, confidence: float) -> tuple[float, float]:
+    """Clopper and Pearson's two-sided interval of a share (Biometrika 26, 1934)."""
+    from scipy.stats import binomtest
+
+    ends = binomtest(count, rows).proportion_ci(confidence, "exact")
+    return float(ends.low), float(ends.high)
+
+
+def _drifts(traffic: Traffic, reference: Reference) -> tuple[Drift, ...]:
+    """Lengths in characters where every line has its text, else in tokens (the log may be kept without texts)."""
+    texts = len(traffic.question_characters) == traffic.requests
+    unit = "characters" if texts else "tokens"
+    live: Sequence[float] = traffic.question_characters if texts else traffic.prompt_tokens
+    test = reference.question_characters if texts else reference.prompt_tokens
+    found = [lengths(f"length of the {'questions' if texts else 'prompts'} ({unit})", test, live)]
+    live = traffic.answer_characters if texts else traffic.answer_tokens
+    test = reference.answer_characters if texts else reference.answer_tokens
+    found.append(lengths(f"length of the answers ({unit})", test, live))
+    if traffic.kinds and reference.kinds:
+        found.append(categories("kinds of answers", reference.kinds, traffic.kinds))
+    return tuple(drift for drift in found if drift.bins)
+
+
+def _enough(traffic: Traffic, rules: Monitor) -> Check:
+    enough = traffic.requests >= rules.min_requests
+    observed = f"{traffic.requests} requests" + ("" if enough else ": too few to judge anything")
+    return Check("enough traffic", enough, f"at least {rules.min_requests} requests", observed, "warning")
+
+
+def _format(traffic: Traffic, rules: Monitor) -> Check:
+    name, expected = "answers keep the format", f"at most {rules.max_invalid:.1%} of the answers break it"
+    if not traffic.checked:
+        return Check(name, True, expected, "the task declares no format to keep")
+    low, _ = exact_interval(traffic.broken, traffic.checked, 2 * CONFIDENCE - 1)
+    share = traffic.broken / traffic.checked
+    observed = (
+        f"{traffic.broken} of {traffic.checked} ({share:.1%}), {low:.1%} or more with {CONFIDENCE:.0%} confidence"
+    )
+    if low <= rules.max_invalid < share:
+        observed += "; more than declared, which may still be chance: watch it"
+    return Check(name, low <= rules.max_invalid, expected, observed)
+
+
+def _latency(figures: dict[str, Json], rules: Monitor) -> Check:
+    slow: Any = figures["p95_seconds"]
+    observed = f"{slow:.2f} s" if slow is not None else "nothing was answered"
+    expected = f"19 of 20 answers within {rules.max_p95_seconds:g} s"
+    return Check("answers come in time", slow is None or slow <= rules.max_p95_seconds, expected, observed)
+
+
+def _failures(traffic: Traffic, rules: Monitor) -> Check:
+    errors = traffic.statuses["error"]
+    low, _ = exact_interval(errors, traffic.requests, 2 * CONFIDENCE - 1)
+    observed = f"{errors} of {traffic.requests} requests got no answer"
+    expected = f"no more than {rules.max_invalid:.1%} of the requests fail"
+    return Check("requests are answered", low <= rules.max_invalid, expected, observed, "warning")
+
+
+def _drift(drift: Drift, rules: Monitor) -> Check:
+    bar = max(rules.max_psi, drift.noise)
+    why = "declared" if bar == rules.max_psi else f"what {drift.live_rows} requests show by chance"
+    observed = f"{drift.psi:.2f} ({drift.test_rows} test rows, {drift.live_rows} live ones)"
+    moved = sorted(drift.bins, key=lambda b: -abs(b.live - b.test))[:2]
+    drifted = drift.drifted(rules.max_psi)
+    if drifted:
+        observed += "; most changed: " + ", ".join(f"{b.name} from {b.test:.0%} to {b.live:.0%}" for b in moved)
+    return Check(f"no drift: {drift.name}", not drifted, f"stability index at most {bar:.2f} ({why})", observed)
+
+
+def _summary(report: Report, traffic: Traffic, days: str, enough: bool) -> str:
+    head = f"{traffic.requests} requests in {days}"
+    if not enough:
+        return f"{head}: too few to judge, so no alarm is raised"
+    if report.alarms:
+        return f"{head}; alarm: " + "; ".join(f"{check.name} ({check.observed})" for check in report.alarms)
+    return f"{head}; no alarm"

@@ -1,0 +1,85 @@
+"""report.html: the traffic report for people, one page without anything from outside. Pure: values in, HTML out.
+
+    html = page(about, report, task.monitor)
+
+What it is not: the figures (judge.py). Only what is drawn is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_pipeline.config import Monitor
+from finetune_pipeline.monitor.judge import Report
+
+WIDTH, HEIGHT = 720, 120  # of the chart of days, in SVG units
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One day of the chart: its place, the height of all requests and of those with a broken answer, in SVG units."""
+
+    day: str
+    requests: int
+    broken: int
+    x: float
+    width: float
+    height: float
+    broken_height: float
+
+
+def page(about: Mapping[str, Any], report: Report, rules: Monitor) -> str:
+    """The whole page. `about`: task, version, from, to, made_at."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("finetune_pipeline.monitor", "."), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters |= {"percent": percent, "seconds": seconds}
+    text: str = environment.get_template("report.html.j2").render(
+        about=about,
+        figures=report.figures,
+        report=report,
+        tone=tone(report),
+        bars=bars(report.figures["days"]),
+        rules=rules,
+        width=WIDTH,
+        height=HEIGHT,
+    )
+    return text
+
+
+def tone(report: Report) -> str:
+    """alarm, quiet (nothing could be judged), or good."""
+    if report.alarms:
+        return "alarm"
+    judged = any(check.name == "enough traffic" and check.passed for check in report.checks)
+    return "good" if judged else "quiet"
+
+
+def bars(days: Any) -> list[Bar]:
+    """The days with traffic as bars of the chart, the highest day filling it."""
+    most = max((day["requests"] for day in days.values()), default=0)
+    step = WIDTH / max(len(days), 1)
+    return [
+        Bar(
+            name,
+            day["requests"],
+            day["broken"],
+            round(i * step + 0.15 * step, 1),
+            round(0.7 * step, 1),
+            round(HEIGHT * day["requests"] / most, 1),
+            round(HEIGHT * day["broken"] / most, 1),
+        )
+        for i, (name, day) in enumerate(days.items())
+    ]
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f} s"

@@ -1,0 +1,86 @@
+"""Answers are judged strictly, complained of without personal data, and brought to one form where that is safe."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_pipeline.clean.answers import Truncated, parse, problem, tidy
+from finetune_pipeline.config import AnswerFormat
+
+JSON = AnswerFormat(
+    format="json",
+    json_schema={
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["intent", "order"],
+        "properties": {
+            "intent": {"enum": ["delivery", "refund", None]},
+            "order": {"type": ["string", "null"], "pattern": "^HV-[0-9]{5}$"},
+            "who": {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "integer"}}},
+        },
+    },
+)
+LABEL = AnswerFormat(format="label", labels=("Refund", "delivery", "DELIVERY", "yes"))
+TEXT = AnswerFormat()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('{"intent": "delivery", "order": null}', None),
+        ('{"intent": "delivry", "order": null}', "intent: 'delivry' is not one of the 3 allowed values"),
+        ('{"intent": "delivery"}', "'order' is a required property"),
+        ('{"intent": "delivery", "order": 3}', "order: '3' is no string or null"),
+        ('{"intent": "delivery", "order": "48213"}', "order: '48213' does not match"),
+        ('{"intent": "delivery", "order": "mail jo@example.com"}', "order: 'mail <EMAIL>' does not match"),
+        ('{"intent": "delivery", "order": null, "x": 1}', "'x' was unexpected"),
+        ('{"intent": "delivery", "intent": "refund", "order": null}', "a key is given twice"),
+        ('{"intent": NaN, "order": null}', "no JSON: NaN"),
+        ('["delivery"]', "is no object"),
+        ("delivery", "no JSON: Expecting value at character 1"),
+        ("   ", "the answer is empty"),
+    ],
+)
+def test_json_answers(text: str, complaint: str | None) -> None:
+    found = problem(text, JSON)
+    assert (found is None) if complaint is None else (found is not None and complaint in found)
+
+
+@pytest.mark.parametrize("text", ['{"intent": "deli', '{"intent"', '{"intent": "delivery",', "{", '{"a": [1, 2'])
+def test_json_that_ends_early_is_known_as_such(text: str) -> None:
+    with pytest.raises(Truncated):
+        parse(text, JSON)
+
+
+def test_labels_and_texts() -> None:
+    assert parse(" Refund\n", LABEL) == "Refund"
+    assert problem("refund", LABEL) == "'refund' is not one of the 4 labels"
+    assert parse(" any text ", TEXT) == "any text"
+    assert problem("", TEXT) == "the answer is empty"
+
+
+@pytest.mark.parametrize(
+    ("text", "written", "rules"),
+    [
+        ('{"order":null,"intent":"delivery"}', '{"intent": "delivery", "order": null}', ["answer-form"]),
+        ('{"intent": " Refund", "order": null}', '{"intent": "refund", "order": null}', ["answer-label"]),
+        ('```json\n{"intent": "refund", "order": null}\n```', '{"intent": "refund", "order": null}', ["answer-fence"]),
+        ('{"who": {"a": 1, "b": 2}}', '{"who": {"b": 2, "a": 1}}', ["answer-form"]),
+        ('{"x": "caf\\u00e9"}', '{"x": "café"}', ["answer-form"]),
+        ('{"intent": "delivery", "order": null}', '{"intent": "delivery", "order": null}', []),
+        ('{"intent": "deli', '{"intent": "deli', []),
+        ("no json", "no json", []),
+    ],
+)
+def test_json_is_written_in_one_form(text: str, written: str, rules: list[str]) -> None:
+    assert tidy(text, JSON) == (written, rules)
+    assert tidy(written, JSON) == (written, [])
+
+
+def test_labels_are_spelled_as_declared_only_where_one_fits() -> None:
+    assert tidy(" refund ", LABEL) == ("Refund", ["answer-label"])
+    assert tidy("yes\n", LABEL) == ("yes", ["answer-label"])
+    assert tidy("Delivery", LABEL) == ("Delivery", [])  # two declared labels fit
+    assert tidy("delivery", LABEL) == ("delivery", [])
+    assert tidy("refunds", LABEL) == ("refunds", [])
+    assert tidy(" a text ", TEXT) == ("a text", ["answer-space"])

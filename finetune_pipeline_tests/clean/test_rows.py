@@ -1,0 +1,208 @@
+"""All rules on all rows: each drop and change in the ledger, in the right order, and every row accounted for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_pipeline.clean.assets import clean_examples
+from finetune_pipeline.clean.duplicates import same_question
+from finetune_pipeline.clean.rows import Cleaned, clean
+from finetune_pipeline.config import AnswerFormat, Clean
+from finetune_pipeline.errors import DataError
+from finetune_pipeline.records import Example, Message, read_jsonl
+from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
+
+LABELS = AnswerFormat(format="label", labels=("delivery", "refund"))
+ORDER = AnswerFormat(
+    format="json",
+    json_schema={
+        "required": ["intent"],
+        "properties": {"intent": {"enum": ["delivery", "refund"]}, "order": {"type": ["string", "null"]}},
+    },
+)
+
+
+def words(texts: Sequence[str]) -> list[int]:
+    return [len(text.split()) for text in texts]
+
+
+def cleaned(rows: list[tuple[str, str]], answer: AnswerFormat = LABELS, system: str = "", **rules: Any) -> Cleaned:
+    examples = [example(str(n), question, said) for n, (question, said) in enumerate(rows)]
+    return clean(examples, Clean(**rules), answer, system, words)
+
+
+def dropped(result: Cleaned) -> dict[str, str]:
+    return {drop.id: drop.reason for drop in result.drops}
+
+
+def changed(result: Cleaned) -> list[tuple[str, str]]:
+    return [(change.id, change.rule) for change in result.changes]
+
+
+def test_a_row_is_mended_and_the_ledger_says_how() -> None:
+    result = cleaned([("<p>where  is my cafÃ© order?</p> mail jo@example.com or al@example.com", " Delivery")])
+    assert [(row.question, row.answer) for row in result.kept] == [
+        ("where is my café order?\nmail <EMAIL> or <EMAIL>", "delivery")
+    ]
+    assert changed(result) == [
+        ("0", "encoding"),
+        ("0", "html"),
+        ("0", "space"),
+        ("0", "answer-label"),
+        ("0", "pii-email"),
+    ]
+    assert result.changes[-1].detail == "2 times"
+
+
+def test_bad_answers_are_dropped_each_under_its_name() -> None:
+    rows = [("one", "  "), ("two", '{"intent": "deli'), ("three", '{"intent": "x"}'), ("four", '{"intent": "refund"}')]
+    assert dropped(cleaned(rows, ORDER)) == {"0": "empty-answer", "1": "truncated-answer", "2": "invalid-answer"}
+    assert dropped(cleaned([("<br/> \u200b", "refund")])) == {"0": "empty-question"}
+
+
+def test_lengths_count_the_system_prompt_and_drop_what_does_not_fit() -> None:
+    rows = [("word " * 20, "refund"), ("two words", "refund"), ("one", "refund")]
+    result = cleaned(rows, system="be kind", min_tokens=1, max_tokens=24)
+    assert dropped(result) == {"0": "too-long"}
+    assert dropped(cleaned(rows, min_tokens=2)) == {"0": "too-short", "1": "too-short", "2": "too-short"}
+    assert result.lengths["whole"] == {"p50": 19, "p95": 19, "max": 20}  # 3 messages of 5, 2 + 1 or 2 + 1 words
+
+
+def test_the_first_of_exact_duplicates_stays() -> None:
+    rows = [("Where is my order?", "delivery"), ("where is MY order", "delivery"), ("where is my order!!", "delivery")]
+    result = cleaned(rows)
+    assert [row.id for row in result.kept] == ["0"]
+    assert dropped(result) == {"1": "exact-duplicate", "2": "exact-duplicate"}
+    assert [(c["kept"], c["dropped"]) for c in result.clusters] == [("0", "1"), ("0", "2")]
+
+
+NEAR = "I have been waiting for the blue kettle since last Monday and nobody has told me anything at all"
+
+
+def test_near_duplicates_need_the_same_answer_and_the_similarity() -> None:
+    assert dropped(cleaned([(NEAR, "delivery"), (NEAR + " today", "delivery")])) == {"1": "near-duplicate"}
+    assert dropped(cleaned([(NEAR, "delivery"), (NEAR + " today", "delivery")], near_duplicate=1.0)) == {}
+    assert (
+        dropped(
+            cleaned(
+                [(NEAR, "delivery"), (NEAR.replace("Monday", "Friday and Sunday"), "delivery")], near_duplicate=0.95
+            )
+        )
+        == {}
+    )
+
+
+def test_a_chain_of_near_duplicates_does_not_swallow_its_far_end() -> None:
+    rows = [
+        (NEAR, "delivery"),
+        (NEAR + " about this one", "delivery"),
+        (NEAR + " about this one or any other thing", "delivery"),
+    ]
+    assert dropped(cleaned(rows)) == {"1": "near-duplicate"}
+
+
+def test_contradictions_are_all_dropped_or_kept_as_declared() -> None:
+    rows = [(NEAR, "delivery"), (NEAR + "!", "refund"), (NEAR, "delivery"), ("else", "refund")]
+    assert dropped(cleaned(rows)) == {"0": "contradiction", "1": "contradiction", "2": "exact-duplicate"}
+    assert dropped(cleaned(rows, contradictions="keep")) == {"2": "exact-duplicate"}
+
+
+def test_a_near_question_contradicts_only_if_the_difference_means_nothing() -> None:
+    assert set(dropped(cleaned([(NEAR, "delivery"), (NEAR.replace("kettle", "kettel"), "refund")])).values()) == {
+        "contradiction"
+    }
+    assert dropped(cleaned([(NEAR, "delivery"), (NEAR.replace("waiting", "not waiting"), "refund")])) == {}
+    rows = [(f"{NEAR}, order HV-{n}", json.dumps({"intent": "delivery", "order": f"HV-{n}"})) for n in (48213, 48214)]
+    assert dropped(cleaned(rows, ORDER)) == {}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("cancel my order please", "cancel the order", True),
+        ("i want a refund", "i want a refundd", True),
+        ("lock my account", "unlock my account", False),
+        ("transfer from euro to dollar", "transfer from dollar to euro", False),
+        ("i did get it", "i did not get it", False),
+        ("order 12", "order 13", False),
+    ],
+)
+def test_same_question(one: str, other: str, same: bool) -> None:
+    assert same_question(one, other) is same
+    assert same_question(other, one) is same
+
+
+def test_personal_data_is_masked_dropped_or_kept_as_declared() -> None:
+    rows = [("mail jo@example.com about order 12", "refund"), ("mail al@example.com about order 12", "refund")]
+    masked = cleaned(rows)
+    assert dropped(masked) == {"1": "exact-duplicate"}  # they differed in the address alone
+    result = cleaned(rows, personal_data="drop")
+    assert dropped(result) == {"0": "personal-data", "1": "personal-data"}
+    assert all("example.com" not in drop.detail for drop in result.drops)
+    assert cleaned(rows, personal_data="keep").kept[0].question == rows[0][0]
+
+
+def test_masked_json_answers_stay_json_or_are_dropped() -> None:
+    def said(order: object) -> str:
+        return json.dumps({"intent": "refund", "order": order})
+
+    result = cleaned([("a b", said("line\njo@example.com"))], ORDER)
+    assert json.loads(result.kept[0].answer)["order"] == "line\n<EMAIL>"
+    spec = ORDER.model_copy(update={"json_schema": {"properties": {"phone": {"type": "integer"}}}})
+    assert dropped(cleaned([("a b", '{"phone": 5550104477}')], spec)) == {"0": "personal-data"}
+
+
+def test_conversations_are_cleaned_as_a_whole() -> None:
+    turns = (
+        Message("system", "be  kind"),
+        Message("user", "<b>hi</b>"),
+        Message("assistant", "Hello,  jo@example.com"),
+        Message("user", "where?"),
+        Message("assistant", "delivery"),
+    )
+    result = clean([Example("0", turns, "s", "s:1")], Clean(), LABELS, "unused", words)
+    assert [m.content for m in result.kept[0].messages] == ["be kind", "hi", "Hello,  <EMAIL>", "where?", "delivery"]
+
+
+def test_clean_rows_are_not_touched_again() -> None:
+    rows = [("<p>where  is my cafÃ© order?</p> ring 07700 900123", "Delivery"), ("a &lt; b", "refund")]
+    once = cleaned(rows)
+    again = clean(once.kept, Clean(), LABELS, "", words)
+    assert (again.kept, again.changes, again.drops) == (once.kept, [], [])
+
+
+def test_the_asset_writes_the_ledger_and_its_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    from finetune_pipeline.base_model import prepare
+    from finetune_pipeline.records import Silent
+
+    store = task_store(tmp_path, monkeypatch)
+    declared = task(
+        base={"path": str(tiny_model), "licence": "apache-2.0"},
+        answer={"format": "label", "labels": ["delivery", "refund"]},
+    )
+    rows = [
+        example("a", "<p>where is my order?</p>", "delivery"),
+        example("b", "money back", "refund"),
+        example("c", "x", ""),
+    ]
+    raw = finished(store, "raw_examples", {"examples.jsonl": rows})
+    base = finished(store, "base_model", {"base_model.json": prepare(declared.base, store.task, Silent())[1]})
+    job = work(declared, store, tmp_path, raw_examples=raw, base_model=base)
+    outcome = clean_examples(job)
+    assert [row["id"] for row in read_jsonl(job.out / "examples.jsonl")] == ["a", "b"]
+    assert [row["reason"] for row in read_jsonl(job.out / "drops.jsonl")] == ["empty-answer"]
+    assert [row["rule"] for row in read_jsonl(job.out / "changes.jsonl")] == ["html"]
+    assert outcome.verdict is not None and outcome.verdict.passed
+    assert outcome.verdict.about == raw.content
+    assert outcome.summary["rows"] == 3 and outcome.summary["kept"] == 2
+    assert outcome.summary["tokens"]["whole"]["max"] > 10  # type: ignore[index, call-overload]
+    nothing = finished(store, "raw_examples", {"examples.jsonl": rows[2:]})
+    with pytest.raises(DataError, match=r"no row is left .*empty-answer: 1"):
+        clean_examples(work(declared, store, tmp_path, raw_examples=nothing, base_model=base))

@@ -1,0 +1,258 @@
+"""Every page through the app: who may see it, what it shows, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from fastapi.routing import APIRoute
+from starlette.testclient import TestClient
+
+from finetune_pipeline.desk import headers
+from finetune_pipeline.desk.app import create_app
+from finetune_pipeline.desk.users import add_user
+from finetune_pipeline.records import Example, Message
+
+from .conftest import PASSWORD, sign_in, token
+from .made_up import declare, example, make
+
+OPEN = {"/login", "/health"}
+EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+def addresses() -> list[tuple[str, str]]:
+    """(method, path) of every route, filled in."""
+    filled = {"task": "parcels", "asset": "eval_report", "path": "index.html"}
+    found = []
+    for route in create_app().routes:
+        for each in getattr(route, "routes", None) or [route]:
+            if isinstance(each, APIRoute) and each.path not in OPEN:
+                path = re.sub(r"\{(\w+)(?::path)?\}", lambda match: filled[match[1]], each.path)
+                found += [(method, path) for method in each.methods]
+    return found
+
+
+def test_every_page_wants_a_login(client: TestClient) -> None:
+    make("parcels", until="review_sample")
+    tried = client.app.routes  # type: ignore[attr-defined]
+    assert tried
+    paths = ["/", "/tasks/parcels", "/tasks/parcels/quality", "/tasks/parcels/ledger", "/tasks/parcels/review"]
+    paths += ["/tasks/parcels/docs", "/tasks/parcels/docs/index.html", "/tasks/parcels/reports/eval_report"]
+    paths += ["/tasks/parcels/reports/eval_report/report.html", "/tasks/nothing"]
+    for path in [*paths, *(path for method, path in addresses() if method == "GET")]:
+        answer = client.get(path)
+        assert answer.status_code == 303 and answer.headers["location"].startswith("/login"), path
+    for path in ["/logout", "/tasks/parcels/review", "/tasks/parcels/review/undo"]:
+        answer = client.post(path, data={"csrf": token(client, "/login")})
+        assert answer.status_code == 303 and answer.headers["location"].startswith("/login"), path
+
+
+def test_login_comes_back_to_the_page_that_was_wanted(client: TestClient) -> None:
+    make("parcels")
+    wanted = client.get("/tasks/parcels/review?row=1").headers["location"]
+    assert wanted == "/login?next=%2Ftasks%2Fparcels%2Freview%3Frow%3D1"
+    data = {"name": "anna", "password": PASSWORD, "next": "/tasks/parcels", "csrf": token(client, wanted)}
+    assert client.post("/login", data=data).headers["location"] == "/tasks/parcels"
+    data = {**data, "next": "https://evil.example/", "csrf": token(client, "/login")}
+    assert client.post("/login", data=data).headers["location"] == "/"
+
+
+def test_a_wrong_password_says_nothing_and_slows_down(client: TestClient) -> None:
+    data = {"name": "anna", "password": "wrong", "csrf": token(client, "/login")}
+    answers = [client.post("/login", data=data) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [401, 401, 401, 429]
+    assert int(answers[3].headers["retry-after"]) >= 1
+    unknown = client.post("/login", data={**data, "name": "nobody"})
+    assert unknown.status_code == 429, "the address is slowed too, not the name alone"
+
+
+def test_the_cookie_is_not_for_scripts_and_secure_over_https(client: TestClient) -> None:
+    plain = client.get("/login").headers["set-cookie"].lower()
+    assert "httponly" in plain and "samesite=lax" in plain and "secure" not in plain
+    client.cookies.clear()
+    assert "secure" in client.get("https://127.0.0.1/login").headers["set-cookie"].lower()
+
+
+def test_a_forged_cookie_and_an_old_session_are_nobody(client: TestClient) -> None:
+    sign_in(client)
+    assert client.get("/").status_code == 200
+    add_user("anna", PASSWORD + " new")
+    assert client.get("/").status_code == 303
+    client.cookies.set("finetune_desk", "eyJ1c2VyIjogImFubmEifQ==.forged.signature")
+    assert client.get("/").status_code == 303
+
+
+def test_signing_out_ends_the_session(client: TestClient) -> None:
+    sign_in(client)
+    assert client.post("/logout", data={"csrf": token(client, "/")}).headers["location"] == "/login"
+    assert client.get("/").status_code == 303
+
+
+@pytest.mark.parametrize("given", [None, "", "guessed"])
+def test_forms_without_the_token_are_refused(client: TestClient, given: str | None) -> None:
+    make("parcels")
+    sign_in(client)
+    data = {} if given is None else {"csrf": given}
+    for path in ("/login", "/logout", "/tasks/parcels/review", "/tasks/parcels/review/undo"):
+        assert client.post(path, data={**data, "decision": "approve"}).status_code == 403, path
+    assert not (Path(client.app.state.place) / "verdicts").exists() if hasattr(client.app.state, "place") else True  # type: ignore[attr-defined]
+
+
+def test_every_answer_carries_the_strict_headers(client: TestClient) -> None:
+    sign_in(client)
+    for path in ("/", "/login", "/nowhere", "/static/desk.css", "/static/nothing.css"):
+        answer = client.get(path)
+        assert answer.headers["content-security-policy"] == headers.DESK, path
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+    assert "unsafe" not in headers.DESK and "frame-ancestors 'self'" in headers.DESK
+
+
+def test_large_and_endless_bodies_are_refused(client: TestClient) -> None:
+    assert client.post("/login", data={"name": "x" * 1_100_000}).status_code == 413
+    assert client.post("/login", content=iter([b"name=", b"x"])).status_code == 413
+
+
+def test_no_page_loads_anything_from_elsewhere_or_inline(client: TestClient) -> None:
+    make("parcels", until="registered_model")
+    sign_in(client)
+    for path in ("/", "/tasks/parcels", "/tasks/parcels/quality", "/tasks/parcels/ledger", "/tasks/parcels/review"):
+        text = client.get(path).text
+        assert not re.search(r"(?:src|href|action)=[\"'](?:https?:)?//", text), path
+        assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?! src=\"/static/desk.js\")", text), path
+
+
+def test_the_front_page_tells_all_tasks_even_broken_ones(client: TestClient) -> None:
+    make("parcels")
+    declare("broken", {"answer": {"format": "jsn"}, "clen": {}})
+    text = sign_in(client).get("/").text
+    assert "12 rows to review" in text and "Did you mean `clean`?" in text and "answer.format" in text
+    assert client.get("/tasks/broken").status_code == 409
+    assert client.get("/tasks/broken/review").status_code == 409
+    assert "Did you mean" in client.get("/tasks/broken/review").text
+
+
+def test_an_empty_desk_says_what_will_come(client: TestClient) -> None:
+    assert "No tasks yet" in sign_in(client).get("/").text
+    declare("fresh")
+    assert "No rows have been read yet" in client.get("/tasks/fresh").text
+    assert "There is nothing to review yet" in client.get("/tasks/fresh/review").text
+    assert "has not been judged yet" in client.get("/tasks/fresh/quality").text
+    assert "The ledger is empty" in client.get("/tasks/fresh/ledger").text
+
+
+def test_the_story_of_a_task(client: TestClient) -> None:
+    make("parcels", until="registered_model")
+    text = sign_in(client).get("/tasks/parcels").text
+    for said in ("Near duplicate", "dropped 17.9%", "Promote", "84.0%", "version <strong>3", "12 of 12 rows reviewed"):
+        assert said in text, said
+    assert "not every row is accounted for" not in text
+
+
+def test_the_quality_page_names_failing_rows(client: TestClient) -> None:
+    make("parcels", until="data_quality", passed={"data_quality": False})
+    text = sign_in(client).get("/tasks/parcels/quality").text
+    assert "did not pass the gate" in text and "Answer not of the declared form" in text
+    assert "wheres my kettle" in text and "shop.csv:2" in text
+
+
+def test_the_ledger_filters_and_pages(client: TestClient) -> None:
+    make("parcels", rows=[example(number) for number in range(400)], until="clean_examples")
+    sign_in(client)
+    every = client.get("/tasks/parcels/ledger").text
+    assert "1 to 50 of 71" in every and "Page 1 of 2" in every and "could not be read" in every
+    assert "51 to 71 of 71" in client.get("/tasks/parcels/ledger?at=2").text
+    assert "51 to 71 of 71" in client.get("/tasks/parcels/ledger?at=99").text
+    one = client.get("/tasks/parcels/ledger?why=contradiction").text
+    assert "1 to 13 of 13" in one and "like shop.csv:2" in one
+    mended = client.get("/tasks/parcels/ledger?kind=mended&why=html").text
+    assert "1 to 5 of 5" in mended
+    assert "No row has this reason" in client.get("/tasks/parcels/ledger?why=nothing").text
+    assert client.get("/tasks/parcels/ledger?kind=other").status_code == 400
+    assert client.get("/tasks/parcels/ledger?at=x").status_code == 400
+
+
+def test_what_customers_wrote_is_text_everywhere(client: TestClient) -> None:
+    answer = '{"intent": "delivery", "priority": "low", "product": null, "order": null}'
+    rows = [
+        Example(f"row{n}", (Message("user", f"{EVIL} {n}"), Message("assistant", answer)), EVIL, f"{EVIL}:{n}")
+        for n in range(120)
+    ]
+    make("parcels", rows=rows, until="registered_model")
+    sign_in(client)
+    for path in ("", "/ledger", "/quality", "/review", "/review?row=row1", "/review?row=row1&edit=1", f"/ledger?why={EVIL}"):
+        text = client.get(f"/tasks/parcels{path}").text
+        assert "<script>alert" not in text and "<img src=x" not in text, path
+    assert "&lt;script&gt;alert" in client.get("/tasks/parcels/review?row=row1").text
+    assert EVIL not in client.get(f"/tasks/{EVIL}").text
+
+
+def test_reports_and_data_docs_come_sandboxed(client: TestClient) -> None:
+    make("parcels", until="registered_model")
+    sign_in(client)
+    report = client.get("/tasks/parcels/reports/eval_report/report.html")
+    assert report.status_code == 200 and report.headers["content-security-policy"] == headers.REPORT
+    assert headers.REPORT.startswith("sandbox;") and "script" not in headers.REPORT
+    docs = client.get("/tasks/parcels/docs/index.html")
+    assert docs.status_code == 200 and docs.headers["content-security-policy"] == headers.DATA_DOCS
+    assert client.get("/tasks/parcels/docs/static/a.css").headers["content-type"].startswith("text/css")
+    frame = client.get("/tasks/parcels/reports/eval_report").text
+    assert '<iframe class="report" src="/tasks/parcels/reports/eval_report/report.html"' in frame
+    document = client.get("/tasks/parcels/reports/suitability_report").text
+    assert "<strong>Yes.</strong>" in document and "&lt;script&gt;" in document and "<td>enough</td>" in document
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "docs/../verdict.json",
+        "docs/..%2fverdict.json",
+        "docs/%2e%2e/manifest.json",
+        "docs/..%2f..%2f..%2f..%2ftask.yaml",
+        "docs//etc/passwd",
+        "docs/%2fetc%2fpasswd",
+        "docs/static/..%2f..%2frows.jsonl",
+        "reports/eval_report/..%2f..%2ftask.yaml",
+        "reports/eval_report/manifest.json",
+        "reports/clean_examples/examples.jsonl",
+        "reports/..%2f..%2fhome",
+        "reports/nothing",
+    ],
+)
+def test_nothing_but_reports_is_given_out(client: TestClient, path: str) -> None:
+    make("parcels", until="registered_model")
+    answer = sign_in(client).get(f"/tasks/parcels/{path}")
+    assert answer.status_code == 404, path
+
+
+def test_a_link_out_of_the_report_is_not_followed(client: TestClient) -> None:
+    _, store = make("parcels", until="data_quality")
+    artifact = store.current("data_quality")
+    assert artifact is not None
+    page = artifact.path("docs/index.html")
+    page.unlink()
+    page.symlink_to("/etc/hostname")
+    assert sign_in(client).get("/tasks/parcels/docs/index.html").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fusers.py", "/tasks/..%2f.."])
+def test_the_program_is_not_given_out(client: TestClient, path: str) -> None:
+    assert sign_in(client).get(path).status_code == 404
+
+
+def test_unknown_tasks_are_named_and_not_looked_up(client: TestClient) -> None:
+    make("parcels")
+    answer = sign_in(client).get("/tasks/other")
+    assert answer.status_code == 404 and "There is no task called “other”" in answer.text
+
+
+def test_a_damaged_artifact_is_told_with_its_cure(client: TestClient) -> None:
+    _, store = make("parcels")
+    sample = store.current("review_sample")
+    assert sample is not None
+    sample.path("manifest.json").write_text("{")
+    sign_in(client)
+    for path in ("/", "/tasks/parcels", "/tasks/parcels/review"):
+        answer = client.get(path)
+        assert answer.status_code in (200, 409) and "is damaged" in answer.text and "and run again" in answer.text, path

@@ -1,0 +1,161 @@
+"""The review with plain forms, as a browser without JavaScript sends them."""
+
+from __future__ import annotations
+
+from starlette.testclient import TestClient
+
+from finetune_pipeline.records import Review
+from finetune_pipeline.review import inbox
+from finetune_pipeline.store import TaskStore
+
+from .conftest import hidden, sign_in, token
+from .made_up import example, make
+
+PAGE = "/tasks/parcels/review"
+
+
+def given(store: TaskStore) -> list[Review]:
+    task, _ = _open()
+    sample = store.current("review_sample")
+    assert sample is not None
+    return inbox.load(store, task, sample)
+
+
+def _open():  # type: ignore[no-untyped-def]
+    from finetune_pipeline.materialise import open_task
+
+    return open_task("parcels")
+
+
+def judge(client: TestClient, decision: str, page: str = PAGE, **fields: str) -> str:
+    """Send the form of a page, and give the text of where it leads."""
+    text = client.get(page).text
+    data = {name: hidden(text, name) for name in ("csrf", "row", "content")}
+    answer = client.post(PAGE, data={**data, "decision": decision, **fields})
+    assert answer.status_code == 303, answer.text
+    return client.get(answer.headers["location"]).text
+
+
+def test_a_whole_sample_is_judged_row_by_row(client: TestClient) -> None:
+    _, store = make("parcels")
+    sign_in(client)
+    text = client.get(PAGE).text
+    assert "0 of 12 reviewed" in text and "wheres my kettle" in text
+    for _ in range(11):
+        text = judge(client, "approve")
+    assert "11 of 12 reviewed" in text and "Approved row 11." in text
+    text = judge(client, "reject", note="not a question")
+    assert "The review is complete" in text and "The gate will refuse the data" in text and "not a question" in text
+    reviews = given(store)
+    assert [review.decision for review in reviews] == ["approve"] * 11 + ["reject"]
+    assert {review.reviewer for review in reviews} == {"anna"}
+    assert reviews[0].content == example(0).content
+
+
+def test_an_approved_sample_says_what_comes_next(client: TestClient) -> None:
+    make("parcels")
+    sign_in(client)
+    for _ in range(12):
+        text = judge(client, "approve")
+    assert "The gate will let the data pass" in text and "The pipeline goes on with the next run" in text
+
+
+def test_skip_back_and_undo(client: TestClient) -> None:
+    _, store = make("parcels")
+    sign_in(client)
+    first, second, last = example(0), example(1), example(11)
+    assert "Row 2 of 12" in client.get(f"{PAGE}?after={first.id}").text
+    assert "Row 1 of 12" in client.get(f"{PAGE}?after={last.id}").text
+    judge(client, "approve")
+    assert f"{PAGE}?row={first.id}" in client.get(PAGE).text, "back leads to the row before"
+    again = client.get(f"{PAGE}?row={first.id}").text
+    assert "You said “right”" in again
+    judge(client, "reject", page=f"{PAGE}?row={first.id}")
+    assert [(review.id, review.decision) for review in given(store)] == [(first.id, "reject")]
+    answer = client.post(f"{PAGE}/undo", data={"csrf": token(client, PAGE)})
+    assert answer.headers["location"] == f"{PAGE}?row={first.id}"
+    assert given(store) == []
+    assert client.post(f"{PAGE}/undo", data={"csrf": token(client, PAGE)}).headers["location"] == PAGE
+    assert "There is nothing to take back" in client.get(PAGE).text
+    assert second.id in client.get(f"{PAGE}?row={second.id}").text
+
+
+def test_an_edit_with_a_mistake_shows_the_complaint_and_saves_nothing(client: TestClient) -> None:
+    _, store = make("parcels")
+    sign_in(client)
+    text = client.get(f"{PAGE}?row={example(0).id}&edit=1").text
+    data = {name: hidden(text, name) for name in ("csrf", "row", "content", "decision")}
+    fields = {"field:intent": '"refund"', "field:priority": '"low"', "field:product": "null", "field:order": "12"}
+    answer = client.post(PAGE, data={**data, **fields, "note": "wrong order"})
+    assert answer.status_code == 422
+    assert "does not match" in answer.text and 'aria-invalid="true"' in answer.text and 'value="wrong order"' in answer.text
+    assert given(store) == []
+    answer = client.post(PAGE, data={**data, **fields, "field:order": "", "note": "no order"})
+    assert answer.status_code == 303
+    (review,) = given(store)
+    assert review.decision == "edit" and review.note == "no order"
+    assert review.answer == '{"intent": "refund", "priority": "low", "product": null, "order": null}'
+
+
+def test_labels_are_edited_with_a_list(client: TestClient) -> None:
+    rows = [example(number).with_answer("delivery") for number in range(30)]
+    _, store = make("parcels", rows=rows, sections={"answer": {"format": "label", "labels": ["delivery", "other"]}})
+    sign_in(client)
+    assert "<option value=\"&#34;other&#34;\">other</option>" in client.get(f"{PAGE}?row={rows[0].id}&edit=1").text
+    judge(client, "edit", **{"field:whole answer": '"other"'})
+    assert [review.answer for review in given(store)] == ["other"]
+
+
+def test_a_verdict_on_changed_data_is_not_saved(client: TestClient) -> None:
+    _, store = make("parcels")
+    sign_in(client)
+    text = client.get(PAGE).text
+    data = {name: hidden(text, name) for name in ("csrf", "row", "content")}
+    with store.scratch("review_sample") as out:
+        changed = example(0).with_answer('{"intent": "refund", "priority": "low", "product": null, "order": null}')
+        (out / "sample.jsonl").write_text(__import__("json").dumps(changed.to_json()) + "\n")
+        store.commit("review_sample", "newer", out, {"summary": {"of": 120}, "inputs": {}, "verdict": None})
+    answer = client.post(PAGE, data={**data, "decision": "approve"})
+    assert answer.headers["location"] == f"{PAGE}?row={example(0).id}"
+    text = client.get(answer.headers["location"]).text
+    assert "your verdict was not saved" in text and "refund" in text
+    gone = client.post(PAGE, data={**data, "row": example(5).id, "decision": "approve"})
+    assert gone.headers["location"] == PAGE
+    assert given(store) == []
+    assert client.get(f"{PAGE}?row={example(5).id}").status_code == 404
+
+
+def test_two_experts_do_not_see_each_others_verdicts(client: TestClient) -> None:
+    _, store = make("parcels", sections={"review": {"min_rows": 12, "reviewers": 2}})
+    sign_in(client)
+    for _ in range(12):
+        text = judge(client, "reject", note="annas word")
+    assert "Your part is done" in text and "12 rows still need another expert" in text
+    sign_in(client, "bert")
+    text = client.get(PAGE).text
+    assert "0 of 12 reviewed" in text and "annas word" not in text and "Row 1 of 12" in text
+    judge(client, "approve")
+    assert {(review.reviewer, review.decision) for review in given(store)} == {("anna", "reject"), ("bert", "approve")}
+
+
+def test_recorded_verdicts_are_told(client: TestClient) -> None:
+    import json
+    from dataclasses import asdict
+
+    _, store = make("parcels", sections={"review": {"min_rows": 12, "recorded": "review/verdicts.jsonl"}}, until="clean_examples")
+    folder = store.local_root / "review"
+    folder.mkdir()
+    rows = [Review(example(n).id, example(n).content, "carla", "approve", "2026-01-01") for n in range(12)]
+    (folder / "verdicts.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    make("parcels", sections={"review": {"min_rows": 12, "recorded": "review/verdicts.jsonl"}})
+    text = sign_in(client).get(PAGE).text
+    assert "The review is complete" in text and "12 of 12 verdicts are recorded ones" in text
+
+
+def test_an_unknown_decision_is_refused(client: TestClient) -> None:
+    _, store = make("parcels")
+    sign_in(client)
+    text = client.get(PAGE).text
+    data = {name: hidden(text, name) for name in ("csrf", "row", "content")}
+    assert client.post(PAGE, data={**data, "decision": "perhaps"}).status_code == 400
+    assert given(store) == []

@@ -1,0 +1,248 @@
+"""The two assets over a real store and a real MLflow on SQLite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune_pipeline.config import Task
+from finetune_pipeline.errors import DataError, GateRefused, StorageError
+from finetune_pipeline.materialise import Outcome, Work
+from finetune_pipeline.records import Artifact, Example, Verdict, write_jsonl
+from finetune_pipeline.release.assets import registered_model, release_decision, together
+from finetune_pipeline.release.card import LANGUAGE
+from finetune_pipeline.store import TaskStore, require_verdict
+from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
+from finetune_pipeline_tests.release.evidence import bits, losses, scores
+
+ROWS = 100
+TOPICS = ("parcel", "kettle", "refund", "router", "invoice", "lamp", "watch", "heater", "fan", "camera")
+Inputs = dict[str, Artifact]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskStore:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return task_store(tmp_path, monkeypatch)
+
+
+def declared() -> Task:
+    return task(
+        description="Sorts messages about parcels.",
+        answer={"format": "label", "labels": ["delivery", "returns"]},
+        sources=[{"path": "raw/test.csv", "licence": "CC0-1.0"}],
+    )
+
+
+def questions() -> list[Example]:
+    """Rows that are near duplicates of none of the others."""
+    random = np.random.default_rng(0)
+    words = ["".join(random.choice(list("abcdefghijklmnopqrstuvwxyz"), 9)) for _ in range(6 * ROWS)]
+    texts = [f"{TOPICS[i % 10]} {' '.join(words[6 * i : 6 * i + 6])}" for i in range(ROWS)]
+    return [example(f"r{i:04}", text, "delivery") for i, text in enumerate(texts)]
+
+
+def commit_eval(
+    store: TaskStore, adapter: Artifact, right: dict[str, Sequence[bool]], general: bool = True
+) -> Artifact:
+    with store.scratch("eval_report") as folder:
+        write_jsonl(folder / "scores.jsonl", scores(right, slices=2))
+        if general:
+            rows = [{"id": f"t{i}", "base": b, "tuned": t} for i, (b, t) in enumerate(losses())]
+            write_jsonl(folder / "general.jsonl", rows)
+        (folder / "report.json").write_text(json.dumps({"rows": ROWS, "memorisation": {"auc": 0.52}}), "utf-8")
+        facts = {"summary": {}, "inputs": {"adapter": adapter.content}, "verdict": None}
+        return store.commit("eval_report", adapter.content + str(sum(right["tuned"])), folder, facts)
+
+
+def adapter_of(store: TaskStore, weights: str, run_id: str = "0" * 32) -> Artifact:
+    training = {"mlflow_run_id": run_id, "steps": 12, "seconds": 3.5, "losses": [2.0, 1.0]}
+    with store.scratch("adapter") as folder:
+        (folder / "adapter_model.safetensors").write_bytes(weights.encode())
+        (folder / "adapter_config.json").write_text("{}", "utf-8")
+        (folder / "training.json").write_text(json.dumps(training), "utf-8")
+        return store.commit("adapter", f"key-{weights}", folder, {"summary": {}, "inputs": {}, "verdict": None})
+
+
+def inputs_of(store: TaskStore, adapter: Artifact, right: dict[str, Sequence[bool]], general: bool = True) -> Inputs:
+    accounting = {
+        "raw": 900,
+        "sides": {"train": 700, "validation": 60, "test": ROWS},
+        "dropped": {"clean": {"html": 40}},
+    }
+    split = finished(store, "data_split", {"test.jsonl": questions(), "accounting.json": accounting})
+    base = {"id": "tiny/base", "weights_sha256": "ab" * 32, "licence": "apache-2.0"}
+    return {
+        "adapter": adapter,
+        "eval_report": commit_eval(store, adapter, right, general),
+        "data_split": split,
+        "base_model": finished(store, "base_model", {"base_model.json": base}),
+    }
+
+
+GOOD: dict[str, Sequence[bool]] = {"zero_shot": bits(ROWS, 5), "few_shot": bits(ROWS, 40), "tuned": bits(ROWS, 85)}
+BAD: dict[str, Sequence[bool]] = {"zero_shot": bits(ROWS, 5), "few_shot": bits(ROWS, 60), "tuned": bits(ROWS, 40)}
+
+
+def commit(store: TaskStore, given: Work, outcome: Outcome, asset: str) -> Artifact:
+    """What `materialise` does with an outcome."""
+    facts: dict[str, Any] = {"summary": dict(outcome.summary), "inputs": {}, "verdict": None}
+    if outcome.verdict:
+        facts["verdict"] = outcome.verdict.to_json()
+    return store.commit(asset, given.out.name, given.out, facts)
+
+
+@pytest.fixture
+def decided(store: TaskStore, tmp_path: Path) -> Callable[[Inputs], Artifact]:
+    def decide(inputs: Inputs) -> Artifact:
+        names = ("eval_report", "adapter", "data_split")
+        given = work(declared(), store, tmp_path, **{name: inputs[name] for name in names})
+        return commit(store, given, release_decision(given), "release_decision")
+
+    return decide
+
+
+def test_a_promotion_is_a_verdict_on_the_evaluation(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
+    inputs = inputs_of(store, adapter_of(store, "w"), GOOD)
+    made = decided(inputs)
+    verdict: Verdict | None = made.verdict
+    assert verdict is not None
+    assert (verdict.passed, verdict.about) == (True, inputs["eval_report"].content)
+    require_verdict(made, "release_decision", inputs["eval_report"])
+    assert made.json("decision.json")["adapter"] == inputs["adapter"].content
+    assert made.summary["outcome"] == "PROMOTE"
+    page = made.path("decision.md").read_text("utf-8")
+    assert page.startswith("# PROMOTE")
+    assert "| few_shot | 40 of 100 (40.0 %) | 45.0 points |" in page
+
+
+def test_a_refusal_is_stored_and_refuses(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
+    inputs = inputs_of(store, adapter_of(store, "w"), BAD)
+    made = decided(inputs)
+    assert made.json("decision.json")["outcome"] == "REJECT"
+    with pytest.raises(GateRefused, match="better than few_shot"):
+        require_verdict(made, "release_decision", inputs["eval_report"])
+
+
+def test_without_general_texts_the_decision_warns(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
+    made = decided(inputs_of(store, adapter_of(store, "w"), GOOD, general=False))
+    assert "not measured" in made.path("decision.md").read_text("utf-8")
+
+
+def test_the_fifth_adapter_on_one_test_set_warns(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
+    made = [decided(inputs_of(store, adapter_of(store, f"w{i}"), GOOD)) for i in range(5)]
+    assert [a.summary["test_set_decisions"] for a in made] == [1, 2, 3, 4, 5]
+    assert "test set not worn out" not in made[3].summary["reason"]
+    assert "test set not worn out" in made[4].summary["reason"]
+
+
+def test_an_evaluation_of_another_adapter_is_refused(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
+    inputs = inputs_of(store, adapter_of(store, "old"), GOOD)
+    new = adapter_of(store, "new")
+    with pytest.raises(GateRefused, match=new.content):
+        decided({**inputs, "adapter": new})
+
+
+def test_an_evaluation_of_other_rows_is_refused(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
+    inputs = inputs_of(store, adapter_of(store, "w"), GOOD)
+    other = finished(store, "data_split", {"test.jsonl": questions()[1:]})
+    with pytest.raises(DataError, match="r0000"):
+        decided({**inputs, "data_split": other})
+
+
+def test_rows_belong_together_by_group_and_by_likeness() -> None:
+    rows = [
+        example("a", "where is my parcel, it should have been here on monday morning", "x", group="anna"),
+        example("b", "my kettle leaks since yesterday and the kitchen is wet", "x", group="anna"),
+        example("c", "where is my parcel? It should have been here on Monday morning!", "x"),
+        example("d", "how do I reset the password of my account", "x", group="carl"),
+    ]
+    found = together(rows, declared().split)
+    assert found["a"] == found["b"] == found["c"] is not None
+    assert found["d"] is None
+
+
+# the registry -----------------------------------------------------------------------------------------------
+
+
+def trained(store: TaskStore, weights: str) -> Artifact:
+    """An adapter whose files lie in a real MLflow run, as training leaves them."""
+    import mlflow
+
+    from finetune_pipeline import tracking
+
+    tracking._mlflow()
+    client = mlflow.MlflowClient()
+    run_id = str(client.create_run(tracking._experiment(store.task)).info.run_id)
+    adapter = adapter_of(store, weights, run_id)
+    client.log_artifacts(run_id, str(adapter.folder), "adapter")
+    return adapter
+
+
+def register(store: TaskStore, tmp_path: Path, inputs: Inputs, decision: Artifact) -> Artifact:
+    given = work(declared(), store, tmp_path, **inputs, release_decision=decision)
+    return commit(store, given, registered_model(given), "registered_model")
+
+
+def test_registration_is_complete_and_happens_once(
+    store: TaskStore, tmp_path: Path, decided: Callable[[Inputs], Artifact]
+) -> None:
+    from huggingface_hub import ModelCard
+
+    from finetune_pipeline import tracking
+
+    inputs = inputs_of(store, trained(store, "w1"), GOOD)
+    decision = decided(inputs)
+    made = register(store, tmp_path, inputs, decision)
+    facts = made.json("model.json")
+    assert facts["version"] == tracking.alias_version(store.task, "challenger") == 1
+    assert facts["adapter"] == inputs["adapter"].content
+    assert facts["evaluation"] == inputs["eval_report"].content
+    tags = tracking.version_tags(store.task, 1)
+    assert (tags["adapter"], tags["decision"]) == (inputs["adapter"].content, decision.content)
+    assert (tags["data"], tags["licence"]) == (inputs["data_split"].content, "apache-2.0")
+    assert tracking.alias_version(store.task, "champion") is None  # that is the deployment's, after parity
+
+    head = ModelCard.load(made.path("MODEL_CARD.md")).data
+    assert (head.base_model, head.license, head.language) == ("tiny/base", "apache-2.0", LANGUAGE)
+    assert head.eval_results[0].metric_value == 0.85
+    text = made.path("MODEL_CARD.md").read_text("utf-8")
+    assert inputs["adapter"].manifest["files"]["adapter_model.safetensors"]["sha256"] in text
+    assert "| dropped by clean: html | 40 |" in text
+
+    again = register(store, tmp_path, inputs, decision)
+    assert (again.json("model.json")["version"], again.summary["new"]) == (1, False)
+
+    other = inputs_of(store, trained(store, "w2"), GOOD)
+    assert register(store, tmp_path, other, decided(other)).json("model.json")["version"] == 2
+    assert tracking.alias_version(store.task, "challenger") == 2
+
+
+def test_only_a_promotion_of_this_very_model_is_registered(
+    store: TaskStore, tmp_path: Path, decided: Callable[[Inputs], Artifact]
+) -> None:
+    bad = inputs_of(store, adapter_of(store, "w"), BAD)
+    with pytest.raises(GateRefused, match="not registered: REJECT"):
+        register(store, tmp_path, bad, decided(bad))
+    good = inputs_of(store, adapter_of(store, "w3"), GOOD)
+    decision = decided(good)
+    other = adapter_of(store, "never judged")
+    with pytest.raises(GateRefused, match=f"adapter {good['adapter'].content}"):
+        register(store, tmp_path, {**good, "adapter": other}, decision)
+    with pytest.raises(GateRefused, match=f"evaluation {good['eval_report'].content}"):
+        register(store, tmp_path, {**good, "eval_report": bad["eval_report"]}, decision)
+
+
+def test_changed_weights_are_not_registered(
+    store: TaskStore, tmp_path: Path, decided: Callable[[Inputs], Artifact]
+) -> None:
+    inputs = inputs_of(store, adapter_of(store, "w"), GOOD)
+    decision = decided(inputs)
+    inputs["adapter"].path("adapter_model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(StorageError, match="adapter_model"):
+        register(store, tmp_path, inputs, decision)
