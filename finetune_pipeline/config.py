@@ -238,6 +238,9 @@ class Train(Declared):
     rank: int = Field(16, ge=1, le=512, description="Rank of the adapter: more can learn more, and overfit more.")
     alpha: int = Field(32, ge=1, description="Scale of the adapter, usually twice the rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    layers: int | None = Field(
+        None, ge=1, description="Tune only this many upper layers: faster, since those below are computed once per row."
+    )
     epochs: float = Field(2.0, gt=0, le=50, description="Passes over the training rows.")
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak; small models take more (1e-3), large ones less.")
     warmup: Share = Field(0.05, description="Share of the steps in which the rate rises; then it falls as a cosine.")

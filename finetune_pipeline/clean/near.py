@@ -35,7 +35,8 @@ _CHUNK_GRAMS = 1 << 20
 _CACHED_GRAMS = 1 << 17
 _CHUNK_PAIRS = 1 << 14
 _WAITING_PAIRS = 1 << 21
-_CROWD = 512  # rows in one bucket from which its pairs are not all formed
+_TWINS = 8  # equal texts of which all pairs are formed
+_CROWD = 128  # rows in one bucket from which its pairs are not all formed
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +87,27 @@ def _root(parent: list[int], index: int) -> int:
 def pairs(texts: Sequence[str], threshold: float, seed: int = 0) -> list[tuple[int, int, float]]:
     """Pairs (i, j, similarity) with i < j and similarity >= threshold, in order.
 
-    In a crowd of more than 512 texts that share a band, only pairs with a leader are formed (a text that is no near
-    duplicate of an earlier leader): enough to link the crowd, and linear where all pairs would be quadratic.
+    Not all pairs of a crowd are formed, only enough to link it, since their number grows with its square: of more than
+    128 texts that share a band those with a leader (a text near no earlier leader), and of more than 8 texts that are
+    equal after normalising those with the first.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold {threshold} is not in (0, 1]")
-    plain = [normalise(text) for text in texts]
-    first: dict[str, int] = {}
-    same = [(first[text], index, 1.0) for index, text in enumerate(plain) if first.setdefault(text, index) != index]
-    rows = list(first.values())
-    if threshold == 1:
-        return sorted(same)
-    grams = grams_of([plain[row] for row in rows])
-    found = _near(grams, threshold, seed)
-    return sorted(same + [(rows[a], rows[b], similarity) for a, b, similarity in found])
+    twins: dict[str, list[int]] = {}
+    for index, text in enumerate(texts):
+        twins.setdefault(normalise(text), []).append(index)
+    groups = list(twins.values())
+    found = {(i, j): 1.0 for group in groups for i, j in _pairs_of_twins(group)}
+    if threshold < 1:
+        for a, b, similarity in _near(grams_of(list(twins)), threshold, seed):
+            found |= {(min(i, j), max(i, j)): similarity for i in groups[a][:_TWINS] for j in groups[b][:_TWINS]}
+    return [(i, j, similarity) for (i, j), similarity in sorted(found.items())]
+
+
+def _pairs_of_twins(group: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Each pair of the first few, and each other index with the first."""
+    for at, index in enumerate(group[1:], 1):
+        yield from ((other, index) for other in (group[:at] if at < _TWINS else group[:1]))
 
 
 def grams_of(texts: Sequence[str]) -> Grams:
@@ -168,13 +176,16 @@ def _near(grams: Grams, threshold: float, seed: int) -> list[tuple[int, int, flo
     rows, count = len(grams.starts), 0
     bands, width = bands_for(threshold)
     for band in range(bands):
-        keys = _band_keys(index.signatures[:, band * width : (band + 1) * width])
-        for left, right in _candidates(keys, index):
+        order, edges = _buckets(_band_keys(index.signatures[:, band * width : (band + 1) * width]))
+        for left, right in _candidates(order, edges):
             waiting.append(left * rows + right)
             count += len(left)
             if count > _WAITING_PAIRS:
                 _verify(waiting, rows, index, found)
                 count = 0
+        for start, end in zip(edges[:-1], edges[1:], strict=True):
+            if end - start > _CROWD:
+                _link_crowd(order[start:end], index, found)
     _verify(waiting, rows, index, found)
     return [(a, b, similarity) for (a, b), similarity in found.items()]
 
@@ -222,19 +233,20 @@ def _band_keys(part: U32) -> npt.NDArray[np.uint64]:
     return key
 
 
-def _candidates(keys: npt.NDArray[np.uint64], index: Index) -> Iterator[tuple[I64, I64]]:
-    """Arrays of rows (left < right) that share a key, in pieces."""
+def _buckets(keys: npt.NDArray[np.uint64]) -> tuple[I64, I64]:
+    """Rows ordered by key, and where each key begins in that order (with the end as the last)."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
-    edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+    return order, np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+
+
+def _candidates(order: I64, edges: I64) -> Iterator[tuple[I64, I64]]:
+    """Arrays of rows (left < right) that share a bucket of up to _CROWD rows, in pieces."""
     sizes = np.diff(edges)
-    crowded = sizes > _CROWD
     for size in range(2, _CROWD + 1):
-        starts = edges[:-1][(sizes == size)]
+        starts = edges[:-1][sizes == size]
         if len(starts):
             yield from _all_pairs(order[starts[:, None] + np.arange(size)])
-    for start, end in zip(edges[:-1][crowded], edges[1:][crowded], strict=True):
-        yield from _with_leaders(order[start:end], index)
 
 
 def _all_pairs(rows: I64) -> Iterator[tuple[I64, I64]]:
@@ -246,18 +258,27 @@ def _all_pairs(rows: I64) -> Iterator[tuple[I64, I64]]:
         yield part[:, one].ravel(), part[:, other].ravel()
 
 
-def _with_leaders(rows: I64, index: Index) -> Iterator[tuple[I64, I64]]:
-    """Pairs of each leader with the rows that are near it; those may no longer become leaders."""
+def _link_crowd(rows: I64, index: Index, found: dict[tuple[int, int], float]) -> None:
+    """Pairs of each leader with the rows near it; those may no longer become leaders. One leader is compared with all
+    rows at once, by a table of which grams it has."""
+    sizes = index.grams.sizes[rows]
+    starts = np.cumsum(sizes) - sizes
+    _, ids = np.unique(_gathered(rows, index.grams), return_inverse=True)
+    has = np.zeros(int(ids.max()) + 1, bool)
     free = np.ones(len(rows), bool)
-    for position in range(len(rows)):
-        if not free[position]:
+    for k, row in enumerate(rows):
+        if not free[k]:
             continue
-        leader = np.full(len(rows), rows[position])
-        pieces = range(0, len(rows), _CHUNK_PAIRS)
-        parts = [_similarity(leader[at : at + _CHUNK_PAIRS], rows[at : at + _CHUNK_PAIRS], index) for at in pieces]
-        near = (np.concatenate(parts) >= index.threshold) & (rows != rows[position])
+        own = ids[starts[k] : starts[k] + sizes[k]]
+        has[own] = True
+        shared = np.add.reduceat(has[ids], starts, dtype=np.int64)
+        has[own] = False
+        similarity = shared / (sizes[k] + sizes - shared)
+        near = similarity >= index.threshold
         free &= ~near
-        yield np.minimum(leader, rows)[near], np.maximum(leader, rows)[near]
+        for other in np.flatnonzero(near & (rows != row)):
+            pair = (int(row), int(rows[other]))
+            found[min(pair), max(pair)] = float(similarity[other])
 
 
 def _similarity(left: I64, right: I64, index: Index) -> npt.NDArray[np.float64]:
@@ -284,9 +305,14 @@ def _shared(left: I64, right: I64, grams: Grams) -> I64:
 
 def _keyed(rows: I64, grams: Grams) -> npt.NDArray[np.uint64]:
     """The grams of `rows`, each with the position of its row in the upper 32 bits."""
-    sizes = grams.sizes[rows]
-    position = np.repeat(np.arange(len(rows), dtype=np.uint64), sizes)
-    offset = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    values = grams.values[np.repeat(grams.starts[rows], sizes) + offset]
-    keys: npt.NDArray[np.uint64] = (position << np.uint64(32)) | values
+    position = np.repeat(np.arange(len(rows), dtype=np.uint64), grams.sizes[rows])
+    keys: npt.NDArray[np.uint64] = (position << np.uint64(32)) | _gathered(rows, grams)
     return keys
+
+
+def _gathered(rows: I64, grams: Grams) -> U32:
+    """The grams of `rows`, one row after the other."""
+    sizes = grams.sizes[rows]
+    offset = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    values: U32 = grams.values[np.repeat(grams.starts[rows], sizes) + offset]
+    return values

@@ -143,6 +143,7 @@ def _row_page(
     note: str = "",
     status: int = 200,
 ) -> Response:
+    verdict = at.verdict
     return page(
         request,
         "review.html",
@@ -161,8 +162,8 @@ def _row_page(
         before=at.seat.before(row),
         said=at.seat.said(row),
         guidance=answerform.guidance(at.task.answer),
-        verdict=at.verdict,
-        checks=story.checks(at.verdict.checks),
+        verdict=verdict,
+        checks=story.checks(verdict.checks),
     )
 
 

@@ -21,8 +21,10 @@ from finetune_pipeline.config import Monitor
 from finetune_pipeline.monitor.drift import Drift, categories, lengths
 from finetune_pipeline.monitor.log import Traffic
 from finetune_pipeline.records import Check, Json
+from finetune_pipeline.release.statistics import clopper_pearson
 
 CONFIDENCE = 0.95
+DRIFT = "no drift: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def _figures(traffic: Traffic) -> dict[str, Json]:
         "checked": traffic.checked,
         "broken": traffic.broken,
         "invalid_share": share,
-        "invalid_interval": list(exact_interval(traffic.broken, traffic.checked, CONFIDENCE))
+        "invalid_interval": list(clopper_pearson(traffic.broken, traffic.checked, CONFIDENCE))
         if traffic.checked
         else None,
         "p50_seconds": at(0.50),
@@ -100,14 +102,6 @@ def _figures(traffic: Traffic) -> dict[str, Json]:
         "days": {day: {"requests": n, "broken": k} for day, (n, k) in sorted(traffic.days.items())},
         "unreadable_lines": traffic.unreadable,
     }
-
-
-def exact_interval(count: int, rows: int, confidence: float) -> tuple[float, float]:
-    """Clopper and Pearson's two-sided interval of a share (Biometrika 26, 1934)."""
-    from scipy.stats import binomtest
-
-    ends = binomtest(count, rows).proportion_ci(confidence, "exact")
-    return float(ends.low), float(ends.high)
 
 
 def _drifts(traffic: Traffic, reference: Reference) -> tuple[Drift, ...]:
@@ -135,7 +129,7 @@ def _format(traffic: Traffic, rules: Monitor) -> Check:
     name, expected = "answers keep the format", f"at most {rules.max_invalid:.1%} of the answers break it"
     if not traffic.checked:
         return Check(name, True, expected, "the task declares no format to keep")
-    low, _ = exact_interval(traffic.broken, traffic.checked, 2 * CONFIDENCE - 1)
+    low, _ = clopper_pearson(traffic.broken, traffic.checked, 2 * CONFIDENCE - 1)
     share = traffic.broken / traffic.checked
     observed = (
         f"{traffic.broken} of {traffic.checked} ({share:.1%}), {low:.1%} or more with {CONFIDENCE:.0%} confidence"
@@ -154,7 +148,7 @@ def _latency(figures: dict[str, Json], rules: Monitor) -> Check:
 
 def _failures(traffic: Traffic, rules: Monitor) -> Check:
     errors = traffic.statuses["error"]
-    low, _ = exact_interval(errors, traffic.requests, 2 * CONFIDENCE - 1)
+    low, _ = clopper_pearson(errors, traffic.requests, 2 * CONFIDENCE - 1)
     observed = f"{errors} of {traffic.requests} requests got no answer"
     expected = f"no more than {rules.max_invalid:.1%} of the requests fail"
     return Check("requests are answered", low <= rules.max_invalid, expected, observed, "warning")
@@ -168,7 +162,7 @@ def _drift(drift: Drift, rules: Monitor) -> Check:
     drifted = drift.drifted(rules.max_psi)
     if drifted:
         observed += "; most changed: " + ", ".join(f"{b.name} from {b.test:.0%} to {b.live:.0%}" for b in moved)
-    return Check(f"no drift: {drift.name}", not drifted, f"stability index at most {bar:.2f} ({why})", observed)
+    return Check(DRIFT + drift.name, not drifted, f"stability index at most {bar:.2f} ({why})", observed)
 
 
 def _summary(report: Report, traffic: Traffic, days: str, enough: bool) -> str:
@@ -176,5 +170,13 @@ def _summary(report: Report, traffic: Traffic, days: str, enough: bool) -> str:
     if not enough:
         return f"{head}: too few to judge, so no alarm is raised"
     if report.alarms:
-        return f"{head}; alarm: " + "; ".join(f"{check.name} ({check.observed})" for check in report.alarms)
+        return f"{head}; alarm: " + "; ".join(map(_alarm, report.alarms))
     return f"{head}; no alarm"
+
+
+def _alarm(check: Check) -> str:
+    """What is wrong, where the check's name says what should be."""
+    words = {"answers keep the format": "answers break the format", "answers come in time": "answers are slow"}
+    if check.name.startswith(DRIFT):
+        return f"drift in the {check.name.removeprefix(DRIFT)}, {check.observed.partition(' ')[0]}"
+    return f"{words[check.name]}, {check.observed.partition(',')[0]}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from finetune_pipeline.clean.personal import find, mask
@@ -55,7 +57,7 @@ def test_personal_data_is_found(text: str, kinds: list[str]) -> None:
         "firmware 2.1.8 and version 1.2.3.4",
         "tracking 00340434161094042557, serial 490154203237518",
         "card 4111 1111 1111 1112",
-        "DE88 3704 0044 0532 0130 00",
+        "DE88370400440532013000",
         "std::vector a::b, ratio 3:2, 16:9",
         "100 V 50 Hz, 2 x 3 x 4, 1 2 3 4 5 6 7 8 9 10 11 12",
         "@home, a@b, jo at example.com",
@@ -70,7 +72,7 @@ def test_findings_do_not_overlap_and_are_in_order() -> None:
     text = "call 4111 1111 1111 1111 then 07700 900123, jo@example.com"
     found = find(text)
     assert [f.kind for f in found] == ["CARD", "PHONE", "EMAIL"]
-    assert all(a.end <= b.start for a, b in zip(found, found[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(found))
 
 
 def test_long_texts_of_digits_take_no_time() -> None:

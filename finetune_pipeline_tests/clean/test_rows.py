@@ -202,7 +202,8 @@ def test_the_asset_writes_the_ledger_and_its_verdict(
     assert outcome.verdict is not None and outcome.verdict.passed
     assert outcome.verdict.about == raw.content
     assert outcome.summary["rows"] == 3 and outcome.summary["kept"] == 2
-    assert outcome.summary["tokens"]["whole"]["max"] > 10  # type: ignore[index, call-overload]
+    tokens: Any = outcome.summary["tokens"]
+    assert tokens["whole"]["max"] > 10
     nothing = finished(store, "raw_examples", {"examples.jsonl": rows[2:]})
     with pytest.raises(DataError, match=r"no row is left .*empty-answer: 1"):
         clean_examples(work(declared, store, tmp_path, raw_examples=nothing, base_model=base))

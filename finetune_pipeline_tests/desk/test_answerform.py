@@ -111,7 +111,8 @@ def test_guidance_names_what_is_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "shown"), [("^HV-[0-9]{5}$", "HV-12345"), (r"^\d{3}-\d$", "123-1"), ("^[A-Z]+$", "^[A-Z]+$"), ("(", "(")]
+    ("pattern", "shown"),
+    [("^HV-[0-9]{5}$", "HV-12345"), (r"^\d{3}-\d$", "123-1"), ("^[A-Z]+$", "^[A-Z]+$"), ("(", "(")],
 )
 def test_patterns_are_shown_by_example(pattern: str, shown: str) -> None:
     assert example(pattern) == shown

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 from starlette.testclient import TestClient
 
+from finetune_pipeline.materialise import open_task
 from finetune_pipeline.records import Review
 from finetune_pipeline.review import inbox
 from finetune_pipeline.store import TaskStore
@@ -15,16 +19,10 @@ PAGE = "/tasks/parcels/review"
 
 
 def given(store: TaskStore) -> list[Review]:
-    task, _ = _open()
+    task, _ = open_task("parcels")
     sample = store.current("review_sample")
     assert sample is not None
     return inbox.load(store, task, sample)
-
-
-def _open():  # type: ignore[no-untyped-def]
-    from finetune_pipeline.materialise import open_task
-
-    return open_task("parcels")
 
 
 def judge(client: TestClient, decision: str, page: str = PAGE, **fields: str) -> str:
@@ -88,7 +86,11 @@ def test_an_edit_with_a_mistake_shows_the_complaint_and_saves_nothing(client: Te
     fields = {"field:intent": '"refund"', "field:priority": '"low"', "field:product": "null", "field:order": "12"}
     answer = client.post(PAGE, data={**data, **fields, "note": "wrong order"})
     assert answer.status_code == 422
-    assert "does not match" in answer.text and 'aria-invalid="true"' in answer.text and 'value="wrong order"' in answer.text
+    assert (
+        "does not match" in answer.text
+        and 'aria-invalid="true"' in answer.text
+        and 'value="wrong order"' in answer.text
+    )
     assert given(store) == []
     answer = client.post(PAGE, data={**data, **fields, "field:order": "", "note": "no order"})
     assert answer.status_code == 303
@@ -101,7 +103,7 @@ def test_labels_are_edited_with_a_list(client: TestClient) -> None:
     rows = [example(number).with_answer("delivery") for number in range(30)]
     _, store = make("parcels", rows=rows, sections={"answer": {"format": "label", "labels": ["delivery", "other"]}})
     sign_in(client)
-    assert "<option value=\"&#34;other&#34;\">other</option>" in client.get(f"{PAGE}?row={rows[0].id}&edit=1").text
+    assert '<option value="&#34;other&#34;">other</option>' in client.get(f"{PAGE}?row={rows[0].id}&edit=1").text
     judge(client, "edit", **{"field:whole answer": '"other"'})
     assert [review.answer for review in given(store)] == ["other"]
 
@@ -113,7 +115,7 @@ def test_a_verdict_on_changed_data_is_not_saved(client: TestClient) -> None:
     data = {name: hidden(text, name) for name in ("csrf", "row", "content")}
     with store.scratch("review_sample") as out:
         changed = example(0).with_answer('{"intent": "refund", "priority": "low", "product": null, "order": null}')
-        (out / "sample.jsonl").write_text(__import__("json").dumps(changed.to_json()) + "\n")
+        (out / "sample.jsonl").write_text(json.dumps(changed.to_json()) + "\n")
         store.commit("review_sample", "newer", out, {"summary": {"of": 120}, "inputs": {}, "verdict": None})
     answer = client.post(PAGE, data={**data, "decision": "approve"})
     assert answer.headers["location"] == f"{PAGE}?row={example(0).id}"
@@ -139,10 +141,9 @@ def test_two_experts_do_not_see_each_others_verdicts(client: TestClient) -> None
 
 
 def test_recorded_verdicts_are_told(client: TestClient) -> None:
-    import json
-    from dataclasses import asdict
-
-    _, store = make("parcels", sections={"review": {"min_rows": 12, "recorded": "review/verdicts.jsonl"}}, until="clean_examples")
+    _, store = make(
+        "parcels", sections={"review": {"min_rows": 12, "recorded": "review/verdicts.jsonl"}}, until="clean_examples"
+    )
     folder = store.local_root / "review"
     folder.mkdir()
     rows = [Review(example(n).id, example(n).content, "carla", "approve", "2026-01-01") for n in range(12)]

@@ -36,6 +36,7 @@ def test_the_secret_stays_and_is_long(place: Path) -> None:
 
 def test_first_start_makes_steward_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path))
+    monkeypatch.setattr(users, "COST", 2**4)
     password = users.first_start()
     assert password is not None and users.check_password("steward", password)
     assert users.first_start() is None

@@ -102,7 +102,7 @@ def test_a_group_named_like_a_row_is_not_that_row() -> None:
 
 
 def test_groups_take_away_false_certainty() -> None:
-    """Eight customers with three rows each, all won or all lost together: 18 rows won and 6 lost are 6 customers to 2."""
+    """Eight customers with three rows each, all won or all lost together: 18 rows to 6 are 6 customers to 2."""
     rows = [f"{g}{i}" for g in range(8) for i in range(3)]
     first = {row: int(row[0]) < 6 for row in rows}
     second = {row: not right for row, right in first.items()}

@@ -1,0 +1,193 @@
+"""The training process: load, audit, train (from the last checkpoint, if there is one), save; one MLflow run.
+
+    python -m finetune_pipeline.train.job job.json
+
+The description (all paths absolute): base, base_id, train, validation, system, rules (config.Train), checkpoints, out,
+task, params, data {name, digest}. What is left in `out`: adapter_model.safetensors and adapter_config.json in peft's
+format, audit.json, history.jsonl, training.json.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from finetune_pipeline.backends import inside
+from finetune_pipeline.config import Train
+from finetune_pipeline.errors import ModelError, TrainingFailed
+from finetune_pipeline.memory import PeakMemory
+from finetune_pipeline.records import Example, Reporter, read_jsonl, write_jsonl
+from finetune_pipeline.train import checkpoint
+from finetune_pipeline.train.audit import Audit, audit
+from finetune_pipeline.train.encode import Encoded, encode, shared_prefix
+from finetune_pipeline.train.loop import BETAS, Loop
+from finetune_pipeline.train.packed import PackedModel
+from finetune_pipeline.train.precision import fast_bf16, name_of
+
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
+    """Train one adapter. TrainingFailed, ModelError, StorageError; JobCancelled after a checkpoint."""
+    with PeakMemory() as peak:
+        facts = _train(spec, report)
+    training = facts | {"peak_mb": round(peak.mb)}
+    (Path(spec["out"]) / "training.json").write_text(json.dumps(training, indent=1), "utf-8")
+    return training
+
+
+def _train(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
+    import torch
+
+    rules = Train.model_validate(spec["rules"])
+    torch.manual_seed(rules.seed)
+    model, tokenizer, end_ids = load(Path(spec["base"]), rules)
+    rows = {side: _encoded(spec[side], tokenizer, spec["system"], end_ids) for side in ("train", "validation")}
+    prefix = shared_prefix([*rows["train"], *rows["validation"]])
+    found = audit(rows["train"], end_ids, model.config.max_position_embeddings, len(prefix))
+    _write_audit(found, Path(spec["out"]))
+    wrapped, frozen = with_adapter(model, rules)
+    weights = {name: weight for name, weight in wrapped.named_parameters() if weight.requires_grad}
+    optimiser = torch.optim.AdamW(
+        list(weights.values()), lr=rules.learning_rate, betas=BETAS, weight_decay=rules.weight_decay
+    )
+    folder = Path(spec["checkpoints"])
+    folder.mkdir(parents=True, exist_ok=True)
+    state = checkpoint.load(folder, weights, optimiser, report)
+    resumed_at = state.step
+    return _tracked(
+        spec, report, rules, wrapped, PackedModel(model, prefix, frozen), weights, optimiser, rows, state
+    ) | {
+        "resumed_at": resumed_at,
+        "trainable_parameters": sum(weight.numel() for weight in weights.values()),
+        "precision": name_of(_bf16(rules)),
+        "shared_prefix_tokens": len(prefix),
+        "supervised_tokens": found.supervised_tokens,
+    }
+
+
+def _tracked(
+    spec: dict[str, Any],
+    report: Reporter,
+    rules: Train,
+    wrapped: Any,
+    packed: PackedModel,
+    weights: dict[str, Any],
+    optimiser: Any,
+    rows: dict[str, list[Encoded]],
+    state: checkpoint.State,
+) -> dict[str, Any]:
+    """Train inside the MLflow run of the checkpoint (or a new one), and keep what came out there as well."""
+    from finetune_pipeline import tracking
+
+    out = Path(spec["out"])
+    with tracking.training_run(spec["task"], state.run_id, spec["params"], {"data": spec["data"]["digest"]}) as run:
+        if state.run_id is None:
+            run.log_dataset(spec["data"]["name"], spec["data"]["digest"], len(rows["train"]))
+        state.run_id = run.run_id
+        loop = Loop(
+            packed,
+            weights,
+            rules,
+            packed.prefix_tokens,
+            _bf16(rules),
+            Path(spec["checkpoints"]),
+            report,
+            run.log_metrics,
+        )
+        loop.run(rows["train"], rows["validation"], state, optimiser)
+        save_adapter(wrapped, out, spec["base_id"])
+        write_jsonl(out / "history.jsonl", state.history)
+        run.log_artifacts(out, "adapter")
+    return figures(state, rows["train"], rules)
+
+
+def load(base: Path, rules: Train) -> tuple[Any, Any, frozenset[int]]:
+    """Base model (weights in bf16 only where that is fast), tokenizer, and the tokens that end a turn."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    dtype = torch.bfloat16 if _bf16(rules) else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True, use_safetensors=True)
+    if not hasattr(getattr(model, "model", None), "layers") or not hasattr(model, "lm_head"):
+        raise ModelError(
+            f"{type(model).__name__} is not built like Llama (model.layers, lm_head)",
+            "choose a base model of the Llama, Qwen, Mistral, Gemma or SmolLM families",
+        )
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    stated = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device), tokenizer, frozenset(int(end) for end in ends)
+
+
+def with_adapter(model: Any, rules: Train) -> tuple[Any, int]:
+    """peft's wrapper with a fresh LoRA adapter on every linear layer of the tuned layers (Hu et al., LoRA, 2021), and
+    the number of layers below the first adapter."""
+    from peft import LoraConfig, get_peft_model
+
+    count = len(model.model.layers)
+    frozen = max(0, count - rules.layers) if rules.layers else 0
+    config = LoraConfig(
+        r=rules.rank,
+        lora_alpha=rules.alpha,
+        lora_dropout=rules.dropout,
+        target_modules=list(MODULES),
+        layers_to_transform=list(range(frozen, count)),
+        layers_pattern="layers",
+        task_type="CAUSAL_LM",
+    )
+    wrapped = get_peft_model(model, config)
+    wrapped.train()
+    return wrapped, frozen
+
+
+def save_adapter(wrapped: Any, out: Path, base_id: str) -> None:
+    """In peft's own format. The base is named by its id: a folder of this machine would mean nothing elsewhere."""
+    for config in wrapped.peft_config.values():
+        config.base_model_name_or_path = base_id
+    wrapped.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
+    (out / "README.md").unlink(missing_ok=True)  # peft's empty model card; ours is written on registration
+
+
+def figures(state: checkpoint.State, rows: list[Encoded], rules: Train) -> dict[str, Any]:
+    """What training.json says of the run. Tokens are counted as a plain trainer does: rows with their instruction."""
+    losses = [line["loss"] for line in state.history if "loss" in line]
+    validation = [line["validation_loss"] for line in state.history if "validation_loss" in line]
+    per_row = sum(len(row.ids) for row in rows) / max(1, len(rows))
+    tokens = per_row * min(len(rows), rules.batch_rows) * state.step
+    return {
+        "mlflow_run_id": state.run_id,
+        "steps": state.step,
+        "seconds": round(state.seconds, 1),
+        "tokens_per_second": round(tokens / max(state.seconds, 1e-9), 1),
+        "rows": len(rows),
+        "loss_first": losses[0],
+        "loss_last": sum(losses[-5:]) / len(losses[-5:]),
+        "validation_loss_start": validation[0],
+        "validation_loss": validation[-1],
+    }
+
+
+def _encoded(path: str, tokenizer: Any, system: str, end_ids: frozenset[int]) -> list[Encoded]:
+    return encode((Example.from_json(row) for row in read_jsonl(Path(path))), tokenizer, system, end_ids)
+
+
+def _write_audit(found: Audit, out: Path) -> None:
+    """audit.json; TrainingFailed before any step when what would be learned is not what is meant."""
+    (out / "audit.json").write_text(json.dumps(found.to_json(), indent=1), "utf-8")
+    broken = [f"{check.name}: {check.observed}" for check in found.checks if not check.passed]
+    if broken:
+        raise TrainingFailed(
+            "the audit before training failed: " + "; ".join(broken),
+            "mend or drop these rows, or choose a base model whose chat template ends every turn",
+        )
+
+
+def _bf16(rules: Train) -> bool:
+    return rules.precision == "bf16" or (rules.precision == "auto" and fast_bf16())
+
+
+if __name__ == "__main__":
+    inside.main(work)

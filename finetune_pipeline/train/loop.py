@@ -1,0 +1,127 @@
+"""The training loop: AdamW on the adapter's weights, warm-up and cosine, clipping, checkpoints, an eye on the loss.
+
+What it is not: the loss of a batch (packed.py), the order of the rows (schedule.py), the process it runs in (job.py).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_pipeline.config import Train
+from finetune_pipeline.errors import JobCancelled, TrainingFailed
+from finetune_pipeline.records import Reporter
+from finetune_pipeline.train import checkpoint
+from finetune_pipeline.train.encode import Encoded
+from finetune_pipeline.train.packed import PackedModel
+from finetune_pipeline.train.schedule import batch_at, pieces, rate_at, total_steps
+
+SMOOTHING = 0.9
+BETAS = (0.9, 0.999)
+
+
+@dataclass
+class Loop:
+    """One training. `weights`: the trainable tensors by name; `tell`: where metrics go (MLflow), by step."""
+
+    model: PackedModel
+    weights: Mapping[str, Any]
+    rules: Train
+    prefix: int
+    bf16: bool
+    folder: Path
+    report: Reporter
+    tell: Callable[[dict[str, float], int], None]
+
+    def run(
+        self, train: Sequence[Encoded], validation: Sequence[Encoded], state: checkpoint.State, optimiser: Any
+    ) -> None:
+        """Train from `state` to the end. TrainingFailed when the loss is not finite or diverges; JobCancelled after a
+        checkpoint when the run was stopped."""
+        total = total_steps(len(train), self.rules)
+        per_epoch = math.ceil(len(train) / self.rules.batch_rows)
+        if state.step == 0 and not state.history:
+            state.history.append({"step": 0, "validation_loss": self.validate(validation)})
+        saved = began = time.monotonic()
+        before = state.seconds
+        while state.step < total:
+            try:
+                self.report.alive()
+            except JobCancelled:
+                checkpoint.save(self.folder, state, self.weights, optimiser)
+                raise
+            line = self._step(train, state.step, total, optimiser)
+            state.step += 1
+            state.seconds = before + time.monotonic() - began
+            state.history.append({"step": state.step, **line})
+            if state.step % per_epoch == 0 or state.step == total:
+                state.history[-1]["validation_loss"] = self.validate(validation)
+            self._watch(state)
+            self.tell({k: v for k, v in state.history[-1].items() if k != "step"}, state.step)
+            self.report.progress("training", state.step, total, loss=line["loss"])
+            if time.monotonic() - saved >= self.rules.checkpoint_seconds and state.step < total:
+                checkpoint.save(self.folder, state, self.weights, optimiser)
+                saved = time.monotonic()
+
+    def _step(self, train: Sequence[Encoded], step: int, total: int, optimiser: Any) -> dict[str, float]:
+        import torch
+
+        torch.manual_seed(self.rules.seed + step)  # dropout depends on the step, not on what ran before
+        rate = rate_at(step, total, self.rules)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        batch = [train[place] for place in batch_at(step, len(train), self.rules)]
+        supervised = sum(len(row.answer) for row in batch)
+        started, loss = time.monotonic(), 0.0
+        for piece in pieces(batch, self.prefix, self.rules.max_tokens_per_batch):
+            with self._precision():
+                part, _ = self.model.loss(piece)
+            (part / supervised).backward()
+            loss += float(part.detach()) / supervised
+        norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.rules.clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        tokens = sum(len(row.ids) for row in batch)  # as a plain trainer counts them: every row with its instruction
+        return {
+            "loss": loss,
+            "gradient_norm": float(norm),
+            "learning_rate": rate,
+            "tokens_per_second": tokens / (time.monotonic() - started),
+        }
+
+    def validate(self, rows: Sequence[Encoded]) -> float:
+        """Mean negative log likelihood (nats) of a supervised token of the validation rows."""
+        import torch
+
+        total, count = 0.0, 0
+        with torch.no_grad(), self._precision():
+            for piece in pieces(rows, self.prefix, self.rules.max_tokens_per_batch):
+                loss, supervised = self.model.loss(piece)
+                total, count = total + float(loss), count + supervised
+        return total / max(1, count)
+
+    def _precision(self) -> Any:
+        import torch
+
+        device = next(iter(self.weights.values())).device.type
+        return torch.autocast(device, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def _watch(self, state: checkpoint.State) -> None:
+        """Stop a training that cannot end well, and say when it went wrong."""
+        losses = [line["loss"] for line in state.history if "loss" in line]
+        if not math.isfinite(losses[-1]):
+            raise TrainingFailed(f"the loss is {losses[-1]} at step {state.step}", "lower `train.learning_rate`")
+        smooth = losses[0]
+        for loss in losses[-50:]:
+            smooth = SMOOTHING * smooth + (1 - SMOOTHING) * loss
+        limit = self.rules.divergence * losses[0]
+        if len(losses) >= 20 and smooth > limit:
+            raise TrainingFailed(
+                f"the loss diverges: {smooth:.3f} at step {state.step}, from {losses[0]:.3f} at the start",
+                "lower `train.learning_rate`, or raise `train.warmup`",
+            )

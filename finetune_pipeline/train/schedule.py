@@ -1,0 +1,46 @@
+"""Order, batches and learning rate: pure functions of the seed and the step, so that a resumed training is the same."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from finetune_pipeline.config import Train
+from finetune_pipeline.train.encode import Encoded
+
+
+def total_steps(rows: int, rules: Train) -> int:
+    """Optimiser steps in all; at least one."""
+    return max(1, round(math.ceil(rows / rules.batch_rows) * rules.epochs))
+
+
+def batch_at(step: int, rows: int, rules: Train) -> list[int]:
+    """The rows (by place) of optimiser step `step`; every epoch has an order of its own."""
+    per_epoch = math.ceil(rows / rules.batch_rows)
+    epoch, place = divmod(step, per_epoch)
+    order = list(range(rows))
+    random.Random(f"{rules.seed}/{epoch}").shuffle(order)
+    return order[place * rules.batch_rows : (place + 1) * rules.batch_rows]
+
+
+def rate_at(step: int, total: int, rules: Train) -> float:
+    """Linear warm-up, then a cosine to zero (Loshchilov and Hutter, SGDR, 2017)."""
+    warm = max(1, round(rules.warmup * total))
+    if step < warm:
+        return rules.learning_rate * (step + 1) / warm
+    return rules.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def pieces(batch: Sequence[Encoded], prefix: int, limit: int) -> list[list[Encoded]]:
+    """The batch in pieces of at most `limit` tokens, shared prefix included; a row that is longer stands alone."""
+    made: list[list[Encoded]] = []
+    room = 0
+    for row in sorted(batch, key=lambda r: len(r.ids)):
+        own = len(row.ids) - prefix
+        if not made or own > room:
+            made.append([])
+            room = limit - prefix
+        made[-1].append(row)
+        room -= own
+    return made

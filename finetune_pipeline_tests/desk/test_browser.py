@@ -1,0 +1,174 @@
+"""The desk in a real browser: the keyboard, the policies as a browser reads them, and both sizes of screen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finetune_pipeline.materialise import open_task
+from finetune_pipeline.records import Review
+from finetune_pipeline.review import inbox
+
+from .conftest import PASSWORD
+from .made_up import example, make
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser tests")
+CHROMIUM = (
+    os.environ.get("CHROMIUM")
+    or ("/usr/bin/chromium" if Path("/usr/bin/chromium").exists() else None)
+    or shutil.which("chromium")
+)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (set $CHROMIUM to one): no browser tests"),
+]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[sync_api.Browser]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A signed-in page that remembers what the browser complained of and what it asked for."""
+
+    def __init__(self, browser: sync_api.Browser, url: str, **context: object) -> None:
+        self.url = url
+        self.page = browser.new_context(**context).new_page()
+        self.page.set_default_timeout(20_000)
+        self.complaints: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(f"{url}/login")
+        self.page.fill("#name", "anna")
+        self.page.fill("#password", PASSWORD)
+        self.page.click("text=Sign in >> nth=-1")
+        self.page.wait_for_url(f"{url}/")
+
+    def goto(self, path: str) -> sync_api.Page:
+        self.page.goto(self.url + path)
+        return self.page
+
+
+def verdicts() -> list[Review]:
+    task, store = open_task("parcels")
+    sample = store.current("review_sample")
+    assert sample is not None
+    return inbox.load(store, task, sample)
+
+
+def press(page: sync_api.Page, key: str) -> None:
+    """A key that leads to another page."""
+    with page.expect_navigation():
+        page.keyboard.press(key)
+
+
+def test_a_whole_sample_by_keyboard(browser: sync_api.Browser, desk_url: str) -> None:
+    make("parcels")
+    visit = Visit(browser, desk_url)
+    page = visit.goto("/tasks/parcels/review")
+    for _ in range(2):
+        press(page, "a")
+    page.keyboard.press("r")
+    page.keyboard.type("a rash answer")  # letters in a note are no commands
+    press(page, "Enter")
+    press(page, "e")
+    page.select_option("[name='field:priority']", label="high")
+    with page.expect_navigation():
+        page.click("text=Save the correction")
+    press(page, "s")
+    assert page.locator("text=Row 6").count() == 1
+    press(page, "b")
+    assert page.locator("text=Row 5").count() == 1
+    press(page, "a")
+    press(page, "u")
+    assert "Taken back" in page.inner_text("[role=status]")
+    for _ in range(8):
+        press(page, "a")
+    page.wait_for_selector("text=The review is complete")
+    given = {review.id: review for review in verdicts()}
+    assert len(given) == 12
+    assert [given[example(n).id].decision for n in range(5)] == ["approve", "approve", "reject", "edit", "approve"]
+    assert given[example(2).id].note == "a rash answer"
+    assert '"priority": "high"' in (given[example(3).id].answer or "")
+    assert visit.complaints == []
+    assert all(url.startswith(desk_url) for url in visit.asked)
+
+
+def test_a_held_key_approves_one_row_only(browser: sync_api.Browser, desk_url: str) -> None:
+    make("parcels")
+    page = Visit(browser, desk_url).goto("/tasks/parcels/review")
+    page.keyboard.down("a")
+    page.wait_for_selector("text=1 of 12 reviewed")
+    for _ in range(5):
+        page.keyboard.down("a")  # again without having been let go: the browser marks these as repeated
+    page.wait_for_timeout(300)
+    assert len(verdicts()) == 1
+
+
+def test_a_wrong_edit_shows_its_complaint_in_focus(browser: sync_api.Browser, desk_url: str) -> None:
+    make("parcels")
+    page = Visit(browser, desk_url).goto(f"/tasks/parcels/review?row={example(0).id}&edit=1")
+    page.fill("[name='field:order']", "12")
+    page.click("text=Save the correction")
+    page.wait_for_selector(".complaint")
+    assert "does not match" in page.inner_text(".complaint")
+    assert page.evaluate("document.activeElement.name") == "field:order"
+    assert verdicts() == []
+    press(page, "Escape")
+    assert page.locator("text=Proposed answer").count() == 1
+
+
+def test_it_works_without_javascript(browser: sync_api.Browser, desk_url: str) -> None:
+    make("parcels")
+    page = Visit(browser, desk_url, java_script_enabled=False).goto("/tasks/parcels/review")
+    page.click("button:has-text('Approve')")
+    page.click("summary:has-text('Reject')")
+    page.fill("#why", "no")
+    page.click("text=Reject this row")
+    page.wait_for_selector("text=2 of 12 reviewed")
+    assert [review.decision for review in verdicts()] == ["approve", "reject"]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_every_page_fits_and_loads_nothing_from_elsewhere(
+    browser: sync_api.Browser, desk_url: str, width: int, scheme: str
+) -> None:
+    make("parcels", until="registered_model")
+    visit = Visit(browser, desk_url, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    for path in ("", "/quality", "/ledger", "/review", f"/review?row={example(0).id}", "/reports/release_decision"):
+        page = visit.goto(f"/tasks/parcels{path}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        assert page.locator("h1").count() >= 1, path
+    visit.goto("/")
+    assert visit.complaints == []
+    assert all(url.startswith(desk_url) for url in visit.asked)
+
+
+def test_scripts_in_reports_and_data_docs_do_not_run(browser: sync_api.Browser, desk_url: str) -> None:
+    make("parcels", until="registered_model")
+    visit = Visit(browser, desk_url)
+    assert visit.goto("/tasks/parcels/reports/eval_report/report.html").title() == "Report"
+    page = visit.goto("/tasks/parcels/docs/index.html")
+    assert page.title() == "Data Docs"
+    assert page.evaluate("getComputedStyle(document.querySelector('h1')).color") == "rgb(1, 2, 3)"
+    page = visit.goto("/tasks/parcels/reports/eval_report")
+    frame = page.frame_locator("iframe.report")
+    assert "130 test rows" in frame.locator("body").inner_text()

@@ -1,0 +1,92 @@
+"""The desk as a program: its port, its host, its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from finetune_pipeline.desk import users
+from finetune_pipeline.desk.app import is_loopback, require_private, run
+from finetune_pipeline.errors import PortInUse, ServingError
+
+from .conftest import PASSWORD
+
+START = "from finetune_pipeline.desk.app import run; import sys; run('127.0.0.1', int(sys.argv[1]))"
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+def test_a_taken_port_is_named_with_the_cure(place: Path) -> None:
+    with taken_port() as port, pytest.raises(PortInUse) as caught:
+        run("127.0.0.1", port)
+    assert caught.value.exit_code == 10
+    assert f"127.0.0.1:{port}" in caught.value.message and "FINETUNE_DESK_URL=" in caught.value.cure
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_it_starts_says_where_and_stops_cleanly(tmp_path: Path, signal_: signal.Signals) -> None:
+    with taken_port() as port:
+        pass
+    environment = {**os.environ, "FINETUNE_HOME": str(tmp_path / "home"), "FINETUNE_DATA": str(tmp_path / "data")}
+    with subprocess.Popen(
+        [sys.executable, "-c", START, str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as desk:
+        try:
+            assert desk.stdout is not None
+            said = [desk.stdout.readline() for _ in range(3)]
+            assert (
+                "Sign in as `steward` with the password" in said[0]
+                and said[2].strip() == f"desk: http://127.0.0.1:{port}"
+            )
+            for _ in range(100):  # the address is printed just before the server takes requests; they wait in the queue
+                answer = httpx.get(f"http://127.0.0.1:{port}/health", timeout=20)
+                break
+            assert answer.text == "ok" and "server" not in answer.headers
+            desk.send_signal(signal_)
+            assert desk.wait(timeout=20) == 0
+        finally:
+            desk.kill()
+        assert desk.stderr is not None
+        assert "Traceback" not in desk.stderr.read()
+
+
+def test_the_network_has_to_be_wanted_and_needs_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path))
+    monkeypatch.setattr(users, "COST", 2**4)
+    with pytest.raises(ServingError, match="open to the network on 0.0.0.0") as caught:
+        require_private("0.0.0.0")  # noqa: S104
+    assert "FINETUNE_DESK_PUBLIC=1" in caught.value.cure
+    monkeypatch.setenv("FINETUNE_DESK_PUBLIC", "1")
+    users.first_start()
+    with pytest.raises(ServingError, match="no user that a person made"):
+        run("0.0.0.0", 0)  # noqa: S104
+    users.add_user("anna", PASSWORD)
+    require_private("0.0.0.0")  # noqa: S104
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("[::1]", True), ("localhost", True)]
+    + [("0.0.0.0", False), ("::", False), ("10.0.0.5", False), ("desk.example", False), ("", False)],  # noqa: S104
+)
+def test_what_is_this_machine(host: str, own: bool) -> None:
+    assert is_loopback(host) is own

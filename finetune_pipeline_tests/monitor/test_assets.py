@@ -1,0 +1,180 @@
+"""The asset over a real store and logs as the endpoint writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_pipeline.config import Task
+from finetune_pipeline.materialise import Outcome
+from finetune_pipeline.monitor.assets import traffic_fingerprint, traffic_report
+from finetune_pipeline.records import Answer, Artifact, Check
+from finetune_pipeline.store import TaskStore, traffic_folder
+from finetune_pipeline_tests.artifacts import NAME, example, finished, task, task_store, work
+from finetune_pipeline_tests.monitor.lines import line, write
+
+KINDS = ("delivery", "returns", "refund", "account")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskStore:
+    return task_store(tmp_path, monkeypatch)
+
+
+def declared(**monitor: Any) -> Task:
+    return task(answer={"format": "label", "labels": list(KINDS)}, monitor=monitor)
+
+
+def question(i: int) -> str:
+    return "where is my parcel? " + "please hurry, " * (i % 20)
+
+
+def deploy(store: TaskStore, champion: bool = True) -> dict[str, Artifact]:
+    rows = [example(f"r{i}", question(i), KINDS[i % 4]) for i in range(100)]
+    answers = [Answer(row.id, "tuned", row.answer, 40 + i % 20, 5, 0.5) for i, row in enumerate(rows)]
+    serving = {"version": 4, "adapter": "a1"} if champion else None
+    return {
+        "data_split": finished(store, "data_split", {"test.jsonl": rows}),
+        "eval_report": finished(store, "eval_report", {"answers.jsonl": answers}),
+        "deployed_endpoint": finished(store, "deployed_endpoint", {"endpoint.json": {"champion": serving}}),
+    }
+
+
+def usual(count: int, **changed: Any) -> list[dict[str, Any]]:
+    return [line(question=question(i), answer=KINDS[i % 4], prompt_tokens=40 + i % 20, **changed) for i in range(count)]
+
+
+def report(store: TaskStore, tmp_path: Path, rows: Sequence[dict[str, Any]], **monitor: Any) -> tuple[Outcome, Path]:
+    write(traffic_folder(NAME), rows)
+    given = work(declared(**monitor), store, tmp_path, **deploy(store))
+    return traffic_report(given), given.out
+
+
+def failed(outcome: Outcome) -> list[Check]:
+    assert outcome.verdict is not None
+    return [check for check in outcome.verdict.checks if not check.passed]
+
+
+def test_no_traffic_is_said_and_no_alarm(store: TaskStore, tmp_path: Path) -> None:
+    outcome, out = report(store, tmp_path, [])
+    assert outcome.verdict is not None
+    assert outcome.verdict.passed
+    assert outcome.verdict.summary == "no traffic in the last 7 days: nothing to judge"
+    assert "Nothing to judge yet" in (out / "report.html").read_text("utf-8")
+
+
+def test_usual_traffic_raises_no_alarm(store: TaskStore, tmp_path: Path) -> None:
+    outcome, _ = report(store, tmp_path, usual(400))
+    assert outcome.verdict is not None
+    assert outcome.verdict.passed
+    assert not failed(outcome)
+    current = store.current("deployed_endpoint")
+    assert current is not None
+    assert outcome.verdict.about == current.content
+    assert outcome.summary["requests"] == 400
+
+
+def test_too_few_requests_raise_no_alarm_however_bad(store: TaskStore, tmp_path: Path) -> None:
+    outcome, _ = report(store, tmp_path, usual(20, status="invalid", valid=False, seconds=60.0))
+    assert outcome.verdict is not None
+    assert outcome.verdict.passed
+    assert [check.name for check in failed(outcome)] == ["enough traffic"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "alarm", "said"),
+    [
+        ({"status": "invalid", "valid": False}, "answers keep the format", "answers break the format, 150 of 300"),
+        ({"status": "fallback"}, "answers keep the format", "answers break the format, 150 of 300"),
+        ({"seconds": 12.0}, "answers come in time", "answers are slow, 12.00 s"),
+        ({"question": "x" * 900}, "no drift: length of the questions (characters)", "drift in the length of the q"),
+        ({"answer": "delivery"}, "no drift: kinds of answers", "drift in the kinds of answers"),
+    ],
+)
+def test_each_kind_of_trouble_raises_its_alarm(
+    store: TaskStore, tmp_path: Path, changed: dict[str, Any], alarm: str, said: str
+) -> None:
+    rows = usual(150) + [{**row, **changed} for row in usual(150)]
+    outcome, out = report(store, tmp_path, rows)
+    assert outcome.verdict is not None
+    assert not outcome.verdict.passed
+    assert alarm in [check.name for check in failed(outcome)]
+    assert said in outcome.verdict.summary
+    assert re.search("<b>Alarm</b>", (out / "report.html").read_text("utf-8"))
+
+
+def test_a_share_that_may_be_chance_is_no_alarm(store: TaskStore, tmp_path: Path) -> None:
+    """4 of 60 are 6.7 %, more than 5 %; as many come by chance where 3 % break the format."""
+    outcome, _ = report(store, tmp_path, usual(56) + usual(4, status="invalid", valid=False))
+    assert outcome.verdict is not None
+    assert outcome.verdict.passed
+    said = next(c for c in outcome.verdict.checks if c.name == "answers keep the format")
+    assert "may still be chance" in said.observed
+
+
+def test_failed_requests_warn_but_start_no_retraining(store: TaskStore, tmp_path: Path) -> None:
+    rows = usual(100) + usual(100, status="error", valid=None)
+    outcome, _ = report(store, tmp_path, [{**row, "answer": row["answer"] if row["valid"] else None} for row in rows])
+    assert outcome.verdict is not None
+    assert outcome.verdict.passed
+    assert [check.name for check in failed(outcome)] == ["requests are answered"]
+
+
+def test_the_predecessors_failures_are_not_held_against_the_successor(store: TaskStore, tmp_path: Path) -> None:
+    rows = usual(100) + usual(100, version=3, adapter="a0", status="invalid", valid=False)
+    outcome, out = report(store, tmp_path, rows)
+    assert outcome.verdict is not None
+    assert outcome.verdict.passed
+    assert outcome.summary["requests"] == 100
+    assert "<td>3</td>" in (out / "report.html").read_text("utf-8")
+
+
+def test_a_log_without_texts_is_judged_by_tokens(store: TaskStore, tmp_path: Path) -> None:
+    rows = [{**row, "question": None, "answer": None, "prompt_tokens": 400} for row in usual(200)]
+    outcome, _ = report(store, tmp_path, rows)
+    assert "no drift: length of the prompts (tokens)" in [check.name for check in failed(outcome)]
+
+
+def test_old_days_are_left_out(store: TaskStore, tmp_path: Path) -> None:
+    rows = usual(100, at="2025-12-29T23:00:00.000+00:00") + usual(60, at="2025-12-30T00:00:00.000+00:00")
+    assert report(store, tmp_path, rows)[0].summary["requests"] == 60
+
+
+def test_nothing_deployed_is_said(store: TaskStore, tmp_path: Path) -> None:
+    given = work(declared(), store, tmp_path, **deploy(store, champion=False))
+    outcome = traffic_report(given)
+    assert outcome.verdict is not None
+    assert outcome.verdict.passed
+
+
+def test_what_users_wrote_cannot_become_markup(store: TaskStore, tmp_path: Path) -> None:
+    """Kinds of answers are the model's own words, and stand on a page that managers open."""
+    rows = [{**row, "answer": "<script>alert(1)</script>"} for row in usual(200)]
+    deployed = deploy(store)
+    tuned = [Answer(f"r{i}", "tuned", "<script>alert(1)</script>", 40, 5, 0.5) for i in range(100)]
+    deployed["eval_report"] = finished(store, "eval_report", {"answers.jsonl": tuned})
+    write(traffic_folder(NAME), rows)
+    given = work(declared(), store, tmp_path, **deployed)
+    traffic_report(given)
+    html = (given.out / "report.html").read_text("utf-8")
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert not re.search(r"(src|href)=.?https?:", html)  # nothing from outside
+
+
+def test_the_fingerprint_follows_the_logs_of_the_window(store: TaskStore) -> None:
+    today = datetime.now(UTC).date().isoformat()
+    before = traffic_fingerprint(declared(), store)
+    assert traffic_fingerprint(declared(), store) == before
+    write(traffic_folder(NAME), [line(at="2020-01-01T00:00:00.000+00:00")])
+    assert traffic_fingerprint(declared(), store) == before
+    write(traffic_folder(NAME), [line(at=f"{today}T00:00:00.000+00:00")])
+    after = traffic_fingerprint(declared(), store)
+    assert after != before
+    write(traffic_folder(NAME), [line(at=f"{today}T00:00:01.000+00:00")])
+    assert traffic_fingerprint(declared(), store) != after
