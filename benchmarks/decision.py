@@ -31,6 +31,7 @@ from finetune_pipeline.config import Release
 from finetune_pipeline.records import Score
 from finetune_pipeline.release import statistics
 from finetune_pipeline.release.decide import PROMPTED, Evidence, decide
+from finetune_pipeline.release.rise import relative_rise
 
 RULES = Release()
 SEED = 20260105
@@ -140,7 +141,7 @@ def general(sets: int) -> list[dict[str, Any]]:
             for _ in range(sets):
                 base = random.gamma(9, 0.35, texts)
                 tuned = base * (1 + rise + 0.10 * random.standard_normal(texts))
-                bound = statistics.relative_rise(list(base), list(tuned), RULES.alpha, SEED).high
+                bound = relative_rise(list(base), list(tuned), RULES.alpha, SEED).high
                 passed += bound <= RULES.general_margin
             lines.append({"texts": texts, "rise": rise, "passed": passed / sets})
     return lines

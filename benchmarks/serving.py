@@ -5,7 +5,7 @@
 
 Same machine, same call, both over HTTP on loopback, each in a process of its own: SmolLM2-135M-Instruct in fp32 with
 the same LoRA adapter (rank 16 on all linear layers, unmerged, small random weights: speed does not depend on them),
-the sample task's system prompt and its customers' messages, greedy, 32 tokens at most. Rounds of both alternate;
+the sample task's system prompt and its customers' messages, greedy, 24 tokens at most. Rounds of both alternate;
 figures are the median over the rounds, with the lowest and the highest. What it does not measure: time to first token
 (the peer does not stream), or other engines.
 """
@@ -35,10 +35,10 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK = "support_tickets"
-TOKENS = 32
+TOKENS = 24
 CLIENTS = (1, 8)
-REQUESTS = {1: 6, 8: 24}
-ROUNDS = 3
+REQUESTS = {1: 4, 8: 16}
+ROUNDS = 2
 KEY = "key-of-the-benchmark"
 SIDES = ("endpoint", "by hand")
 
@@ -56,17 +56,20 @@ class Measured:
 
 
 def prepare(scratch: Path) -> tuple[Path, Path, str]:
-    """A deployment in `scratch` as the pipeline leaves it; gives the base's folder, the adapter's, the system prompt."""
+    """A deployment in `scratch` as the pipeline leaves it: the folders of base and adapter, and the system prompt."""
     from finetune_pipeline import base_model
     from finetune_pipeline.config import load_task
     from finetune_pipeline.graph import FOLDERS
     from finetune_pipeline.records import Silent
     from finetune_pipeline.serve import desired
     from finetune_pipeline.serve.desired import Version
-    from finetune_pipeline.store import TaskStore
+    from finetune_pipeline.store import TaskStore, models_folder
 
     task = load_task(ROOT / "data" / TASK)
     folder, facts = base_model.prepare(task.base, TASK, Silent())
+    (scratch / "home").mkdir()
+    (scratch / "home" / "models").symlink_to(models_folder())
+    os.environ["FINETUNE_HOME"] = str(scratch / "home")  # nothing of this reaches the real logs and locks
     os.environ["FINETUNE_DATA"] = str(scratch / "data")
     (scratch / "data" / TASK).mkdir(parents=True)
     (scratch / "data" / TASK / "task.yaml").write_text((ROOT / "data" / TASK / "task.yaml").read_text("utf-8"), "utf-8")
@@ -122,6 +125,9 @@ def peer(base: Path, adapter: Path, port: int) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from finetune_pipeline.backends.inside import die_with_parent
+
+    die_with_parent()
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     model: Any = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter)
@@ -232,7 +238,7 @@ def run() -> dict[str, dict[int, list[Measured]]]:
         _SYSTEM.append({"role": "system", "content": system})
         urls = {side: f"http://127.0.0.1:{free_port()}" for side in SIDES}
         ports = {side: url.rpartition(":")[2] for side, url in urls.items()}
-        ours = [sys.executable, "-m", "finetune_pipeline.serve.app", "--port", ports["endpoint"]]
+        ours = [sys.executable, "-m", "finetune_pipeline.serve.app", "--port", ports["endpoint"], "--with-parent"]
         theirs = [sys.executable, __file__, "--peer", str(base), str(adapter), ports["by hand"]]
         texts = messages()
         with (

@@ -58,6 +58,17 @@ def base_model(work: Work) -> Outcome:
     return Outcome({**{name: facts[name] for name in shown}, "million_parameters": round(facts["parameters"] / 1e6, 1)})
 
 
+def available(task: Task) -> None:
+    """ModelError when the declared model is missing or its licence forbids the use; found without loading anything."""
+    problem = licences.problem(task.base.licence, task.use, task.base.licence_approval)
+    if problem:
+        raise ModelError(problem, "choose another base model, or set `base.licence_approval`")
+    if task.base.gguf:
+        _gguf_file(task.base.gguf, task.name)
+    elif task.base.path:
+        weights.check(_path(task.base.path, task.name))
+
+
 def source_fingerprint(task: Task, store: TaskStore) -> str:
     """Hash of the local files a declaration names, so that another file of the same name makes another model."""
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from finetune_pipeline.errors import FinetuneError
+from finetune_pipeline.errors import FinetuneError, GateRefused, WaitingForPeople
 
 out = Console()
 
@@ -43,11 +43,12 @@ def main() -> None:
 @click.option("--from", "source", required=True, type=click.Path(path_type=Path), help="CSV, JSONL, JSON or Parquet.")
 @click.option("--input", "input_", help="Column that holds the question; found by itself where the names are usual.")
 @click.option("--output", help="Column that holds the answer.")
-def init(task: str, source: Path, input_: str | None, output: str | None) -> None:
+@click.option("--outputs", default="", help="Several columns, with commas, that together make a JSON answer.")
+def init(task: str, source: Path, input_: str | None, output: str | None, outputs: str) -> None:
     """Make data/TASK with a commented task.yaml, filled in from a file of examples."""
     from finetune_pipeline.ingest.declare import create
 
-    path = create(task, source, input_, output)
+    path = create(task, source, input_, output, tuple(name.strip() for name in outputs.split(",") if name.strip()))
     out.print(f"wrote {path}\nnext: read it, then `finetune check {task}` and `finetune run {task}`", highlight=False)
 
 
@@ -70,8 +71,10 @@ def run(task: str) -> None:
 
     try:
         run_task(task, RichTerminal(out))
-    finally:
+    except (GateRefused, WaitingForPeople):
         out.print(summary(task))
+        raise
+    out.print(summary(task))
 
 
 @main.command()
@@ -129,11 +132,25 @@ def user(name: str) -> None:
 
 @main.command()
 @click.argument("task")
-def rollback(task: str) -> None:
+@click.option("--why", default="", help="The reason, kept with the deployment's history.")
+def rollback(task: str, why: str) -> None:
     """Serve the version of TASK that was served before; a running endpoint follows within seconds."""
     from finetune_pipeline.serve.desired import rollback as move_back
 
-    out.print(move_back(task), highlight=False)
+    out.print(move_back(task, why), highlight=False)
+
+
+@main.command()
+@click.argument("task")
+@click.option("--again", is_flag=True, help="Allow a version that was rolled back to be deployed once more.")
+@click.option("--why", default="", help="The reason, kept with the deployment's history.")
+def release(task: str, again: bool, why: str) -> None:
+    """Lift the hold that a rollback put on TASK's current version; `finetune run` then deploys it."""
+    from finetune_pipeline.serve.desired import release_again
+
+    if not again:
+        raise click.UsageError("say --again to lift the hold; the ordinary way to a release is `finetune run`")
+    out.print(release_again(task, why), highlight=False)
 
 
 @main.command()

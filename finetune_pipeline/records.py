@@ -230,7 +230,8 @@ class Artifact:
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        return self.manifest["summary"]
+        summary: Mapping[str, Any] = self.manifest["summary"]
+        return summary
 
     @property
     def verdict(self) -> Verdict | None:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from finetune_pipeline.addresses import address
 from finetune_pipeline.config import Task
-from finetune_pipeline.errors import DataError, DeclarationError, FinetuneError, ModelError, WaitingForPeople
+from finetune_pipeline.errors import DeclarationError, FinetuneError, ModelError, WaitingForPeople
 from finetune_pipeline.graph import STEPS
 from finetune_pipeline.materialise import open_task, plan
 from finetune_pipeline.records import Artifact
@@ -108,12 +108,12 @@ def _results(report: Artifact) -> RenderableType:
 
 def _difference(decision: Artifact) -> str:
     figures = decision.json("decision.json")["figures"]
-    gain = figures.get("gain")
-    if not gain:
+    gain = figures.get("gain", {})
+    if "interval" not in gain:
         return ""
     low, high = gain["interval"]
     return (
-        f"tuned minus {NAMES.get(gain['over'], gain['over'])}: {100 * gain['difference']:+.1f} points "
+        f"tuned minus {NAMES.get(gain['against'], gain['against'])}: {100 * gain['difference']:+.1f} points "
         f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
     )
 
@@ -184,17 +184,18 @@ def _line(name: str) -> tuple[str, str, str]:
 def check_report(name: str) -> str:
     """What a look at declaration, sources and base model finds. DeclarationError with all problems, or good news."""
     from finetune_pipeline.base_model import available
-    from finetune_pipeline.ingest.sources import problems
+    from finetune_pipeline.ingest.sources import problems, remarks
 
     task, store = open_task(name)
     found = list(problems(task, store))
     try:
         available(task)
-    except (ModelError, DataError) as error:
+    except ModelError as error:
         found.append(f"base: {error.message} ({error.cure})")
     recorded = task.review.recorded
     if recorded and not (store.root / recorded).exists():
         found.append(f"review.recorded: {recorded} does not exist; remove the key, or put the file there")
     if found:
         raise DeclarationError(f"{name}: {len(found)} to mend", problems=tuple(found))
-    return f"{name}: the declaration, {len(task.sources)} sources and the base model are in order"
+    good = f"{name}: the declaration, its sources ({len(task.sources)}) and the base model are in order"
+    return "\n".join([good, *(f"  note: {remark}" for remark in remarks(task, store))])

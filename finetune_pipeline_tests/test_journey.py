@@ -35,7 +35,28 @@ from finetune_pipeline.review import inbox
 from finetune_pipeline.store import TaskStore
 
 COLOURS = ("red", "green", "blue")
-WORDS = "paint wall door boat fence chair table roof shed gate bench lamp shelf frame panel box cart sign post rail".split()
+WORDS = [
+    "paint",
+    "wall",
+    "door",
+    "boat",
+    "fence",
+    "chair",
+    "table",
+    "roof",
+    "shed",
+    "gate",
+    "bench",
+    "lamp",
+    "shelf",
+    "frame",
+    "panel",
+    "box",
+    "cart",
+    "sign",
+    "post",
+    "rail",
+]
 
 
 class Quiet(Silent):
@@ -161,7 +182,9 @@ def test_to_the_endpoint_through_a_wait_and_a_kill(world: Callable[..., TaskStor
 def kill_in_training(name: str, store: TaskStore) -> int:
     """Start `finetune run` as a user does, and SIGKILL it when the training has a checkpoint; gives the step it holds."""
     command = [sys.executable, "-m", "finetune_pipeline.cli", "run", name]
-    process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     folder = Path(str(store.stage_folder("6_adapter"))) / "checkpoints"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -170,7 +193,9 @@ def kill_in_training(name: str, store: TaskStore) -> int:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             return max(steps)
-        assert process.poll() is None, f"it ended before it could be killed:\n{process.stdout and process.stdout.read()}"
+        assert process.poll() is None, (
+            f"it ended before it could be killed:\n{process.stdout and process.stdout.read()}"
+        )
         time.sleep(0.02)
     process.kill()
     raise AssertionError("no checkpoint within two minutes")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -183,7 +184,7 @@ def _near(grams: Grams, threshold: float, seed: int) -> list[tuple[int, int, flo
             if count > _WAITING_PAIRS:
                 _verify(waiting, rows, index, found)
                 count = 0
-        for start, end in zip(edges[:-1], edges[1:], strict=True):
+        for start, end in pairwise(edges):
             if end - start > _CROWD:
                 _link_crowd(order[start:end], index, found)
     _verify(waiting, rows, index, found)

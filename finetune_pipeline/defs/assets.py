@@ -6,13 +6,16 @@ The declaration is read again at run time, so that an edit of task.yaml counts w
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from finetune_pipeline.addresses import address
 from finetune_pipeline.defs.reporter import DagsterReporter, console
-from finetune_pipeline.errors import FinetuneError
+from finetune_pipeline.errors import FinetuneError, JobCancelled
 from finetune_pipeline.graph import STEPS, Step
 from finetune_pipeline.materialise import materialise, open_task
 from finetune_pipeline.records import Artifact, Check
+
+STOPPED = "stopped on request; what was finished is kept, and a training goes on from its checkpoint"
 
 
 def task_assets(name: str) -> list[dg.AssetsDefinition]:
@@ -55,6 +58,10 @@ def _make(context: dg.AssetExecutionContext, name: str, asset: str) -> Artifact:
         if terminal is not None:
             terminal.finished(asset, artifact)
         return artifact
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+        if terminal is not None:
+            terminal.failed(asset, JobCancelled(STOPPED, "run the same command again to go on"))
+        raise
     except FinetuneError as error:
         if terminal is not None:
             terminal.failed(asset, error)

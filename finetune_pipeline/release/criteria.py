@@ -18,7 +18,9 @@ from typing import Any, Literal, TypeAlias
 from finetune_pipeline.config import Release
 from finetune_pipeline.records import Check, Json
 from finetune_pipeline.release import power, statistics
+from finetune_pipeline.release.rise import relative_rise
 from finetune_pipeline.release.statistics import Paired
+from finetune_pipeline.release.words import between_points, gain, interval_name, percent, points, share, signed
 
 SEED = 0  # of the bootstraps; they are a function of the data and this
 SHOWN = 0.95  # confidence of the interval that reports show; the decision's own bounds are one-sided, at 1 - alpha
@@ -61,7 +63,7 @@ def beats(name: str, tuned: Right, baseline: Right, groups: Groups, rules: Relea
         state = "harm"
     least = f"by more than {points(rules.min_gain)}" if rules.min_gain else "in more rows than not"
     expected = f"exactly right {least}, with a risk of at most {rules.alpha:.0%} to be wrong about that"
-    observed = f"{share(tuned)} against {share(baseline)}: {_gain(pair, low, high, p, rules.alpha)}"
+    observed = f"{share(tuned)} against {share(baseline)}: {gain(pair, low, high, p, rules.alpha)}"
     figures = _pair_figures(pair, low, high, p, rules.alpha)
     rows = power.rows_needed(pair, rules.min_gain, rules.alpha) if state == "undecided" else None
     return Finding(Check(f"better than {name}", state == "holds", expected, observed), state, figures, rows)
@@ -73,7 +75,7 @@ def cheaper(name: str, tuned: Right, other: Right, groups: Groups, rules: Releas
     p = statistics.p_value(pair)
     low, high = statistics.difference_bounds(pair, 1 - 2 * rules.alpha)
     worth = p <= rules.alpha
-    observed = f"{share(tuned)} against {share(other)}: {_gain(pair, low, high, p, rules.alpha)}"
+    observed = f"{share(tuned)} against {share(other)}: {gain(pair, low, high, p, rules.alpha)}"
     if not worth:
         observed += f"; {name} may do the same job for a fraction of the cost: consider shipping that instead"
     check = Check(f"worth more than {name}", worth, f"the tuned model is better than {name}", observed, "warning")
@@ -88,13 +90,15 @@ def keeps_general_ability(losses: Sequence[tuple[float, float]] | None, rules: R
         unknown = "not measured: `evaluate.general` is false, so nobody knows what else the model forgot"
         return Finding(Check(name, False, expected, unknown, "warning"), "holds", {"measured": False})
     before, after = [pair[0] for pair in losses], [pair[1] for pair in losses]
-    rise = statistics.relative_rise(before, after, rules.alpha, SEED)
+    rise = relative_rise(before, after, rules.alpha, SEED)
     state: State = "holds" if rise.high <= rules.general_margin else "undecided"
     if rise.low > rules.general_margin:
         state = "harm"
-    between = f"between {_signed(rise.low)} and {_signed(rise.high)}" if rise.rows > 1 else "of unknown spread"
+    between = f"between {signed(rise.low)} and {signed(rise.high)}" if rise.rows > 1 else "of unknown spread"
     observed = (
-        f"{_signed(rise.rise)} on {rise.rows} texts, {between} ({_confidence(rules.alpha)})" if rise.rows else "no text"
+        f"{signed(rise.rise)} on {rise.rows} texts, {between} ({interval_name(rules.alpha)})"
+        if rise.rows
+        else "no text"
     )
     figures: dict[str, Json] = {"measured": True, "texts": rise.rows, "rise": _finite(rise.rise)}
     figures |= {"low": _finite(rise.low), "high": _finite(rise.high), "margin": rules.general_margin}
@@ -114,7 +118,7 @@ def answers_valid(valid: Right, rules: Release) -> Finding:
     low, high = statistics.clopper_pearson(right, rows, 1 - 2 * rules.alpha)
     passed = rows > 0 and right / rows >= rules.min_schema
     state: State = "holds" if passed else "harm" if high < rules.min_schema else "undecided"
-    observed = f"{share(valid)}, between {percent(low)} and {percent(high)} ({_confidence(rules.alpha)})"
+    observed = f"{share(valid)}, between {percent(low)} and {percent(high)} ({interval_name(rules.alpha)})"
     if passed and low < rules.min_schema:
         observed += f"; so few rows cannot exclude a share below {percent(rules.min_schema)}"
     needed = power.share_rows_needed(right, rows, rules.min_schema, rules.alpha) if state == "undecided" else None
@@ -189,7 +193,7 @@ def _blocking(
 def _undecided(
     names: Sequence[str], tested: Sequence[str], table: Mapping[str, dict[str, Any]], rules: Release
 ) -> Finding:
-    listed = "; ".join(f"{name} ({_between(table[name]['low'], table[name]['high'])})" for name in names)
+    listed = "; ".join(f"{name} ({between_points(table[name]['low'], table[name]['high'])})" for name in names)
     observed = f"{len(names)} of {len(tested)} cannot: {listed}" if names else f"all {len(tested)} do"
     small = sum(row["state"] == "too few rows" for row in table.values())
     if small:
@@ -214,39 +218,6 @@ def fresh_test_set(reuse: Reuse, rules: Release) -> Finding:
         "test set not worn out", not worn and reuse.rules == 1, f"fewer than {WORN} decisions", observed, "warning"
     )
     return Finding(check, "holds", {"adapters": reuse.adapters, "rules": reuse.rules, "chance_of_luck": luck})
-
-
-# words ------------------------------------------------------------------------------------------------------
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def points(value: float) -> str:
-    return f"{100 * value:.1f} points"
-
-
-def share(right: Right) -> str:
-    count = sum(right.values())
-    return f"{count} of {len(right)} ({percent(count / len(right))})" if right else "no rows"
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f} %"
-
-
-def _between(low: float, high: float) -> str:
-    return f"between {100 * low:+.1f} and {100 * high:+.1f} points"
-
-
-def _confidence(alpha: float) -> str:
-    return f"{1 - 2 * alpha:.0%} interval"
-
-
-def _gain(pair: Paired, low: float, high: float, p: float, alpha: float) -> str:
-    gain = f"{100 * pair.difference:+.1f} points, {_between(low, high)} ({_confidence(alpha)})"
-    return f"{gain}; {pair.wins} rows won, {pair.losses} lost, p = {p:.2g}"
 
 
 def _finite(value: float) -> float | None:

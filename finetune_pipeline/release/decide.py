@@ -27,8 +27,9 @@ from finetune_pipeline.config import Release
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.records import Check, Decision, Json, Score
 from finetune_pipeline.release import criteria
-from finetune_pipeline.release.criteria import Finding, Groups, Reuse, Right, share
+from finetune_pipeline.release.criteria import Finding, Groups, Reuse, Right
 from finetune_pipeline.release.power import smallest_gain
+from finetune_pipeline.release.words import share
 
 TUNED = "tuned"
 PROMPTED = ("zero_shot", "few_shot", "retrieved")  # what the team would use if it did not tune

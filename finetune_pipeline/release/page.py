@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_pipeline.records import Check, Decision
-from finetune_pipeline.release.criteria import percent, points
+from finetune_pipeline.release.words import percent, points
 
 MEANING = {
     "PROMOTE": "The evidence supports shipping this model.",

@@ -2,17 +2,17 @@
 
     pair = paired(tuned, few_shot)                 # Paired(rows=161, wins=16, losses=6, ...)
     p_value(pair)                                  # 0.026: one-sided exact McNemar test
-    difference_bounds(pair, confidence=0.90)       # (0.013, 0.112): Tango's score interval
+    difference_bounds(pair, confidence=0.90)       # (0.015, 0.113): Tango's score interval
 
 What is compared is a row at a time: rows that both models have right, or both wrong, say nothing about which is better.
 Everything that scipy has is scipy's; Tango's interval and Holm's step-down are not in it and stand here.
 
-What it is not: what the figures mean for a release (criteria.py), or how many rows would be needed (power.py).
+What it is not: losses on general text (rise.py), what the figures mean for a release (criteria.py), or how many rows
+would be needed (power.py).
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,16 +41,6 @@ class Paired:
     @property
     def difference(self) -> float:
         return (self.wins - self.losses) / self.rows if self.rows else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Rise:
-    """Relative rise of a mean (0.03: 3 % higher) over `rows` pairs, with one-sided bounds at the same confidence."""
-
-    rows: int
-    rise: float
-    low: float
-    high: float
 
 
 def paired(
@@ -211,47 +201,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = worst
     return adjusted
-
-
-def relative_rise(before: Sequence[float], after: Sequence[float], alpha: float, seed: int) -> Rise:
-    """How much higher the mean of `after` is than that of `before`, pair by pair (losses per token, all positive).
-
-    Each bound is the more careful of two: Fieller's, which inverts the paired t test of mean(after - ratio * before)
-    ("Some problems in interval estimation", JRSS B 16, 1954), and the paired bootstrap's, for what is not normal.
-    Unbounded (inf) with fewer than two pairs, or where the mean of `before` cannot be told from 0.
-    """
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    x, y = np.asarray(before, float), np.asarray(after, float)
-    if len(x) == 0:
-        return Rise(0, math.nan, -math.inf, math.inf)
-    rise = float(y.mean() / x.mean() - 1)
-    if len(x) < 2:
-        return Rise(len(x), rise, -math.inf, math.inf)
-    low, high = _fieller(x, y, alpha)
-    drawn = bootstrap(
-        (x, y),
-        lambda a, b, axis: b.mean(axis) / a.mean(axis) - 1,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=max(1, 2_000_000 // len(x)),
-        confidence_level=1 - 2 * alpha,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Rise(len(x), rise, min(low, float(drawn.low)), max(high, float(drawn.high)))
-
-
-def _fieller(x: Any, y: Any, alpha: float) -> tuple[float, float]:
-    import numpy as np
-    from scipy.stats import t
-
-    n = len(x)
-    (vxx, vxy), (_, vyy) = np.cov(x, y) / n * float(t.isf(alpha, n - 1)) ** 2
-    a, b, c = x.mean() ** 2 - vxx, x.mean() * y.mean() - vxy, y.mean() ** 2 - vyy
-    if a <= 0:
-        return -math.inf, math.inf
-    root = math.sqrt(max(0.0, b * b - a * c))
-    return float((b - root) / a - 1), float((b + root) / a - 1)

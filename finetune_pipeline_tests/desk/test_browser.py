@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +16,9 @@ from finetune_pipeline.review import inbox
 
 from .conftest import PASSWORD
 from .made_up import example, make
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser tests")
 CHROMIUM = (
@@ -38,7 +42,7 @@ ARGUMENTS = [
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
+def browser() -> Iterator[Browser]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
@@ -48,7 +52,7 @@ def browser() -> Iterator[sync_api.Browser]:
 class Visit:
     """A signed-in page that remembers what the browser complained of and what it asked for."""
 
-    def __init__(self, browser: sync_api.Browser, url: str, **context: object) -> None:
+    def __init__(self, browser: Browser, url: str, **context: Any) -> None:
         self.url = url
         self.page = browser.new_context(**context).new_page()
         self.page.set_default_timeout(20_000)
@@ -62,7 +66,7 @@ class Visit:
         self.page.click("text=Sign in >> nth=-1")
         self.page.wait_for_url(f"{url}/")
 
-    def goto(self, path: str) -> sync_api.Page:
+    def goto(self, path: str) -> Page:
         self.page.goto(self.url + path)
         return self.page
 
@@ -74,13 +78,13 @@ def verdicts() -> list[Review]:
     return inbox.load(store, task, sample)
 
 
-def press(page: sync_api.Page, key: str) -> None:
+def press(page: Page, key: str) -> None:
     """A key that leads to another page."""
     with page.expect_navigation():
         page.keyboard.press(key)
 
 
-def test_a_whole_sample_by_keyboard(browser: sync_api.Browser, desk_url: str) -> None:
+def test_a_whole_sample_by_keyboard(browser: Browser, desk_url: str) -> None:
     make("parcels")
     visit = Visit(browser, desk_url)
     page = visit.goto("/tasks/parcels/review")
@@ -112,7 +116,7 @@ def test_a_whole_sample_by_keyboard(browser: sync_api.Browser, desk_url: str) ->
     assert all(url.startswith(desk_url) for url in visit.asked)
 
 
-def test_a_held_key_approves_one_row_only(browser: sync_api.Browser, desk_url: str) -> None:
+def test_a_held_key_approves_one_row_only(browser: Browser, desk_url: str) -> None:
     make("parcels")
     page = Visit(browser, desk_url).goto("/tasks/parcels/review")
     page.keyboard.down("a")
@@ -123,7 +127,7 @@ def test_a_held_key_approves_one_row_only(browser: sync_api.Browser, desk_url: s
     assert len(verdicts()) == 1
 
 
-def test_a_wrong_edit_shows_its_complaint_in_focus(browser: sync_api.Browser, desk_url: str) -> None:
+def test_a_wrong_edit_shows_its_complaint_in_focus(browser: Browser, desk_url: str) -> None:
     make("parcels")
     page = Visit(browser, desk_url).goto(f"/tasks/parcels/review?row={example(0).id}&edit=1")
     page.fill("[name='field:order']", "12")
@@ -136,7 +140,7 @@ def test_a_wrong_edit_shows_its_complaint_in_focus(browser: sync_api.Browser, de
     assert page.locator("text=Proposed answer").count() == 1
 
 
-def test_it_works_without_javascript(browser: sync_api.Browser, desk_url: str) -> None:
+def test_it_works_without_javascript(browser: Browser, desk_url: str) -> None:
     make("parcels")
     page = Visit(browser, desk_url, java_script_enabled=False).goto("/tasks/parcels/review")
     page.click("button:has-text('Approve')")
@@ -149,7 +153,7 @@ def test_it_works_without_javascript(browser: sync_api.Browser, desk_url: str) -
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
 def test_every_page_fits_and_loads_nothing_from_elsewhere(
-    browser: sync_api.Browser, desk_url: str, width: int, scheme: str
+    browser: Browser, desk_url: str, width: int, scheme: str
 ) -> None:
     make("parcels", until="registered_model")
     visit = Visit(browser, desk_url, viewport={"width": width, "height": 800}, color_scheme=scheme)
@@ -162,7 +166,7 @@ def test_every_page_fits_and_loads_nothing_from_elsewhere(
     assert all(url.startswith(desk_url) for url in visit.asked)
 
 
-def test_scripts_in_reports_and_data_docs_do_not_run(browser: sync_api.Browser, desk_url: str) -> None:
+def test_scripts_in_reports_and_data_docs_do_not_run(browser: Browser, desk_url: str) -> None:
     make("parcels", until="registered_model")
     visit = Visit(browser, desk_url)
     assert visit.goto("/tasks/parcels/reports/eval_report/report.html").title() == "Report"

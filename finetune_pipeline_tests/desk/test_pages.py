@@ -28,7 +28,7 @@ def addresses() -> list[tuple[str, str]]:
         for each in module.router.routes:
             if isinstance(each, APIRoute) and each.path not in OPEN:
                 path = re.sub(r"\{(\w+)(?::path)?\}", lambda match: filled[match[1]], each.path)
-                found += [(method, path) for method in each.methods]
+                found += [(method, path) for method in each.methods or ()]
     return found
 
 

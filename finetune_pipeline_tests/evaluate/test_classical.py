@@ -7,7 +7,7 @@ from finetune_pipeline.evaluate import classical
 from finetune_pipeline_tests.artifacts import example
 
 LABEL = AnswerFormat(format="label", labels=("refund", "delivery"))
-JSON = AnswerFormat(format="json", schema={"type": "object"})
+JSON = AnswerFormat.model_validate({"format": "json", "schema": {"type": "object"}})
 SAID = {"refund": "money back please", "delivery": "parcel is late"}
 
 

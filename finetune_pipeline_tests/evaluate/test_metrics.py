@@ -13,7 +13,7 @@ SCHEMA = {
     "required": ["intent", "order"],
     "additionalProperties": False,
 }
-JSON = AnswerFormat(format="json", schema=SCHEMA, slice_by="intent")
+JSON = AnswerFormat.model_validate({"format": "json", "schema": SCHEMA, "slice_by": "intent"})
 LABEL = AnswerFormat(format="label", labels=("refund", "delivery"))
 ROW = example("r", "where is it", '{"intent": "delivery", "order": null, "n": 1}')
 

@@ -5,7 +5,7 @@ import pytest
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.evaluate.stop import StopRule, complete, final
 
-JSON = AnswerFormat(format="json", schema={"type": "object"})
+JSON = AnswerFormat.model_validate({"format": "json", "schema": {"type": "object"}})
 LABEL = AnswerFormat(format="label", labels=("refund", "returns"))
 TEXT = AnswerFormat()
 

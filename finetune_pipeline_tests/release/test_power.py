@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from finetune_pipeline.release import power, statistics
-from finetune_pipeline.release.statistics import Paired, Rise
+from finetune_pipeline.release.rise import Rise
+from finetune_pipeline.release.statistics import Paired
 
 
 def pair(rows: int, wins: int, losses: int, design: float = 1.0) -> Paired:

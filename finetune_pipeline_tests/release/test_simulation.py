@@ -15,6 +15,7 @@ import pytest
 
 from finetune_pipeline.config import Release
 from finetune_pipeline.release import statistics
+from finetune_pipeline.release.rise import relative_rise
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_a_truly_harmful_model_seldom_passes_for_harmless() -> None:
     for _ in range(sets):
         base = random.gamma(9, 0.35, 40)
         tuned = base * (1.10 + 0.10 * random.standard_normal(40))
-        passed += statistics.relative_rise(list(base), list(tuned), 0.05, 0).high <= Release().general_margin
+        passed += relative_rise(list(base), list(tuned), 0.05, 0).high <= Release().general_margin
     assert passed / sets <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / sets)
 
 

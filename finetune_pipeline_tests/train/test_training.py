@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(tiny_model: Pa
     newest.write_bytes(newest.read_bytes()[:-7])
     heard: list[str] = []
     report = Silent()
-    report.log = heard.append  # type: ignore[method-assign]
+    report.log = heard.append  # type: ignore[method-assign, assignment]
     assert checkpoint.load(tmp_path, setup.weights, setup.optimiser, report).step == 1
     assert "step-00000002 is damaged" in heard[0]
 

@@ -1,0 +1,177 @@
+"""How many answers a second does the decoder give, and how many does transformers' own `generate`?
+
+    python benchmarks/generation.py [--json] [--rows 64] [--rounds 3] [--model FOLDER] [--threads N]
+
+Data: messages of the sample task (data/support_tickets), each after the task's system prompt; greedy, at most 48 new
+tokens. Peer: `model.generate` on the same model and rows, in batches of 32 padded on the left, sorted by length (its
+best case). Both in fp32, in this process, in turn; a round is one pass of each, and the ratio is taken within a round,
+so that other load on the machine falls on both. The table also counts the rows on which both give the same tokens.
+
+Two kinds of prompt: `zero_shot`, and `few_shot` with three fixed examples, which makes the shared part longer. The
+untuned model goes on until the limit, so that rows seldom end early: with a tuned model the decoder gains more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+NEW_TOKENS = 48
+BATCH = 32
+DATA = Path(__file__).parents[1] / "data" / "support_tickets"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object of figures on the last line")
+    parser.add_argument("--rows", type=int, default=64, help="prompts in a round")
+    parser.add_argument("--rounds", type=int, default=3, help="passes of each")
+    parser.add_argument("--model", type=Path, help="folder of the model; default: the sample task's base model")
+    parser.add_argument("--threads", type=int, help="threads; default: torch's own choice")
+    options = parser.parse_args()
+    figures = measure(options.model or sample_model(), options.rows, options.rounds, options.threads)
+    show(figures)
+    if options.json:
+        print(json.dumps(figures))
+
+
+def sample_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct, made from its package at the first call."""
+    from finetune_pipeline import base_model
+    from finetune_pipeline.config import load_task
+    from finetune_pipeline.records import Silent
+
+    return base_model.prepare(load_task(DATA).base, "support_tickets", Silent())[0]
+
+
+def measure(folder: Path, rows: int, rounds: int, threads: int | None) -> dict[str, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from finetune_pipeline.evaluate.loading import load
+
+    if threads:
+        torch.set_num_threads(threads)
+    loaded = load(folder)
+    peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()  # as transformers lays it out
+    kinds = {kind: prompts(loaded.tokenizer, kind, rows) for kind in ("zero_shot", "few_shot")}
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}",
+        "model": folder.name,
+        "rows": rows,
+        "new_tokens": NEW_TOKENS,
+        "kinds": {kind: compare(loaded, peer, some, rounds) for kind, some in kinds.items()},
+    }
+
+
+def prompts(tokenizer: Any, kind: str, count: int) -> list[list[int]]:
+    """Token ids of `count` prompts; the rows after them serve as examples."""
+    from finetune_pipeline.config import load_task
+    from finetune_pipeline.evaluate.generate import encode
+    from finetune_pipeline.evaluate.prompts import with_shots
+    from finetune_pipeline.records import Example, Message
+
+    task = load_task(DATA)
+    with (DATA / "raw" / "shop_export.csv").open(encoding="utf-8", errors="replace", newline="") as file:
+        lines = [row for row in csv.DictReader(file) if len(row["message"] or "") > 20][: count + 3]
+    fields = ("intent", "priority", "product", "order")
+    examples = []
+    for i, row in enumerate(lines):
+        answer = json.dumps({name: row[name] or None for name in fields})
+        messages = (Message("user", row["message"]), Message("assistant", answer))
+        examples.append(Example(str(i), messages, "shop", str(i)))
+    shots = examples[count:] if kind == "few_shot" else []
+    return [encode(tokenizer, with_shots(row, task.prompt.system, shots)) for row in examples[:count]]
+
+
+def compare(loaded: Any, peer: Any, rows: list[list[int]], rounds: int) -> dict[str, Any]:
+    from finetune_pipeline.evaluate.generate import shared_prefix
+
+    ordered = sorted(rows, key=len, reverse=True)
+    ours_seconds, peer_seconds = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        ours = decoder(loaded, ordered)
+        ours_seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        theirs = transformers_generate(peer, loaded, ordered)
+        peer_seconds.append(time.perf_counter() - start)
+    ratios = [p / o for o, p in zip(ours_seconds, peer_seconds, strict=True)]
+    tokens = sum(len(answer) for answer in ours)
+    return {
+        "shared_tokens": len(shared_prefix(rows)),
+        "prompt_tokens": round(sum(map(len, rows)) / len(rows), 1),
+        "answers_per_second": round(len(rows) / statistics.median(ours_seconds), 2),
+        "tokens_per_second": round(tokens / statistics.median(ours_seconds), 1),
+        "peer_answers_per_second": round(len(rows) / statistics.median(peer_seconds), 2),
+        "peer_tokens_per_second": round(tokens / statistics.median(peer_seconds), 1),
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_spread": [round(min(ratios), 2), round(max(ratios), 2)],
+        "same_answers": sum(a == b for a, b in zip(ours, theirs, strict=True)),
+    }
+
+
+def decoder(loaded: Any, rows: list[list[int]]) -> list[list[int]]:
+    from finetune_pipeline.evaluate.decoder import Decoder, Request
+    from finetune_pipeline.evaluate.generate import STEP_TOKENS, shared_prefix
+
+    engine = Decoder(loaded.model, loaded.eos_ids, shared_prefix(rows), BATCH, STEP_TOKENS)
+    engine.admit([Request(str(i), row, NEW_TOKENS) for i, row in enumerate(rows)])
+    given: list[list[int]] = [[] for _ in rows]
+    while engine.running or engine.waiting:
+        for token in engine.step():
+            given[int(token.id)].append(token.token)
+    return given
+
+
+def transformers_generate(model: Any, loaded: Any, rows: list[list[int]]) -> list[list[int]]:
+    import torch
+
+    end, given = sorted(loaded.eos_ids), []
+    for first in range(0, len(rows), BATCH):
+        some = rows[first : first + BATCH]
+        longest = max(map(len, some))
+        ids = torch.tensor([[end[0]] * (longest - len(row)) + row for row in some])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in some])
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                eos_token_id=end,
+                pad_token_id=end[0],
+            )
+        given += [_until_end(row, loaded.eos_ids) for row in out[:, longest:].tolist()]
+    return given
+
+
+def _until_end(ids: list[int], end: frozenset[int]) -> list[int]:
+    at = next((i for i, token in enumerate(ids) if token in end), len(ids) - 1)
+    return ids[: at + 1]
+
+
+def show(figures: dict[str, Any]) -> None:
+    print(f"{figures['model']}, {figures['rows']} prompts, at most {figures['new_tokens']} new tokens each, fp32")
+    print(f"{figures['machine']}\n")
+    print(f"{'prompts':<11}{'tokens':>7}{'shared':>8}{'answers/s':>11}{'tokens/s':>10}{'peer':>8}{'ratio':>8}   same")
+    for kind, f in figures["kinds"].items():
+        spread = f"({f['ratio_spread'][0]} to {f['ratio_spread'][1]})"
+        print(
+            f"{kind:<11}{f['prompt_tokens']:>7.0f}{f['shared_tokens']:>8}{f['answers_per_second']:>11.2f}"
+            f"{f['tokens_per_second']:>10.0f}{f['peer_answers_per_second']:>8.2f}{f['ratio']:>8.2f}   "
+            f"{f['same_answers']}/{figures['rows']} {spread}"
+        )
+    print("\npeer: transformers' generate, answers/s; ratio: ours to peer, median of the rounds (least to most)")
+
+
+if __name__ == "__main__":
+    main()
