@@ -36,12 +36,10 @@ from finetune_pipeline.store import TaskStore, data_root, machine_lock, models_f
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model")
 HUB_NOT = ("*/*", "consolidated*", "*.bin", "*.pt", "*.pth", "*.gguf")
 BF16_BYTES_PER_GGUF_BYTE = 5  # a 4-bit file grows about 3.6 times; the rest is room for the tokenizer
-TEMPLATE_SETTINGS: dict[str, Any] = {
-    # Templates that print today's date would make training and serving differ; so would a "thinking" switch.
-    "date_string": "1 January 2026",
-    "strftime_now": lambda _format: "1 January 2026",
-    "enable_thinking": False,
-}
+# Templates that print today's date would make training and serving differ; so would a "thinking" switch. The function
+# that gives the date can only be replaced from within the template.
+TEMPLATE_SETTINGS: dict[str, Any] = {"date_string": "1 January 2026", "enable_thinking": False}
+NO_CLOCK = "{%- macro strftime_now(format) -%}1 January 2026{%- endmacro -%}"
 
 
 def base_model(work: Work) -> Outcome:
@@ -147,9 +145,11 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], add_generation
     """
     from jinja2 import TemplateError
 
+    template: str = tokenizer.get_chat_template()
     try:
         text: str = tokenizer.apply_chat_template(
             [dict(message) for message in messages],
+            chat_template=NO_CLOCK + template if "strftime_now" in template else template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             **TEMPLATE_SETTINGS,

@@ -113,7 +113,7 @@ def _difference(decision: Artifact) -> str:
         return ""
     low, high = gain["interval"]
     return (
-        f"tuned minus {NAMES.get(gain['against'], gain['against'])}: {100 * gain['difference']:+.1f} points "
+        f"tuned minus {NAMES.get(gain['over'], gain['over'])}: {100 * gain['difference']:+.1f} points "
         f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
     )
 

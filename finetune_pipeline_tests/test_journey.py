@@ -1,4 +1,4 @@
-"""The whole graph with a tiny random model: real Dagster instance, Great Expectations, MLflow on SQLite, a real endpoint.
+"""The whole graph with a tiny random model: real Dagster instance, Great Expectations, MLflow on SQLite, endpoint.
 
     once to a deployed endpoint, killed in training on the way and resumed from its checkpoint
     once stopped by the quality gate
@@ -35,28 +35,7 @@ from finetune_pipeline.review import inbox
 from finetune_pipeline.store import TaskStore
 
 COLOURS = ("red", "green", "blue")
-WORDS = [
-    "paint",
-    "wall",
-    "door",
-    "boat",
-    "fence",
-    "chair",
-    "table",
-    "roof",
-    "shed",
-    "gate",
-    "bench",
-    "lamp",
-    "shelf",
-    "frame",
-    "panel",
-    "box",
-    "cart",
-    "sign",
-    "post",
-    "rail",
-]
+WORDS = ("paint", "wall", "door", "boat", "fence", "chair", "table", "roof", "shed", "gate", "bench", "lamp", "shelf")
 
 
 class Quiet(Silent):
@@ -126,7 +105,7 @@ def rows(count: int = 240) -> list[tuple[str, str]]:
 
 def approve_all(name: str) -> None:
     """What the experts do in the desk."""
-    task, store = open_task(name)
+    _, store = open_task(name)
     sample = store.current("review_sample")
     assert sample is not None
     for row in sample.examples("sample.jsonl"):
@@ -180,7 +159,7 @@ def test_to_the_endpoint_through_a_wait_and_a_kill(world: Callable[..., TaskStor
 
 
 def kill_in_training(name: str, store: TaskStore) -> int:
-    """Start `finetune run` as a user does, and SIGKILL it when the training has a checkpoint; gives the step it holds."""
+    """Start `finetune run` as a user does, SIGKILL it when the training has a checkpoint; gives the step it holds."""
     command = [sys.executable, "-m", "finetune_pipeline.cli", "run", name]
     process = subprocess.Popen(
         command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -188,7 +167,8 @@ def kill_in_training(name: str, store: TaskStore) -> int:
     folder = Path(str(store.stage_folder("6_adapter"))) / "checkpoints"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        steps = [json.loads(p.read_text("utf-8"))["step"] for p in folder.glob("**/*.json") if p.name == "state.json"]
+        states = folder.glob("*/steps/step-*/state.json")
+        steps = [json.loads(path.read_text("utf-8"))["step"] for path in states]
         if steps and max(steps) > 0:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()

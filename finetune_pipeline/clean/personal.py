@@ -58,6 +58,7 @@ _DATE = re.compile(
     r"(?:19|20)\d{2}([-./ ])\d{1,2}\1\d{1,2}(?!\d)|"
     r"\d{1,2}(?:([-./])\d{1,2}\2(?:19|20)?|[ ]\d{1,2}[ ](?:19|20))\d{2}(?![-./]?\d)"
 )
+_ADDRESS_DIGITS, _NUMBER_DIGITS = 1, 7  # fewer digits are no IP address (::1), and no number that is looked for
 _CONTEXT = 40  # characters before a number that are read for a word
 
 
@@ -85,17 +86,27 @@ def find(text: str) -> list[Found]:
     taken: list[Found] = []
     if "@" in text:
         _claim(taken, text, "EMAIL", _EMAIL, lambda m: m.end())
-    if not _DIGIT.search(text):
-        return taken
+    digits = len(_DIGIT.findall(text))
+    if digits >= _ADDRESS_DIGITS:
+        _claim_addresses(taken, text)
+    if digits >= _NUMBER_DIGITS:
+        _claim_numbers(taken, text)
+    return sorted(taken, key=lambda item: item.start)
+
+
+def _claim_numbers(taken: list[Found], text: str) -> None:
     _claim(taken, text, "IBAN", _IBAN, _iban_end)
     _claim(taken, text, "CARD", _CARD, lambda m: m.end() if _is_card(m[0]) else None)
     _claim(taken, text, "SSN", _SSN, lambda m: m.end() if _is_ssn(m[0]) else None)
-    _claim(taken, text, "IP", _IPV4, lambda m: m.end() if _is_ip(m) else None)
-    if ":" in text:
-        _claim(taken, text, "IP", _IPV6, lambda m: m.end() if _is_ip(m) else None)
     _claim(taken, text, "PHONE", _PHONE_SHAPES, lambda m: m.end() if _is_phone(m) else None)
     _claim(taken, text, "PHONE", _PHONE_NEAR_WORD, lambda m: m.end() if _is_phone_near_word(m) else None)
-    return sorted(taken, key=lambda item: item.start)
+
+
+def _claim_addresses(taken: list[Found], text: str) -> None:
+    if text.count(".") >= 3:
+        _claim(taken, text, "IP", _IPV4, lambda m: m.end() if _is_ip(m) else None)
+    if text.count(":") >= 2:
+        _claim(taken, text, "IP", _IPV6, lambda m: m.end() if _is_ip(m) else None)
 
 
 def _claim(

@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 from http import HTTPStatus
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,7 @@ def run(host: str, port: int) -> None:
     config = uvicorn.Config(
         create_app(), log_level="warning", access_log=False, timeout_graceful_shutdown=5, server_header=False
     )
+    threading.Thread(target=import_module, args=["scipy.stats"], daemon=True).start()  # seconds, before anybody asks
     print(f"desk: http://{_shown(host)}:{port}", flush=True)
     with listening:
         _until_stopped(uvicorn.Server(config), listening)

@@ -65,7 +65,7 @@ def eval_report(work: Work) -> Outcome:
     answers = [*before, *AnswerFile(partial / "answers.jsonl").answers]
     scores = [Score(**row) for row in read_jsonl(baseline.path("scores.jsonl"))]
     scores += _scores(work, tests, [answer for answer in answers if answer.variant == "tuned"])
-    variants = [*dict.fromkeys(answer.variant for answer in before), "tuned"]
+    variants = [*baseline.json("report.json")["variants"], "tuned"]
     outcome = _write(work, tests, answers, scores, variants, _measures(work, partial))
     shutil.rmtree(partial)
     return outcome

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_ROWS = 16  # rows computed together per adapter: beyond it a step gets slower about as much as it gets wider
 STEP_TOKENS = 256  # of prompts that join a step: more would let those who already get their answer wait
+CACHED_TOKENS = 32_768  # of all rows of an adapter together: bounds the memory
 MAX_REQUESTS = 64  # running and waiting together; more are told to come back, since they would wait for minutes
 log = logging.getLogger("finetune.engine")
 
@@ -90,7 +91,8 @@ class Engine:
         loaded = load(base)
         self._model, self.tokenizer, self._eos = loaded.model, loaded.tokenizer, loaded.eos_ids
         self._adapters = Adapters(self._model)
-        self.context = int(getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+        stated = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or CACHED_TOKENS
+        self.context = min(int(stated), CACHED_TOKENS)
         self._max_rows, self._max_requests = max_rows, max_requests
         self._loaded: set[str] = set()
         self._leases: Counter[str] = Counter()
@@ -180,7 +182,7 @@ class Engine:
                 self._cancelled.add(ticket)
                 self._wake.notify()
 
-    def stop(self, timeout: float = 1.0) -> None:
+    def stop(self, timeout: float = 0.5) -> None:
         """End the thread after its present step; requests still running get an error."""
         with self._wake:
             self._stopping = True
@@ -210,11 +212,22 @@ class Engine:
         import torch
 
         with torch.inference_mode():
-            while self._next():
-                for lane in list(self._lanes):
-                    self._step(lane)
-        for ticket in list(self._sinks):
-            self._end(ticket, Piece(-1, "error", "the endpoint is stopping"))
+            while not self._stopping:
+                try:
+                    if self._next():
+                        for lane in list(self._lanes):
+                            self._step(lane)
+                except Exception as error:  # whatever it was: begin anew rather than leave everybody waiting
+                    log.exception("the engine failed, and begins anew")
+                    self._fail_all(str(error))
+        self._fail_all("the endpoint is stopping")
+
+    def _fail_all(self, why: str) -> None:
+        with self._wake:
+            self._lanes.clear()
+            tickets = list(self._sinks)
+        for ticket in tickets:
+            self._end(ticket, Piece(-1, "error", why))
 
     def _next(self) -> bool:
         """Wait for something to do; take in what came since the last round. False: stop."""
@@ -247,7 +260,7 @@ class Engine:
         try:
             if lane not in self._lanes:
                 self._adapters.activate(lane[0])
-                decoder = Decoder(self._model, self._eos, lane[1], self._max_rows, STEP_TOKENS)
+                decoder = Decoder(self._model, self._eos, lane[1], self._max_rows, STEP_TOKENS, CACHED_TOKENS)
                 with self._wake:
                     self._lanes[lane] = decoder
             self._lanes[lane].admit([request])

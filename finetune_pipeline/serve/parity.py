@@ -157,9 +157,12 @@ async def _replay(endpoint: Live, model: str, examples: Sequence[Example], repor
                 report.alive()
                 report.progress(f"replaying through {model}", len(answers), len(examples))
 
-        async with asyncio.TaskGroup() as group:
-            for example in examples:
-                group.create_task(one(example))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for example in examples:
+                    group.create_task(one(example))
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from several  # the first says it; the others are the same or follow from it
     return answers
 
 

@@ -68,7 +68,7 @@ class Supervisor:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, timeout: float = 1.0) -> None:
+    def stop(self, timeout: float = 0.5) -> None:
         """End the polling and every engine."""
         self._stop.set()
         self._thread.join(timeout)

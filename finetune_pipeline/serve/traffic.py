@@ -85,7 +85,7 @@ class TrafficLog:
             time.sleep(0.005)
         return not self._queue.unfinished_tasks
 
-    def close(self, timeout: float = 1.0) -> None:
+    def close(self, timeout: float = 0.5) -> None:
         """Write what waits, and stop."""
         self.flush(timeout)
         try:

@@ -55,7 +55,7 @@ class Visit:
     def __init__(self, browser: Browser, url: str, **context: Any) -> None:
         self.url = url
         self.page = browser.new_context(**context).new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(90_000)
         self.complaints: list[str] = []
         self.asked: list[str] = []
         self.page.on("console", lambda message: self.complaints.append(message.text))

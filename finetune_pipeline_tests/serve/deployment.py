@@ -126,7 +126,7 @@ class Running:
         return found
 
     def until(self, holds: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not holds():
             assert time.monotonic() < end, f"waited in vain for {what}"
             time.sleep(0.05)

@@ -12,9 +12,10 @@ import pytest
 from finetune_pipeline import tracking
 from finetune_pipeline.errors import GateRefused, ServingError
 from finetune_pipeline.materialise import materialise
-from finetune_pipeline.records import Artifact, Example, Message, Verdict, dumps
+from finetune_pipeline.records import Artifact, Example, Message, Silent, Verdict, dumps
 from finetune_pipeline.serve import desired, supervisor
-from finetune_pipeline.serve.parity import compare, judge, same
+from finetune_pipeline.serve.live import Live
+from finetune_pipeline.serve.parity import compare, judge, replay, same
 from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, Deployed, Running, declare, running
 
 MakeAdapter = Callable[[int], Path]
@@ -188,6 +189,13 @@ def test_a_tampered_adapter_moves_nothing(world: World) -> None:
         deploy(task)
     assert desired.read(task.store).challenger is None and desired.read(task.store).champion.version == 1  # type: ignore[union-attr]
     assert world.server.ask("tampered").headers["x-finetune-version"] == "1"
+
+
+def test_a_replay_that_fails_names_the_row_and_what_the_endpoint_said(world: World) -> None:
+    with pytest.raises(ServingError, match=rf"row {TEST[0].id} with 404: .*there is no model 'nobody'"):
+        replay(Live(world.server.url, KEY), "nobody", TEST[:1], Silent())
+    with pytest.raises(ServingError, match="broke off at row"):
+        replay(Live("http://127.0.0.1:9", KEY), "nobody", TEST, Silent())
 
 
 # the pure part ----------------------------------------------------------------------------------------------
