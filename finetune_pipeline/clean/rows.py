@@ -4,24 +4,20 @@
 
 Personal data goes before duplicates are looked for: rows that differ in a phone number only are one row afterwards.
 
-What it is not: any single rule (mend.py, answers.py, personal.py, lengths.py, duplicates.py), or files (assets.py).
+What it is not: the rules for one row (single.py), those for all (lengths.py, duplicates.py), or files (assets.py).
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 from finetune_pipeline.clean import lengths
-from finetune_pipeline.clean.answers import Truncated, dump, parse, problem, tidy
 from finetune_pipeline.clean.duplicates import STAGE, without_duplicates
-from finetune_pipeline.clean.mend import mend, mend_answer
-from finetune_pipeline.clean.personal import mask
+from finetune_pipeline.clean.single import Refused, Single
 from finetune_pipeline.config import AnswerFormat, Clean
-from finetune_pipeline.records import Change, Drop, Example, Json, Message, Reporter, Silent
+from finetune_pipeline.records import Change, Drop, Example, Json, Reporter, Silent
 
 _ALIVE_EVERY = 500  # rows
 
@@ -49,12 +45,6 @@ class Cleaned:
         }
 
 
-class _Refused(Exception):
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
-
-
 def clean(
     rows: Sequence[Example],
     rules: Clean,
@@ -69,13 +59,13 @@ def clean(
     """
     report = report or Silent()
     result = Cleaned()
+    single = Single(rules, answer)
     mended: list[Example] = []
     for number, row in enumerate(rows):
         if number % _ALIVE_EVERY == 0:
             report.alive()
             report.progress("cleaning rows", number, len(rows))
-        one = _one(row, rules, answer, result)
-        mended += [one] if one is not None else []
+        mended += _one(row, single, result)
     report.progress("cleaning rows", len(rows), len(rows))
     fitting = _fitting(mended, rules, system, count, result)
     report.alive()
@@ -88,93 +78,21 @@ def clean(
     return result
 
 
-def _one(row: Example, rules: Clean, answer: AnswerFormat, result: Cleaned) -> Example | None:
-    """One row through the rules that need no other row: mended, or dropped (None)."""
-    slugs: list[str] = []
+def _one(row: Example, single: Single, result: Cleaned) -> list[Example]:
+    """The row as it stays, or nothing; with its lines in the ledger."""
+    kept: list[Example] = []
     try:
-        one = _personal(_answered(_mended(row, rules, slugs), answer, slugs), rules, answer, slugs)
-    except _Refused as refused:
+        one, slugs = single.clean(row)
+        kept = [one]
+    except Refused as refused:
+        slugs = refused.slugs
         result.drops.append(Drop(row.id, row.origin, STAGE, refused.reason, refused.detail))
-        return None
-    finally:
-        counts = Counter(slugs)
-        result.changes += [Change(row.id, row.origin, STAGE, slug, _times(n)) for slug, n in counts.items()]
-    return one
+    result.changes += [Change(row.id, row.origin, STAGE, slug, _times(n)) for slug, n in Counter(slugs).items()]
+    return kept
 
 
 def _times(count: int) -> str:
     return "" if count == 1 else f"{count} times"
-
-
-def _mended(row: Example, rules: Clean, slugs: list[str]) -> Example:
-    def message(m: Message) -> Message:
-        text, applied = mend_answer(m.content) if m.role == "assistant" else mend(m.content, rules.html)
-        slugs.extend(applied)
-        return m if text == m.content else Message(m.role, text)
-
-    mended = replace(row, messages=tuple(message(m) for m in row.messages))
-    if not mended.question.strip():
-        raise _Refused("empty-question", "nothing is left of the question once it is mended")
-    return mended
-
-
-def _answered(row: Example, answer: AnswerFormat, slugs: list[str]) -> Example:
-    """The row with its answer in the one form; refused when the answer is empty, breaks off, or breaks the format."""
-    if not row.answer.strip():
-        raise _Refused("empty-answer", "")
-    text, applied = tidy(row.answer, answer)
-    slugs.extend(applied)
-    try:
-        parse(text, answer)
-    except Truncated as complaint:
-        raise _Refused("truncated-answer", str(complaint)) from complaint
-    except ValueError as complaint:
-        raise _Refused("invalid-answer", str(complaint)) from complaint
-    return row.with_answer(text) if text != row.answer else row
-
-
-def _personal(row: Example, rules: Clean, answer: AnswerFormat, slugs: list[str]) -> Example:
-    if rules.personal_data == "keep":
-        return row
-    masked: list[Message] = []
-    kinds: list[str] = []
-    for number, message in enumerate(row.messages, 1):
-        in_json = answer.format == "json" and number == len(row.messages)
-        text, found = _mask_json(message.content) if in_json else mask(message.content)
-        kinds += found
-        masked.append(Message(message.role, text) if found else message)
-    if not kinds:
-        return row
-    if rules.personal_data == "drop":
-        raise _Refused("personal-data", ", ".join(sorted(set(kinds))))
-    slugs.extend(f"pii-{kind.lower()}" for kind in kinds)
-    result = replace(row, messages=tuple(masked))
-    broken = problem(result.answer, answer)
-    if (
-        broken is not None
-    ):  # an e-mail address the schema asks for, say: masked it is wrong, and unmasked it is not ours
-        raise _Refused("personal-data", f"{', '.join(sorted(set(kinds)))}; masked, the answer breaks its format")
-    return result
-
-
-def _mask_json(text: str) -> tuple[str, list[str]]:
-    """Mask each text and number inside a JSON answer, then the whole, as the endpoint's log will."""
-    kinds: list[str] = []
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: walk(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [walk(item) for item in value]
-        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-            hidden, found = mask(str(value))
-            kinds.extend(found)
-            return hidden if found else value
-        return value
-
-    value = walk(json.loads(text))
-    masked, more = mask(dump(value) if kinds else text)  # {"phone": 5550100} is one only together with its key
-    return masked, kinds + more
 
 
 def _fitting(
