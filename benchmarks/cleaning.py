@@ -3,8 +3,8 @@
     python benchmarks/cleaning.py [--json] [--rows 20000 100000]
 
 Data: help-desk messages that this script makes (seeded), with counted dirt: HTML, broken encodings, personal data,
-exact and near duplicates, contradictions, answers that break off. Peer: pandas `drop_duplicates` and a regular expression for
-each kind of dirt. Both run in this process, one after the other, on one core; tokens are counted by words for both.
+exact and near duplicates, contradictions, answers that break off. Peer: pandas `drop_duplicates` and a regular
+expression for each kind of dirt. Both run in this process, one after the other, on one core; tokens are counted by words for both.
 Caught: the share of planted rows that were mended or dropped. Lost: clean rows that were dropped all the same.
 """
 

@@ -9,8 +9,8 @@ s meets in at least one of b bands of r hashes with probability 1 - (1 - s^r)^b.
 threshold so that this is at least 0.995 there; every candidate is verified, so that nothing below the threshold is
 ever reported. What it is not: a search for texts that mean the same.
 
-    pairs(["where is my order?", "Where is my orders", "refund!"], 0.6)    # [(0, 1, 0.85)]
-    clusters([...], 0.6)                                                    # [[(0, 1.0), (1, 0.85)]]
+    pairs(["where is my order?", "Where is my orders", "refund!"], 0.6)    # [(0, 1, 0.93)]
+    clusters([...], 0.6)                                                    # [[(0, 0.93), (1, 0.93)]]
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -11,8 +12,13 @@ from finetune_pipeline.clean.near import bands_for, clusters, grams_of, pairs
 from finetune_pipeline.clean.normalise import normalise
 
 
+def gram_set(text: str) -> set[str]:
+    plain = normalise(text).ljust(5)
+    return {plain[i : i + 5] for i in range(len(plain) - 4)}
+
+
 def similarity(one: str, other: str) -> float:
-    a, b = ({t.ljust(5)[i : i + 5] for i in range(max(1, len(t) - 4))} for t in (normalise(one), normalise(other)))
+    a, b = gram_set(one), gram_set(other)
     return len(a & b) / len(a | b)
 
 
@@ -36,12 +42,10 @@ def sentences(count: int, words: tuple[int, int], seed: int = 3) -> list[str]:
 @pytest.mark.parametrize("words", [(2, 5), (8, 30)])
 def test_pairs_are_those_of_brute_force(threshold: float, words: tuple[int, int]) -> None:
     texts = sentences(150, words)
-    expected = {
-        (i, j): value
-        for j in range(len(texts))
-        for i in range(j)
-        if (value := similarity(texts[i], texts[j])) >= threshold
-    }
+    sets = [gram_set(text) for text in texts]
+    every = combinations(range(len(texts)), 2)
+    values = {(i, j): len(sets[i] & sets[j]) / len(sets[i] | sets[j]) for i, j in every}
+    expected = {pair: value for pair, value in values.items() if value >= threshold}
     found = {(i, j): value for i, j, value in pairs(texts, threshold)}
     assert set(found) <= set(expected)  # exact: nothing below the threshold
     assert all(abs(found[pair] - expected[pair]) < 1e-6 for pair in found)

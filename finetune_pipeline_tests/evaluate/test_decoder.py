@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import pytest
 
 from finetune_pipeline.errors import DataError, ModelError
 from finetune_pipeline.evaluate.decoder import Decoder, Request, Token
-from finetune_pipeline.evaluate.loading import Loaded
+from finetune_pipeline.evaluate.loading import Loaded, base_only, load
 
 END = 2
 
@@ -57,6 +58,29 @@ def test_greedy_equals_generate_though_rows_join_midway(loaded: Loaded, step_tok
     assert {key: ids(tokens) for key, tokens in given.items()} == {
         str(i): plain(loaded, ids, 25) for i, ids in enumerate(PROMPTS)
     }
+
+
+def test_with_an_adapter_it_equals_generate_too(tiny_model: Path, tmp_path: Path, loaded: Loaded) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), config)
+    dice = torch.Generator().manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data = torch.randn(weight.shape, generator=dice)
+    model.save_pretrained(tmp_path)
+    tuned = load(tiny_model, tmp_path)
+    decoder = Decoder(tuned.model, {END}, PREFIX)
+    decoder.admit([Request(str(i), PROMPTS[i], 12) for i in range(4)])
+    given = {key: ids(tokens) for key, tokens in run(decoder).items()}
+    assert given == {str(i): plain(tuned, PROMPTS[i], 12) for i in range(4)}
+    with base_only(tuned):
+        base = Decoder(tuned.model, {END}, PREFIX)
+        base.admit([Request("0", PROMPTS[0], 12)])
+        assert ids(run(base)["0"]) == plain(loaded, PROMPTS[0], 12) != given["0"]
 
 
 def test_an_end_mark_ends_a_row_and_frees_its_place(loaded: Loaded) -> None:
