@@ -41,7 +41,8 @@ def test_exit_codes_are_the_documented_ones() -> None:
         for line in (errors.__doc__ or "").splitlines()
         if "exit" in (words := line.replace("├──", "").replace("└──", "").split())[1:2]
     }
-    actual = {c.__name__: c.exit_code for c in [errors.FinetuneError, *errors.FinetuneError.__subclasses__()]}
+    kinds: list[type[errors.FinetuneError]] = [errors.FinetuneError, *errors.FinetuneError.__subclasses__()]
+    actual = {kind.__name__: kind.exit_code for kind in kinds}
     assert documented == actual
     assert len(set(actual.values())) == len(actual)
 

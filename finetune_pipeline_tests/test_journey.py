@@ -168,7 +168,7 @@ def kill_in_training(name: str, store: TaskStore) -> int:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         states = folder.glob("*/steps/step-*/state.json")
-        steps = [json.loads(path.read_text("utf-8"))["step"] for path in states]
+        steps = [int(json.loads(path.read_text("utf-8"))["step"]) for path in states]
         if steps and max(steps) > 0:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()

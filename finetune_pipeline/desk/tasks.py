@@ -67,6 +67,7 @@ def _story(state: Standing) -> dict[str, Any]:
         "decision_checks": story.checks(decision.verdict.checks) if decision and decision.verdict else [],
         "model": found["registered_model"].json("model.json") if found["registered_model"] else None,
         "endpoint": story.facts(found["deployed_endpoint"].summary) if found["deployed_endpoint"] else [],
+        "asked": found["deployed_endpoint"].json("endpoint.json").get("sample") if found["deployed_endpoint"] else None,
         "traffic": story.facts(found["traffic_report"].summary) if found["traffic_report"] else [],
         "reports": story.reports(found),
         "found": found,

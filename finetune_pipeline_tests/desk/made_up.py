@@ -2,7 +2,7 @@
 """Made-up tasks in a real store, as far along as a test wants them: what the desk reads, without the stages' work.
 
     make("help_desk", until="review_sample")     a task whose sample waits for the experts
-    make("help_desk", until="registered_model")  one that went all the way
+    make("help_desk", until="traffic_report")    one that went all the way
     declare("broken", {"answer": {"format": "jsn"}})
 
 Artifacts are committed in the graph's order under the very key that the plan asks for, so that they count as fresh.
@@ -268,14 +268,16 @@ class Maker:
         return {"version": 3}, None
 
     def deployed_endpoint(self, out: Path) -> Any:
-        _json(out / "endpoint.json", {"url": "http://127.0.0.1:8311/v1"})
+        asked = self.rows[100]
+        sample = {"question": asked.question, "tuned": asked.answer, "base": "I am sorry to hear that! How can I help?"}
+        _json(out / "endpoint.json", {"task": self.task.name, "sample": sample})
         return {"version": 3, "parity": 1.0, "rows": 130}, self.verdict(
             "deployed_endpoint", "registered_model", "130 of 130 replayed answers are equal"
         )
 
     def traffic_report(self, out: Path) -> Any:
         (out / "report.html").write_text("<!doctype html><h1>Traffic</h1>", "utf-8")
-        return {"requests": 1240, "invalid": 0.012, "p95_seconds": 1.4}, self.verdict(
+        return {"requests": 1240, "invalid_share": 0.012, "p95_seconds": 1.4}, self.verdict(
             "traffic_report", "deployed_endpoint", "no alarm"
         )
 

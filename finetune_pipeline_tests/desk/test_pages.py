@@ -142,9 +142,18 @@ def test_an_empty_desk_says_what_will_come(client: TestClient) -> None:
 
 
 def test_the_story_of_a_task(client: TestClient) -> None:
-    make("parcels", until="registered_model")
+    make("parcels", until="traffic_report")
     text = sign_in(client).get("/tasks/parcels").text
-    for said in ("Near duplicate", "dropped 17.9%", "Promote", "84.0%", "version <strong>3", "12 of 12 rows reviewed"):
+    for said in (
+        "Near duplicate",
+        "dropped 17.9%",
+        "Promote",
+        "84.0%",
+        "version <strong>3",
+        "12 of 12 rows reviewed",
+        "1,240",
+        "How can I help",
+    ):
         assert said in text, said
     assert "not every row is accounted for" not in text
 
