@@ -5,8 +5,7 @@
 Data: help-desk messages that this script makes (seeded), with counted dirt: HTML, broken encodings, personal data,
 exact and near duplicates, contradictions, answers that break off. Peer: pandas `drop_duplicates` and a regular
 expression for each kind of dirt. Both run in this process, one after the other, on one core; tokens are counted by
-words for both.
-Caught: the share of planted rows that were mended or dropped. Lost: clean rows that were dropped all the same.
+words for both. Caught: the share of planted rows that were mended or dropped. Lost: clean rows that were dropped.
 """
 
 from __future__ import annotations
