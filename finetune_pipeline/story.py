@@ -121,7 +121,8 @@ def _difference(decision: Artifact) -> str:
 def _decision(artifact: Artifact) -> Text:
     decision = artifact.json("decision.json")
     style = {"PROMOTE": "bold green", "REJECT": "bold red"}.get(decision["outcome"], "bold yellow")
-    return Text(decision["outcome"], style=style) + Text(f"  {decision['summary']}", style="")
+    words = decision["summary"].removeprefix(f"{decision['outcome']}: ")
+    return Text(decision["outcome"], style=style) + Text(f"  {words}", style="")
 
 
 def _endpoint(artifact: Artifact) -> Text:

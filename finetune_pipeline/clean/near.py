@@ -18,35 +18,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from finetune_pipeline.clean.grams import I64, U32, Grams, gathered, grams_of, mixed
 from finetune_pipeline.clean.normalise import normalise
 
-U32: TypeAlias = npt.NDArray[np.uint32]
-I64: TypeAlias = npt.NDArray[np.int64]
-
-GRAM = 5
 HASHES = 126  # 21 bands of 6, 42 of 3, 63 of 2
 RECALL = 0.995  # of a pair exactly at the threshold
 SLACK = 0.15  # estimated similarity may lie this far below the threshold: four standard errors of 126 hashes
-_CHUNK_GRAMS = 1 << 20
 _CACHED_GRAMS = 1 << 17
 _CHUNK_PAIRS = 1 << 14
 _WAITING_PAIRS = 1 << 21
 _TWINS = 8  # equal texts of which all pairs are formed
 _CROWD = 128  # rows in one bucket from which its pairs are not all formed
-
-
-@dataclass(frozen=True, slots=True)
-class Grams:
-    """The sets of 5-gram hashes of all texts, one after the other: row i has sizes[i] values from starts[i], sorted."""
-
-    values: U32
-    starts: I64
-    sizes: I64
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,55 +97,6 @@ def _pairs_of_twins(group: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield from ((other, index) for other in (group[:at] if at < _TWINS else group[:1]))
 
 
-def grams_of(texts: Sequence[str]) -> Grams:
-    """Hashes of the character 5-grams of each text, as sets. A text of fewer than 5 characters is one gram."""
-    values: list[U32] = []
-    sizes: list[I64] = []
-    for piece in _pieces(texts):
-        codes = np.frombuffer("".join(piece).encode("utf-32-le", "surrogatepass"), np.uint32)
-        lengths = np.fromiter(map(len, piece), np.int64, len(piece))
-        unique, counts = _unique_grams(codes, lengths)
-        values.append(unique)
-        sizes.append(counts)
-    all_sizes = np.concatenate([*sizes, np.zeros(0, np.int64)])
-    return Grams(np.concatenate([*values, np.zeros(0, np.uint32)]), np.cumsum(all_sizes) - all_sizes, all_sizes)
-
-
-def _pieces(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Texts padded to one gram at least, in pieces of about a million characters."""
-    piece: list[str] = []
-    room = _CHUNK_GRAMS
-    for text in texts:
-        padded = text.ljust(GRAM)
-        piece.append(padded)
-        room -= len(padded)
-        if room <= 0:
-            yield piece
-            piece, room = [], _CHUNK_GRAMS
-    if piece:
-        yield piece
-
-
-def _unique_grams(codes: U32, lengths: I64) -> tuple[U32, I64]:
-    """Hash every window of 5 characters, and make them sets: (hashes of all rows, how many each row has)."""
-    hashed = np.zeros(len(codes) - GRAM + 1, np.uint32)
-    for offset in range(GRAM):
-        hashed = _mixed(hashed * np.uint32(0x9E3779B1) + codes[offset : offset + len(hashed)])
-    row = np.repeat(np.arange(len(lengths), dtype=np.uint64), lengths)[: len(hashed)]
-    ends = np.cumsum(lengths)[row.astype(np.int64)]
-    inside = np.arange(len(hashed)) + GRAM <= ends  # a window that crosses into the next text belongs to none
-    keys = np.sort((row[inside] << np.uint64(32)) | hashed[inside])
-    keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
-    counts = np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=len(lengths))
-    return (keys & np.uint64(0xFFFFFFFF)).astype(np.uint32), counts
-
-
-def _mixed(x: U32) -> U32:
-    """Bijective mixing of 32 bits (the first round of murmur3's finaliser)."""
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    return x ^ (x >> np.uint32(13))
-
-
 def bands_for(threshold: float) -> tuple[int, int]:
     """(bands, hashes per band): the most selective that still find a pair at the threshold with probability RECALL."""
     for width in range(12, 1, -1):
@@ -212,7 +149,7 @@ def _signatures(grams: Grams, seed: int) -> U32:
         start, end = grams.starts[first], grams.starts[last - 1] + grams.sizes[last - 1]
         values, starts = grams.values[start:end], grams.starts[first:last] - start
         for k in range(HASHES):
-            result[first:last, k] = np.minimum.reduceat(_mixed(values * factors[k] + shifts[k]), starts)
+            result[first:last, k] = np.minimum.reduceat(mixed(values * factors[k] + shifts[k]), starts)
     return result
 
 
@@ -264,7 +201,7 @@ def _link_crowd(rows: I64, index: Index, found: dict[tuple[int, int], float]) ->
     rows at once, by a table of which grams it has."""
     sizes = index.grams.sizes[rows]
     starts = np.cumsum(sizes) - sizes
-    _, ids = np.unique(_gathered(rows, index.grams), return_inverse=True)
+    _, ids = np.unique(gathered(rows, index.grams), return_inverse=True)
     has = np.zeros(int(ids.max()) + 1, bool)
     free = np.ones(len(rows), bool)
     for k, row in enumerate(rows):
@@ -307,13 +244,5 @@ def _shared(left: I64, right: I64, grams: Grams) -> I64:
 def _keyed(rows: I64, grams: Grams) -> npt.NDArray[np.uint64]:
     """The grams of `rows`, each with the position of its row in the upper 32 bits."""
     position = np.repeat(np.arange(len(rows), dtype=np.uint64), grams.sizes[rows])
-    keys: npt.NDArray[np.uint64] = (position << np.uint64(32)) | _gathered(rows, grams)
+    keys: npt.NDArray[np.uint64] = (position << np.uint64(32)) | gathered(rows, grams)
     return keys
-
-
-def _gathered(rows: I64, grams: Grams) -> U32:
-    """The grams of `rows`, one row after the other."""
-    sizes = grams.sizes[rows]
-    offset = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    values: U32 = grams.values[np.repeat(grams.starts[rows], sizes) + offset]
-    return values

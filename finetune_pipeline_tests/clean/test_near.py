@@ -8,7 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from finetune_pipeline.clean.near import bands_for, clusters, grams_of, pairs
+from finetune_pipeline.clean.grams import grams_of
+from finetune_pipeline.clean.near import bands_for, clusters, pairs
 from finetune_pipeline.clean.normalise import normalise
 
 

@@ -1,0 +1,88 @@
+"""Texts as sets of hashed character 5-grams, all texts in one array: what near.py compares.
+
+    grams = grams_of(["where is my order", "refund"])     # grams.sizes: [13, 2]
+
+Windows of 5 characters are hashed for a million characters at a time with whole-array operations; 32 bits are enough,
+since two grams of a pair of texts meet by chance once in millions. What it is not: the normalising (normalise.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+U32: TypeAlias = npt.NDArray[np.uint32]
+I64: TypeAlias = npt.NDArray[np.int64]
+
+GRAM = 5
+_CHUNK_GRAMS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Grams:
+    """The sets of 5-gram hashes of all texts, one after the other: row i has sizes[i] values from starts[i], sorted."""
+
+    values: U32
+    starts: I64
+    sizes: I64
+
+
+def grams_of(texts: Sequence[str]) -> Grams:
+    """Hashes of the character 5-grams of each text, as sets. A text of fewer than 5 characters is one gram."""
+    values: list[U32] = []
+    sizes: list[I64] = []
+    for piece in _pieces(texts):
+        codes = np.frombuffer("".join(piece).encode("utf-32-le", "surrogatepass"), np.uint32)
+        lengths = np.fromiter(map(len, piece), np.int64, len(piece))
+        unique, counts = _unique_grams(codes, lengths)
+        values.append(unique)
+        sizes.append(counts)
+    all_sizes = np.concatenate([*sizes, np.zeros(0, np.int64)])
+    return Grams(np.concatenate([*values, np.zeros(0, np.uint32)]), np.cumsum(all_sizes) - all_sizes, all_sizes)
+
+
+def _pieces(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts padded to one gram at least, in pieces of about a million characters."""
+    piece: list[str] = []
+    room = _CHUNK_GRAMS
+    for text in texts:
+        padded = text.ljust(GRAM)
+        piece.append(padded)
+        room -= len(padded)
+        if room <= 0:
+            yield piece
+            piece, room = [], _CHUNK_GRAMS
+    if piece:
+        yield piece
+
+
+def _unique_grams(codes: U32, lengths: I64) -> tuple[U32, I64]:
+    """Hash every window of 5 characters, and make them sets: (hashes of all rows, how many each row has)."""
+    hashed = np.zeros(len(codes) - GRAM + 1, np.uint32)
+    for offset in range(GRAM):
+        hashed = mixed(hashed * np.uint32(0x9E3779B1) + codes[offset : offset + len(hashed)])
+    row = np.repeat(np.arange(len(lengths), dtype=np.uint64), lengths)[: len(hashed)]
+    ends = np.cumsum(lengths)[row.astype(np.int64)]
+    inside = np.arange(len(hashed)) + GRAM <= ends  # a window that crosses into the next text belongs to none
+    keys = np.sort((row[inside] << np.uint64(32)) | hashed[inside])
+    keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+    counts = np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=len(lengths))
+    return (keys & np.uint64(0xFFFFFFFF)).astype(np.uint32), counts
+
+
+def mixed(x: U32) -> U32:
+    """Bijective mixing of 32 bits (the first round of murmur3's finaliser)."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    return x ^ (x >> np.uint32(13))
+
+
+def gathered(rows: I64, grams: Grams) -> U32:
+    """The grams of `rows`, one row after the other."""
+    sizes = grams.sizes[rows]
+    offset = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    values: U32 = grams.values[np.repeat(grams.starts[rows], sizes) + offset]
+    return values
