@@ -18,6 +18,9 @@ document.addEventListener("keydown", (event) => {
   if (!target) return;
   event.preventDefault();
   target.click();
+  // at once, not with the toggle event: the next letter belongs to the note, and must not approve the row
+  const details = target.closest("details.reject");
+  if (details && details.open) details.querySelector("[data-focus]").focus();
 });
 
 for (const details of document.querySelectorAll("details.reject")) {
