@@ -1,7 +1,7 @@
 """Is what is served what was evaluated? The held-out rows, asked through the live endpoint, beside the answers in the
 evaluation's report.
 
-    answers = replay(endpoint, "support_tickets@4", examples, report)        # through HTTP, 16 at a time
+    answers = replay(endpoint, "support_tickets@4", examples, report)        # through HTTP, 32 at a time
     result = compare(examples, answers, evaluated, base, spec)               # pure
     judge(result, threshold=0.97, about=registered.content)                  # the verdict
 
@@ -27,7 +27,7 @@ from finetune_pipeline.evaluate.metrics import canonical, score
 from finetune_pipeline.records import Answer, Check, Example, Reporter, Verdict
 from finetune_pipeline.serve.live import Live, tail
 
-CONCURRENCY = 16
+CONCURRENCY = 32  # as many as the engine computes together
 ANSWER_SECONDS = 300.0
 BASE_ROWS = 4  # asked of the base first, and more until an answer differs: to see an adapter that does nothing
 
