@@ -90,10 +90,14 @@ def status(task: str | None) -> None:
 def up() -> None:
     """Start the Dagster UI and daemon, the MLflow UI, the desk and the endpoint; Ctrl-C stops them."""
     from finetune_pipeline.defs.run import instance
+    from finetune_pipeline.desk.users import first_start
     from finetune_pipeline.up import up as start
 
     with instance():
         pass  # DAGSTER_HOME is made ready
+    password = first_start()
+    if password:
+        out.print(f"the desk's first user is steward, password {password} (shown once)", highlight=False, markup=False)
     start(lambda text: out.print(text, highlight=False))
 
 
