@@ -1,6 +1,6 @@
 """The endpoint against what one would write by hand: FastAPI and `model.generate`, one request at a time.
 
-    python benchmarks/serving.py              # a table; about two minutes on two cores
+    python benchmarks/serving.py              # a table; two to four minutes on two cores
     python benchmarks/serving.py --json       # and one line of figures at the end
 
 Same machine, same call, both over HTTP on loopback, each in a process of its own: SmolLM2-135M-Instruct in fp32 with
@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TASK = "support_tickets"
 TOKENS = 24
 CLIENTS = (1, 8)
-REQUESTS = {1: 4, 8: 16}
-ROUNDS = 2
+REQUESTS = {1: 3, 8: 8}
+ROUNDS = 3
 KEY = "key-of-the-benchmark"
 SIDES = ("endpoint", "by hand")
 

@@ -18,7 +18,7 @@ from finetune_pipeline.config import Train
 from finetune_pipeline.errors import ModelError, TrainingFailed
 from finetune_pipeline.memory import PeakMemory
 from finetune_pipeline.records import Example, Reporter, read_jsonl, write_jsonl
-from finetune_pipeline.train import checkpoint
+from finetune_pipeline.train import checkpoint, yardstick
 from finetune_pipeline.train.audit import Audit, audit
 from finetune_pipeline.train.encode import Encoded, encode, shared_prefix
 from finetune_pipeline.train.loop import BETAS, Loop
@@ -48,6 +48,8 @@ def _train(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
     found = audit(rows["train"], end_ids, model.config.max_position_embeddings, len(prefix))
     _write_audit(found, Path(spec["out"]))
     wrapped, frozen = with_adapter(model, rules)
+    packed = PackedModel(model, prefix, frozen)
+    yardstick.check(model, packed, rows["train"], _bf16(rules))  # while the adapter still changes nothing
     weights = {name: weight for name, weight in wrapped.named_parameters() if weight.requires_grad}
     optimiser = torch.optim.AdamW(
         list(weights.values()), lr=rules.learning_rate, betas=BETAS, weight_decay=rules.weight_decay
@@ -56,9 +58,7 @@ def _train(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     state = checkpoint.load(folder, weights, optimiser, report)
     resumed_at = state.step
-    return _tracked(
-        spec, report, rules, wrapped, PackedModel(model, prefix, frozen), weights, optimiser, rows, state
-    ) | {
+    return _tracked(spec, report, rules, wrapped, packed, weights, optimiser, rows, state) | {
         "resumed_at": resumed_at,
         "trainable_parameters": sum(weight.numel() for weight in weights.values()),
         "precision": name_of(_bf16(rules)),
@@ -113,7 +113,7 @@ def load(base: Path, rules: Train) -> tuple[Any, Any, frozenset[int]]:
     if not hasattr(getattr(model, "model", None), "layers") or not hasattr(model, "lm_head"):
         raise ModelError(
             f"{type(model).__name__} is not built like Llama (model.layers, lm_head)",
-            "choose a base model of the Llama, Qwen, Mistral, Gemma or SmolLM families",
+            "choose a base model of the Llama, Qwen, Mistral or SmolLM families",
         )
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     stated = model.generation_config.eos_token_id
@@ -147,6 +147,7 @@ def save_adapter(wrapped: Any, out: Path, base_id: str) -> None:
     """In peft's own format. The base is named by its id: a folder of this machine would mean nothing elsewhere."""
     for config in wrapped.peft_config.values():
         config.base_model_name_or_path = base_id
+        config.target_modules = sorted(config.target_modules)  # a set: its order, and the file's hash, would vary
     wrapped.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
     (out / "README.md").unlink(missing_ok=True)  # peft's empty model card; ours is written on registration
 
