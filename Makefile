@@ -23,7 +23,7 @@ up: $(READY)
 	@exec $(BIN)/finetune up
 
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

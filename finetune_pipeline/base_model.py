@@ -17,6 +17,7 @@ It is also the one place that applies a chat template (`render`): training, eval
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -140,15 +141,16 @@ def token_counter(folder: Path) -> Callable[[Sequence[str]], list[int]]:
 def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
     """The text a model sees for `messages`, by the tokenizer's chat template with settings that never change.
 
-    Tokenize it with `add_special_tokens=False`: the template has put all of them. ModelError when the template refuses
-    the messages (some know no system role).
+    Tokenize it with `add_special_tokens=False`: the template has put all of them. A mark of the template that somebody
+    typed into a message ("<|im_end|>") gets a blank after its first character, so that it ends no turn. ModelError when
+    the template refuses the messages (some know no system role).
     """
     from jinja2 import TemplateError
 
     template: str = tokenizer.get_chat_template()
     try:
         text: str = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
+            [{**message, "content": _plain(tokenizer, message["content"])} for message in messages],
             chat_template=NO_CLOCK + template if "strftime_now" in template else template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
@@ -161,6 +163,29 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], add_generation
             "some models know no system role: leave `prompt.system` empty, or choose another base model",
         ) from error
     return text
+
+
+def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a turn: the tokenizer's end mark and those of the model's generation settings. ModelError
+    when there is none."""
+    stated = model.generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
+    if not ids:
+        raise ModelError("neither tokenizer nor generation_config.json names an end-of-turn token", "add `eos_token`")
+    return frozenset(int(i) for i in ids)
+
+
+def _plain(tokenizer: Any, content: str) -> str:
+    for mark in _marks(tokenizer):
+        if mark in content:
+            content = content.replace(mark, f"{mark[0]} {mark[1:]}")
+    return content
+
+
+@functools.lru_cache(maxsize=8)
+def _marks(tokenizer: Any) -> tuple[str, ...]:
+    """The special tokens as they are written."""
+    return tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
 # where things are -----------------------------------------------------------------------------------------------

@@ -121,12 +121,17 @@ def desk() -> None:
 
 @main.command()
 @click.argument("name")
-def user(name: str) -> None:
+@click.option("--remove", is_flag=True, help="Take NAME out instead; open sessions end with the next click.")
+def user(name: str, remove: bool) -> None:
     """Let NAME log in to the desk; asks for a password (or reads $FINETUNE_NEW_PASSWORD)."""
     import os
 
-    from finetune_pipeline.desk.users import add_user
+    from finetune_pipeline.desk.users import add_user, remove_user
 
+    if remove:
+        remove_user(name)
+        out.print(f"{name} cannot log in to the desk any more", highlight=False)
+        return
     password = os.environ.get("FINETUNE_NEW_PASSWORD") or click.prompt(
         "password", hide_input=True, confirmation_prompt=True
     )

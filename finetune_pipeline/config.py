@@ -261,7 +261,7 @@ class Evaluate(Declared):
     max_new_tokens: int | None = Field(
         None, ge=1, description="Longest answer; default: the longest reference and 20 %."
     )
-    batch_rows: int = Field(32, ge=1, description="Answers generated at the same time.")
+    batch_rows: int = Field(64, ge=1, description="Answers generated at the same time.")
     general: bool = Field(True, description="Measure general ability on texts that have nothing to do with the task.")
     memorisation: bool = Field(True, description="Measure whether training rows are told from test rows by their loss.")
 

@@ -63,7 +63,8 @@ class RichTerminal:
         now = time.monotonic()
         began, before = self._started.setdefault(what, (now, done))
         rate = (done - before) / (now - began) if now > began and done > before else 0.0
-        left = f", {duration((total - done) / rate)} left" if rate and done < total else ""
+        seconds = figures.pop("seconds_left", (total - done) / rate if rate else 0.0)
+        left = f", {duration(seconds)} left" if seconds and done < total else ""
         shown = "".join(f", {name} {value:.3g}" for name, value in figures.items())
         self._show(f"{what} {done} of {total}{shown}{left}")
 

@@ -9,11 +9,14 @@ only counts tokens does not wait for torch.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+os.environ["OMP_NUM_THREADS"] = "1"  # several tests run at the same time, and so small a model needs no second thread
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, VOCABULARY, CONTEXT = 64, 128, 2, 4, 2, 384, 2048
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

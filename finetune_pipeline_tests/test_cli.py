@@ -106,3 +106,12 @@ def test_reference_pages_are_those_of_the_code() -> None:
     cure = "run `make docs`"
     assert (ROOT / "docs" / "configuration.md").read_text("utf-8") == configuration(), cure
     assert (ROOT / "docs" / "cli.md").read_text("utf-8") == command_line(), cure
+
+
+def test_a_user_of_the_desk_comes_and_goes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_NEW_PASSWORD", "correct horse battery")
+    assert "anna can log in" in finetune("user", "anna").stdout
+    assert "cannot log in" in finetune("user", "anna", "--remove").stdout
+    gone = finetune("user", "anna", "--remove")
+    assert gone.exit_code == errors.DataError.exit_code
+    assert "no user `anna`" in gone.stderr

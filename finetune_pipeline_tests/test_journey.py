@@ -63,7 +63,6 @@ def world(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
     monkeypatch.setenv("FINETUNE_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there: a temporary one is started
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def declare(name: str, rows: list[tuple[str, str]], **sections: Any) -> TaskStore:
         folder = tmp_path / "data" / name

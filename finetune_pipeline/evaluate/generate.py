@@ -1,6 +1,6 @@
 """Answer many prompts with one model, as fast as the machine allows: the decoder, fed with all of them.
 
-    answers = generate(loaded, prompts, spec, Generation("zero_shot", max_new_tokens=48, batch_rows=32))
+    answers = generate(loaded, prompts, spec, Generation("zero_shot", max_new_tokens=48, batch_rows=64))
 
 What all prompts begin with (system prompt, fixed examples) is found by itself and computed once. The longest prompts
 come first, so that the estimate of the time left errs on the safe side. Each answer is handed on when it is complete:
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from finetune_pipeline.config import AnswerFormat
@@ -21,7 +22,7 @@ from finetune_pipeline.evaluate.stop import StopRule, final
 from finetune_pipeline.records import Answer, Reporter, Silent
 
 Messages = Sequence[Mapping[str, str]]
-STEP_TOKENS = 256  # prompts joining a step: nearly the full speed of a processor, and progress moves evenly
+STEP_TOKENS = 1024  # of prompts joining a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Generation:
 
     variant: str
     max_new_tokens: int
-    batch_rows: int = 32
+    batch_rows: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
@@ -55,23 +56,58 @@ def generate(
     if not ids:
         return []
     rule = StopRule(lambda tokens: text_of(loaded.tokenizer, tokens), spec)
-    decoder = Decoder(loaded.model, loaded.eos_ids, shared_prefix(list(ids.values())), how.batch_rows, STEP_TOKENS)
+    prefix = shared_prefix(list(ids.values()))
+    decoder = Decoder(loaded.model, loaded.eos_ids, prefix, how.batch_rows, STEP_TOKENS)
     requests = [
         Request(key, tokens, how.max_new_tokens, how.temperature, how.top_p, how.seed, stop=rule)
         for key, tokens in ids.items()
     ]
-    decoder.admit(sorted(requests, key=lambda request: -len(request.prompt_ids)))
+    requests.sort(key=lambda request: -len(request.prompt_ids))
+    decoder.admit(requests)
     collect = _Collector(loaded, {key: len(tokens) for key, tokens in ids.items()}, spec, how.variant)
+    pace = _Pace([len(request.prompt_ids) - len(prefix) for request in requests], how.max_new_tokens)
     total, began = done + len(ids), time.perf_counter()
     while decoder.running or decoder.waiting:
         report.alive()
         start = time.perf_counter()
         tokens = decoder.step()
-        for answer in collect.take(tokens, time.perf_counter() - start):
+        ended = collect.take(tokens, time.perf_counter() - start)
+        for answer in ended:
             on_answer(answer)
-        rate = len(collect.answers) / (time.perf_counter() - began)
-        report.progress(how.variant, done + len(collect.answers), total, answers_per_second=round(rate, 2))
+        spent = time.perf_counter() - began
+        pace.step(len(requests) - decoder.waiting, len(tokens), ended)
+        figures = {"answers_per_second": len(collect.answers) / spent, "seconds_left": pace.left * spent}
+        report.progress(
+            how.variant, done + len(collect.answers), total, **{name: round(x, 4) for name, x in figures.items()}
+        )
     return collect.answers
+
+
+class _Pace:
+    """The time left, by tokens: rows are a poor measure, since none ends for a while and then many do at once.
+
+    `prompts`: tokens of each prompt, in the order in which they join; an unfinished answer is thought to become as long
+    as the finished ones are on average (`longest`, until there is one).
+    """
+
+    def __init__(self, prompts: Sequence[int], longest: int) -> None:
+        self._read = [0, *accumulate(prompts)]
+        self._longest = longest
+        self._joined = self._written = self._ended_rows = self._ended_tokens = 0
+
+    def step(self, joined: int, tokens: int, ended: Sequence[Answer]) -> None:
+        """A step gave `tokens`; by now, `joined` rows have begun; it ended the rows `ended`."""
+        self._joined, self._written = joined, self._written + tokens
+        self._ended_rows += len(ended)
+        self._ended_tokens += sum(answer.answer_tokens for answer in ended)
+
+    @property
+    def left(self) -> float:
+        """What is to be done, as a multiple of what has been done."""
+        usual = self._ended_tokens / self._ended_rows if self._ended_rows else self._longest
+        running = usual * (len(self._read) - 1 - self._ended_rows) - (self._written - self._ended_tokens)
+        done = self._read[self._joined] + self._written
+        return (self._read[-1] - self._read[self._joined] + max(0.0, running)) / max(1, done)
 
 
 class _Collector:

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_pipeline.base_model import end_ids
 from finetune_pipeline.errors import ModelError, StorageError
 from finetune_pipeline.evaluate.layout import column_major
+from finetune_pipeline.lora import lean
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,6 @@ def load(base: Path, adapter: Path | None = None) -> Loaded:
     return Loaded(model, tokenizer, eos_ids)
 
 
-def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokenizer's end mark and those of the model's generation settings. ModelError when there is none."""
-    stated = model.generation_config.eos_token_id
-    ids = {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
-    if not ids:
-        raise ModelError("neither tokenizer nor generation_config.json names an end-of-turn token", "add `eos_token`")
-    return frozenset(int(i) for i in ids)
-
-
 def attach(model: Any, adapter: Path, name: str = "tuned") -> Any:
     """Put the LoRA weights in `adapter` on `model` and give peft's wrapper of it.
 
@@ -81,6 +74,7 @@ def attach(model: Any, adapter: Path, name: str = "tuned") -> Any:
     astray = [*result.missing_keys, *result.unexpected_keys]
     if astray:
         raise StorageError(f"the adapter in {adapter} fits its base model only in part: {astray[0]} …", _CURE)
+    lean(wrapped)
     return wrapped
 
 

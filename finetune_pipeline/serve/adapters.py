@@ -17,6 +17,7 @@ from typing import Any
 
 from finetune_pipeline.errors import ServingError, StorageError
 from finetune_pipeline.evaluate.layout import column_major
+from finetune_pipeline.lora import lean
 
 _CURE = "serve it on the base model it was trained on, or train it again"
 
@@ -59,6 +60,7 @@ class Adapters:
         if astray:
             self._forget(name)
             raise StorageError(f"the adapter in {folder} fits its base model only in part: {astray[0]} …", _CURE)
+        lean(self._model)
         column_major(self._model)  # as in the evaluation; leaves what lies so already where it is
         self._settle()
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.backends import inside
+from finetune_pipeline.base_model import end_ids
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import ModelError, TrainingFailed
+from finetune_pipeline.lora import lean
 from finetune_pipeline.memory import PeakMemory
 from finetune_pipeline.records import Example, Reporter, read_jsonl, write_jsonl
 from finetune_pipeline.train import checkpoint, yardstick
@@ -116,10 +118,8 @@ def load(base: Path, rules: Train) -> tuple[Any, Any, frozenset[int]]:
             "choose a base model of the Llama, Qwen, Mistral or SmolLM families",
         )
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    stated = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device), tokenizer, frozenset(int(end) for end in ends)
+    return model.to(device), tokenizer, end_ids(model, tokenizer)
 
 
 def with_adapter(model: Any, rules: Train) -> tuple[Any, int]:
@@ -139,6 +139,7 @@ def with_adapter(model: Any, rules: Train) -> tuple[Any, int]:
         task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(model, config)
+    lean(wrapped)
     wrapped.train()
     return wrapped, frozen
 

@@ -42,7 +42,6 @@ def declared(tiny_model: Path) -> Task:
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: Task) -> tuple[TaskStore, dict[str, Artifact]]:
     from finetune_pipeline.base_model import prepare
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     store = task_store(tmp_path, monkeypatch)
     _, facts = prepare(declared.base, store.task, Silent())
     base = finished(store, "base_model", {"base_model.json": facts})

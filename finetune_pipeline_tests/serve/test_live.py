@@ -30,7 +30,6 @@ def task(tiny_model: Path, tmp_path: Path, monkeypatch: MonkeyPatch) -> Deployed
     monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FINETUNE_API_KEYS", f"tests:{KEY}")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return declare(tmp_path / "data", "parcels", tiny_model)
 
 
