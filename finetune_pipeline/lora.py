@@ -48,7 +48,7 @@ def _forward(module: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
 def _plain_lora() -> Any:
     import torch
 
-    class PlainLora(torch.autograd.Function):
+    class PlainLora(torch.autograd.Function):  # type: ignore[misc]
         """x Wᵀ + b + s (x Aᵀ) Bᵀ. `x` [..., in], W [out, in], A [rank, in], B [out, rank]; W and b get no gradient."""
 
         @staticmethod

@@ -53,6 +53,9 @@ table.table-sm td:first-child { width: 16rem; color: var(--dim); }
 .alert { background: var(--band); border-radius: 6px; padding: .5rem .8rem; margin-top: 1.25rem; }
 .lead { color: var(--dim); } .good, .bad, .badge { font-weight: 600; } .good { color: var(--good); }
 .bad, .text-danger { color: var(--bad); }
+@media (max-width: 40rem) { body { padding: 1rem; } th, td { padding: .35rem .3rem; overflow-wrap: anywhere; }
+  th:first-child, td:first-child { width: 4.5rem; } th:nth-child(3), td:nth-child(3) { width: 30%; }
+  table.table-sm td:first-child { width: 45%; } }
 """
 
 _PAGE = Template("""<!DOCTYPE html>
