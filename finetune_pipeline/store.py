@@ -109,7 +109,8 @@ def is_full(error: OSError) -> bool:
 def storage_error(error: OSError, where: str) -> StorageError:
     """Say what an operating system's error means to the person who has to mend it."""
     if is_full(error):
-        free = shutil.disk_usage(Path(where).anchor or "/").free if os.name == "posix" else 0
+        there = next((str(p) for p in (Path(where), *Path(where).parents) if p.exists()), ".")
+        free = shutil.disk_usage(there).free
         return StorageError(
             f"no room left to write {where} ({free / 1e9:.1f} GB free)",
             "free some space and run the same command again; everything finished so far is kept",

@@ -32,6 +32,7 @@ def instance() -> dg.DagsterInstance:
     settings = Path("dagster.yaml")
     if settings.exists() and settings.resolve() != (home / "dagster.yaml").resolve():
         shutil.copyfile(settings, home / "dagster.yaml")
+    (home / "dagster.yaml").touch()  # an empty one is Dagster's defaults, without a warning at every call
     os.environ["DAGSTER_HOME"] = str(home)
     os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
     return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home)))

@@ -110,7 +110,7 @@ def _nothing(files: list[dict[str, Any]], reasons: Counter[str], work: Work) -> 
     """No example in any file: say for each file what it has and what it would need."""
     if not any(facts["rows"] for facts in files):
         names = ", ".join(facts["file"] for facts in files)
-        return DataError(f"the data set is empty: {names} hold no rows", "put rows there, or correct `sources`")
+        return DataError(f"the data set is empty, no rows in: {names}", "put rows there, or correct `sources`")
     told = [f"{facts['file']} {facts.get('problem') or _reading(facts)}" for facts in files]
     why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
     return DataError(

@@ -20,6 +20,8 @@ from typing import IO, cast
 
 from upath import UPath
 
+from finetune_pipeline.errors import DataError
+
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
@@ -28,6 +30,9 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _PIECE = 1 << 20
+_HEAD = 1 << 16
+_CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")  # not NUL, of which UTF-16 is full, nor what terminals use
+_FEW = 0.01  # control characters that a text may hold
 _SAMPLE = 1 << 18  # charset-normalizer needs no more, and is slow
 _CLOSE = 0.1  # difference of charset-normalizer's figures that says nothing
 _MULTIBYTE = re.compile(rb"[\xc2-\xf4][\x80-\xbf]{1,3}")
@@ -54,12 +59,18 @@ def open_text(path: UPath, encoding: str) -> IO[str]:
 
 
 def detect(path: UPath) -> str:
-    """Name of the file's encoding. Reads the whole file once, in pieces."""
+    """Name of the file's encoding. Reads the whole file once, in pieces. DataError for what is no text at all."""
     with path.open("rb") as file:
-        head = file.read(4)
+        head = file.read(_HEAD)
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name
+    controls = len(_CONTROL.findall(head))
+    if controls > _FEW * len(head):
+        raise DataError(
+            f"{path} is no text: of its first {len(head)} bytes, {controls} are control characters",
+            "unpack or export it again, or set the source's `format` or `encoding` to what it is",
+        )
     good, odd, sample = 0, 0, bytearray()
     for line in _lines_beyond_ascii(path):
         multibyte, broken = _census(line)

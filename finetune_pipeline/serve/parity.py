@@ -27,7 +27,7 @@ from finetune_pipeline.evaluate.metrics import canonical, score
 from finetune_pipeline.records import Answer, Check, Example, Reporter, Verdict
 from finetune_pipeline.serve.live import Live, tail
 
-CONCURRENCY = 32  # as many as the engine computes together
+CONCURRENCY = 48  # leaves room for requests of others (engine.MAX_REQUESTS)
 ANSWER_SECONDS = 300.0
 BASE_ROWS = 4  # asked of the base first, and more until an answer differs: to see an adapter that does nothing
 

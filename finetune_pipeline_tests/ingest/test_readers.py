@@ -138,3 +138,11 @@ def test_odd_bytes_in_a_utf8_file_are_read_and_spoil_nothing(tmp_path: Path) -> 
     assert detect(UPath(path)) == "utf-8"
     assert found[10].value == {"q": "das Café"}
     assert found[0].value == found[20].value == {"q": "wo ist das Café – schön?"}
+
+
+def test_what_is_no_text_is_refused_and_cyrillic_utf16_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(bytes(range(256)) * 8)
+    with pytest.raises(DataError, match=r"a\.csv is no text: of its first 2048 bytes, 200 are control"):
+        detect(UPath(tmp_path / "a.csv"))
+    (tmp_path / "b.csv").write_text("где моя посылка,доставка\n", "utf-16")
+    assert detect(UPath(tmp_path / "b.csv")) == "utf-16"
