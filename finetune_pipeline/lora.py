@@ -37,11 +37,16 @@ def _forward(module: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         return type(module).forward(module, x, *args, **kwargs)
     if type(base) is not torch.nn.Linear or module.lora_bias[name]:
         return type(module).forward(module, x, *args, **kwargs)
+    a, b, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
     kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    return _plain_lora().apply(
-        x, base.weight, base.bias, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], dtype
-    )
+    cast = torch.is_autocast_enabled(kind)
+    if torch.is_grad_enabled() or cast or a.dtype != x.dtype:
+        dtype = torch.get_autocast_dtype(kind) if cast else x.dtype
+        return _plain_lora().apply(x, base.weight, base.bias, a, b, scale, dtype)
+    out = torch.nn.functional.linear(x, base.weight, base.bias)
+    low = x.reshape(-1, x.shape[-1]) @ a.t()
+    out.view(-1, out.shape[-1]).addmm_(low, b.t(), alpha=scale)
+    return out
 
 
 @functools.cache

@@ -48,6 +48,13 @@ def test_loss_and_gradients_are_those_of_peft(tiny_model: Path, precision: torch
         torch.testing.assert_close(ours[name], gradient, rtol=near, atol=near * largest)
 
 
+def test_without_gradients_the_logits_are_those_of_peft(tiny_model: Path) -> None:
+    model, own = adapted(tiny_model).eval(), adapted(tiny_model).eval()
+    lean(model)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(input_ids=IDS).logits, own(input_ids=IDS).logits, rtol=2e-5, atol=2e-5)
+
+
 def test_switched_off_it_is_the_base(tiny_model: Path) -> None:
     model = adapted(tiny_model).eval()
     lean(model)
