@@ -29,14 +29,9 @@ def _forward(module: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     import torch
 
     active = [name for name in module.active_adapters if name in module.lora_A]
-    if module.disable_adapters or not active:
+    if args or kwargs or module.disable_adapters or module.merged or len(active) != 1 or not _plain(module, active[0]):
         return type(module).forward(module, x, *args, **kwargs)
     base, name = module.base_layer, active[0]
-    dropped = module.training and not isinstance(module.lora_dropout[name], torch.nn.Identity)
-    if len(active) > 1 or args or kwargs or module.merged or dropped or name in module.lora_variant:
-        return type(module).forward(module, x, *args, **kwargs)
-    if type(base) is not torch.nn.Linear or module.lora_bias[name]:
-        return type(module).forward(module, x, *args, **kwargs)
     a, b, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
     kind = x.device.type
     cast = torch.is_autocast_enabled(kind)
@@ -47,6 +42,15 @@ def _forward(module: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     low = x.reshape(-1, x.shape[-1]) @ a.t()
     out.view(-1, out.shape[-1]).addmm_(low, b.t(), alpha=scale)
     return out
+
+
+def _plain(module: Any, name: str) -> bool:
+    """Nothing but x Wᵀ + b + s (x Aᵀ) Bᵀ."""
+    import torch
+
+    dropped = module.training and not isinstance(module.lora_dropout[name], torch.nn.Identity)
+    special = dropped or module.lora_bias[name] or name in module.lora_variant
+    return type(module.base_layer) is torch.nn.Linear and not special
 
 
 @functools.cache

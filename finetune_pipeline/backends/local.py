@@ -27,8 +27,8 @@ from finetune_pipeline.store import machine_lock
 
 GRACE_SECONDS = 30.0  # a training writes its checkpoint in this time; afterwards it is killed
 POLL_SECONDS = 0.2
-# glibc hands every large block back to the system and gets it anew, page by page: a multiplication of two matrices of
-# 4 MB took three times as long as it needs. Jobs keep what they have got, in huge pages. Other allocators ignore this.
+# glibc hands every large block back to the system and gets it anew, page by page: an elementwise product of matrices
+# of 4 MB took three times as long as it needs. Jobs keep what they have, in huge pages. Other allocators ignore this.
 ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
