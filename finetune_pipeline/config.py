@@ -233,6 +233,17 @@ class Baseline(Declared):
     shots: int = Field(4, ge=1, le=32, description="Examples in the few-shot prompts.")
 
 
+class KeepGeneral(Declared):
+    """General texts in every training step, on which the tuned model is held to its base model."""
+
+    weight: float = Field(
+        1.0, ge=0, description="Of the divergence from the base model on these texts, beside the task's loss; 0: off."
+    )
+    texts: int = Field(
+        1, ge=1, le=64, description="General texts in a step; more keeps more general ability, and takes more time."
+    )
+
+
 class Train(Declared):
     method: Literal["lora"] = Field("lora", description="How the weights are tuned.")
     rank: int = Field(16, ge=1, le=512, description="Rank of the adapter: more can learn more, and overfit more.")
@@ -250,6 +261,7 @@ class Train(Declared):
     max_tokens_per_batch: int = Field(
         4096, ge=64, description="Rows of a step are computed in pieces of this many tokens."
     )
+    keep_general: KeepGeneral = KeepGeneral()
     checkpoint_seconds: float = Field(30.0, ge=0, description="Time between checkpoints; 0: every step.")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it.")
     threads: int | None = Field(None, ge=1, description="Threads of the training process; default: physical cores.")

@@ -20,10 +20,11 @@ from typing import Any
 from finetune_pipeline.backends import inside
 from finetune_pipeline.config import Task, task_from
 from finetune_pipeline.evaluate import classical, general
-from finetune_pipeline.evaluate.generate import Generation, encode, generate
+from finetune_pipeline.evaluate.generate import Generation, encode, generate, label_choice
 from finetune_pipeline.evaluate.loading import Loaded, base_only, load
 from finetune_pipeline.evaluate.loss import losses
 from finetune_pipeline.evaluate.memorisation import MOST_ROWS
+from finetune_pipeline.evaluate.metrics import PROMPTED
 from finetune_pipeline.evaluate.partial import AnswerFile
 from finetune_pipeline.evaluate.prompts import Chat, prompts
 from finetune_pipeline.records import Answer, Example, Reporter, read_jsonl
@@ -90,7 +91,9 @@ def _generate(
     def keep(answer: Answer) -> None:
         file.append(answer)
 
-    generate(loaded, asked, task.answer, how, keep, report, done=len(known))
+    # the tuned model answers as it will be served; a prompted one is given the best chance (labels.py)
+    choice = label_choice(loaded, task.answer.labels) if variant in PROMPTED and task.answer.labels else None
+    generate(loaded, asked, task.answer, how, keep, report, done=len(known), choice=choice)
 
 
 def _general(loaded: Loaded, report: Reporter) -> dict[str, dict[str, float]]:
