@@ -29,6 +29,7 @@ from finetune_pipeline.evaluate.partial import AnswerFile
 from finetune_pipeline.evaluate.prompts import Chat, prompts
 from finetune_pipeline.records import Answer, Example, Reporter, read_jsonl
 from finetune_pipeline.store import write_atomic
+from finetune_pipeline.train.precision import fast_bf16
 
 SEED = 19  # of the training rows that memorisation looks at
 
@@ -98,9 +99,10 @@ def _generate(
 
 def _general(loaded: Loaded, report: Reporter) -> dict[str, dict[str, float]]:
     rows = general.conversations(general.questions())
-    tuned = losses(loaded, rows, "general ability, tuned", report)
+    bf16 = fast_bf16()
+    tuned = losses(loaded, rows, "general ability, tuned", report, bf16)
     with base_only(loaded):
-        return {"base": losses(loaded, rows, "general ability, base", report), "tuned": tuned}
+        return {"base": losses(loaded, rows, "general ability, base", report, bf16), "tuned": tuned}
 
 
 def _memorisation(
@@ -112,7 +114,7 @@ def _memorisation(
     rows = {
         f"{side}/{row.id}": (row.chat(task.prompt.system), row.answer) for side, some in sides.items() for row in some
     }
-    found = losses(loaded, rows, "memorisation", report)
+    found = losses(loaded, rows, "memorisation", report, fast_bf16())
     return {side: [loss for key, loss in found.items() if key.startswith(f"{side}/")] for side in sides}
 
 
