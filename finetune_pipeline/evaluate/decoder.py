@@ -116,6 +116,8 @@ class Decoder:
         self._max_rows, self._step_tokens, self._max_cached = max_rows, step_tokens, max_cached_tokens
         self._queue: deque[Request] = deque()
         self._rows: list[_Row] = []
+        self.joined: list[str] = []
+        """Requests whose computation began in the last step."""
 
     @property
     def running(self) -> int:
@@ -142,6 +144,7 @@ class Decoder:
     def step(self) -> list[Token]:
         """One forward pass; the new token of every row that ran or joined. Empty when nothing is to do."""
         joining = self._joining()
+        self.joined = [row.request.id for row in joining]
         if not self._rows and not joining:
             return []
         logits = self._model(

@@ -13,7 +13,6 @@ What it is not: the way the endpoint is run for users (`finetune serve`, `make u
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -70,7 +69,7 @@ _CURE = "see the endpoint's log under the home folder's logs/, and run again"
 @contextmanager
 def live_endpoint(task: Task, store: TaskStore, report: Reporter) -> Iterator[Live]:
     """See the module's docstring. ServingError holds the end of the log when a temporary endpoint does not start."""
-    key = client_key(os.environ, home())
+    key = client_key(home())
     url = address("FINETUNE_ENDPOINT")
     if is_ours(url):
         report.log(f"using the endpoint at {url}")

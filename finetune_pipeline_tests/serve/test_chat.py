@@ -111,7 +111,7 @@ def test_a_parameter_nobody_knows_is_named() -> None:
 
 def test_what_clients_send_along_is_taken() -> None:
     """openai's own message, sent back as it came."""
-    answer = {"role": "assistant", "content": "a", "refusal": None, "annotations": [], "audio": None}
+    answer: dict[str, object] = {"role": "assistant", "content": "a", "refusal": None, "annotations": [], "audio": None}
     answer |= {"function_call": None, "tool_calls": None}
     messages = [GOOD["messages"][0], answer, {"role": "user", "content": "b", "name": "anna"}]
     request = parse_request(json.dumps(GOOD | {"messages": messages, "metadata": {"a": "b"}, "store": False}).encode())
