@@ -198,12 +198,22 @@ class Engine:
                 self._cancelled.add(ticket.name)
                 self._wake.notify()
 
-    def stop(self, timeout: float = 0.5) -> None:
-        """End the thread after its present step; requests still running get an error."""
+    def give_up(self) -> None:
+        """Take nothing more, and give every request under way an error, at once: whatever the thread computes now."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
+        self._fail_all("the endpoint is stopping")
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """`give_up`, and end the thread after its present step."""
+        self.give_up()
         self._thread.join(timeout)
+
+    @property
+    def computes(self) -> bool:
+        """Whether the thread has not ended."""
+        return self._thread.is_alive()
 
     # the thread ---------------------------------------------------------------------------------------------
 
@@ -235,12 +245,12 @@ class Engine:
                             self._step(lane)
                 except Exception as error:  # whatever it was: begin anew rather than leave everybody waiting
                     log.exception("the engine failed, and begins anew")
+                    with self._wake:
+                        self._lanes.clear()
                     self._fail_all(str(error))
-        self._fail_all("the endpoint is stopping")
 
     def _fail_all(self, why: str) -> None:
         with self._wake:
-            self._lanes.clear()
             tickets = list(self._sinks)
         for ticket in tickets:
             self._end(ticket, Piece(-1, "error", why))

@@ -67,7 +67,7 @@ class Deployed:
 
     def promote(self, number: int, folder: Path, **settings: Any) -> Version:
         version = replace(self.version(number, self.adapter(folder)), **settings)
-        desired.change(self.store, lambda state: desired.promote(state, version))
+        desired.change(self.store, lambda state: desired.promote(state, version, state.champion))
         return version
 
     def finished(self, asset: str, files: Mapping[str, str], inputs: Mapping[str, str] | None = None) -> Artifact:

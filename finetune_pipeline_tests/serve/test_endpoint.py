@@ -150,7 +150,7 @@ def test_a_wrong_key_stays_out_of_everything_but_health(world: World) -> None:
     bare = httpx.post(world.server.url + "/v1/chat/completions", content=b"{}")
     assert bare.status_code == 401 and "there is no API key" in bare.json()["error"]["message"]
     health = httpx.get(world.server.url + "/health").json()
-    assert health["status"] == "ok" and set(health) == {"status", "identity", "started"}
+    assert health["status"] == "ok" and set(health) == {"status", "identity", "started", "failing_tasks"}
 
 
 def test_an_unknown_model_lists_the_known(world: World) -> None:
@@ -460,6 +460,29 @@ def test_a_broken_adapter_leaves_the_version_before_and_says_why(world: World, m
     world.server.until(lambda: "state" in world.server.standing("broken")["errors"], "the error")
     assert say(world, "broken") == before
     assert 'finetune_deploy_errors_total{task="broken"} 2.0' in world.server.get("/metrics").text
+
+
+def test_one_damaged_manifest_takes_one_task_down_and_health_says_so(world: World, make_adapter: MakeAdapter) -> None:
+    def health() -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(world.server.url + "/health", timeout=30).json()
+        return found
+
+    failing = health()["failing_tasks"]
+    task, other = (declared_anew(world, name, make_adapter) for name in ("damaged", "unharmed"))
+    adapter = task.adapter(make_adapter(3))
+    (adapter.folder / "manifest.json").write_text('{"content": "' + adapter.content + '"}')
+    desired.change(task.store, lambda s: desired.promote(s, task.version(2, adapter), s.champion))
+    other.promote(2, make_adapter(3))
+    world.server.until_serves("unharmed", 2)
+    world.server.until(lambda: bool(world.server.standing("damaged")["errors"]), "the error")
+    assert "make the artifact again" in world.server.standing("damaged")["errors"]["champion"]
+    assert world.server.ask("damaged").headers["x-finetune-version"] == "1"
+    assert health()["status"] == "degraded" and health()["failing_tasks"] == failing + 1
+    desired.desired_file(task.store).write_text('{"champion": 5, "previous": 7}')
+    world.server.until(lambda: "state" in world.server.standing("damaged")["errors"], "the error")
+    assert world.server.ask("damaged").status_code == world.server.ask("unharmed").status_code == 200
+    shutil.rmtree(Path(str(task.store.root)))
+    world.server.until(lambda: health()["failing_tasks"] == failing, "its end")
 
 
 def test_two_tasks_cannot_have_one_name(world: World, make_adapter: MakeAdapter) -> None:
