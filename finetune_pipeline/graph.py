@@ -195,6 +195,7 @@ STEPS: tuple[Step, ...] = (
         outside=f"{_P}.monitor.assets:traffic_fingerprint",
         needs=("deployed_endpoint", "data_split", "eval_report"),
         declared=("monitor", "serve", "answer"),
+        version="2",
         check="no_alarm",
         blocking=False,
         kinds=("report",),

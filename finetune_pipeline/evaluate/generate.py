@@ -16,6 +16,7 @@ from itertools import accumulate
 from typing import Any
 
 from finetune_pipeline.config import AnswerFormat
+from finetune_pipeline.errors import DataError
 from finetune_pipeline.evaluate.decoder import Decoder, Request, Token
 from finetune_pipeline.evaluate.labels import LabelChoice
 from finetune_pipeline.evaluate.loading import Loaded
@@ -53,7 +54,8 @@ def generate(
     With `choice` each answer is one of its labels (constrained decoding); without, the model is free.
 
     `Answer.seconds` is the row's share of the time of the steps it took part in, so that the sum over all rows is the
-    time of the whole. `done` counts answers from before, for the progress. DataError when a prompt does not fit.
+    time of the whole. `done` counts answers from before, for the progress. DataError when a prompt does not fit, or a
+    row's next token cannot be chosen.
     """
     report = report or Silent()
     ids = {key: encode(loaded.tokenizer, messages) for key, messages in prompts.items()}
@@ -136,6 +138,8 @@ class _Collector:
         """The answers that `tokens`, the outcome of a step that took `seconds`, have completed."""
         complete = []
         for token in tokens:
+            if token.reason == "error":
+                raise DataError(f"row {token.id} cannot be answered: {token.error}", "see the row, and run again")
             self._ids.setdefault(token.id, []).append(token.token)
             self._seconds[token.id] = self._seconds.get(token.id, 0.0) + seconds / len(tokens)
             if token.finished:

@@ -102,7 +102,8 @@ def registered_model(work: Work) -> Outcome:
     version = tracking.find_version(name, "adapter", adapter.content)
     new = version is None
     if version is None:
-        version = tracking.register(name, run_id, ARTIFACT_PATH, _tags(work), _description(decision))
+        about = _tags(work), _description(decision)
+        version = tracking.register(name, run_id, ARTIFACT_PATH, *about, folder=adapter.folder)
     tracking.set_alias(name, "challenger", version)
     facts = _facts(work, name, version, run_id)
     (work.out / "model.json").write_text(dumps(facts), "utf-8")
