@@ -146,11 +146,13 @@ class Clean(Declared):
     near_duplicate: Share = Field(
         0.8,
         gt=0,
-        description="Jaccard similarity of 5-grams from which two questions are near duplicates; 1: only exact.",
+        description="Jaccard similarity of 5-grams from which two questions are near duplicates; 1: only exact. What "
+        "most questions share, such as an instruction, does not count.",
     )
     contradictions: Literal["drop", "keep"] = Field(
         "drop",
-        description="Rows with one question and different answers: drop all of them, since nobody knows who is right.",
+        description="Rows with one question (but for case, spaces, closing marks) and different answers: drop all of "
+        "them, since nobody knows who is right. Answers of format text are always kept: one question may have several.",
     )
     personal_data: Literal["mask", "drop", "keep"] = Field(
         "mask", description="E-mail, phone, card, IBAN, IP: replaced by <EMAIL> and so on, or the row dropped."
@@ -201,6 +203,9 @@ class ReviewRules(Declared):
     require_bound: bool = Field(
         False, description="True: the lower bound itself, not only the observed share, has to reach the threshold."
     )
+    max_flagged: Count = Field(
+        10, description="Pairs of nearly equal questions with other answers shown besides the sample; not in its share."
+    )
     reviewers: int = Field(1, ge=1, le=5, description="Experts per row; with two or more their agreement is measured.")
     seed: int = Field(7, description="Of the sample.")
     recorded: str | None = Field(
@@ -213,7 +218,11 @@ class Split(Declared):
         0.15, gt=0, lt=0.5, description="Share of the rows kept for the decision; more shows smaller gains."
     )
     validation: Share = Field(0.08, gt=0, lt=0.5, description="Share kept to watch the training.")
-    near_duplicate: Share = Field(0.6, gt=0, description="Similarity from which rows must fall on the same side.")
+    near_duplicate: Share = Field(
+        0.6,
+        gt=0,
+        description="Similarity (as in `clean.near_duplicate`) from which rows must fall on the same side.",
+    )
     seed: int = Field(11, description="Of the hash that assigns groups to sides.")
 
     @model_validator(mode="after")
