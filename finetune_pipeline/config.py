@@ -11,7 +11,6 @@ read in `store.py` and the servers, so that the same declaration works on a lapt
 
 from __future__ import annotations
 
-import codecs
 import difflib
 import re
 from pathlib import Path
@@ -62,8 +61,8 @@ class Source(Declared):
     def _one_place(self) -> Source:
         if self.encoding != "auto":
             try:
-                codecs.lookup(self.encoding)
-            except LookupError:
+                b"".decode(self.encoding)  # not every codec is one of text: rot13, base64
+            except (LookupError, UnicodeError):
                 raise ValueError(f"`encoding: {self.encoding}` is unknown; usual: utf-8, cp1252, shift_jis") from None
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of `path` (a file) and `hub` (a data set on the Hub)")
@@ -354,6 +353,19 @@ class Task(Declared):
     serve: Serve = Serve()
     monitor: Monitor = Monitor()
     automation: Automation = Automation()
+
+    @field_validator("sources")
+    @classmethod
+    def _told_apart(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        labels = [source.label for source in sources]
+        for label in dict.fromkeys(labels):
+            places = [str(place) for place, other in enumerate(labels) if other == label]
+            if len(places) > 1:
+                raise ValueError(
+                    f"sources {' and '.join(places)} have the same name {label!r}: give each a `name` of its own, "
+                    "so that ids and reports tell them apart"
+                )
+        return sources
 
     @field_validator("name")
     @classmethod
