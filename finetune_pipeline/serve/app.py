@@ -110,7 +110,7 @@ def _routes(app: FastAPI, endpoint: Endpoint) -> None:
         endpoint.authorise(http)
         return Response(endpoint.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/health", response_model=None)
+    @app.api_route("/health", methods=["GET", "HEAD"], response_model=None)
     async def health() -> dict[str, Any]:
         """Which task fails, and why, stands in /version: that takes a key."""
         supervisor = endpoint.supervisor

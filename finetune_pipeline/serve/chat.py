@@ -42,7 +42,8 @@ DEFAULTS: dict[str, tuple[Any, ...]] = {  # OpenAI's parameters that are taken o
 }
 NOTES = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")  # change no answer
 ECHOED = ("name", "refusal", "annotations", "audio", "tool_calls", "function_call")  # clients send messages back whole
-MAX_MESSAGES, MAX_PARTS = 2048, 2048
+MAX_MESSAGES, MAX_PARTS, MAX_KEYS = 2048, 256, 64
+MAX_MARKS = 50_000  # of JSON (and quoted in texts): a body of a million tiny values would keep everybody waiting
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 256
 SEED = 2**63
 
@@ -155,6 +156,10 @@ def parse_request(raw: bytes) -> ChatRequest:
     """The request in a body. ApiError 400 names the field that is wrong, its value, and the cure.
 
     pydantic's own JSON reader: unlike Python's it refuses lone surrogates, NaN, and nesting without end."""
+    if sum(raw.count(mark) for mark in (b"{", b"[", b'"')) > MAX_MARKS:
+        raise ApiError(
+            400, f'the body has more than {MAX_MARKS} of {{, [ and "; shorten `messages`', "body_too_complex"
+        )
     try:
         body = from_json(raw, allow_inf_nan=False)
     except ValueError as error:
@@ -165,6 +170,8 @@ def parse_request(raw: bytes) -> ChatRequest:
         ) from None
     if not isinstance(body, dict):
         raise ApiError(400, f"the body is a JSON {type(body).__name__}; send an object", "invalid_json")
+    if len(body) > MAX_KEYS:
+        raise ApiError(400, f"the body has {len(body)} parameters; this endpoint knows fewer", "invalid_value")
     try:
         return ChatRequest.model_validate(body)
     except ValidationError as error:

@@ -6,10 +6,11 @@
         ticket = engine.submit(Ask("9be0…", prompt_ids, prefix_ids, limit), sink)
     engine.unload("9be0…")                                   # when the last lease is given back
 
-The thread steps one `Decoder` (evaluate/decoder.py, the evaluation's own) per adapter in turn: requests join and leave
-between steps. It owns the model: loading, unloading and computing happen there and nowhere else. LoRA layers stay
-unmerged; `None` is the base without adapter. What is certain: a request is computed by one adapter from its first token
-to its last, and answers do not depend on who asks at the same time.
+The thread steps one `Decoder` (evaluate/decoder.py, the evaluation's own) per adapter and class of size in turn, so
+that long rows keep nobody waiting: requests join and leave between steps. It owns the model: loading, unloading and
+computing happen there and nowhere else. LoRA layers stay unmerged; `None` is the base without adapter. What is certain:
+a request is computed by one adapter from its first token to its last, and answers do not depend on who asks at the same
+time.
 
 Why not transformers' own continuous batching: it holds one adapter for all requests, and what it returns was wrong in
 ways that its issues describe; the evaluation's decoder makes "served equals evaluated" true by construction.
@@ -39,9 +40,11 @@ if TYPE_CHECKING:
     from finetune_pipeline.evaluate.decoder import Decoder, Request
 
 T = TypeVar("T")
+SIZES = (1024, 4096)  # own tokens of a row, prompt and answer: shorter and longer rows are computed apart
 MAX_ROWS = 64  # computed together per adapter; each row more costs less than the one before
 STEP_TOKENS = 256  # of prompts that join a step: more would let those who already get their answer wait
-CACHED_TOKENS = 32_768  # of all rows of an adapter together: bounds the memory
+PIECE_TOKENS = 512  # a longer prompt is read in pieces, so that the others get their tokens in between
+CACHED_TOKENS = 32_768  # of all rows of a lane together: bounds the memory
 MAX_REQUESTS = 64  # running and waiting together; more are told to come back, since they would wait for minutes
 log = logging.getLogger("finetune.engine")
 
@@ -93,7 +96,9 @@ class Ticket:
 
 
 Sink = Callable[[Piece], None]
-Lane = tuple[str | None, tuple[int, ...]]
+Lane = tuple[str | None, tuple[int, ...], int]
+"""Rows that one decoder computes: adapter, shared prefix, class of size. The rectangle of a decoder's cache is as long
+as its longest row: among short rows, one long row would leave room for a few only, or wait until hardly any is left."""
 
 
 class Engine:
@@ -180,7 +185,8 @@ class Engine:
         shares = (
             len(ask.prompt_ids) > len(ask.prefix_ids) and tuple(ask.prompt_ids[: len(ask.prefix_ids)]) == ask.prefix_ids
         )
-        lane: Lane = (ask.adapter, ask.prefix_ids if shares else ())
+        own = len(ask.prompt_ids) - shares * len(ask.prefix_ids) + ask.max_new_tokens
+        lane: Lane = (ask.adapter, ask.prefix_ids if shares else (), sum(own > size for size in SIZES))
         with self._wake:
             if self._stopping or len(self._sinks) >= self._max_requests:
                 raise EngineFull
@@ -286,7 +292,9 @@ class Engine:
         try:
             if lane not in self._lanes:
                 self._adapters.activate(lane[0])
-                decoder = Decoder(self._model, self._eos, lane[1], self._max_rows, STEP_TOKENS, CACHED_TOKENS)
+                decoder = Decoder(
+                    self._model, self._eos, lane[1], self._max_rows, STEP_TOKENS, CACHED_TOKENS, PIECE_TOKENS
+                )
                 with self._wake:
                     self._lanes[lane] = decoder
             self._lanes[lane].admit([request])
@@ -311,6 +319,9 @@ class Engine:
             for ticket in failed:
                 self._end(ticket, Piece(-1, "error", str(error)))
             return
+        if lane[2] and not (decoder.running or decoder.waiting):
+            with self._wake:
+                del self._lanes[lane]  # the cache of long rows is large, and they are rare
         for name in decoder.joined:
             if (known := self._sinks.get(name)) is not None:
                 known[2].joined = began

@@ -228,3 +228,44 @@ def test_a_seed_that_no_generator_takes_is_refused(loaded: Loaded) -> None:
     decoder = Decoder(loaded.model, {END}, PREFIX)
     with pytest.raises(DataError, match="seed"):
         decoder.admit([Request("a", PROMPTS[1], 8, temperature=1.0, seed=2**70)])
+
+
+@pytest.mark.parametrize("prefix", [PREFIX, []])
+def test_long_prompts_are_read_in_pieces_beside_the_others(loaded: Loaded, prefix: list[int]) -> None:
+    asked = {f"long{i}": PREFIX + prompt(90 + 7 * i, i) for i in range(3)}
+    asked |= {str(i): ids for i, ids in enumerate(PROMPTS)}
+    decoder = Decoder(loaded.model, {END}, prefix, max_rows=5, step_tokens=16, piece_tokens=40)
+    requests = [Request(name, ids, 25) for name, ids in asked.items()]
+    decoder.admit(requests[:6])
+    widths: list[int] = []
+    hook = loaded.model.register_forward_pre_hook(
+        lambda model, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        given = run(decoder, requests[6:])
+    finally:
+        hook.remove()
+    assert {name: ids(tokens) for name, tokens in given.items()} == {
+        name: plain(loaded, ids, 25) for name, ids in asked.items()
+    }
+    assert max(widths) <= 40 + 5 and not decoder.running
+
+
+def test_a_long_prompt_can_be_cancelled_while_it_is_read(loaded: Loaded) -> None:
+    decoder = Decoder(loaded.model, {END}, PREFIX, piece_tokens=20)
+    decoder.admit([Request("long", prompt(200, 1), 8), Request("next", prompt(100, 2), 8)])
+    assert decoder.step() == [] and (decoder.running, decoder.waiting) == (1, 1)
+    decoder.cancel({"long"})
+    assert ids(run(decoder)["next"]) == plain(loaded, prompt(100, 2), 8)
+
+
+def test_a_prompt_that_was_read_gets_the_next_place(loaded: Loaded) -> None:
+    """Those that came after it do not pass it for ever."""
+    decoder = Decoder(loaded.model, {END}, PREFIX, max_rows=2, piece_tokens=64)
+    decoder.admit(
+        [Request(f"s{i}", PROMPTS[i], 6 + 6 * (i % 2)) for i in range(12)] + [Request("long", prompt(300, 1), 4)]
+    )
+    order: list[str] = []
+    while decoder.running or decoder.waiting:
+        order += [token.id for token in decoder.step() if token.finished]
+    assert order.index("long") < 6

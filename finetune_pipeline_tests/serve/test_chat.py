@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from finetune_pipeline.serve import chat
 from finetune_pipeline.serve.chat import ApiError, parse_request
 
 GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -41,7 +42,7 @@ def test_parts_and_the_developer_role_are_understood() -> None:
         b"[]",
         b'"text"',
         b"null",
-        b"[" * 100_000,
+        b"[" * 40_000,
         b'{"model": "\\ud800"}',
         b'{"temperature": NaN}',
         b'{"seed": 1' + b"0" * 5000 + b"}",
@@ -101,6 +102,25 @@ def test_the_first_thing_that_is_wrong_is_enough() -> None:
     with pytest.raises(ApiError) as caught:
         parse_request(raw)
     assert caught.value.param in ("messages", "messages.0") and len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"model": "m", "messages": [' + b"{}," * 1_000_000 + b"1]}",
+        b"{" + b",".join(b'"%d":1' % n for n in range(300_000)) + b"}",
+        json.dumps({"messages": [{"content": [{"type": "text", "text": "a"}] * 256}] * 200}).encode(),
+    ],
+    ids=["objects", "keys", "parts"],
+)
+def test_a_million_tiny_values_are_not_read(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "from_json", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(ApiError, match="shorten `messages`"):
+        parse_request(raw)
+
+
+def test_more_parameters_than_there_are_are_refused_unseen() -> None:
+    assert "100 parameters" in refused(**{f"p{n}": 1 for n in range(98)}).message
 
 
 def test_a_parameter_nobody_knows_is_named() -> None:
