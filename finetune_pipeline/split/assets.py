@@ -45,9 +45,8 @@ def data_split(work: Work) -> Outcome:
     _write(work, parts, sides, counts)
     missing = _without_test_rows(slices, [slice_of(row.answer, work.task.answer) for row in parts["test"]])
     verdict = judge(found, parts, rules, missing, work.inputs["expert_review"].content, alike)
-    if verdict.passed:
-        remember(work.store, rules.seed, extended(memory, rows, sides.side, alike))
-        work.report.log(f"commit {frozen_file(work.store)} with the task: it says which rows are test rows for good")
+    if verdict.passed and remember(work.store, rules.seed, extended(memory, rows, sides.side, alike)):
+        work.report.log(f"{frozen_file(work.store)} says which rows are test rows for good: commit it with the task")
     work.report.log(verdict.summary)
     figures: dict[str, Json] = {
         "frozen_test_rows": sum(side == "test" for side in known.values()),

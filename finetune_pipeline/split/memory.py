@@ -71,12 +71,14 @@ def recall(store: TaskStore, seed: int) -> Memory:
     return memory
 
 
-def remember(store: TaskStore, seed: int, memory: Memory) -> None:
-    """Keep `memory` as the decisions of this seed; those of other seeds stay."""
+def remember(store: TaskStore, seed: int, memory: Memory) -> bool:
+    """Keep `memory` as the decisions of this seed; those of other seeds stay. Whether the file had to be written."""
     path = frozen_file(store)
     seeds = _read(path)
-    if seeds.get(seed, {}) != memory:
+    changed = seeds.get(seed, {}) != memory
+    if changed:
         write_atomic(path, "".join(_lines({**seeds, seed: memory})))
+    return changed
 
 
 def known_sides(rows: Sequence[Example], memory: Memory) -> dict[str, Side]:

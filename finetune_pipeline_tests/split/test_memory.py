@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -94,6 +95,13 @@ def test_a_reworded_test_row_is_recognised_though_the_row_itself_is_gone(instruc
     rows = [*new, *back]
     found = resembling(rows, known_sides(rows, memory), memory, alike_of(rows, 0.6))
     assert found == {f"back-{row.id}": row.id for row in old[:60]}
+
+
+def test_signatures_stay_what_they_are_in_files_of_earlier_versions() -> None:
+    """A change of what is hashed makes every committed signature useless: recognise it here, not in a leak."""
+    rows = [example("a", "Where is my parcel, order HV-48213?", "x")]
+    signature = extended({}, rows, {"a": "test"}, alike_of(rows, 0.6))["a"].signature
+    assert hashlib.sha256(signature.encode()).hexdigest()[:16] == "69f10920381788b4"
 
 
 def test_rows_that_are_known_are_not_looked_up_again(memory: Memory) -> None:
