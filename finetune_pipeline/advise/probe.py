@@ -21,6 +21,7 @@ from finetune_pipeline.models.device import kind, name_of, uses_bf16
 from finetune_pipeline.records import Reporter
 
 SECONDS = 0.5
+LEAST = 5  # products, however long they take
 ROWS = 512  # tokens of a training step, or thereabouts
 WIDTH = {"cpu": 1536, "cuda": 8192}
 
@@ -36,12 +37,15 @@ def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
 
 
 def gflops(device: str, bf16: bool, seconds: float = SECONDS) -> float:
-    """10^9 floating-point operations a second of a product of a step's tokens with a weight."""
+    """10^9 floating-point operations a second of a product of a step's tokens with a weight. On a processor they are a
+    second of its own time on each thread: a machine that is busy at the moment is not a slow one."""
     import torch
 
     width = WIDTH[device]
     dtype = torch.bfloat16 if bf16 else torch.float32
     left, right = (torch.randn(rows, width, device=device, dtype=dtype) for rows in (ROWS, width))
+
+    clock, threads = (time.perf_counter, 1) if device == "cuda" else (time.process_time, torch.get_num_threads())
 
     def once() -> None:
         left @ right
@@ -49,11 +53,11 @@ def gflops(device: str, bf16: bool, seconds: float = SECONDS) -> float:
             torch.cuda.synchronize()
 
     once()  # the first call starts the threads
-    count, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < seconds or count == 0:
+    count, start, end = 0, clock(), time.perf_counter() + seconds
+    while time.perf_counter() < end or count < LEAST:
         once()
         count += 1
-    return 2 * ROWS * width * width * count / passed / 1e9
+    return 2 * ROWS * width * width * count * threads / (clock() - start) / 1e9
 
 
 def free_mb(device: str) -> float:
