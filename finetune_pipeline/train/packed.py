@@ -13,27 +13,34 @@ Gradients flow through the prefix as well: its keys and values in the tuned laye
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from finetune_pipeline.attention_limits import refuse
+from finetune_pipeline.errors import ModelError
 from finetune_pipeline.train.encode import Encoded
 
 CACHE_BYTES = 2 * 1024**3
 ATTENTION = "finetune_packed"
+ROUND_UP = 64  # so that the mask is not made anew for every row that is a token longer
+_HINT = "choose a base model of the Llama, Qwen, Mistral, SmolLM or Phi families"
 
 
 class PackedModel:
     """`model`: a transformers causal LM of the Llama family or alike (`model.model.layers`, `model.lm_head`), already
-    wrapped by peft; `prefix`: token ids shared by all rows; `frozen`: how many lower layers carry no adapter."""
+    wrapped by peft; `prefix`: token ids shared by all rows. What is frozen is read from the weights themselves: the
+    layers below the lowest one that has a trainable weight now."""
 
-    def __init__(self, model: Any, prefix: Sequence[int], frozen: int) -> None:
+    def __init__(self, model: Any, prefix: Sequence[int]) -> None:
         register_attention()
         model.config._attn_implementation = ATTENTION
-        self._head = model.lm_head
-        self._inner = model.model
+        self._model, self._head, self._inner = model, model.lm_head, model.model
         self._layers, self._norm = self._inner.layers, self._inner.norm
-        self._prefix, self._frozen = list(prefix), frozen
-        self._kept: dict[str, Any] = {}
+        self._prefix, self._frozen = list(prefix), frozen_layers(model)
+        self._masks = _Masks(len(self._prefix))
+        self._kept: dict[tuple[int, ...], Any] = {}
         self._bytes = 0
 
     @property
@@ -42,6 +49,11 @@ class PackedModel:
 
     def loss(self, rows: Sequence[Encoded]) -> tuple[Any, int]:
         """Sum of the negative log likelihoods (nats) of the supervised tokens, with gradient, and their number."""
+        losses = self.token_losses(rows)
+        return losses.sum(), len(losses)
+
+    def token_losses(self, rows: Sequence[Encoded]) -> Any:
+        """Negative log likelihoods (nats) of all supervised tokens, row by row, with gradient."""
         import torch
 
         device = self._head.weight.device
@@ -49,8 +61,18 @@ class PackedModel:
         hidden = self._hidden(rows, lengths)
         picked = hidden.index_select(0, torch.tensor(taken, device=device))
         logits = self._head(picked).float()
-        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(targets, device=device), reduction="sum")
-        return loss, len(targets)
+        return torch.nn.functional.cross_entropy(logits, torch.tensor(targets, device=device), reduction="none")
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """The model in eval mode within the block, and each of its parts in its own mode again afterwards."""
+        modes = [(part, part.training) for part in self._model.modules()]
+        self._model.eval()
+        try:
+            yield
+        finally:
+            for part, training in modes:
+                part.training = training
 
     def _layout(self, rows: Sequence[Encoded]) -> tuple[list[int], list[int], list[int]]:
         """Lengths of the parts (prefix first), places whose output predicts a supervised token, and those tokens."""
@@ -76,19 +98,20 @@ class PackedModel:
         """Output of the frozen layers for the packed sequence; rows seen before come from memory."""
         import torch
 
-        missing = [row for row in rows if row.id not in self._kept]
-        fresh: dict[str, Any] = {}
-        if missing or "" not in self._kept:
+        keys = [(), *(tuple(row.ids) for row in rows)]  # the tokens, not the id: nothing else decides the output
+        missing = [row for row, key in zip(rows, keys[1:], strict=True) if key not in self._kept]
+        fresh: dict[tuple[int, ...], Any] = {}
+        if missing or () not in self._kept:
             lengths = self._layout(missing)[0]
             with torch.no_grad():
                 out = self._run(self._layers[: self._frozen], torch.nn.Identity(), missing, lengths, embedded=None)
-            fresh = dict(zip(("", *(row.id for row in missing)), out.split(lengths), strict=True))
+            fresh = dict(zip(((), *(tuple(row.ids) for row in missing)), out.split(lengths), strict=True))
             for key, part in fresh.items():
                 size = part.numel() * part.element_size()
                 if key not in self._kept and self._bytes + size <= CACHE_BYTES:
                     self._kept[key] = part.clone()
                     self._bytes += size
-        return torch.cat([fresh.get(key, self._kept.get(key)) for key in ("", *(row.id for row in rows))])
+        return torch.cat([fresh[key] if key in fresh else self._kept[key] for key in keys])
 
     def _run(self, layers: Any, norm: Any, rows: Sequence[Encoded], lengths: list[int], embedded: Any) -> Any:
         """Some of the layers over the packed sequence; `embedded` (tokens, hidden) stands in for the embedding."""
@@ -104,10 +127,46 @@ class PackedModel:
             given = {"inputs_embeds": embedded[None]}
         self._inner.layers, self._inner.norm = layers, norm
         try:
-            out = self._inner(**given, position_ids=positions, use_cache=False, parts=tuple(lengths))
+            out = self._inner(**given, position_ids=positions, use_cache=False, parts=_Parts(lengths, self._masks))
         finally:
             self._inner.layers, self._inner.norm = self._layers, self._norm
         return out.last_hidden_state[0]
+
+
+def frozen_layers(model: Any) -> int:
+    """How many of the lowest layers give the same output in every step: those below the first trainable weight."""
+    if any(weight.requires_grad for weight in model.get_input_embeddings().parameters()):
+        return 0
+    tuned = [any(weight.requires_grad for weight in layer.parameters()) for layer in model.model.layers]
+    return tuned.index(True) if True in tuned else 0
+
+
+class _Masks:
+    """Causal masks behind a prefix of so many tokens, (own, prefix + own), 0 or -inf: cut out of a single one, which
+    grows to the longest row. Memory is bounded by that row, however many lengths there are."""
+
+    def __init__(self, prefix: int) -> None:
+        self._prefix = prefix
+        self._whole: Any = None
+
+    def __call__(self, own: int, like: Any) -> Any:
+        import torch
+
+        whole = self._whole
+        if whole is None or whole.shape[0] < own or (whole.device, whole.dtype) != (like.device, like.dtype):
+            size = -(-own // ROUND_UP) * ROUND_UP
+            whole = torch.zeros(size, self._prefix + size, device=like.device, dtype=like.dtype)
+            whole[:, self._prefix :] = torch.full_like(whole[:, self._prefix :], float("-inf")).triu(1)
+            self._whole = whole
+        return whole[:own, : self._prefix + own]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Lengths of the parts of a packed sequence, the prefix first, and the masks for them."""
+
+    lengths: list[int]
+    masks: _Masks
 
 
 def register_attention() -> None:
@@ -124,26 +183,20 @@ def _attend(
     value: Any,
     attention_mask: Any,
     scaling: float | None = None,
-    parts: tuple[int, ...] = (),
-    **_: Any,
+    parts: _Parts | None = None,
+    **arguments: Any,
 ) -> tuple[Any, None]:
     """Attention of a packed sequence (batch 1): each part sees the first part and itself, causally."""
     import torch
 
+    if parts is None:
+        raise ModelError(f"{type(module).__name__} does not pass `parts` on to its attention", _HINT)
+    prefix, *own = parts.lengths
+    refuse(module, arguments, prefix + max(own, default=0))
     attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, scale=scaling, enable_gqa=True)
-    queries, keys, values = (tensor.split(parts, dim=2) for tensor in (query, key, value))
+    queries, keys, values = (tensor.split(parts.lengths, dim=2) for tensor in (query, key, value))
     outs = [attend(queries[0], keys[0], values[0], is_causal=True)]
     for q, k, v in zip(queries[1:], keys[1:], values[1:], strict=True):
         both = torch.cat((keys[0], k), 2), torch.cat((values[0], v), 2)
-        outs.append(attend(q, *both, attn_mask=_mask(parts[0], q.shape[2], q.device, q.dtype)))
+        outs.append(attend(q, *both, attn_mask=parts.masks(q.shape[2], q)))
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
-
-
-@functools.lru_cache(maxsize=512)
-def _mask(prefix: int, own: int, device: Any, dtype: Any) -> Any:
-    """(own, prefix + own): the whole prefix, and one's own part causally."""
-    import torch
-
-    mask = torch.zeros(own, prefix + own, device=device, dtype=dtype)
-    mask[:, prefix:] = torch.full((own, own), float("-inf"), device=device, dtype=dtype).triu(1)
-    return mask
