@@ -146,11 +146,13 @@ class Clean(Declared):
     near_duplicate: Share = Field(
         0.8,
         gt=0,
-        description="Jaccard similarity of 5-grams from which two questions are near duplicates; 1: only exact.",
+        description="Jaccard similarity of 5-grams from which two questions are near duplicates; 1: only exact. What "
+        "most questions share, such as an instruction, does not count.",
     )
     contradictions: Literal["drop", "keep"] = Field(
         "drop",
-        description="Rows with one question and different answers: drop all of them, since nobody knows who is right.",
+        description="Rows with one question (but for case, spaces, closing marks) and different answers: drop all of "
+        "them, since nobody knows who is right. Answers of format text are always kept: one question may have several.",
     )
     personal_data: Literal["mask", "drop", "keep"] = Field(
         "mask", description="E-mail, phone, card, IBAN, IP: replaced by <EMAIL> and so on, or the row dropped."
@@ -201,6 +203,9 @@ class ReviewRules(Declared):
     require_bound: bool = Field(
         False, description="True: the lower bound itself, not only the observed share, has to reach the threshold."
     )
+    max_flagged: Count = Field(
+        10, description="Pairs of nearly equal questions with other answers shown besides the sample; not in its share."
+    )
     reviewers: int = Field(1, ge=1, le=5, description="Experts per row; with two or more their agreement is measured.")
     seed: int = Field(7, description="Of the sample.")
     recorded: str | None = Field(
@@ -213,7 +218,11 @@ class Split(Declared):
         0.15, gt=0, lt=0.5, description="Share of the rows kept for the decision; more shows smaller gains."
     )
     validation: Share = Field(0.08, gt=0, lt=0.5, description="Share kept to watch the training.")
-    near_duplicate: Share = Field(0.6, gt=0, description="Similarity from which rows must fall on the same side.")
+    near_duplicate: Share = Field(
+        0.6,
+        gt=0,
+        description="Similarity (as in `clean.near_duplicate`) from which rows must fall on the same side.",
+    )
     seed: int = Field(11, description="Of the hash that assigns groups to sides.")
 
     @model_validator(mode="after")
@@ -233,6 +242,17 @@ class Baseline(Declared):
     shots: int = Field(4, ge=1, le=32, description="Examples in the few-shot prompts.")
 
 
+class KeepGeneral(Declared):
+    """General texts in every training step, on which the tuned model is held to its base model."""
+
+    weight: float = Field(
+        1.0, ge=0, description="Of the divergence from the base model on these texts, beside the task's loss; 0: off."
+    )
+    texts: int = Field(
+        1, ge=1, le=64, description="General texts in a step; more keeps more general ability, and takes more time."
+    )
+
+
 class Train(Declared):
     method: Literal["lora"] = Field("lora", description="How the weights are tuned.")
     rank: int = Field(16, ge=1, le=512, description="Rank of the adapter: more can learn more, and overfit more.")
@@ -250,6 +270,7 @@ class Train(Declared):
     max_tokens_per_batch: int = Field(
         4096, ge=64, description="Rows of a step are computed in pieces of this many tokens."
     )
+    keep_general: KeepGeneral = KeepGeneral()
     checkpoint_seconds: float = Field(30.0, ge=0, description="Time between checkpoints; 0: every step.")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it.")
     threads: int | None = Field(None, ge=1, description="Threads of the training process; default: physical cores.")

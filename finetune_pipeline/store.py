@@ -171,6 +171,12 @@ class TaskStore:
         found = (self.find(asset, key) for key in keys)
         return next((a for a in found if a is not None and a.content == content), None)
 
+    def manifests(self, asset: str) -> Iterator[Mapping[str, Any]]:
+        """The manifests of every finished artifact of this asset, of which only the current one counts now."""
+        folder = self.folder(asset)
+        found = (self._manifest(p) for p in folder.iterdir() if p.is_dir()) if folder.exists() else ()
+        yield from (manifest for manifest in found if manifest is not None)
+
     def verify(self, artifact: Artifact) -> None:
         """StorageError if a file of the artifact is missing or was changed after it was finished."""
         for name, stated in artifact.manifest["files"].items():

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Reason = Literal["eos", "stop", "length"]
+Reason = Literal["eos", "stop", "length", "error"]
+SEEDS = range(-(2**63), 2**63)  # what a random generator of torch takes
+LEAST_TEMPERATURE = 1e-4  # below it the most probable token has all the probability a float can show
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,14 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Token:
     """One new token of a row. `reason` is set when it is the last: "eos" (this token is the end mark, no text), "stop"
-    (the request's stop rule), "length" (`max_new_tokens` reached)."""
+    (the request's stop rule), "length" (`max_new_tokens` reached), "error" (no token could be chosen, for the reason in
+    `error`; the other rows of the batch are not affected, and `token` is -1)."""
 
     id: str
     token: int
     finished: bool
     reason: Reason | None = None
+    error: str = ""
 
 
 @dataclass(slots=True)
@@ -112,6 +116,8 @@ class Decoder:
         self._max_rows, self._step_tokens, self._max_cached = max_rows, step_tokens, max_cached_tokens
         self._queue: deque[Request] = deque()
         self._rows: list[_Row] = []
+        self.joined: list[str] = []
+        """Requests whose computation began in the last step."""
 
     @property
     def running(self) -> int:
@@ -138,6 +144,7 @@ class Decoder:
     def step(self) -> list[Token]:
         """One forward pass; the new token of every row that ran or joined. Empty when nothing is to do."""
         joining = self._joining()
+        self.joined = [row.request.id for row in joining]
         if not self._rows and not joining:
             return []
         logits = self._model(
@@ -154,6 +161,8 @@ class Decoder:
         return tokens
 
     def _check(self, request: Request) -> None:
+        if request.seed not in SEEDS:
+            raise DataError(f"request {request.id}: the seed {request.seed} is out of range", "give 64 bits at most")
         total = len(request.prompt_ids) + request.max_new_tokens
         limit = min(self._max_cached, self._model.context or self._max_cached)
         if not request.prompt_ids or request.max_new_tokens < 1:
@@ -189,17 +198,22 @@ class Decoder:
             self._cache.reserve(room, capacity, used=len(self._rows))
         return joining
 
-    def _take(self, row: _Row, token: int) -> Token:
+    def _take(self, row: _Row, token: int | Exception) -> Token:
+        if isinstance(token, Exception):
+            return Token(row.request.id, -1, True, "error", str(token))
         row.answer.append(token)
-        request = row.request
-        reason: Reason | None = None
+        try:
+            reason = self._ending(row, token)
+        except Exception as error:  # noqa: BLE001 - a stop rule is the request's own; the row ends with its message
+            return Token(row.request.id, -1, True, "error", f"the stop rule failed: {error}")
+        return Token(row.request.id, token, reason is not None, reason)
+
+    def _ending(self, row: _Row, token: int) -> Reason | None:
         if token in self._eos:
-            reason = "eos"
-        elif request.stop is not None and request.stop(row.answer):
-            reason = "stop"
-        elif len(row.answer) >= request.max_new_tokens:
-            reason = "length"
-        return Token(request.id, token, reason is not None, reason)
+            return "eos"
+        if row.request.stop is not None and row.request.stop(row.answer):
+            return "stop"
+        return "length" if len(row.answer) >= row.request.max_new_tokens else None
 
     def _leave(self, ended: list[bool]) -> None:
         """Take ended rows out; the last row moves into the place that became free."""
@@ -216,30 +230,36 @@ def _generator(request: Request) -> torch.Generator | None:
     return torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
 
 
-def _choose(logits: Tensor, rows: list[_Row]) -> list[int]:
-    """The next token of every row: the most probable of the allowed ones, or one drawn by the row's own generator."""
-    best: list[int] = logits.argmax(dim=-1).tolist()
+def _choose(logits: Tensor, rows: list[_Row]) -> list[int | Exception]:
+    """The next token of every row: the most probable of the allowed ones, or one drawn by the row's own generator.
+    Where one row's token cannot be chosen, its place holds the exception: the rows beside it go on."""
+    chosen: list[int | Exception] = list(logits.argmax(dim=-1).tolist())
     for i, row in enumerate(rows):
-        allowed = row.request.allowed(row.answer) if row.request.allowed else None
-        if allowed is not None or row.generator is not None:
-            best[i] = _choose_one(logits[i], row.request, allowed, row.generator)
-    return best
+        if row.request.allowed is None and row.generator is None:
+            continue
+        try:
+            chosen[i] = _choose_one(logits[i], row)
+        except Exception as error:  # noqa: BLE001 - handed on as the row's own error
+            chosen[i] = error
+    return chosen
 
 
-def _choose_one(
-    logits: Tensor, request: Request, allowed: Collection[int] | None, generator: torch.Generator | None
-) -> int:
+def _choose_one(logits: Tensor, row: _Row) -> int:
     import torch
 
+    request = row.request
     scores = logits.float().cpu()
+    allowed = request.allowed(row.answer) if request.allowed else None
     if allowed is not None:
         if not allowed:
             raise DataError(f"request {request.id}: no token is allowed next", "mend the constraint: it has a dead end")
         barred = torch.ones(scores.shape, dtype=torch.bool)
         barred[list(allowed)] = False
         scores = scores.masked_fill(barred, float("-inf"))
-    if generator is None:
+    if row.generator is None:
         return int(scores.argmax())
-    chances, order = torch.softmax(scores / request.temperature, dim=-1).sort(descending=True)
+    scaled = (scores - scores.max()) / max(request.temperature, LEAST_TEMPERATURE)  # the best is 0: never infinite
+    chances, order = torch.softmax(scaled, dim=-1).sort(descending=True)
     kept = chances.cumsum(0) - chances < request.top_p  # the token that crosses top_p belongs to the set
-    return int(order[torch.multinomial(chances * kept, 1, generator=generator)])
+    kept[0] = True  # also where top_p is smaller than a float can show
+    return int(order[torch.multinomial(chances * kept, 1, generator=row.generator)])

@@ -23,6 +23,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -77,6 +78,20 @@ class Piece:
     error: str = ""
 
 
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request in the engine. Times are time.perf_counter(); `joined` is when its computation began."""
+
+    name: str
+    submitted: float
+    joined: float | None = None
+
+    @property
+    def queued(self) -> float:
+        """Seconds it waited for a place, so far or in all."""
+        return (time.perf_counter() if self.joined is None else self.joined) - self.submitted
+
+
 Sink = Callable[[Piece], None]
 Lane = tuple[str | None, tuple[int, ...]]
 
@@ -97,12 +112,13 @@ class Engine:
         self._loaded: set[str] = set()
         self._leases: Counter[str] = Counter()
         self._lanes: dict[Lane, Decoder] = {}
-        self._sinks: dict[str, tuple[Lane, Sink]] = {}
+        self._sinks: dict[str, tuple[Lane, Sink, Ticket]] = {}
         self._inbox: deque[tuple[Lane, Request]] = deque()
         self._cancelled: set[str] = set()
         self._calls: deque[Callable[[], None]] = deque()
         self._leaving: set[str] = set()
         self._names = itertools.count()
+        self.steps = 0  # forward passes since the start: whoever waits sees by them that work goes on
         self._wake = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -156,7 +172,7 @@ class Engine:
                     self._calls.append(lambda: self._unload(adapter))
                     self._wake.notify()
 
-    def submit(self, ask: Ask, sink: Sink) -> str:
+    def submit(self, ask: Ask, sink: Sink) -> Ticket:
         """Queue a prompt; `sink` gets its pieces on the engine's thread, and has to return at once. Gives the ticket
         that `cancel` takes. EngineFull when too many wait."""
         from finetune_pipeline.evaluate.decoder import Request
@@ -168,26 +184,36 @@ class Engine:
         with self._wake:
             if self._stopping or len(self._sinks) >= self._max_requests:
                 raise EngineFull
-            ticket = f"r{next(self._names)}"
+            ticket = Ticket(f"r{next(self._names)}", time.perf_counter())
             sampling = (ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
-            self._inbox.append((lane, Request(ticket, ask.prompt_ids, *sampling, stop=ask.stop)))
-            self._sinks[ticket] = lane, sink
+            self._inbox.append((lane, Request(ticket.name, ask.prompt_ids, *sampling, stop=ask.stop)))
+            self._sinks[ticket.name] = lane, sink, ticket
             self._wake.notify()
         return ticket
 
-    def cancel(self, ticket: str) -> None:
+    def cancel(self, ticket: Ticket) -> None:
         """Stop computing for this ticket; harmless when it has ended."""
         with self._wake:
-            if self._sinks.pop(ticket, None) is not None:  # its place is free at once
-                self._cancelled.add(ticket)
+            if self._sinks.pop(ticket.name, None) is not None:  # its place is free at once
+                self._cancelled.add(ticket.name)
                 self._wake.notify()
 
-    def stop(self, timeout: float = 0.5) -> None:
-        """End the thread after its present step; requests still running get an error."""
+    def give_up(self) -> None:
+        """Take nothing more, and give every request under way an error, at once: whatever the thread computes now."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
+        self._fail_all("the endpoint is stopping")
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """`give_up`, and end the thread after its present step."""
+        self.give_up()
         self._thread.join(timeout)
+
+    @property
+    def computes(self) -> bool:
+        """Whether the thread has not ended."""
+        return self._thread.is_alive()
 
     # the thread ---------------------------------------------------------------------------------------------
 
@@ -219,12 +245,12 @@ class Engine:
                             self._step(lane)
                 except Exception as error:  # whatever it was: begin anew rather than leave everybody waiting
                     log.exception("the engine failed, and begins anew")
+                    with self._wake:
+                        self._lanes.clear()
                     self._fail_all(str(error))
-        self._fail_all("the endpoint is stopping")
 
     def _fail_all(self, why: str) -> None:
         with self._wake:
-            self._lanes.clear()
             tickets = list(self._sinks)
         for ticket in tickets:
             self._end(ticket, Piece(-1, "error", why))
@@ -273,27 +299,32 @@ class Engine:
         if not (decoder.running or decoder.waiting):
             return
         try:
+            began = time.perf_counter()
             self._adapters.activate(lane[0])
             tokens = decoder.step()
+            self.steps += 1
         except Exception as error:  # out of memory, say: these rows get it, the thread lives for the others
             log.exception("a step of %s failed", lane[0] or "the base model")
             with self._wake:
                 del self._lanes[lane]
-                failed = [ticket for ticket, (where, _) in self._sinks.items() if where == lane]
+                failed = [name for name, (where, _, _) in self._sinks.items() if where == lane]
             for ticket in failed:
                 self._end(ticket, Piece(-1, "error", str(error)))
             return
+        for name in decoder.joined:
+            if (known := self._sinks.get(name)) is not None:
+                known[2].joined = began
         for token in tokens:
             if token.finished:
-                self._end(token.id, Piece(token.token, token.reason))
+                self._end(token.id, Piece(token.token, token.reason, token.error))
             elif (waiting := self._sinks.get(token.id)) is not None:
                 waiting[1](Piece(token.token))
 
     def _end(self, ticket: str, piece: Piece) -> None:
         with self._wake:
-            lane_and_sink = self._sinks.pop(ticket, None)
-        if lane_and_sink is not None:
-            lane_and_sink[1](piece)
+            known = self._sinks.pop(ticket, None)
+        if known is not None:
+            known[1](piece)
 
     # adapters, on the thread --------------------------------------------------------------------------------
 

@@ -199,3 +199,32 @@ def test_a_window_that_a_row_outgrows_is_refused() -> None:
     decoder.admit([Request("long", list(range(1, 13)), 2)])
     with pytest.raises(ModelError, match="12 tokens is longer than the attention window of 8"):
         decoder.step()
+
+
+def test_a_row_whose_token_cannot_be_chosen_ends_alone(loaded: Loaded) -> None:
+    def dead_end(answer: Sequence[int]) -> Collection[int] | None:
+        return [] if len(answer) == 2 else None
+
+    def broken(answer: Sequence[int]) -> bool:
+        raise ValueError("no such thing")
+
+    decoder = Decoder(loaded.model, {END}, PREFIX)
+    decoder.admit([Request("good", PROMPTS[1], 8), Request("dead", PROMPTS[2], 8, allowed=dead_end)])
+    decoder.admit([Request("stop", PROMPTS[3], 8, stop=broken)])
+    given = run(decoder)
+    assert ids(given["good"]) == plain(loaded, PROMPTS[1], 8)
+    assert [len(given["dead"]), given["dead"][-1].reason] == [3, "error"] and "no token" in given["dead"][-1].error
+    assert [len(given["stop"]), given["stop"][-1].reason] == [1, "error"] and "no such thing" in given["stop"][-1].error
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1e-38, 1.0), (1e-320, 1.0), (1.0, 1e-300), (1e-38, 1e-300)])
+def test_extreme_sampling_is_greedy(loaded: Loaded, temperature: float, top_p: float) -> None:
+    decoder = Decoder(loaded.model, {END}, PREFIX)
+    decoder.admit([Request("a", PROMPTS[1], 8, temperature=temperature, top_p=top_p)])
+    assert ids(run(decoder)["a"]) == plain(loaded, PROMPTS[1], 8)
+
+
+def test_a_seed_that_no_generator_takes_is_refused(loaded: Loaded) -> None:
+    decoder = Decoder(loaded.model, {END}, PREFIX)
+    with pytest.raises(DataError, match="seed"):
+        decoder.admit([Request("a", PROMPTS[1], 8, temperature=1.0, seed=2**70)])

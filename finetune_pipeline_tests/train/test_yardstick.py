@@ -97,13 +97,13 @@ def test_the_model_is_left_as_it_was(kind: str) -> None:
 def test_few_rows_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way computes the shortest and the longest row, and the two shortest: however many rows there are."""
     computed: list[str] = []
-    real = PackedModel.token_losses
+    real = PackedModel._hidden
 
-    def counted(self: PackedModel, rows: Any) -> Any:
-        computed.extend(row.id for row in rows)
-        return real(self, rows)
+    def counted(self: PackedModel, packed: Any) -> Any:
+        computed.extend(row.id for row in packed.rows)
+        return real(self, packed)
 
-    monkeypatch.setattr(PackedModel, "token_losses", counted)
+    monkeypatch.setattr(PackedModel, "_hidden", counted)
     many = [Encoded(f"row{n}", [1, 5, *range(6, 10 + n % 20)], [9, 2], True) for n in range(200)]
     check(adapted("llama", "float32", None), PREFIX, many)
-    assert len(computed) == 4
+    assert computed == ["row0", "row199", "row0", "row20"]
