@@ -183,16 +183,11 @@ def test_a_full_disk_is_said_and_leaves_no_half_checkpoint(tiny_model: Path, tmp
         checkpoint.save(tmp_path / "file", checkpoint.State(step=1), setup.weights, setup.optimiser)
 
 
-@pytest.mark.parametrize(
-    ("losses", "said"), [([2.0, float("nan")], "the loss is nan"), ([2.0] * 15 + [9.0] * 15, "the loss diverges")]
-)
-def test_divergence_and_nonsense_stop_the_training(
-    tiny_model: Path, tmp_path: Path, losses: list[float], said: str
-) -> None:
+def test_divergence_stops_the_training(tiny_model: Path, tmp_path: Path) -> None:
     loop = Setup(tiny_model).loop(tmp_path)
-    state = checkpoint.State(step=len(losses), history=[{"loss": loss} for loss in losses])
-    with pytest.raises(TrainingFailed, match=said):
-        loop._watch(state)
+    losses = [2.0] * 15 + [9.0] * 15
+    with pytest.raises(TrainingFailed, match="the loss diverges"):
+        loop._watch(checkpoint.State(step=len(losses), history=[{"loss": loss} for loss in losses]))
     loop._watch(checkpoint.State(step=30, history=[{"loss": 2.0 + n % 2} for n in range(30)]))
 
 
