@@ -2,6 +2,7 @@
 
     review_sample   sample.jsonl: a simple random sample of the cleaned rows, seeded; a row's place in the draw depends
                     on its id alone, so that rows added later leave most of the sample (and its verdicts) as it was
+                    flagged.jsonl: rows to look at besides, which decide nothing (flagged.py)
     expert_review   examples.jsonl (all cleaned rows, edits applied, rejected rows out), reviews.jsonl, changes.jsonl,
                     drops.jsonl; raises WaitingForPeople until every row of the sample has its verdicts
 
@@ -21,8 +22,9 @@ from finetune_pipeline.config import AnswerFormat, ReviewRules, Task
 from finetune_pipeline.errors import DataError, WaitingForPeople
 from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Change, Drop, Example, Json, Review, content_id, write_jsonl
+from finetune_pipeline.review.flagged import FILE, flag, flagged_in, flagged_rows
 from finetune_pipeline.review.gate import judge
-from finetune_pipeline.review.inbox import Progress, approves, by_row, load, progress, verdicts_folder
+from finetune_pipeline.review.inbox import Progress, approves, by_row, load, load_for, progress, verdicts_folder
 from finetune_pipeline.store import TaskStore
 
 STAGE = "review"
@@ -47,7 +49,10 @@ def review_sample(work: Work) -> Outcome:
         )
     sample = draw(rows, work.task.review)
     write_jsonl(work.out / "sample.jsonl", sample)
-    return Outcome({"rows": len(sample), "of": len(rows), "share": len(sample) / len(rows)})
+    flagged = flag(work.inputs["clean_examples"], rows, work.task.review.max_flagged)
+    write_jsonl(work.out / FILE, flagged)
+    figures: dict[str, Json] = {"rows": len(sample), "of": len(rows), "share": len(sample) / len(rows)}
+    return Outcome({**figures, "flagged_pairs": len(flagged)})
 
 
 def draw(rows: Sequence[Example], rules: ReviewRules) -> list[Example]:
@@ -81,12 +86,14 @@ def expert_review(work: Work) -> Outcome:
     clean, sample = work.inputs["clean_examples"], work.inputs["review_sample"]
     rules, sampled = work.task.review, list(sample.examples("sample.jsonl"))
     reviews = load(work.store, work.task, sample)
+    flagged = flagged_rows(flagged_in(sample), sampled)
     state = progress(sampled, reviews, rules)
     if not state.complete:
         raise waiting(work.task.name, state)
     rows = list(clean.examples())
+    given = by_row(flagged, load_for(work.store, work.task, flagged))
     verdict = judge(sampled, reviews, rules, clean.content, population=len(rows))
-    settled = settle(rows, by_row(sampled, reviews), work.task.answer)
+    settled = settle(rows, {**given, **by_row(sampled, reviews)}, work.task.answer)
     write_jsonl(work.out / "examples.jsonl", settled.kept)
     write_jsonl(work.out / "reviews.jsonl", (asdict(review) for review in reviews))
     write_jsonl(work.out / "changes.jsonl", settled.changes)

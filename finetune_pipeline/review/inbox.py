@@ -84,7 +84,11 @@ def load(store: TaskStore, task: Task, sample: Artifact) -> list[Review]:
     Verdicts on other rows or on other content are left out. Where a reviewer is both recorded and in the desk, the
     desk's verdict counts. DataError names a file or line that is damaged.
     """
-    rows = list(sample.examples("sample.jsonl"))
+    return load_for(store, task, list(sample.examples("sample.jsonl")))
+
+
+def load_for(store: TaskStore, task: Task, rows: Sequence[Example]) -> list[Review]:
+    """Every verdict that holds for these rows as they are now, in their order, then by reviewer."""
     content = {row.id: row.content for row in rows}
     by_row: dict[str, dict[str, Review]] = defaultdict(dict)
     for review in (*_recorded(recorded_file(store, task)), *_given(verdicts_folder(store), content)):

@@ -12,9 +12,11 @@ from finetune_pipeline.materialise import materialise
 from finetune_pipeline.records import Artifact, Example, Review, Verdict, read_jsonl
 from finetune_pipeline.review import inbox
 from finetune_pipeline.review.assets import draw, expert_review, review_sample, reviews_fingerprint, settle
+from finetune_pipeline.review.flagged import flagged_in, flagged_rows
 from finetune_pipeline.store import TaskStore
 from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
 
+FILES = ("sample.jsonl", "flagged.jsonl")
 ROWS = [example(f"r{i:03}", f"question {i}", f"answer {i}") for i in range(40)]
 
 
@@ -151,3 +153,28 @@ def test_nothing_to_draw_from_is_an_error(store: TaskStore, tmp_path: Path) -> N
     empty = finished(store, "clean_examples", {"examples.jsonl": []})
     with pytest.raises(DataError, match="no rows"):
         review_sample(work(task(), store, tmp_path, clean_examples=empty))
+
+
+def test_conflicting_rows_are_flagged_beside_the_sample_and_decide_nothing(store: TaskStore, tmp_path: Path) -> None:
+    pair = [example("x1", "where is my kettel", "a"), example("x2", "where is my kettle", "b")]
+    rows = [*ROWS, *pair]
+    lines = [{"rows": ["x1", "x2"], "origins": ["o", "p"], "similarity": 0.9}] * 12
+    clean = finished(store, "clean_examples", {"examples.jsonl": rows, "conflicts.jsonl": lines})
+    declared = task(review={"seed": 1})
+    drawn = work(declared, store, tmp_path, clean_examples=clean)
+    outcome = review_sample(drawn)
+    assert outcome.summary["flagged_pairs"] == 10
+    sample = finished(store, "review_sample", {name: list(read_jsonl(drawn.out / name)) for name in FILES})
+    sampled = list(sample.examples("sample.jsonl"))
+    flagged = flagged_rows(flagged_in(sample), sampled)
+    assert {row.id for row in flagged} == {"x1", "x2"} - {row.id for row in sampled}
+    for row in sampled:
+        inbox.save(store, verdict(row))
+    for row in pair[:1]:
+        inbox.save(store, verdict(row, "reject"))
+    job = work(declared, store, tmp_path, clean_examples=clean, review_sample=sample)
+    done = expert_review(job)
+    assert done.verdict is not None
+    assert done.verdict.figures["rows"] == len(sampled) == 20, "flagged rows are not in the estimate"
+    assert done.verdict.figures["share"] == 1.0
+    assert [row["id"] for row in read_jsonl(job.out / "drops.jsonl")] == ["x1"]
