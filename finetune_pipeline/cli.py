@@ -19,6 +19,11 @@ from finetune_pipeline.terminal import RichTerminal, console
 out = console()
 
 
+def say(text: str) -> None:
+    """A text, not broken into lines: a command in it can be copied."""
+    out.print(text, soft_wrap=True)
+
+
 class Command(click.Group):
     """A group whose commands end with the exit code of the error that stopped them."""
 
@@ -50,7 +55,7 @@ def init(task: str, source: Path, input_: str | None, output: str | None, output
     from finetune_pipeline.ingest.declare import create
 
     path = create(task, source, input_, output, tuple(name.strip() for name in outputs.split(",") if name.strip()))
-    out.print(f"wrote {path}\nnext: read it, then `finetune check {task}` and `finetune run {task}`")
+    say(f"wrote {path}\nnext: read it, then `finetune check {task}` and `finetune run {task}`")
 
 
 @main.command()
@@ -59,7 +64,7 @@ def check(task: str) -> None:
     """Say every problem of TASK's declaration at once; make nothing."""
     from finetune_pipeline.story import check_report
 
-    out.print(check_report(task))
+    say(check_report(task))
 
 
 @main.command()
@@ -97,8 +102,8 @@ def up() -> None:
         pass  # DAGSTER_HOME is made ready
     password = first_start()
     if password:
-        out.print(f"the desk's first user is steward, password {password} (shown once)")
-    start(lambda text: out.print(text))
+        say(f"the desk's first user is steward, password {password} (shown once)")
+    start(say)
 
 
 @main.command()
@@ -130,13 +135,13 @@ def user(name: str, remove: bool) -> None:
 
     if remove:
         remove_user(name)
-        out.print(f"{name} cannot log in to the desk any more")
+        say(f"{name} cannot log in to the desk any more")
         return
     password = os.environ.get("FINETUNE_NEW_PASSWORD") or click.prompt(
         "password", hide_input=True, confirmation_prompt=True
     )
     add_user(name, password)
-    out.print(f"{name} can log in to the desk")
+    say(f"{name} can log in to the desk")
 
 
 @main.command()
@@ -146,7 +151,7 @@ def rollback(task: str, why: str) -> None:
     """Serve the version of TASK that was served before; a running endpoint follows within seconds."""
     from finetune_pipeline.serve.desired import rollback as move_back
 
-    out.print(move_back(task, why))
+    say(move_back(task, why))
 
 
 @main.command()
@@ -159,7 +164,7 @@ def release(task: str, again: bool, why: str) -> None:
 
     if not again:
         raise click.UsageError("say --again to lift the hold; the ordinary way to a release is `finetune run`")
-    out.print(release_again(task, why))
+    say(release_again(task, why))
 
 
 @main.command()
@@ -170,9 +175,9 @@ def reference(write: bool) -> None:
 
     if write:
         for path in write_all(Path("docs")):
-            out.print(f"wrote {path}")
+            say(f"wrote {path}")
     else:
-        out.print(configuration())
+        say(configuration())
 
 
 if __name__ == "__main__":

@@ -2,31 +2,28 @@
 
 The gate blocks for one thing alone: fewer usable examples than `suitability.error_below`, unless the declaration says
 why to go on (`suitability.override`). All else is advice and warns. Pure parts: facts.py, rules.py, estimates.py,
-report.py and `judge`; this module measures the machine (a fifth of a second) and writes.
+report.py and `judge`; probe.py measures the machine, and this module writes.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-
-import psutil
 
 from finetune_pipeline.advise.estimates import Base, Estimate, Machine, estimate
 from finetune_pipeline.advise.facts import Facts, gather
+from finetune_pipeline.advise.probe import measured
 from finetune_pipeline.advise.report import duration, markdown
 from finetune_pipeline.advise.rules import Advice, advise
 from finetune_pipeline.base_model import folder_of, token_counter
 from finetune_pipeline.config import Suitability
 from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Check, Json, Verdict, read_jsonl
-
-PROBE_SECONDS = 0.2
-PROBE_SIZE = 1024
 
 
 def suitability_report(work: Work) -> Outcome:
@@ -35,7 +32,8 @@ def suitability_report(work: Work) -> Outcome:
     described = work.inputs["base_model"].json("base_model.json")
     base = Base(*(described[name] for name in ("parameters", "hidden", "layers", "vocabulary")))
     facts = _facts(work)
-    machine = Machine(gflops=measured_gflops(), free_mb=psutil.virtual_memory().available / 1e6)
+    with TemporaryDirectory() as folder:
+        machine = measured(work.task.train, Path(folder), work.report)
     figures = estimate(facts, base, work.task.train, declared, machine)
     advice = advise(facts, figures, base, declared, machine)
     verdict = judge(facts, advice, figures, machine, declared, clean.content)
@@ -96,19 +94,6 @@ def _memory(figures: Estimate, machine: Machine) -> Check:
     need = figures.memory_mb["lora"]
     observed = f"about {need:.0f} MB needed, {machine.free_mb:.0f} MB free"
     return Check("fits into this machine's memory", need <= machine.free_mb, "LoRA fits", observed, "warning")
-
-
-def measured_gflops() -> float:
-    """Speed of a float32 matrix product on this machine with all its cores, in 10^9 operations a second."""
-    import numpy as np
-
-    left = np.random.default_rng(0).random((PROBE_SIZE, PROBE_SIZE), dtype=np.float32)
-    left @ left  # the first call starts the threads
-    count, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < PROBE_SECONDS or count == 0:
-        left @ left
-        count += 1
-    return 2 * PROBE_SIZE**3 * count / passed / 1e9
 
 
 def _facts(work: Work) -> Facts:

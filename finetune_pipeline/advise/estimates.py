@@ -2,7 +2,11 @@
 
     work         full: 6 N D floating-point operations for N parameters and D tokens, 2 N D forward and 4 N D back
                  (Kaplan et al., "Scaling Laws for Neural Language Models", arXiv:2001.08361, section 2.1); LoRA saves
-                 the frozen weights' gradients, a third of it: 4 N D, and 6 n D for its own n parameters
+                 the frozen weights' gradients, a third of it: 4 N D, and 6 n D for its own n parameters. N counts the
+                 tuned layers; those below them (`train.layers`) are computed once a row, 2 N D. The output layer is
+                 computed for supervised tokens alone
+    tokens       a step holds its rows' own tokens, the system prompt once, and `train.keep_general`'s texts, which the
+                 base model computes as well
     adapter      n = 17.7 r h L for rank r on all linear layers of a Llama-like block of hidden size h (feed-forward
                  8/3 h, keys and values h/3): the count of Hu et al., arXiv:2106.09685, section 4.2, r (in + out) each
     memory       weights 2 or 4 bytes (QLoRA 0.52: Dettmers et al., arXiv:2305.14314, section 3); trained parameters
@@ -10,7 +14,7 @@
                  section 3.1); activations 34 h bytes a token and layer in 16 bits (Korthikanti et al.,
                  arXiv:2205.05198, equation 1, without the attention matrix); logits 8 bytes a supervised token and
                  word of the vocabulary (value and gradient)
-    time         work / (measured speed of this machine's matrix product x EFFICIENCY)
+    time         work / (speed of a matrix product as training computes it, measured by probe.py, x EFFICIENCY)
 
 What it is not: a benchmark. The training measures its own tokens a second.
 """
@@ -18,14 +22,23 @@ What it is not: a benchmark. The training measures its own tokens a second.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
+from typing import get_args
 
 from finetune_pipeline.advise.facts import Facts
 from finetune_pipeline.config import Suitability, Train
 
 EFFICIENCY = 0.3  # share of the matrix product's speed that training reaches: measured with LoRA on a 135M model
+GENERAL_TOKENS = 60  # of a text that keeps general ability
 DAYS_PER_MONTH = 365.25 / 12
 ADAPTER_WIDTH = 17.7
 MB = 1e6
+
+
+# Known here and accepted by the declaration; a method that is added there is estimated from then on.
+METHODS = tuple(
+    method for method in ("lora", "qlora", "full") if method in get_args(Train.model_fields["method"].annotation)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +53,19 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`gflops`: speed of a float32 matrix product, in 10^9 operations a second; `free_mb`: memory at hand."""
+    """The device that trains (cpu or cuda), and the precision it trains in (bf16 or fp32). `gflops`: speed of a matrix
+    product in that precision, in 10^9 operations a second; `free_mb`: memory at hand."""
 
     gflops: float
     free_mb: float
+    device: str = "cpu"
+    precision: str = "bf16"
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """`memory_mb` by method (lora, qlora, full); seconds and cost of one training; costs a month of either way.
+    """`memory_mb` by method, of those that the declaration accepts; seconds and cost of one training; costs a month of
+    either way.
 
     `break_even_months` is None where prompting stays cheaper; `break_even_requests` is the load per day at which the
     running costs are equal (None: never, a price of 0).
@@ -68,22 +85,18 @@ class Estimate:
 
 def estimate(facts: Facts, base: Base, train: Train, declared: Suitability, machine: Machine) -> Estimate:
     """All of it, for the declared training on this machine at the declared prices."""
-    adapter = adapter_parameters(base, train.rank)
-    batches = facts.usable / train.batch_rows  # the system prompt is computed once for all rows of a batch
-    own = facts.question_tokens + facts.answer_tokens
-    tokens = train.epochs * (facts.usable * own + batches * facts.system_tokens)
-    flops = 4 * base.parameters * tokens + 6 * adapter * tokens
+    tokens, flops = training_work(facts, base, train)
     seconds = flops / (machine.gflops * 1e9 * EFFICIENCY)
     cost = seconds / 3600 * declared.training_per_hour
     request = (facts.few_shot_prompt + facts.answer_tokens) / 1e6 * declared.prompted_price
     prompted = declared.requests_per_day * DAYS_PER_MONTH * request
     saved = prompted - declared.hosting_per_month
     return Estimate(
-        adapter_parameters=adapter,
+        adapter_parameters=adapter_parameters(base, train),
         training_tokens=tokens,
         training_flops=flops,
         training_seconds=seconds,
-        memory_mb={method: memory_mb(method, facts, base, train) for method in ("lora", "qlora", "full")},
+        memory_mb={method: memory_mb(method, facts, base, train, machine.precision) for method in METHODS},
         training_cost=cost,
         prompted_per_month=prompted,
         tuned_per_month=declared.hosting_per_month,
@@ -92,21 +105,49 @@ def estimate(facts: Facts, base: Base, train: Train, declared: Suitability, mach
     )
 
 
-def adapter_parameters(base: Base, rank: int) -> int:
-    """Trained parameters of a LoRA adapter on all linear layers."""
-    return round(ADAPTER_WIDTH * rank * base.hidden * base.layers)
+def training_work(facts: Facts, base: Base, train: Train) -> tuple[float, float]:
+    """Tokens that go through the tuned layers in a training, and its floating-point operations."""
+    rows, own = facts.usable * facts.train_share, facts.question_tokens + facts.answer_tokens
+    steps = ceil(rows / train.batch_rows * train.epochs)
+    general = _general_tokens(train) * steps
+    supervised = train.epochs * rows * facts.answer_tokens
+    tokens = train.epochs * rows * own + steps * facts.system_tokens + general
+    tuned = tuned_layers(base, train)
+    layer = (base.parameters - base.vocabulary * base.hidden) / base.layers
+    head = base.vocabulary * base.hidden
+    flops = (4 * tuned * layer + 6 * adapter_parameters(base, train)) * tokens
+    flops += 2 * tuned * layer * general  # the base model's own distribution
+    flops += head * (4 * supervised + 6 * general)
+    flops += 2 * (base.layers - tuned) * layer * (rows * own + facts.system_tokens + general)
+    return tokens, flops
 
 
-def memory_mb(method: str, facts: Facts, base: Base, train: Train) -> float:
+def _general_tokens(train: Train) -> int:
+    """Tokens of general texts in a step."""
+    return GENERAL_TOKENS * train.keep_general.texts if train.keep_general.weight else 0
+
+
+def tuned_layers(base: Base, train: Train) -> int:
+    return min(train.layers or base.layers, base.layers)
+
+
+def adapter_parameters(base: Base, train: Train) -> int:
+    """Trained parameters of a LoRA adapter on all linear layers of the tuned layers."""
+    return round(ADAPTER_WIDTH * train.rank * base.hidden * tuned_layers(base, train))
+
+
+def memory_mb(method: str, facts: Facts, base: Base, train: Train, precision: str) -> float:
     """Peak memory of a training in MB, without the 0.5 to 1 GB that the libraries take."""
-    width = 4 if train.precision == "fp32" else 2
-    adapter = adapter_parameters(base, train.rank)
+    width = 4 if precision == "fp32" else 2
+    adapter = adapter_parameters(base, train)
     weights = {
         "lora": width * base.parameters + 16 * adapter,
         "qlora": 0.52 * base.parameters + 16 * adapter,
         "full": 16 * base.parameters,
     }[method]
-    tokens = max(train.max_tokens_per_batch, facts.row_tokens)
-    activations = 34 * base.hidden * base.layers * tokens * width / 2
-    supervised = tokens * facts.answer_tokens / facts.row_tokens if facts.row_tokens else 0.0
-    return (weights + activations + 8 * supervised * base.vocabulary) / MB
+    own, general = facts.question_tokens + facts.answer_tokens, _general_tokens(train)
+    step = facts.system_tokens + train.batch_rows * own + general
+    tokens = max(min(train.max_tokens_per_batch, step), facts.row_tokens)
+    activations = 34 * base.hidden * tuned_layers(base, train) * tokens * width / 2
+    supervised = tokens * train.batch_rows * facts.answer_tokens / step if step else 0.0
+    return (weights + activations + 8 * (supervised + general) * base.vocabulary) / MB

@@ -27,7 +27,8 @@ SHOTS = 4  # examples in the prompt that is compared: the default of `baseline.s
 class Facts:
     """Rows are counts, `*_tokens` means per row (`system_tokens` of the one system prompt), shares lie in 0..1.
 
-    `distinct_answers` counts different answers; `closed_fields` of `fields` JSON fields take few values.
+    `distinct_answers` counts different answers; `closed_fields` of `fields` JSON fields take few values; `train_share`
+    of the usable rows is trained on, the others are validation and test.
     """
 
     raw: int
@@ -40,6 +41,7 @@ class Facts:
     system_tokens: float
     question_tokens: float
     answer_tokens: float
+    train_share: float = 1.0
 
     @property
     def tuned_prompt(self) -> float:
@@ -78,6 +80,7 @@ def gather(
         system_tokens=float(count([declared.prompt.system])[0]) if declared.prompt.system else 0.0,
         question_tokens=fmean(count(prompts)) if prompts else 0.0,
         answer_tokens=fmean(count([row.answer for row in measured])) if measured else 0.0,
+        train_share=1.0 - declared.split.test - declared.split.validation,
     )
 
 

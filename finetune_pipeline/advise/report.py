@@ -57,13 +57,18 @@ def _estimates(facts: Facts, figures: Estimate, machine: Machine, declared: Suit
         (
             "training tokens",
             f"{figures.training_tokens:,.0f}",
-            f"{facts.question_tokens + facts.answer_tokens:.0f} a row, the system prompt once a batch, all epochs",
+            f"{facts.question_tokens + facts.answer_tokens:.0f} a row, the system prompt once a batch, all epochs, "
+            "general texts",
         ),
-        ("training work", f"{figures.training_flops / 1e12:,.0f} TFLOP", "4 N D, and 6 n D for the adapter"),
+        (
+            "training work",
+            f"{figures.training_flops / 1e12:,.0f} TFLOP",
+            "4 N D for the tuned layers, 2 N D once for those below, 6 n D for the adapter",
+        ),
         (
             "training time",
             duration(figures.training_seconds),
-            f"on a machine like this one ({machine.gflops:.0f} GFLOP/s measured, float32); bf16 hardware is faster",
+            f"on a machine like this one ({machine.device}: {machine.gflops:.0f} GFLOP/s, {machine.precision})",
         ),
         ("memory", memory, f"{machine.free_mb:.0f} MB are free here"),
         ("training cost", f"{figures.training_cost:.2f} {money}", f"{declared.training_per_hour} {money} an hour"),

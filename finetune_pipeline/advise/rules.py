@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, TypeAlias
 
 from finetune_pipeline.advise.estimates import Base, Estimate, Machine
@@ -48,7 +49,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The recommended tool, method (lora, qlora, full) and size of the base model, each with its reason."""
+    """The recommended tool, method (one that `train.method` takes) and size of the base model, each with its reason."""
 
     tool: Tool
     findings: tuple[Finding, ...]
@@ -180,20 +181,22 @@ def _contradictions(facts: Facts) -> Finding:
 
 
 def best_method(facts: Facts, figures: Estimate, machine: Machine) -> tuple[str, str]:
-    """LoRA, unless it does not fit into memory (QLoRA), or there is more to learn than the adapter can hold (full)."""
+    """LoRA, unless it does not fit into memory (QLoRA), or there is more to learn than the adapter can hold (full); of
+    the methods that the declaration accepts."""
     bits = facts.usable * facts.answer_tokens * BITS_PER_TOKEN
     room = figures.adapter_parameters * BITS_PER_PARAMETER
-    if bits > room:
-        return "full", (
-            f"the answers hold about {bits / 1e6:.1f} million bits, the adapter about {room / 1e6:.1f} million "
-            f"({BITS_PER_PARAMETER} a parameter): raise `train.rank`, or tune all weights"
-        )
     need = figures.memory_mb
-    if need["lora"] > machine.free_mb >= need["qlora"]:
-        return "qlora", (
-            f"LoRA takes about {need['lora']:.0f} MB of the {machine.free_mb:.0f} MB at hand, with the base model in "
-            f"4 bits about {need['qlora']:.0f} MB"
+    if bits > room:
+        full = "full" in need
+        return "full" if full else "lora", (
+            f"the answers hold about {bits / 1e6:.1f} million bits, the adapter about {room / 1e6:.1f} million "
+            f"({BITS_PER_PARAMETER} a parameter): raise `train.rank`{', or tune all weights' if full else ''}"
         )
+    if need["lora"] > machine.free_mb:
+        why = f"LoRA takes about {need['lora']:.0f} MB, {machine.free_mb:.0f} MB are at hand"
+        if need.get("qlora", inf) <= machine.free_mb:
+            return "qlora", f"{why}; with the base model in 4 bits it takes about {need['qlora']:.0f} MB"
+        return "lora", f"{why}: lower `train.max_tokens_per_batch`, or take a smaller base model or a larger machine"
     return "lora", (
         f"the answers hold about {bits / 1e6:.2f} million bits and fit the adapter's {room / 1e6:.1f} million; "
         'within that, LoRA learns as much as full tuning (Schulman et al., "LoRA Without Regret", 2025)'

@@ -27,9 +27,9 @@ from finetune_pipeline.evaluate.memorisation import MOST_ROWS
 from finetune_pipeline.evaluate.metrics import PROMPTED
 from finetune_pipeline.evaluate.partial import AnswerFile
 from finetune_pipeline.evaluate.prompts import Chat, prompts
+from finetune_pipeline.models.device import fast_bf16
 from finetune_pipeline.records import Answer, Example, Reporter, read_jsonl
 from finetune_pipeline.store import write_atomic
-from finetune_pipeline.train.precision import fast_bf16
 
 SEED = 19  # of the training rows that memorisation looks at
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from finetune_pipeline.evaluate.forward import Joining, RowModel
 from finetune_pipeline.evaluate.generate import Messages, encode, shared_prefix
 from finetune_pipeline.evaluate.loading import Loaded
+from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import Reporter, Silent
-from finetune_pipeline.train.precision import autocast
 
 PIECE_TOKENS = 512  # rows computed together: a processor is at its full speed, and logits stay small
 

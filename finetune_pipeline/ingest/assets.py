@@ -83,7 +83,6 @@ def _plain(record: Record) -> dict[str, Any]:
 
 def _described(file: Reading, counts: Counter[str]) -> dict[str, Any]:
     """What the summary says of one file."""
-    unfit = file.layout if isinstance(file.layout, Unfit) else None
     facts = {
         "file": file.name,
         "source": file.source.label,
@@ -91,12 +90,9 @@ def _described(file: Reading, counts: Counter[str]) -> dict[str, Any]:
         "examples": counts["examples"],
         "format": file.format,
         "encoding": file.encoding,
-        "layout": "" if unfit else str(file.layout),
+        "layout": "" if isinstance(file.layout, Unfit) else str(file.layout),
     }
-    if unfit and counts["read"]:
-        has = ", ".join(file.columns) or "none"
-        facts["problem"] = f"lacks {unfit.needed}; it has: {has}"
-    return facts
+    return facts | ({"problem": file.complaint} if file.complaint and counts["read"] else {})
 
 
 def _sentence(facts: dict[str, Any]) -> str:
@@ -113,9 +109,11 @@ def _nothing(files: list[dict[str, Any]], reasons: Counter[str], work: Work) -> 
         return DataError(f"the data set is empty, no rows in: {names}", "put rows there, or correct `sources`")
     told = [f"{facts['file']} {facts.get('problem') or _reading(facts)}" for facts in files]
     why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+    layouts = "declare the columns of each source with `input` and `output` (or `outputs`), or its layout with `rows`"
+    unreadable = all("no row that can be read" in facts.get("problem", "") for facts in files)
     return DataError(
         f"no row of {work.task.name} could be read as an example ({why}): " + "; ".join(told),
-        "declare the columns of each source with `input` and `output` (or `outputs`), or its layout with `rows`",
+        "mend the rows where they come from: one example in each" if unreadable else layouts,
     )
 
 

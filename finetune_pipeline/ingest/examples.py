@@ -36,9 +36,20 @@ class Reading:
         if isinstance(self.layout, Unfit) and not opened.columns:  # a key may come after the first rows
             self.columns = _keys(opened.rows)
             self.layout = layout_of(self.columns, source)
+        self.unreadable = Counter(row.problem for row in opened.rows if row.problem) if not self.columns else Counter()
         self._rows = opened.rows
         self._schema: Mapping[str, Any] | None = answer.json_schema
         self._seen: Counter[str] = Counter()
+
+    @property
+    def complaint(self) -> str:
+        """Why no row of this file can be an example, as a sentence without its subject; empty where one can be."""
+        if not self.columns:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.unreadable.most_common())
+            return f"has no row that can be read ({reasons})" if reasons else "is empty"
+        if isinstance(self.layout, Unfit):
+            return f"lacks {self.layout.needed}; it has: {', '.join(self.columns)}"
+        return ""
 
     def records(self) -> Iterator[Record]:
         """One record for every row, in order."""

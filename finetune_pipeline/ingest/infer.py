@@ -70,11 +70,8 @@ def infer(path: UPath, input: str | None = None, output: str | None = None, outp
     sample = list(islice(opened.rows, SAMPLE_ROWS))
     file = Reading(path.name, source, replace(opened, rows=sample), AnswerFormat())
     if isinstance(file.layout, Unfit):
-        has = ", ".join(file.columns) or "none"
-        raise DataError(
-            f"{path} lacks {file.layout.needed}; its columns are: {has}",
-            "name them with --input and --output, spelled as in the file",
-        )
+        named = "name them with --input and --output, spelled as in the file"
+        raise DataError(f"{path} {file.complaint}", named if file.columns else "put one example in each row")
     examples, refused = _read(file)
     if not examples:
         raise DataError(f"{path} holds no example ({dict(refused) or 'it is empty'})", "check the file and its columns")

@@ -12,6 +12,7 @@ What it is not: the meaning of the columns (layouts.py), or where files lie (sou
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,12 @@ from finetune_pipeline.ingest.rows import Row, Rows, too_long
 _SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
 _BATCH_ROWS = 1024
+_ARRAY = re.compile(r"\[\s*\{|\[\s*\n")  # an array of objects, which no line of JSON Lines is
+_PACKED = {
+    b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV (UTF-8)"),
+    b"\x1f\x8b": ("compressed (gzip)", "unpack it first: gunzip"),
+    b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV (UTF-8)"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +96,21 @@ def format_of(path: UPath) -> str:
             f"{path} is a folder, but not one that `datasets` saved",
             f"name its files, e.g. `path: {path.name}/*.jsonl`",
         )
-    by_name = _SUFFIXES.get(path.suffix.lower())
-    return by_name or _by_content(path)
-
-
-def _by_content(path: UPath) -> str:
     with path.open("rb") as file:
         head = file.read(1 << 16)
+    for mark, (what, cure) in _PACKED.items():
+        if head.startswith(mark):
+            raise DataError(f"{path} is {what}", cure)
+    text = head.decode("utf-8-sig", "replace").lstrip()
+    by_name = _SUFFIXES.get(path.suffix.lower())
+    if by_name == "jsonl" and _ARRAY.match(text):
+        return "json"
+    return by_name or _by_content(path, head, text)
+
+
+def _by_content(path: UPath, head: bytes, text: str) -> str:
     if head.startswith(b"PAR1"):
         return "parquet"
-    text = head.decode("utf-8-sig", "replace").lstrip()
     if text.startswith("{"):
         return "jsonl" if _is_lines(text) else "json"
     if text.startswith("[") or path.suffix.lower() == ".json":
@@ -122,9 +134,11 @@ def _csv(path: UPath, encoding: str) -> Opened:
     with open_text(path, encoding) as file:
         header_line = next((line for line in lines(file) if line.strip()), "")
     if isinstance(header_line, LongLine):
-        raise DataError(f"{path} begins with a line of millions of characters", "is it a CSV file, with a header?")
+        raise DataError(f"{path} begins with a line of millions of characters", "write its columns into the first line")
     mark = "\t" if path.suffix.lower() == ".tsv" else csv_rows.delimiter_of(header_line)
     header = next((record for record in _records(path, encoding, mark) if record.fields), None)
+    if header and header.problem:
+        raise DataError(f"the header of {path} cannot be read: {header.problem}", "mend the quotes in its first line")
     columns = tuple(name.strip() for name in header.fields) if header else ()
     _once_each(path, columns, "rename one of them in its first line")
 

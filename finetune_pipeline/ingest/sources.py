@@ -21,7 +21,6 @@ from finetune_pipeline.config import Source, Task
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.file_hashes import file_hash
 from finetune_pipeline.ingest.examples import Reading
-from finetune_pipeline.ingest.layouts import Unfit
 from finetune_pipeline.ingest.readers import Opened, numbered, open_rows
 from finetune_pipeline.ingest.rows import writable
 from finetune_pipeline.ingest.saved_dataset import open_hub
@@ -48,7 +47,19 @@ def located(path: str, root: UPath) -> UPath:
 
 
 def files_of(source: Source, root: UPath) -> list[File]:
-    """The files of a source with a `path`, in order of name. DataError when there are none."""
+    """The files of a source with a `path`, in order of name. DataError when there are none, or nobody can be asked."""
+    try:
+        return _files_of(source, root)
+    except (DataError, AssertionError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"the source {source.label!r} names {source.path}, which cannot be reached: {str(error) or error!r}",
+            "check the address and the credentials; s3:// needs the package s3fs, other places their own",
+        ) from error
+
+
+def _files_of(source: Source, root: UPath) -> list[File]:
     declared = source.path or ""
     if not _GLOB.search(declared):
         path = located(declared, root)
@@ -116,19 +127,13 @@ def _looked_at(task: Task, store: TaskStore) -> tuple[list[str], list[str], int]
         try:
             for file in [] if source.hub else files_of(source, store.root):
                 opened = open_rows(file.path, source.format, source.split, source.encoding)
-                lacks = _lacks(Reading(file.name, source, opened, task.answer))
-                unfit += [f"{key}: {file.name} {lacks}"] if lacks else []
-                fitting += not lacks
+                complaint = Reading(file.name, source, opened, task.answer).complaint
+                unfit += [f"{key}: {file.name} {complaint}"] if complaint else []
+                fitting += not complaint
         except DataError as error:
             broken.append(f"{key}: {error.message} ({error.cure})")
         fitting += source.hub is not None
     return broken, unfit, fitting
-
-
-def _lacks(read: Reading) -> str:
-    if not read.columns:
-        return "has no rows; put rows there, or remove the source"
-    return f"lacks {read.layout.needed}; it has: {', '.join(read.columns)}" if isinstance(read.layout, Unfit) else ""
 
 
 def fingerprint(task: Task, root: UPath) -> str:

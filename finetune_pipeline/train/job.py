@@ -18,6 +18,7 @@ from finetune_pipeline.base_model import end_ids
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import ModelError, TrainingFailed
 from finetune_pipeline.memory import PeakMemory
+from finetune_pipeline.models.device import name_of, uses_bf16
 from finetune_pipeline.records import Example, Reporter, read_jsonl, write_jsonl
 from finetune_pipeline.train import checkpoint, yardstick
 from finetune_pipeline.train.adapter import with_adapter
@@ -25,7 +26,6 @@ from finetune_pipeline.train.audit import Audit, audit
 from finetune_pipeline.train.encode import Encoded, encode, shared_prefix
 from finetune_pipeline.train.loop import BETAS, Loop
 from finetune_pipeline.train.packed import PackedModel
-from finetune_pipeline.train.precision import fast_bf16, name_of
 from finetune_pipeline.train.replay import Replay, general_texts
 
 
@@ -181,7 +181,7 @@ def _write_audit(found: Audit, out: Path) -> None:
 
 
 def _bf16(rules: Train) -> bool:
-    return rules.precision == "bf16" or (rules.precision == "auto" and fast_bf16())
+    return uses_bf16(rules.precision)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from typing import Any
 
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import JobCancelled, TrainingFailed
+from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.train import checkpoint
 from finetune_pipeline.train.encode import Encoded
 from finetune_pipeline.train.packed import PackedModel
-from finetune_pipeline.train.precision import autocast
 from finetune_pipeline.train.replay import Replay
 from finetune_pipeline.train.schedule import batch_at, pieces, rate_at, total_steps
 

@@ -22,10 +22,10 @@ from importlib.resources import files
 from typing import Any
 
 from finetune_pipeline.config import KeepGeneral
+from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import Example, Message
 from finetune_pipeline.train.encode import Encoded
 from finetune_pipeline.train.packed import PackedModel
-from finetune_pipeline.train.precision import autocast
 
 BLOCK = 4  # steps; more saves time, and takes tokens x vocabulary x 4 bytes of memory each
 

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from finetune_pipeline.advise.assets import judge, measured_gflops
+from finetune_pipeline.advise.assets import judge
 from finetune_pipeline.advise.estimates import Base, Machine, estimate
 from finetune_pipeline.advise.facts import Facts
+from finetune_pipeline.advise.probe import measured
 from finetune_pipeline.advise.report import duration
 from finetune_pipeline.advise.rules import advise
 from finetune_pipeline.config import Suitability, Train
 from finetune_pipeline.materialise import materialise
-from finetune_pipeline.records import Drop, Verdict
+from finetune_pipeline.models.device import kind, name_of, uses_bf16
+from finetune_pipeline.records import Drop, Silent, Verdict
 from finetune_pipeline_tests.artifacts import example, finished, task, task_store
 
 BASE = Base(parameters=1_000_000, hidden=64, layers=2, vocabulary=1000)
@@ -77,8 +79,16 @@ def test_the_report_is_written_and_shows_every_rule(
     assert report["advice"]["tool"] == made.summary["tool"]
 
 
-def test_the_probe_measures_something() -> None:
-    assert 0.1 < measured_gflops() < 1e6
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+def test_the_probe_measures_the_device_and_precision_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
+    found = measured(Train.model_validate({"precision": precision}), tmp_path / "probe", Silent())
+    assert 0.1 < found.gflops < 1e6
+    assert found.free_mb > 100
+    assert found.device == kind()
+    assert found.precision == name_of(uses_bf16(precision))
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(5, "5 s"), (600, "10 min"), (7200, "2.0 h")])

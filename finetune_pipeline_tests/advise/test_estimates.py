@@ -15,7 +15,7 @@ from finetune_pipeline.advise.estimates import (
     memory_mb,
 )
 from finetune_pipeline.advise.facts import Facts
-from finetune_pipeline.config import Suitability, Train
+from finetune_pipeline.config import KeepGeneral, Suitability, Train
 
 SMOLLM = Base(parameters=134_515_008, hidden=576, layers=30, vocabulary=49_152)
 FACTS = Facts(1000, 640, 0, "json", 500, 2, 1, system_tokens=50, question_tokens=40, answer_tokens=20)
@@ -25,7 +25,7 @@ MACHINE = Machine(gflops=847, free_mb=8000)
 def test_the_adapter_is_as_large_as_pefts() -> None:
     """r=16 on all linear layers of SmolLM2-135M: per layer (q, o: 576+576; k, v: 576+192; gate, up, down: 576+1536)."""
     exact = 16 * 30 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
-    assert adapter_parameters(SMOLLM, 16) == pytest.approx(exact, rel=0.01)
+    assert adapter_parameters(SMOLLM, Train(rank=16)) == pytest.approx(exact, rel=0.01)
 
 
 def test_the_time_is_near_a_measured_training() -> None:
@@ -39,7 +39,10 @@ def test_more_of_anything_takes_longer() -> None:
         return estimate(facts, SMOLLM, train or Train(), Suitability(), machine).training_seconds
 
     assert seconds(replace(FACTS, usable=1280)) == pytest.approx(2 * seconds())
+    assert seconds(replace(FACTS, train_share=0.5)) == pytest.approx(seconds() / 2)
     assert seconds(train=Train(epochs=4)) == pytest.approx(2 * seconds())
+    assert seconds(train=Train(keep_general=KeepGeneral(weight=0))) < seconds()
+    assert seconds(train=Train(layers=10)) < 0.6 * seconds(), "those below are computed once a row"
     assert seconds(machine=Machine(423.5, 8000)) == pytest.approx(2 * seconds())
     assert seconds(train=Train(rank=64)) > seconds()
     assert seconds(train=Train(batch_rows=1)) > seconds(), "the system prompt is computed with every row then"
@@ -47,11 +50,12 @@ def test_more_of_anything_takes_longer() -> None:
 
 def test_memory_orders_the_methods() -> None:
     seven = Base(parameters=7_000_000_000, hidden=4096, layers=32, vocabulary=32_000)
-    lora, qlora, full = (memory_mb(method, FACTS, seven, Train()) for method in ("lora", "qlora", "full"))
+    lora, qlora, full = (memory_mb(method, FACTS, seven, Train(), "bf16") for method in ("lora", "qlora", "full"))
     assert qlora < lora < full
     assert lora > 14_000, "7 billion weights in 16 bits"
     assert full > 112_000, "16 bytes for each trained parameter"
-    assert memory_mb("lora", FACTS, SMOLLM, Train(precision="fp32")) > memory_mb("lora", FACTS, SMOLLM, Train())
+    wide, half = (memory_mb("lora", FACTS, SMOLLM, Train(), precision) for precision in ("fp32", "bf16"))
+    assert wide > half > memory_mb("lora", FACTS, SMOLLM, Train(layers=10), "bf16")
 
 
 def test_break_even_is_where_both_ways_cost_the_same() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from finetune_pipeline.advise.estimates import Base, Machine, estimate
+from finetune_pipeline.advise.estimates import METHODS, Base, Machine, estimate, memory_mb
 from finetune_pipeline.advise.facts import Facts
-from finetune_pipeline.advise.rules import Advice, Finding, advise, recommended, weigh
+from finetune_pipeline.advise.rules import Advice, Finding, advise, best_method, recommended, weigh
 from finetune_pipeline.config import Suitability, Train
 
 SMALL = Base(parameters=134_515_008, hidden=576, layers=30, vocabulary=49_152)
@@ -84,10 +84,23 @@ def test_a_tie_is_not_for_tuning() -> None:
 def test_the_method_follows_memory_and_what_there_is_to_learn() -> None:
     seven = Base(parameters=7_000_000_000, hidden=4096, layers=32, vocabulary=32_000)
     assert advice(GOOD).method == "lora"
-    small_card = Machine(gflops=1000, free_mb=estimate(GOOD, seven, Train(), Suitability(), MACHINE).memory_mb["qlora"])
-    assert advice(GOOD, machine=small_card, base=seven).method == "qlora"
-    much = replace(GOOD, usable=2_000_000)
-    assert advice(much).method == "full"
+    figures = estimate(GOOD, seven, Train(), Suitability(), MACHINE)
+    every = {method: memory_mb(method, GOOD, seven, Train(), "bf16") for method in ("lora", "qlora", "full")}
+    small_card = Machine(gflops=1000, free_mb=every["qlora"])
+    assert best_method(GOOD, replace(figures, memory_mb=every), small_card)[0] == "qlora"
+    much = replace(GOOD, usable=200_000_000)
+    assert best_method(much, replace(figures, memory_mb=every), MACHINE)[0] == "full"
+
+
+@pytest.mark.parametrize("free_mb", [1.0, 20_000.0, 1e6])
+@pytest.mark.parametrize("usable", [300, 200_000_000])
+def test_what_is_recommended_can_be_declared(usable: int, free_mb: float) -> None:
+    seven = Base(parameters=7_000_000_000, hidden=4096, layers=32, vocabulary=32_000)
+    found = advice(replace(GOOD, usable=usable), Machine(1000, free_mb), seven)
+    assert Train.model_validate({"method": found.method}).method == found.method
+    assert set(METHODS) <= set(get_args(Train.model_fields["method"].annotation))
+    if free_mb == 1.0 and usable == 300:
+        assert "smaller base model" in found.method_why
 
 
 def test_the_base_model_is_held_against_the_kind_of_answer() -> None:

@@ -222,3 +222,39 @@ def test_numbers_in_a_csv_cell_that_no_one_can_read_stay_text(tmp_path: Path) ->
     record = next(iter(Reading("a.csv", source, open_rows(UPath(tmp_path / "a.csv")), declared).records()))
     assert not isinstance(record, Drop)
     assert json.loads(record.answer) == {"n": LONG, "l": DEEP}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"", "a.csv is empty"),
+        ("a.jsonl", b'{"q": 1, "q": 2}\n', r"a.jsonl has no row that can be read \(duplicate-key: 1\)"),
+        ("a.json", b"[1, 2]", r"a.json has no row that can be read \(not-json: 2\)"),
+        ("a.csv", b'"open,x\nhi,y\n', "the header of .*a.csv cannot be read: broken quotes"),
+        ("a.xlsx", b"PK\x03\x04....", "a.xlsx is a zip archive or an Excel workbook"),
+        ("a.csv.gz", b"\x1f\x8b....", "a.csv.gz is compressed"),
+        ("a.csv", b"\x1f\x8b\x01\x02\x03\x04\x05", "a.csv is compressed"),
+    ],
+)
+def test_init_says_what_a_file_is_that_holds_no_rows(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    from upath import UPath
+
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said) as refused:
+        infer(UPath(tmp_path / name))
+    assert refused.value.cure
+
+
+def test_an_array_that_is_named_jsonl_is_read_as_an_array(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.jsonl", f"[\n{GOOD},\n{GOOD}\n]") == ["x", "x"]
+    assert read(tmp_path / "b.jsonl", f"[{GOOD},{GOOD}]") == ["x", "x"]
+    assert read(tmp_path / "c.jsonl", f'["a", "b"]\n{GOOD}\n') == ["not-json", "x"]
+
+
+@pytest.mark.parametrize("path", ["s3://no-such-bucket-here/x.csv", "foo://x/x.csv", "http://127.0.0.1:9/x.csv"])
+def test_a_place_that_cannot_be_reached_is_a_problem_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    store = task_store(tmp_path, monkeypatch)
+    (problem,) = problems(task(sources=[{"path": path}]), store)
+    assert path in problem

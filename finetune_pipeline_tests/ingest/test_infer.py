@@ -129,7 +129,7 @@ def test_free_text_and_long_rows(tmp_path: Path) -> None:
 
 def test_errors_name_the_columns_there_are(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", ["body", "kind"], [["hi", "x"]])
-    with pytest.raises(DataError, match=r"lacks the columns 'text', 'category'; its columns are: body, kind"):
+    with pytest.raises(DataError, match=r"lacks the columns 'text', 'category'; it has: body, kind"):
         infer(path, "text", "category")
     with pytest.raises(DataError, match="does not exist"):
         infer(UPath(tmp_path / "none.csv"))

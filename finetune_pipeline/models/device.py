@@ -1,4 +1,6 @@
-"""Where bf16 is fast: on GPUs that have it, and on processors with AVX512-BF16 or AMX.
+"""The device that computes, and whether in bf16: fast on GPUs that have it, on processors with AVX512-BF16 or AMX.
+
+    uses_bf16("auto")      # True where it is fast; "bf16" and "fp32" are taken at their word
 
 Elsewhere bf16 is emulated: on an AVX512 Xeon without it a matrix product ran at 32 GFLOP/s in bf16, 143 in fp32.
 """
@@ -10,6 +12,18 @@ from pathlib import Path
 from typing import Any
 
 CPUINFO = Path("/proc/cpuinfo")
+
+
+def kind() -> str:
+    """The kind of device: cuda or cpu."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def uses_bf16(precision: str) -> bool:
+    """Whether a training of this declared precision (`train.precision`) computes in bf16 on this machine."""
+    return precision == "bf16" or (precision == "auto" and fast_bf16())
 
 
 def fast_bf16() -> bool:
@@ -29,4 +43,4 @@ def autocast(bf16: bool) -> Any:
     """The context in which a training computes: matrix products in bf16, or all in fp32."""
     import torch
 
-    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16) if bf16 else nullcontext()
+    return torch.autocast(kind(), torch.bfloat16) if bf16 else nullcontext()

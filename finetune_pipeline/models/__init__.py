@@ -1,0 +1,1 @@
+"""Models from outside: where they are computed, and in which precision."""
