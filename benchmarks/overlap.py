@@ -2,8 +2,8 @@
 
     python benchmarks/overlap.py [--rows 10000 30000 100000] [--threshold 0.6] [--like texts.csv --text text] [--json]
 
-Data: help-desk messages that this script makes (seeded): ten kinds of sentences whose parts are drawn from lists and
-from 20,000 words with the frequencies of real text, a tenth of them nearly copies of others. With `--like` the words
+Data: help-desk messages that this script makes (seeded): one of ten openings, then words drawn from 20,000 with the
+frequencies of real text; a tenth of the rows are nearly copies of others. With `--like` the words
 and the lengths of a real file are taken instead: each row is a real row with a quarter of its words exchanged for
 words of other rows. 15 % of the rows are the test side, drawn at random, so that there is something to find. Each size
 runs in a process of its own, whose peak memory (resident set, with the rows) is shown. Peer for what is found: every
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from finetune_pipeline.records import Example, Message
@@ -106,35 +107,18 @@ def grams(text: str) -> set[str]:
 
 
 def invented(count: int, random_: random.Random) -> list[str]:
-    parts = [
-        "ba",
-        "ke",
-        "li",
-        "mo",
-        "nu",
-        "par",
-        "sen",
-        "tor",
-        "vel",
-        "win",
-        "ra",
-        "do",
-        "fi",
-        "sha",
-        "cro",
-        "il",
-        "en",
-    ]
-    distinct = dict.fromkeys("".join(random_.choices(parts, k=random_.randint(1, 4))) for _ in range(60_000))
+    letters = "eeeeetttaaaooiinnsshhrrddlluccmmffwyypvbgk"
+    distinct = dict.fromkeys("".join(random_.choices(letters, k=random_.randint(2, 10))) for _ in range(60_000))
     words = list(distinct)[:20_000]
+    weights = list(accumulate(1 / (rank + 2.7) for rank in range(1, len(words) + 1)))  # Zipf and Mandelbrot's law
     openings = [[random_.choice(words[:300]) for _ in range(random_.randint(2, 5))] for _ in range(10)]
     texts: list[str] = []
     for n in range(count):
         if n % 10 == 9:
             texts.append(changed(texts[random_.randrange(n)].split(), words, 0.1, random_))
             continue
-        ranks = (min(int(random_.paretovariate(0.6)), len(words)) - 1 for _ in range(random_.randint(8, 30)))
-        texts.append(" ".join([*random_.choice(openings), *(words[rank] for rank in ranks), f"HV-{n * 7919 % 99991}"]))
+        drawn = random_.choices(words, cum_weights=weights, k=random_.randint(8, 30))
+        texts.append(" ".join([*random_.choice(openings), *drawn, f"HV-{n * 7919 % 99991}"]))
     return texts
 
 

@@ -124,7 +124,7 @@ class Ours:
 
         from finetune_pipeline.config import load_task
         from finetune_pipeline.records import Example, Message
-        from finetune_pipeline.train import job
+        from finetune_pipeline.train import adapter, job
         from finetune_pipeline.train.encode import encode, shared_prefix
         from finetune_pipeline.train.packed import PackedModel
 
@@ -137,9 +137,9 @@ class Ours:
         self.prefix = shared_prefix(self.rows)
         self.batches = [self.rows[at : at + BATCH] for at in range(0, len(self.rows), BATCH)]
         torch.manual_seed(SEED)
-        wrapped, frozen = job.with_adapter(model, rules)
+        wrapped = adapter.with_adapter(model, rules)
         self.weights = [weight for weight in wrapped.parameters() if weight.requires_grad]
-        self.model = PackedModel(model, self.prefix, frozen)
+        self.model = PackedModel(model, self.prefix)
         self.optimiser = torch.optim.AdamW(self.weights, lr=RATE, weight_decay=0.0)
         self.rules = rules
         self.seconds: list[float] = []
@@ -170,7 +170,7 @@ def trainer(folder: Path, rules: Any, ours: Ours, epochs: int, scratch: Path) ->
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-    from finetune_pipeline.train import job
+    from finetune_pipeline.train import adapter
 
     class InTurn(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -186,7 +186,7 @@ def trainer(folder: Path, rules: Any, ours: Ours, epochs: int, scratch: Path) ->
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     torch.manual_seed(SEED)
-    wrapped, _ = job.with_adapter(model, rules)
+    wrapped = adapter.with_adapter(model, rules)
     settings = TrainingArguments(
         output_dir=str(scratch),
         per_device_train_batch_size=BATCH,

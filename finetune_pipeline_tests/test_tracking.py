@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,8 +19,9 @@ import pytest
 from finetune_pipeline import tracking
 from finetune_pipeline.addresses import without_credentials
 from finetune_pipeline.backends.progress import activity, until
+from finetune_pipeline.config import Train
 from finetune_pipeline.errors import JobCancelled, StorageError
-from finetune_pipeline.records import Silent
+from finetune_pipeline.records import Example, Message, Silent, write_jsonl
 
 
 @pytest.fixture
@@ -128,6 +130,34 @@ def test_an_mlflow_that_goes_away_does_not_end_the_training(
     assert "lines of metrics are not in MLflow" in said and "the run's end" in said
     with pytest.raises(StorageError, match="does not open a run"), tracking.training_run("parcels", None, {}):
         pass
+
+
+def test_a_training_without_its_mlflow_still_makes_the_adapter(
+    server: subprocess.Popen[bytes], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole training job; the server is killed after the first step."""
+    from finetune_pipeline.train import job
+
+    class Killing(Silent):
+        def progress(self, what: str, done: int, total: int, **figures: float) -> None:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+
+    rows = [Example(f"r{n}", (Message("user", f"q {n}"), Message("assistant", "a")), "t", "t:1") for n in range(8)]
+    for side in ("train", "validation"):
+        write_jsonl(tmp_path / f"{side}.jsonl", rows)
+    out = tmp_path / "out"
+    out.mkdir()
+    spec: dict[str, Any] = {
+        "base": str(tiny_model), "base_id": "tiny", "system": "", "out": str(out),
+        "checkpoints": str(tmp_path / "steps"),
+        "train": str(tmp_path / "train.jsonl"), "validation": str(tmp_path / "validation.jsonl"), "task": "parcels",
+        "rules": Train(rank=4, alpha=8, epochs=2, batch_rows=4, precision="fp32").model_dump(mode="json"),
+        "params": {"rank": 4}, "data": {"name": "parcels", "digest": "d1"},
+    }  # fmt: skip
+    training = job.work(spec, Killing())
+    assert server.poll() is not None and training["steps"] == 4 and training["mlflow_run_id"]
+    assert (out / "adapter_model.safetensors").exists()
 
 
 def test_what_a_run_could_not_log_is_logged_when_it_is_registered(home: Path) -> None:

@@ -1,9 +1,9 @@
 """Every near-duplicate pair between two sides, found without chance: what a check needs. Sparse products in blocks.
 
 Two sets reach a similarity t only if they share one of each one's rarest grams (prefix filter: Bayardo, Ma, Srikant,
-"Scaling up all pairs similarity search", WWW 2007). So a product of sparse matrices over rare grams alone counts what
-candidates share; more grams than the filter needs are taken as long as the product stays cheap. A pair is verified only
-if what it shares and all the grams it left out could together reach t, which few do.
+"Scaling up all pairs similarity search", WWW 2007). So a product of sparse matrices over rare grams finds candidates
+and counts what they share of these. The few commonest grams, which would make the product dear, are kept as bits: what
+two rows share of them is the number of bits that both have.
 
     near_between(grams, least, left=np.array([0, 1]), right=np.array([2, 3]))    # yields (0, 3, 0.71)
 
@@ -14,89 +14,95 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from finetune_pipeline.clean.grams import I64, Grams, taken
-from finetune_pipeline.clean.near import F64, jaccard
+from finetune_pipeline.clean.grams import I64, U64, Grams, taken
+from finetune_pipeline.clean.near import F64
 
-_BUDGET = 20_000  # products per row of the left side that may be spent on grams the filter does not need
+F32: TypeAlias = npt.NDArray[np.float32]
+
+_COMMON = 1024  # commonest grams kept as bits: 128 bytes a row
 _BLOCK = 1 << 21  # products computed at a time: bounds memory, changes nothing
+_CHUNK = 1 << 14  # pairs whose bits are compared at a time
 _ROUNDING = 1e-9  # 0.6 * 5 is 3.0000000000000004, which would make a prefix one gram too short
+_SLACK = 0.5  # grams: single precision is off by less, and what passes is compared exactly
+_FIND = 2.0**-20  # value of a common gram in a product: it finds a candidate, and counts nothing
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """Of each row its rarest grams: a sparse matrix (rows × ranks of grams), how many grams were `left` out, and the
-    rank of the commonest gram kept (`last`): whatever has a lower rank is kept."""
+class _Rows:
+    """The rows of both sides: a sparse matrix (rows × ranks of grams) of the rare grams as 1, and of the common ones
+    that the prefix filter needs as `_FIND`; the common grams as `bits`, and how many each row has."""
 
     matrix: Any
-    left: I64
-    last: I64
+    bits: U64
+    common: F32
 
 
 def near_between(grams: Grams, least: F64, left: I64, right: I64) -> Iterator[tuple[int, int, float]]:
     """All (row of left, row of right, similarity) whose similarity reaches the `least` of both."""
     if not len(left) or not len(right):
         return
-    rows = np.concatenate([left, right])
-    sets, need = taken(rows, grams), least[rows]
-    kept = _kept(sets, need, len(left))
-    columns = kept.matrix[len(left) :].T.tocsr()
-    for first, last in _blocks(kept.matrix[: len(left)], columns):
-        counted = (kept.matrix[first:last] @ columns).tocoo()
-        i, j = counted.row.astype(np.int64) + first, counted.col.astype(np.int64) + len(left)
-        likely = _could_reach(counted.data, i, j, sets.sizes, need, kept)
-        i, j = i[likely], j[likely]
-        similarity = jaccard(i, j, sets)
-        for hit in np.flatnonzero(similarity >= np.maximum(need[i], need[j])):
-            yield int(rows[i[hit]]), int(rows[j[hit]]), float(similarity[hit])
+    at = np.concatenate([left, right])
+    sets, need = taken(at, grams), least[at]
+    rows, sizes = _rows(sets, need), sets.sizes.astype(np.float32)
+    least_share = np.float32(need.min() / (1 + need.min()))  # Jaccard t, solved for the share of both sizes in common
+    columns = rows.matrix[len(left) :].T.tocsr()
+    for first, last in _blocks(rows.matrix[: len(left)], columns):
+        product = (rows.matrix[first:last] @ columns).tocoo()
+        i, j = product.row + first, product.col + len(left)
+        shared = np.rint(product.data)
+        enough = least_share * (sizes[i] + sizes[j]) - _SLACK
+        likely = np.flatnonzero(shared + np.minimum(rows.common[i], rows.common[j]) >= enough)
+        for k in np.array_split(likely, len(likely) // _CHUNK + 1):
+            one, other = i[k], j[k]
+            both = shared[k] + np.bitwise_count(rows.bits[one] & rows.bits[other]).sum(axis=1)
+            t = np.maximum(need[one], need[other])
+            for hit in np.flatnonzero(both >= t / (1 + t) * (sets.sizes[one] + sets.sizes[other]) - _SLACK):
+                a, b = int(one[hit]), int(other[hit])
+                similarity = _jaccard(sets, a, b)
+                if similarity >= t[hit]:
+                    yield int(at[a]), int(at[b]), similarity
 
 
-def _could_reach(shared: I64, i: I64, j: I64, sizes: I64, need: F64, kept: _Kept) -> I64:
-    """Positions of the pairs that may share enough: t / (1 + t) of both sizes together (Jaccard t, solved for the
-    intersection). Beyond the lower of the two `last` ranks they share at most what that row left out."""
-    rest = np.where(kept.last[i] < kept.last[j], kept.left[i], kept.left[j])
-    rest = np.where(kept.last[i] == kept.last[j], np.minimum(kept.left[i], kept.left[j]), rest)
-    t = np.maximum(need[i], need[j])
-    return np.flatnonzero(shared + rest >= t / (1 + t) * (sizes[i] + sizes[j]) - _ROUNDING)
+def _jaccard(sets: Grams, i: int, j: int) -> float:
+    one, other = (sets.values[sets.starts[k] : sets.starts[k] + sets.sizes[k]] for k in (i, j))
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    return shared / (len(one) + len(other) - shared)
 
 
-def _kept(sets: Grams, need: F64, split: int) -> _Kept:
-    """The rows' rarest grams: n - ceil(t n) + 1 of n, or more where the budget allows."""
+def _rows(sets: Grams, need: F64) -> _Rows:
     from scipy.sparse import csr_array
 
-    ranks, limit = _ranked(sets, split)
-    rows = len(sets.sizes)
-    row = np.repeat(np.arange(rows), sets.sizes)
-    cheap = np.bincount(row[ranks < limit], minlength=rows)
+    ranks, total = _ranked(sets)
+    limit = max(0, total - _COMMON)
+    count = len(sets.sizes)
+    row = np.repeat(np.arange(count, dtype=np.int32), sets.sizes)
     prefix = sets.sizes - np.ceil(need * sets.sizes - _ROUNDING).astype(np.int64) + 1
-    count = np.minimum(np.maximum(cheap, prefix), sets.sizes)
     place = np.arange(len(ranks)) - np.repeat(sets.starts, sets.sizes)
-    stays = place < np.repeat(count, sets.sizes)
-    ends = np.concatenate([[0], np.cumsum(count)])
-    columns = int(ranks.max()) + 1
-    matrix = csr_array((np.ones(len(ranks[stays]), np.int32), ranks[stays], ends), shape=(rows, columns))
-    last = np.where(count == sets.sizes, columns, ranks[sets.starts + count - 1])
-    last = np.maximum(last, np.where(count == cheap, limit - 1, 0))  # all below the limit was kept, had it been there
-    return _Kept(matrix, sets.sizes - count, last)
+    rare = ranks < limit
+    stays = rare | (place < np.repeat(prefix, sets.sizes))
+    ends = np.concatenate([[0], np.cumsum(np.bincount(row[stays], minlength=count))])
+    narrow = np.int32 if ends[-1] < 2**31 else np.int64  # scipy takes the wider type for both
+    data = np.where(rare[stays], np.float32(1), np.float32(_FIND))
+    matrix = csr_array((data, ranks[stays], ends.astype(narrow)), shape=(count, total))
+    bits = np.zeros((count, -(-_COMMON // 64)), np.uint64)
+    word, bit = np.divmod(ranks[~rare] - limit, 64)
+    np.bitwise_or.at(bits, (row[~rare], word), np.uint64(1) << bit.astype(np.uint64))
+    return _Rows(matrix, bits, np.bincount(row[~rare], minlength=count).astype(np.float32))
 
 
-def _ranked(sets: Grams, split: int) -> tuple[I64, int]:
-    """Every gram as its rank from the rarest to the commonest, in rising order within each row; and the rank below
-    which all grams together cost no more than the budget."""
+def _ranked(sets: Grams) -> tuple[Any, int]:
+    """Every gram as its rank from the rarest to the commonest, in rising order within each row; and how many ranks."""
     _, ids, counts = np.unique(sets.values, return_inverse=True, return_counts=True)
-    order = np.argsort(counts, kind="stable")
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    ends = int(sets.starts[split]) if split < len(sets.starts) else len(sets.values)
-    on_left = np.bincount(ids[:ends], minlength=len(counts))
-    cost = np.cumsum((on_left * (counts - on_left))[order])
-    limit = int(np.searchsorted(cost, _BUDGET * split, side="right"))
+    rank = np.empty(len(counts), np.int64)
+    rank[np.argsort(counts, kind="stable")] = np.arange(len(counts))
     keyed = (np.repeat(np.arange(len(sets.sizes)), sets.sizes) << 32) | rank[ids]
     keyed.sort()
-    return keyed & 0xFFFFFFFF, limit
+    return (keyed & 0xFFFFFFFF).astype(np.int32), len(counts)
 
 
 def _blocks(left: Any, columns: Any) -> Iterator[tuple[int, int]]:

@@ -38,11 +38,11 @@ def grams_of(texts: Sequence[str]) -> Grams:
     values: list[U32] = []
     sizes: list[I64] = []
     for piece in _pieces(texts):
-        codes = np.frombuffer("".join(piece).encode("utf-32-le", "surrogatepass"), np.uint32)
-        lengths = np.fromiter(map(len, piece), np.int64, len(piece))
-        unique, counts = _unique_grams(codes, lengths)
-        values.append(unique)
-        sizes.append(counts)
+        hashed, row, inside = _windows(piece)
+        keys = np.sort((row[inside] << np.uint64(32)) | hashed[inside])
+        keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+        values.append((keys & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+        sizes.append(np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=len(piece)))
     all_sizes = np.concatenate([*sizes, np.zeros(0, np.int64)])
     return _grams(np.concatenate([*values, np.zeros(0, np.uint32)]), all_sizes)
 
@@ -59,12 +59,22 @@ def taken(rows: I64, grams: Grams) -> Grams:
 def without(grams: Grams, dropped: U32, rows: npt.NDArray[np.bool_]) -> Grams:
     """The sets with the grams in `dropped` (sorted) left out of the marked rows. A row of nothing else keeps its set:
     an empty set resembles everything and nothing."""
-    at = np.searchsorted(dropped, grams.values).clip(max=len(dropped) - 1)
     row = np.repeat(np.arange(len(grams.sizes)), grams.sizes)
-    stays = (dropped[at] != grams.values) | ~rows[row]
+    stays = ~_among(grams.values, dropped) | ~rows[row]
     left = np.bincount(row[stays], minlength=len(grams.sizes))
     stays |= (left == 0)[row]
     return _grams(grams.values[stays], np.bincount(row[stays], minlength=len(grams.sizes)))
+
+
+def held(grams: Grams, wanted: U32) -> I64:
+    """How many of `wanted` (sorted) each row holds."""
+    row = np.repeat(np.arange(len(grams.sizes)), grams.sizes)
+    return np.bincount(row[_among(grams.values, wanted)], minlength=len(grams.sizes))
+
+
+def _among(values: U32, wanted: U32) -> npt.NDArray[np.bool_]:
+    found: npt.NDArray[np.bool_] = wanted[np.searchsorted(wanted, values).clip(max=len(wanted) - 1)] == values
+    return found
 
 
 def distinct(grams: Grams) -> tuple[I64, I64]:
@@ -93,18 +103,36 @@ def _pieces(texts: Sequence[str]) -> Iterator[list[str]]:
         yield piece
 
 
-def _unique_grams(codes: U32, lengths: I64) -> tuple[U32, I64]:
-    """Hash every window of 5 characters, and make them sets: (hashes of all rows, how many each row has)."""
+def in_passages(texts: Sequence[str], grams: U32, least: int) -> I64:
+    """In how many texts each of `grams` (sorted) stands within `least` or more of them, one after the other."""
+    counts = np.zeros(len(grams), np.int64)
+    for piece in _pieces(texts):
+        hashed, row, inside = _windows(piece)
+        found = inside & _among(hashed, grams)
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], found, [False]])))  # where runs begin and end
+        starts, ends = edges[::2], edges[1::2]
+        long = ends - starts >= least
+        steps = np.zeros(len(found) + 1, np.int64)
+        steps[starts[long]] += 1
+        steps[ends[long]] -= 1
+        kept = np.cumsum(steps[:-1]) > 0
+        at = np.searchsorted(grams, hashed[kept]).astype(np.uint64)
+        keys = np.unique((row[kept] << np.uint64(32)) | at)
+        counts += np.bincount((keys & np.uint64(0xFFFFFFFF)).astype(np.int64), minlength=len(grams))
+    return counts
+
+
+def _windows(piece: Sequence[str]) -> tuple[U32, U64, npt.NDArray[np.bool_]]:
+    """Every window of 5 characters of the joined texts: its hash, the text it begins in, and whether it ends there."""
+    codes = np.frombuffer("".join(piece).encode("utf-32-le", "surrogatepass"), np.uint32)
+    lengths = np.fromiter(map(len, piece), np.int64, len(piece))
     hashed = np.zeros(len(codes) - GRAM + 1, np.uint32)
     for offset in range(GRAM):
         hashed = mixed(hashed * np.uint32(0x9E3779B1) + codes[offset : offset + len(hashed)])
     row = np.repeat(np.arange(len(lengths), dtype=np.uint64), lengths)[: len(hashed)]
     ends = np.cumsum(lengths)[row.astype(np.int64)]
     inside = np.arange(len(hashed)) + GRAM <= ends  # a window that crosses into the next text belongs to none
-    keys = np.sort((row[inside] << np.uint64(32)) | hashed[inside])
-    keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
-    counts = np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=len(lengths))
-    return (keys & np.uint64(0xFFFFFFFF)).astype(np.uint32), counts
+    return hashed, row, inside
 
 
 def mixed(x: U32) -> U32:

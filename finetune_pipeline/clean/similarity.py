@@ -7,7 +7,8 @@ words but a tenth of its 5-grams, and since they need no word boundaries.
 What many texts share does not make two of them alike. An instruction of 500 characters before each question, or one
 template with other names in it, would make every two rows near duplicates. So:
 
-1. Grams that more than half of all texts hold are left out (from 20 texts on).
+1. Passages of 60 characters and more that over half of all texts hold are left out (from 20 texts on). Shorter ones,
+   such as common phrases, count like any other text.
 2. Texts that are then still linked in a crowd (more than 5 % of the texts, 50 at least) come from one template: what
    more than half of the crowd holds is left out of its texts. Where that does not part them, they are near duplicates
    of each other only from a higher similarity, a tenth more each time.
@@ -25,12 +26,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune_pipeline.clean.exact import near_between
-from finetune_pipeline.clean.grams import I64, Grams, distinct, gathered, grams_of, taken, without
+from finetune_pipeline.clean.grams import (
+    I64,
+    U32,
+    Grams,
+    distinct,
+    gathered,
+    grams_of,
+    held,
+    in_passages,
+    taken,
+    without,
+)
 from finetune_pipeline.clean.near import F64, Pairs, component_sizes, linked
 from finetune_pipeline.clean.normalise import normalise
 
 FEW_TEXTS = 20  # with fewer nothing is known about what they share
+PASSAGE = 56  # grams, one after the other: 60 characters
 CROWD, CROWD_SHARE = 50, 0.05  # a component of more distinct texts than both is a crowd
+HOLDS_MOST = 0.8  # share of a template's grams from which a text is taken to come from it
+FEW_GRAMS = 8  # fewer say nothing about where a text comes from
 STEP = 0.1  # by which the similarity that a crowd needs rises
 ROUNDS = 12  # of taking crowds apart; what is a crowd then needs equal sets
 _TWINS = 8  # equal texts of which all pairs are formed
@@ -116,7 +131,7 @@ def measure(texts: Sequence[str], threshold: float) -> Similarity:
     least = np.full(len(plain), threshold)
     if threshold >= 1 or not texts:  # equal texts, not equal sets
         return _similarity(threshold, grams, least, np.arange(len(plain))[of_text], (), 0.0)
-    grams = _stripped(grams, np.arange(len(plain)))
+    grams = _without_passages(list(plain), grams)
     for number in range(ROUNDS + 1):
         first, at = distinct(grams)
         need = np.full(len(first), threshold)
@@ -149,17 +164,30 @@ def _parted(grams: Grams, least: F64, crowd: I64, last: bool) -> Grams:
     return slim
 
 
-def _stripped(grams: Grams, rows: I64) -> Grams:
-    """Without the grams that more than half of these rows hold."""
-    if len(rows) < FEW_TEXTS:
+def _without_passages(texts: Sequence[str], grams: Grams) -> Grams:
+    """Without the passages that more than half of all texts hold."""
+    shared = _shared(grams.values, len(texts))
+    if len(texts) < FEW_TEXTS or not len(shared):
         return grams
-    values, counts = np.unique(gathered(rows, grams), return_counts=True)
-    shared = values[counts > len(rows) / 2]
+    shared = shared[in_passages(texts, shared, PASSAGE) > len(texts) / 2]
+    return without(grams, shared, np.ones(len(texts), bool)) if len(shared) else grams
+
+
+def _stripped(grams: Grams, rows: I64) -> Grams:
+    """Without the grams that more than half of these rows hold; left out also where others hold most of them, since
+    not every row of a template is found to be in the crowd."""
+    shared = _shared(gathered(rows, grams), len(rows))
     if not len(shared):
         return grams
-    marked = np.zeros(len(grams.sizes), bool)
+    marked = held(grams, shared) >= max(HOLDS_MOST * len(shared), FEW_GRAMS)
     marked[rows] = True
     return without(grams, shared, marked)
+
+
+def _shared(values: U32, rows: int) -> U32:
+    """The grams (sorted) that more than half of the rows hold, of all grams that they hold."""
+    found, counts = np.unique(values, return_counts=True)
+    return found[counts > rows / 2]
 
 
 def _similarity(

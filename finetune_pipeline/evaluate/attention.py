@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from finetune_pipeline.attention_limits import refuse
 from finetune_pipeline.errors import ModelError
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def attend(
         raise ModelError(
             f"{type(module).__name__} does not pass `rows` on to its attention", "choose another base model"
         )
-    _refuse(rows, kwargs)
+    refuse(module, kwargs, rows.reach)
     rows.layers += 1
     scale = scaling if scaling is not None else float(query.shape[-1]) ** -0.5
     keys, values = rows.cache.layer(module.layer_idx, key, value)
@@ -232,18 +233,3 @@ def _fresh(
         q, k, v, attn_mask=row.mask, is_causal=row.mask is None, scale=scale, enable_gqa=True
     )
     return out[0].transpose(0, 1)
-
-
-def _refuse(rows: Step, kwargs: dict[str, Any]) -> None:
-    for name in ("softcap", "s_aux"):
-        if kwargs.get(name) is not None:
-            raise ModelError(
-                f"this model's attention uses `{name}`, which the embedded decoder does not compute",
-                "choose a base model with plain attention (Llama, Qwen, SmolLM, Phi, Granite, ...)",
-            )
-    window = kwargs.get("sliding_window")
-    if window is not None and rows.reach > window:
-        raise ModelError(
-            f"a row of {rows.reach} tokens outgrows the model's attention window of {window} tokens",
-            "shorten prompts or answers (`evaluate.max_new_tokens`), or choose a model that attends to everything",
-        )

@@ -41,10 +41,8 @@ def save(folder: Path, state: State, weights: Mapping[str, Any], optimiser: Any)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         tensors = {name: weight.detach().contiguous() for name, weight in weights.items()}
-        for name, weight in weights.items():
-            for moment in ("exp_avg", "exp_avg_sq"):
-                if weight in optimiser.state:
-                    tensors[f"{moment}/{name}"] = optimiser.state[weight][moment]
+        for name, weight in weights.items():  # nothing before the first step, or for a weight without a gradient
+            tensors |= {f"{part}/{name}": value for part, value in optimiser.state.get(weight, {}).items()}
         save_file(tensors, scratch / "tensors.safetensors")
         plain = asdict(state) | {"sha256": sha256_file(scratch / "tensors.safetensors")}
         (scratch / "state.json").write_text(json.dumps(plain), "utf-8")
@@ -61,33 +59,40 @@ def save(folder: Path, state: State, weights: Mapping[str, Any], optimiser: Any)
 def load(folder: Path, weights: Mapping[str, Any], optimiser: Any, report: Reporter) -> State:
     """Go on from the newest checkpoint that is whole; a damaged one is reported and removed. A new State if none is."""
     for found in sorted(folder.glob("step-*"), reverse=True):
-        state = _read(found, report)
-        if state is not None:
-            _restore(found, state.step, weights, optimiser)
-            report.log(f"going on from the checkpoint at step {state.step}")
-            return state
-        shutil.rmtree(found)
+        try:
+            state, tensors = _read(found, weights)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            report.log(f"the checkpoint {found.name} is damaged ({error}); taking the one before")
+            shutil.rmtree(found)
+            continue
+        _restore(tensors, weights, optimiser)
+        report.log(f"going on from the checkpoint at step {state.step}")
+        return state
     return State()
 
 
-def _read(folder: Path, report: Reporter) -> State | None:
-    try:
-        plain = json.loads((folder / "state.json").read_text("utf-8"))
-        if plain.pop("sha256") != sha256_file(folder / "tensors.safetensors"):
-            raise ValueError("its tensors are not those that were written")
-        return State(**plain)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        report.log(f"the checkpoint {folder.name} is damaged ({error}); taking the one before")
-        return None
-
-
-def _restore(folder: Path, step: int, weights: Mapping[str, Any], optimiser: Any) -> None:
-    import torch
+def _read(folder: Path, weights: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
+    """State and tensors, checked before anything is changed: a ValueError or KeyError where they do not fit."""
     from safetensors.torch import load_file
 
-    tensors = load_file(folder / "tensors.safetensors")
+    plain = json.loads((folder / "state.json").read_text("utf-8"))
+    if plain.pop("sha256") != sha256_file(folder / "tensors.safetensors"):
+        raise ValueError("its tensors are not those that were written")
+    state, tensors = State(**plain), load_file(folder / "tensors.safetensors")
+    for name, weight in weights.items():
+        if tensors[name].shape != weight.shape:
+            raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(weight.shape)}")
+    if state.step and not any(f"step/{name}" in tensors for name in weights):
+        raise ValueError("it has no optimizer state")
+    return state, tensors
+
+
+def _restore(tensors: Mapping[str, Any], weights: Mapping[str, Any], optimiser: Any) -> None:
+    import torch
+
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(tensors[name])
-            moments = {m: tensors[f"{m}/{name}"].to(weight.device) for m in ("exp_avg", "exp_avg_sq")}
-            optimiser.state[weight] = {"step": torch.tensor(float(step)), **moments}
+            if f"step/{name}" in tensors:
+                moments = {part: tensors[f"{part}/{name}"].to(weight.device) for part in ("exp_avg", "exp_avg_sq")}
+                optimiser.state[weight] = {"step": tensors[f"step/{name}"], **moments}

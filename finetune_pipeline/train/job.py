@@ -17,18 +17,16 @@ from finetune_pipeline.backends import inside
 from finetune_pipeline.base_model import end_ids
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import ModelError, TrainingFailed
-from finetune_pipeline.lora import lean
 from finetune_pipeline.memory import PeakMemory
 from finetune_pipeline.models.device import name_of, uses_bf16
 from finetune_pipeline.records import Example, Reporter, read_jsonl, write_jsonl
 from finetune_pipeline.train import checkpoint, yardstick
+from finetune_pipeline.train.adapter import with_adapter
 from finetune_pipeline.train.audit import Audit, audit
 from finetune_pipeline.train.encode import Encoded, encode, shared_prefix
 from finetune_pipeline.train.loop import BETAS, Loop
 from finetune_pipeline.train.packed import PackedModel
 from finetune_pipeline.train.replay import Replay, general_texts
-
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
@@ -50,9 +48,9 @@ def _train(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
     prefix = shared_prefix([*rows["train"], *rows["validation"]])
     found = audit(rows["train"], end_ids, model.config.max_position_embeddings, len(prefix))
     _write_audit(found, Path(spec["out"]))
-    wrapped, frozen = with_adapter(model, rules)
-    packed = PackedModel(model, prefix, frozen)
-    yardstick.check(model, packed, rows["train"], _bf16(rules))  # while the adapter still changes nothing
+    wrapped = with_adapter(model, rules)
+    yardstick.check(model, prefix, [*rows["train"], *rows["validation"]])
+    packed = PackedModel(model, prefix)
     weights = {name: weight for name, weight in wrapped.named_parameters() if weight.requires_grad}
     optimiser = torch.optim.AdamW(
         list(weights.values()), lr=rules.learning_rate, betas=BETAS, weight_decay=rules.weight_decay
@@ -126,28 +124,6 @@ def load(base: Path, rules: Train) -> tuple[Any, Any, frozenset[int]]:
     return model.to(device), tokenizer, end_ids(model, tokenizer)
 
 
-def with_adapter(model: Any, rules: Train) -> tuple[Any, int]:
-    """peft's wrapper with a fresh LoRA adapter on every linear layer of the tuned layers (Hu et al., LoRA, 2021), and
-    the number of layers below the first adapter."""
-    from peft import LoraConfig, get_peft_model
-
-    count = len(model.model.layers)
-    frozen = max(0, count - rules.layers) if rules.layers else 0
-    config = LoraConfig(
-        r=rules.rank,
-        lora_alpha=rules.alpha,
-        lora_dropout=rules.dropout,
-        target_modules=list(MODULES),
-        layers_to_transform=list(range(frozen, count)),
-        layers_pattern="layers",
-        task_type="CAUSAL_LM",
-    )
-    wrapped = get_peft_model(model, config)
-    lean(wrapped)
-    wrapped.train()
-    return wrapped, frozen
-
-
 def replay_for(
     wrapped: Any, packed: PackedModel, tokenizer: Any, end_ids: frozenset[int], rules: Train
 ) -> Replay | None:
@@ -163,6 +139,7 @@ def save_adapter(wrapped: Any, out: Path, base_id: str) -> None:
     for config in wrapped.peft_config.values():
         config.base_model_name_or_path = base_id
         config.target_modules = sorted(config.target_modules)  # a set: its order, and the file's hash, would vary
+        config.target_parameters = sorted(config.target_parameters or ()) or None
     wrapped.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
     (out / "README.md").unlink(missing_ok=True)  # peft's empty model card; ours is written on registration
 

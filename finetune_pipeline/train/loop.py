@@ -93,6 +93,8 @@ class Loop:
                 general, kept = [], {"general_divergence": float(divergence.detach())}  # with the first piece alone
             objective.backward()
         norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.rules.clip)
+        _finite("loss", loss, step + 1)  # before the weights take it on, and with them a checkpoint
+        _finite("gradient norm", float(norm), step + 1)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         tokens = sum(len(row.ids) for row in batch)  # as a plain trainer counts them: every row with its instruction
@@ -109,7 +111,7 @@ class Loop:
         import torch
 
         total, count = 0.0, 0
-        with torch.no_grad(), autocast(self.bf16):
+        with torch.no_grad(), autocast(self.bf16), self.model.without_dropout():
             for piece in pieces(rows, self.prefix, self.rules.max_tokens_per_batch):
                 loss, supervised = self.model.loss(piece)
                 total, count = total + float(loss), count + supervised
@@ -117,15 +119,20 @@ class Loop:
 
     def _watch(self, state: checkpoint.State) -> None:
         """Stop a training that cannot end well, and say when it went wrong."""
-        losses = [line["loss"] for line in state.history if "loss" in line]
-        if not math.isfinite(losses[-1]):
-            raise TrainingFailed(f"the loss is {losses[-1]} at step {state.step}", "lower `train.learning_rate`")
-        smooth = losses[0]
-        for loss in losses[-50:]:
-            smooth = SMOOTHING * smooth + (1 - SMOOTHING) * loss
-        limit = self.rules.divergence * losses[0]
-        if len(losses) >= 20 and smooth > limit:
+        first = next(line["loss"] for line in state.history if "loss" in line)
+        smooth = first
+        for line in state.history[-50:]:
+            smooth = SMOOTHING * smooth + (1 - SMOOTHING) * line.get("loss", first)
+        if state.step >= 20 and smooth > self.rules.divergence * first:
             raise TrainingFailed(
-                f"the loss diverges: {smooth:.3f} at step {state.step}, from {losses[0]:.3f} at the start",
+                f"the loss diverges: {smooth:.3f} at step {state.step}, from {first:.3f} at the start",
                 "lower `train.learning_rate`, or raise `train.warmup`",
             )
+
+
+def _finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise TrainingFailed(
+            f"the {what} is {value} at step {step}; the step was not taken",
+            "lower `train.learning_rate`, or set `train.precision: fp32`; the last checkpoint is not affected",
+        )

@@ -14,15 +14,42 @@ Gradients flow through the prefix as well: its keys and values in the tuned laye
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from finetune_pipeline.attention_limits import refuse
+from finetune_pipeline.errors import ModelError
 from finetune_pipeline.train.encode import Encoded
 
 CACHE_BYTES = 2 * 1024**3
 ATTENTION = "finetune_packed"
+ROUND_UP = 64  # so that the mask is not made anew for every row that is a token longer
+
+# Position of the first token, and the tokens: what decides the output of a part. (An id would have to be trusted.)
+_Key = tuple[int, tuple[int, ...]]
+
+
+class _Masks:
+    """Causal masks behind a prefix of so many tokens, (own, prefix + own), 0 or -inf: cut out of a single one, which
+    grows to the longest row. Memory is bounded by that row, however many lengths there are."""
+
+    def __init__(self, prefix: int) -> None:
+        self._prefix = prefix
+        self._whole: Any = None
+
+    def __call__(self, own: int, like: Any) -> Any:
+        import torch
+
+        whole = self._whole
+        if whole is None or whole.shape[0] < own or (whole.device, whole.dtype) != (like.device, like.dtype):
+            size = -(-own // ROUND_UP) * ROUND_UP
+            whole = torch.zeros(size, self._prefix + size, device=like.device, dtype=like.dtype)
+            whole[:, self._prefix :] = torch.full_like(whole[:, self._prefix :], float("-inf")).triu(1)
+            self._whole = whole
+        return whole[:own, : self._prefix + own]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +59,13 @@ class _Parts:
 
     lengths: tuple[int, ...]
     shared: int
+    masks: _Masks
+
+    @property
+    def longest(self) -> int:
+        """The longest row in tokens, with the prefix where it has one."""
+        behind = self.lengths[0] + max(self.lengths[1 : self.shared], default=0) if self.shared else 0
+        return max(behind, *self.lengths)
 
 
 @dataclass(frozen=True)
@@ -43,32 +77,31 @@ class _Sequence:
     apart: Sequence[Encoded]
 
     @functools.cached_property
-    def pieces(self) -> list[tuple[str, Sequence[int], int]]:
-        """(row id or "" for the prefix, token ids, position of the first) of every part, in order."""
+    def pieces(self) -> list[tuple[int, Sequence[int]]]:
+        """(position of the first token, token ids) of every part, in order."""
         start = len(self.prefix)
-        head = [("", self.prefix, 0)] if self.rows else []
-        behind = [(row.id, row.ids[start:], start) for row in self.rows]
-        return [*head, *behind, *((row.id, row.ids, 0) for row in self.apart)]
+        head = [(0, self.prefix)] if self.rows else []
+        behind = [(start, row.ids[start:]) for row in self.rows]
+        return [*head, *behind, *((0, row.ids) for row in self.apart)]
 
-    @property
-    def keys(self) -> list[str]:
-        return [key for key, _, _ in self.pieces]
+    @functools.cached_property
+    def keys(self) -> list[_Key]:
+        return [(start, tuple(ids)) for start, ids in self.pieces]
 
-    @property
+    @functools.cached_property
     def lengths(self) -> list[int]:
-        return [len(ids) for _, ids, _ in self.pieces]
+        return [len(ids) for _, ids in self.pieces]
 
     @property
     def ids(self) -> list[int]:
-        return [token for _, ids, _ in self.pieces for token in ids]
+        return [token for _, ids in self.pieces for token in ids]
 
     @property
     def positions(self) -> list[int]:
-        return [place for _, ids, start in self.pieces for place in range(start, start + len(ids))]
+        return [place for start, ids in self.pieces for place in range(start, start + len(ids))]
 
-    @property
-    def parts(self) -> _Parts:
-        return _Parts(tuple(self.lengths), len(self.pieces) - len(self.apart))
+    def parts(self, masks: _Masks) -> _Parts:
+        return _Parts(tuple(self.lengths), len(self.pieces) - len(self.apart), masks)
 
     @property
     def ends(self) -> list[int]:
@@ -87,24 +120,28 @@ class _Sequence:
         ends = self.ends[len(self.pieces) - len(self.apart) :]
         return [i for row, end in zip(self.apart, ends, strict=True) for i in range(end - len(row.ids), end - 1)]
 
-    def without(self, known: Collection[str]) -> _Sequence:
+    def without(self, known: Collection[_Key]) -> _Sequence:
         """What is left when the parts in `known` are taken out; rows that are left keep their prefix."""
-        rows, apart = ([row for row in some if row.id not in known] for some in (self.rows, self.apart))
+        keys = self.keys[len(self.keys) - len(self.rows) - len(self.apart) :]  # the prefix has none of its own
+        of_rows, of_apart = keys[: len(self.rows)], keys[len(self.rows) :]
+        rows = [row for row, key in zip(self.rows, of_rows, strict=True) if key not in known]
+        apart = [row for row, key in zip(self.apart, of_apart, strict=True) if key not in known]
         return _Sequence(self.prefix, rows, apart)
 
 
 class PackedModel:
     """`model`: a transformers causal LM of the Llama family or alike (`model.model.layers`, `model.lm_head`), already
-    wrapped by peft; `prefix`: token ids shared by all rows; `frozen`: how many lower layers carry no adapter."""
+    wrapped by peft; `prefix`: token ids shared by all rows. What is frozen is read from the weights themselves: the
+    layers below the lowest one that has a trainable weight now."""
 
-    def __init__(self, model: Any, prefix: Sequence[int], frozen: int) -> None:
+    def __init__(self, model: Any, prefix: Sequence[int]) -> None:
         register_attention()
         model.config._attn_implementation = ATTENTION
-        self._head = model.lm_head
-        self._inner = model.model
+        self._model, self._head, self._inner = model, model.lm_head, model.model
         self._layers, self._norm = self._inner.layers, self._inner.norm
-        self._prefix, self._frozen = list(prefix), frozen
-        self._kept: dict[str, Any] = {}
+        self._prefix, self._frozen = list(prefix), frozen_layers(model)
+        self._masks = _Masks(len(self._prefix))
+        self._kept: dict[_Key, Any] = {}
         self._bytes = 0
 
     @property
@@ -116,20 +153,41 @@ class PackedModel:
         loss, _ = self.forward(rows)
         return loss, sum(len(row.answer) for row in rows)
 
+    def token_losses(self, rows: Sequence[Encoded]) -> Any:
+        """Negative log likelihoods (nats) of all supervised tokens, row by row, with gradient."""
+        packed = _Sequence(self._prefix, rows, ())
+        return self._losses(packed, self._hidden(packed), "none")
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """The model in eval mode within the block, and each of its parts in its own mode again afterwards."""
+        modes = [(part, part.training) for part in self._model.modules()]
+        self._model.eval()
+        try:
+            yield
+        finally:
+            for part, training in modes:
+                part.training = training
+
     def forward(self, rows: Sequence[Encoded], apart: Sequence[Encoded] = ()) -> tuple[Any, Any]:
         """The summed loss of `rows` (see `loss`), and the logits [tokens, vocabulary] that predict every token of
         `apart` but each row's first, both with gradient. Rows in `apart` need not begin with the prefix."""
-        import torch
-
         packed = _Sequence(self._prefix if rows else [], rows, apart)
         hidden = self._hidden(packed)
+        loss = self._losses(packed, hidden, "sum") if rows else None
+        return loss, self._logits(hidden, packed.apart_places) if apart else None
 
-        def logits(places: list[int]) -> Any:
-            return self._head(hidden.index_select(0, torch.tensor(places, device=hidden.device))).float()
+    def _losses(self, packed: _Sequence, hidden: Any, reduction: str) -> Any:
+        import torch
 
-        targets = torch.tensor([token for row in rows for token in row.answer], device=hidden.device)
-        loss = torch.nn.functional.cross_entropy(logits(packed.supervised), targets, reduction="sum") if rows else None
-        return loss, logits(packed.apart_places) if apart else None
+        targets = torch.tensor([token for row in packed.rows for token in row.answer], device=hidden.device)
+        logits = self._logits(hidden, packed.supervised)
+        return torch.nn.functional.cross_entropy(logits, targets, reduction=reduction)
+
+    def _logits(self, hidden: Any, places: list[int]) -> Any:
+        import torch
+
+        return self._head(hidden.index_select(0, torch.tensor(places, device=hidden.device))).float()
 
     def _hidden(self, packed: _Sequence) -> Any:
         """Last hidden states of the packed sequence, (tokens, hidden)."""
@@ -142,7 +200,7 @@ class PackedModel:
         import torch
 
         missing = packed.without(self._kept)
-        fresh: dict[str, Any] = {}
+        fresh: dict[_Key, Any] = {}
         if missing.lengths:
             with torch.no_grad():
                 out = self._run(self._layers[: self._frozen], torch.nn.Identity(), missing, embedded=None)
@@ -152,7 +210,7 @@ class PackedModel:
                 if key not in self._kept and self._bytes + size <= CACHE_BYTES:
                     self._kept[key] = part.clone()
                     self._bytes += size
-        return torch.cat([fresh.get(key, self._kept.get(key)) for key in packed.keys])
+        return torch.cat([fresh[key] if key in fresh else self._kept[key] for key in packed.keys])
 
     def _run(self, layers: Any, norm: Any, packed: _Sequence, embedded: Any) -> Any:
         """Some of the layers over the packed sequence; `embedded` (tokens, hidden) stands in for the embedding."""
@@ -166,10 +224,18 @@ class PackedModel:
             given = {"inputs_embeds": embedded[None]}
         self._inner.layers, self._inner.norm = layers, norm
         try:
-            out = self._inner(**given, position_ids=positions, use_cache=False, parts=packed.parts)
+            out = self._inner(**given, position_ids=positions, use_cache=False, parts=packed.parts(self._masks))
         finally:
             self._inner.layers, self._inner.norm = self._layers, self._norm
         return out.last_hidden_state[0]
+
+
+def frozen_layers(model: Any) -> int:
+    """How many of the lowest layers give the same output in every step: those below the first trainable weight."""
+    if any(weight.requires_grad for weight in model.get_input_embeddings().parameters()):
+        return 0
+    tuned = [any(weight.requires_grad for weight in layer.parameters()) for layer in model.model.layers]
+    return tuned.index(True) if True in tuned else 0
 
 
 def register_attention() -> None:
@@ -187,30 +253,23 @@ def _attend(
     attention_mask: Any,
     scaling: float | None = None,
     parts: _Parts | None = None,
-    **_: Any,
+    **arguments: Any,
 ) -> tuple[Any, None]:
     """Attention of a packed sequence (batch 1): rows see the first part and themselves, causally; rows apart only
-    themselves. Without `parts` the sequence is one row."""
+    themselves. ModelError for a model that does not pass `parts` on, or computes attention in another way."""
     import torch
 
+    if parts is None:
+        raise ModelError(f"{type(module).__name__} does not pass `parts` on to its attention", "choose another model")
+    refuse(module, arguments, parts.longest)
+
     attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, scale=scaling, enable_gqa=True)
-    cut = parts or _Parts((query.shape[2],), 0)
-    queries, keys, values = (tensor.split(cut.lengths, dim=2) for tensor in (query, key, value))
+    queries, keys, values = (tensor.split(parts.lengths, dim=2) for tensor in (query, key, value))
     outs = []
     for place, (q, k, v) in enumerate(zip(queries, keys, values, strict=True)):
-        if 0 < place < cut.shared:
+        if 0 < place < parts.shared:
             both = torch.cat((keys[0], k), 2), torch.cat((values[0], v), 2)
-            outs.append(attend(q, *both, attn_mask=_mask(cut.lengths[0], q.shape[2], q.device, q.dtype)))
+            outs.append(attend(q, *both, attn_mask=parts.masks(q.shape[2], q)))
         else:
             outs.append(attend(q, k, v, is_causal=True))
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
-
-
-@functools.lru_cache(maxsize=512)
-def _mask(prefix: int, own: int, device: Any, dtype: Any) -> Any:
-    """(own, prefix + own): the whole prefix, and one's own part causally."""
-    import torch
-
-    mask = torch.zeros(own, prefix + own, device=device, dtype=dtype)
-    mask[:, prefix:] = torch.full((own, own), float("-inf"), device=device, dtype=dtype).triu(1)
-    return mask

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
-import random
 from collections.abc import Sequence
+from typing import Any
 
 from finetune_pipeline.config import Train
 from finetune_pipeline.train.encode import Encoded
@@ -19,9 +21,19 @@ def batch_at(step: int, rows: int, rules: Train) -> list[int]:
     """The rows (by place) of optimiser step `step`; every epoch has an order of its own."""
     per_epoch = math.ceil(rows / rules.batch_rows)
     epoch, place = divmod(step, per_epoch)
-    order = list(range(rows))
-    random.Random(f"{rules.seed}/{epoch}").shuffle(order)
-    return order[place * rules.batch_rows : (place + 1) * rules.batch_rows]
+    batch: list[int] = _order(rows, rules.seed, epoch)[
+        place * rules.batch_rows : (place + 1) * rules.batch_rows
+    ].tolist()
+    return batch
+
+
+@functools.lru_cache(maxsize=2)
+def _order(rows: int, seed: int, epoch: int) -> Any:
+    """A permutation of the rows, [rows]; made once an epoch, since a million rows take too long for every step."""
+    import numpy as np
+
+    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big")).permutation(rows)
 
 
 def rate_at(step: int, total: int, rules: Train) -> float:

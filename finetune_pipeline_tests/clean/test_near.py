@@ -75,11 +75,11 @@ def test_between_finds_every_pair_without_chance(threshold: float, words: tuple[
     assert all(value == pytest.approx(similarity(texts[i], texts[j])) for (i, j), value in found.items())
 
 
-def test_between_is_exact_whatever_the_budget_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_between_is_exact_however_many_grams_are_common(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = sentences(300, (3, 12))
     found = []
-    for budget in (0, 3, 50, 10**9):
-        monkeypatch.setattr("finetune_pipeline.clean.exact._BUDGET", budget)
+    for common in (1, 64, 500, 10**5):
+        monkeypatch.setattr("finetune_pipeline.clean.exact._COMMON", common)
         monkeypatch.setattr("finetune_pipeline.clean.exact._BLOCK", 200)
         found.append(sorted(measure(texts, 0.6).between(range(100), range(100, 300))))
     assert found[0]

@@ -67,6 +67,23 @@ def test_a_template_with_few_values_is_taken_apart_and_it_is_said() -> None:
     assert len(found) >= 0.99 * len(exact)
 
 
+def test_common_phrases_count_like_any_other_text() -> None:
+    """Left out they would hide near duplicates: what two rows have in common is for the most part common."""
+    dice = random.Random(4)
+    words = ["".join(dice.choices("abcdefghijklmnoprstu", k=6)) for _ in range(300)]
+    texts = [f"hello can you help me with {' '.join(dice.choices(words, k=3))} thanks a lot" for _ in range(200)]
+    texts += [text.replace("hello", "hallo") for text in texts[:50]]
+    alike = measure(texts, 0.8)
+    assert alike.ignored == 0
+    assert {(i, i + 200) for i in range(50)} <= {(i, j) for i, j, _ in alike.pairs()}
+
+
+def test_a_short_instruction_before_short_questions_is_left_out_of_the_crowd() -> None:
+    dice = random.Random(4)
+    texts = [f"What kind of message is this: {''.join(dice.choices('abcdefghijkl', k=9))}" for _ in range(300)]
+    assert measure(texts, 0.6).clusters() == []
+
+
 def test_few_texts_are_compared_as_they_are() -> None:
     texts = [INSTRUCTION + text for text in questions(10)]
     assert measure(texts, 0.6).ignored == 0

@@ -197,7 +197,7 @@ def test_a_window_that_a_row_outgrows_is_refused() -> None:
     decoder.admit([Request("short", [1, 2, 3], 2)])
     run(decoder)
     decoder.admit([Request("long", list(range(1, 13)), 2)])
-    with pytest.raises(ModelError, match="12 tokens outgrows the model's attention window of 8"):
+    with pytest.raises(ModelError, match="12 tokens is longer than the attention window of 8"):
         decoder.step()
 
 

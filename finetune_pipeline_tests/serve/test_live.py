@@ -24,7 +24,7 @@ from pytest import MonkeyPatch
 from finetune_pipeline.backends.progress import until
 from finetune_pipeline.errors import JobCancelled, ServingError
 from finetune_pipeline.records import Silent
-from finetune_pipeline.serve import live
+from finetune_pipeline.serve import desired, live
 from finetune_pipeline.serve.live import is_ours, live_endpoint, temporary
 from finetune_pipeline_tests.serve.deployment import KEY, Deployed, declare, running
 
@@ -159,6 +159,24 @@ def test_ctrl_c_ends_it_in_good_order(task: Deployed, tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 0 and "the endpoint has stopped" in says and "Traceback" not in says
+
+
+def test_an_mlflow_that_hangs_delays_nothing_that_serves(
+    task: Deployed, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    """It takes connections, and never says a word. Start, answer, a new version, a rollback."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    task.promote(1, make_adapter(1))
+    with socket.create_server(("127.0.0.1", 0)) as hung, running() as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{hung.getsockname()[1]}")
+        server.until_serves("parcels", 1)
+        assert server.ask("parcels").status_code == 200
+        task.promote(2, make_adapter(2))
+        server.until_serves("parcels", 2)
+        line = desired.rollback("parcels", "worse")
+        server.until_serves("parcels", 1)
+        assert "version 1 serves again" in line and "could not follow" in line
 
 
 SLOW = """

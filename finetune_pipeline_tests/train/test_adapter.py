@@ -1,0 +1,118 @@
+"""Which weights get an adapter: all that a layer computes with, in the layers that are tuned, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_pipeline.config import Train
+from finetune_pipeline.errors import ModelError
+from finetune_pipeline.evaluate.loading import attach
+from finetune_pipeline.train import adapter
+from finetune_pipeline.train.adapter import with_adapter
+from finetune_pipeline.train.encode import Encoded
+from finetune_pipeline.train.job import save_adapter
+from finetune_pipeline.train.packed import PackedModel, frozen_layers
+from finetune_pipeline_tests.train.architectures import tiny
+
+LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+FUSED = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+PREFIX = [1, 5]
+ROWS = [Encoded("a", [1, 5, 6, 7, 8], [9, 10, 2], True), Encoded("b", [1, 5, 6, 11], [12, 2], True)]
+
+
+def tuned(model: Any) -> set[tuple[int, str]]:
+    """Number of the layer and name of the module of every adapter."""
+    names = [name.split(".") for name, weight in model.named_parameters() if weight.requires_grad]
+    return {(int(parts[2]), parts[4]) for parts in names}
+
+
+@pytest.mark.parametrize(("kind", "modules"), [("llama", LINEAR), ("qwen2", LINEAR), ("phi3", FUSED)])
+@pytest.mark.parametrize("layers", [None, 1])
+def test_every_linear_layer_of_the_tuned_layers_gets_an_adapter(
+    kind: str, modules: set[str], layers: int | None
+) -> None:
+    model = tiny(kind)
+    wrapped = with_adapter(model, Train(rank=2, layers=layers))
+    numbers = [2] if layers else [0, 1, 2]
+    assert tuned(model) == {(number, module) for number in numbers for module in modules}
+    assert set(wrapped.peft_config["default"].target_modules) == modules
+
+
+@pytest.mark.parametrize("layers", [None, 1, 2])
+def test_experts_below_the_tuned_layers_stay_as_they_are(layers: int | None) -> None:
+    model = tiny("qwen3_moe")
+    with_adapter(model, Train(rank=2, layers=layers))
+    assert {number for number, _ in tuned(model)} == set(range(3 - (layers or 3), 3))
+    assert {module for _, module in tuned(model)} == {"q_proj", "k_proj", "v_proj", "o_proj", "experts"}
+    assert frozen_layers(model) == 3 - (layers or 3)
+
+
+def test_what_is_frozen_is_read_from_the_weights() -> None:
+    model = tiny("llama")
+    with_adapter(model, Train(rank=2, layers=1))
+    assert frozen_layers(model) == 2
+    for name, weight in model.named_parameters():
+        if "layers.1." in name and "o_proj" in name:
+            weight.requires_grad_(True)
+    assert frozen_layers(model) == 1
+    loss, _ = PackedModel(model, PREFIX).loss(ROWS)
+    loss.backward()
+    assert model.model.layers[1].self_attn.o_proj.weight.grad.abs().sum() > 0
+    model.get_input_embeddings().weight.requires_grad_(True)
+    assert frozen_layers(model) == 0
+
+
+def test_an_adapter_below_the_tuned_layers_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As peft makes it when experts are named without their layer."""
+    real = adapter._targets
+    monkeypatch.setattr(adapter, "_targets", lambda *given: (real(*given)[0], ["experts.down_proj"]))
+    with pytest.raises(ModelError, match="Qwen3MoeForCausalLM: layer 0 got an adapter, but only 2 and up"):
+        with_adapter(tiny("qwen3_moe"), Train(rank=2, layers=1))
+
+
+def test_a_linear_layer_that_peft_leaves_out_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = adapter._targets
+    monkeypatch.setattr(adapter, "_targets", lambda *given: (real(*given)[0] | {"model.layers.1.other_proj"}, []))
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM: no adapter was put on model\.layers\.1\.other_proj"):
+        with_adapter(tiny("llama"), Train(rank=2))
+
+
+def test_a_layer_that_computes_without_linear_layers_is_refused_by_name() -> None:
+    import torch
+
+    class Own(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(32, 32))
+
+    model = tiny("llama")
+    model.model.layers[1].mlp = Own()
+    with pytest.raises(ModelError, match="LlamaForCausalLM: no adapter was put on the weights of layer 1's `mlp`"):
+        with_adapter(model, Train(rank=2))
+
+
+def test_dropout_on_experts_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match=r"Qwen3MoeForCausalLM cannot be adapted: .*dropout"):
+        with_adapter(tiny("qwen3_moe"), Train(rank=2, dropout=0.1))
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi3", "qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("layers", [None, 1])
+def test_what_was_trained_is_attached_for_evaluation(kind: str, layers: int | None, tmp_path: Path) -> None:
+    import torch
+
+    wrapped = with_adapter(tiny(kind), Train(rank=2, layers=layers))
+    with torch.no_grad():
+        for weight in wrapped.parameters():
+            if weight.requires_grad:
+                weight.normal_(0, 0.1)
+    save_adapter(wrapped, tmp_path, "some/base")
+    ids = torch.tensor([ROWS[0].ids])
+    attached = attach(tiny(kind).eval(), tmp_path)
+    with torch.no_grad():
+        expected, base = wrapped.eval()(input_ids=ids).logits, tiny(kind).eval()(input_ids=ids).logits
+        torch.testing.assert_close(attached(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(expected, base, atol=1e-3)
