@@ -12,8 +12,8 @@
     memory       weights 2 or 4 bytes (QLoRA 0.52: Dettmers et al., arXiv:2305.14314, section 3); trained parameters
                  16 bytes (weight, gradient, Adam's two moments in 4 bytes each; Rajbhandari et al., arXiv:1910.02054,
                  section 3.1); activations 34 h bytes a token and layer in 16 bits (Korthikanti et al.,
-                 arXiv:2205.05198, equation 1, without the attention matrix); logits 8 bytes a supervised token and
-                 word of the vocabulary (value and gradient)
+                 arXiv:2205.05198, equation 1, without the attention matrix); logits 12 bytes a supervised token
+                 and word of the vocabulary (value, its logarithm, gradient)
     time         work / (speed of a matrix product as training computes it, measured by probe.py, x EFFICIENCY)
 
 What it is not: a benchmark. The training measures its own tokens a second.
@@ -28,7 +28,8 @@ from typing import get_args
 from finetune_pipeline.advise.facts import Facts
 from finetune_pipeline.config import Suitability, Train
 
-EFFICIENCY = 0.3  # share of the matrix product's speed that training reaches: measured with LoRA on a 135M model
+EFFICIENCY = 0.5  # share of the matrix product's speed that training reaches, validation included (135M, bf16)
+LIBRARIES_MB = 800  # torch and what comes with it
 GENERAL_TOKENS = 60  # of a text that keeps general ability
 DAYS_PER_MONTH = 365.25 / 12
 ADAPTER_WIDTH = 17.7
@@ -137,7 +138,7 @@ def adapter_parameters(base: Base, train: Train) -> int:
 
 
 def memory_mb(method: str, facts: Facts, base: Base, train: Train, precision: str) -> float:
-    """Peak memory of a training in MB, without the 0.5 to 1 GB that the libraries take."""
+    """Peak memory of a training in MB: of a step, or of the validation, which fills `train.max_tokens_per_batch`."""
     width = 4 if precision == "fp32" else 2
     adapter = adapter_parameters(base, train)
     weights = {
@@ -149,5 +150,6 @@ def memory_mb(method: str, facts: Facts, base: Base, train: Train, precision: st
     step = facts.system_tokens + train.batch_rows * own + general
     tokens = max(min(train.max_tokens_per_batch, step), facts.row_tokens)
     activations = 34 * base.hidden * tuned_layers(base, train) * tokens * width / 2
-    supervised = tokens * train.batch_rows * facts.answer_tokens / step if step else 0.0
-    return (weights + activations + 8 * (supervised + general) * base.vocabulary) / MB
+    share = facts.answer_tokens / own if own else 0.0
+    supervised = max(train.batch_rows * facts.answer_tokens + general, train.max_tokens_per_batch * share)
+    return (weights + activations + 12 * supervised * base.vocabulary) / MB + LIBRARIES_MB

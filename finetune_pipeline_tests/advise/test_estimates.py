@@ -28,10 +28,16 @@ def test_the_adapter_is_as_large_as_pefts() -> None:
     assert adapter_parameters(SMOLLM, Train(rank=16)) == pytest.approx(exact, rel=0.01)
 
 
-def test_the_time_is_near_a_measured_training() -> None:
-    """About 490 tokens a second were measured for LoRA in bf16 at 847 GFLOP/s."""
-    figures = estimate(FACTS, SMOLLM, Train(), Suitability(), MACHINE)
-    assert figures.training_tokens / figures.training_seconds == pytest.approx(490, rel=0.25)
+def test_time_and_memory_are_near_a_measured_training() -> None:
+    """A quarter of an epoch of the sample task (18 steps, 12 of 30 layers) took about 70 s of one thread that multiplies
+    at 194 GFLOP/s in bf16, with its two validations, and 3.2 GB."""
+    sample = Facts(
+        877, 754, 24, "json", 571, 4, 3, system_tokens=147, question_tokens=33, answer_tokens=30, train_share=0.77
+    )
+    train = Train(layers=12, epochs=0.25, batch_rows=8)
+    figures = estimate(sample, SMOLLM, train, Suitability(), Machine(gflops=194, free_mb=8000))
+    assert figures.training_seconds == pytest.approx(70, rel=0.5)
+    assert figures.memory_mb["lora"] == pytest.approx(3175, rel=0.5)
 
 
 def test_more_of_anything_takes_longer() -> None:
