@@ -48,5 +48,6 @@ $(READY): requirements.lock pyproject.toml
 lock: $(READY)
 	$(BIN)/uv pip compile pyproject.toml --extra dev --group lock --universal --python-version 3.11 --no-annotate --no-header -o requirements.lock
 
+# data/*/frozen_test.jsonl stays: it says which rows are test rows for good
 clean:
 	rm -rf $(VENV) .finetune data/*/[0-9]_* data/*/.work .env

@@ -88,7 +88,7 @@ def prepare(scratch: Path) -> tuple[Path, Path, str]:
         version=1, adapter=adapter.content, adapter_key=adapter.key, base=base.content, registered="-", evaluation="-",
         served_as=TASK, max_new_tokens=TOKENS, on_invalid="pass", log_text=False, at="2026-01-01T00:00:00+00:00",
     )  # fmt: skip
-    desired.change(store, lambda state: desired.promote(state, version))
+    desired.change(store, lambda state: desired.promote(state, version, state.champion))
     return folder, adapter.folder, task.prompt.system
 
 
@@ -182,7 +182,7 @@ def serving(command: Sequence[str], url: str, log: Path) -> Iterator[None]:
         end_group(process, 5)
 
 
-_HEADERS = {"authorization": f"Bearer {KEY}", "x-finetune-purpose": "benchmark"}
+_HEADERS = {"authorization": f"Bearer {KEY}"}
 _SYSTEM: list[dict[str, str]] = []
 
 

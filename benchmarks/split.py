@@ -23,7 +23,7 @@ from typing import Any
 from finetune_pipeline.config import Split
 from finetune_pipeline.records import Example, Message, content_id
 from finetune_pipeline.split.assets import parted, separate
-from finetune_pipeline.split.overlap import overlaps
+from finetune_pipeline.split.overlap import alike_of, overlaps
 
 SEEDS = (11, 12, 13)
 
@@ -84,7 +84,7 @@ def random_split(rows: Sequence[Example], threshold: float, seed: int) -> dict[s
 def our_split(rows: Sequence[Example], threshold: float, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     rules = Split(near_duplicate=threshold, seed=seed)
-    sides, _ = separate(rows, {}, rules, [row.answer for row in rows])
+    sides, _ = separate(rows, {}, rules, [row.answer for row in rows], alike_of(rows, threshold))
     seconds = time.perf_counter() - start
     parts = parted(rows, sides)
     found = leaked(parts["test"], [*parts["train"], *parts["validation"]], threshold)
@@ -95,7 +95,7 @@ def leaked(test: Sequence[Example], train: Sequence[Example], threshold: float) 
     """Test rows, and how many of them are copies or near copies of a row outside test."""
     copies: set[str] = set()
     near: set[str] = set()
-    for overlap in overlaps(test, train, threshold):
+    for overlap in overlaps(test, train, alike_of([*test, *train], threshold)):
         (copies if overlap.kind == "same question" else near).add(overlap.test)
     either = copies | near
     share = round(len(either) / len(test), 4)

@@ -3,7 +3,7 @@
 FINETUNE_DAGSTER_URL   http://127.0.0.1:3000     Dagster's UI
 FINETUNE_DESK_URL      http://127.0.0.1:8310     the desk (review, reports)
 FINETUNE_ENDPOINT      http://127.0.0.1:8311     the OpenAI-compatible endpoint
-FINETUNE_MLFLOW_URL    http://127.0.0.1:8312     MLflow's UI
+FINETUNE_MLFLOW_URL    http://127.0.0.1:8312     MLflow's UI; where $MLFLOW_TRACKING_URI names a server, that one
 """
 
 from __future__ import annotations
@@ -24,7 +24,21 @@ DEFAULTS = {
 
 def address(variable: str) -> str:
     """The URL that `variable` names, without a slash at its end."""
+    if variable == "FINETUNE_MLFLOW_URL" and (server := mlflow_server()):
+        return server
     return (os.environ.get(variable) or DEFAULTS[variable]).rstrip("/")
+
+
+def mlflow_server() -> str | None:
+    """The URL of an MLflow server that runs elsewhere, as it may be shown; None where MLflow is a database of ours."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return without_credentials(uri).rstrip("/") if uri.startswith(("http://", "https://")) else None
+
+
+def without_credentials(uri: str) -> str:
+    """The URI without user and password: for messages and process lists."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
 
 
 def host_and_port(url: str) -> tuple[str, int]:

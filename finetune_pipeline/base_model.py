@@ -30,6 +30,7 @@ from finetune_pipeline import licences, weights
 from finetune_pipeline.backends import local
 from finetune_pipeline.config import Base, Task
 from finetune_pipeline.errors import ModelError, StorageError
+from finetune_pipeline.file_hashes import file_hash
 from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Artifact, Reporter, Silent
 from finetune_pipeline.store import TaskStore, data_root, machine_lock, models_folder
@@ -72,7 +73,7 @@ def source_fingerprint(task: Task, store: TaskStore) -> str:
     """Hash of the local files a declaration names, so that another file of the same name makes another model."""
     try:
         if task.base.gguf:
-            return weights.file_hash(_gguf_file(task.base.gguf, store.task))
+            return file_hash(_gguf_file(task.base.gguf, store.task))
         if task.base.path:
             folder = _path(task.base.path, store.task)
             return weights.weights_hash(folder) + weights.tokenizer_hash(folder)
@@ -106,7 +107,7 @@ def prepare(base: Base, task: str, report: Reporter) -> tuple[Path, dict[str, An
     """The model's folder, made if need be, and what base_model.json says of it. ModelError, StorageError."""
     if base.gguf:
         source = _gguf_file(base.gguf, task)
-        digest = weights.file_hash(source)
+        digest = file_hash(source)
         names = {"id": source.stem, "source": _portable(base.gguf), "revision": None}
         hashes = {"weights_sha256": digest, "tokenizer_sha256": digest}
         folder = models_folder() / _folder_name(names | hashes)

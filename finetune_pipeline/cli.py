@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
+from rich.text import Text
 
 from finetune_pipeline.errors import FinetuneError, GateRefused, WaitingForPeople
+from finetune_pipeline.terminal import RichTerminal, console
 
-out = Console()
+out = console()
 
 
 class Command(click.Group):
@@ -25,10 +26,10 @@ class Command(click.Group):
         try:
             return super().invoke(ctx)
         except FinetuneError as error:
-            Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True, markup=True)
+            console(error=True).print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            Console(stderr=True).print("stopped; what was finished is kept: run the same command again to go on")
+            console(error=True).print("stopped; what was finished is kept: run the same command again to go on")
             sys.exit(130)
 
 
@@ -49,7 +50,7 @@ def init(task: str, source: Path, input_: str | None, output: str | None, output
     from finetune_pipeline.ingest.declare import create
 
     path = create(task, source, input_, output, tuple(name.strip() for name in outputs.split(",") if name.strip()))
-    out.print(f"wrote {path}\nnext: read it, then `finetune check {task}` and `finetune run {task}`", highlight=False)
+    out.print(f"wrote {path}\nnext: read it, then `finetune check {task}` and `finetune run {task}`")
 
 
 @main.command()
@@ -58,7 +59,7 @@ def check(task: str) -> None:
     """Say every problem of TASK's declaration at once; make nothing."""
     from finetune_pipeline.story import check_report
 
-    out.print(check_report(task), highlight=False, markup=False)
+    out.print(check_report(task))
 
 
 @main.command()
@@ -67,7 +68,6 @@ def run(task: str) -> None:
     """Materialise what is missing or stale of TASK, up to where it has to wait for people."""
     from finetune_pipeline.defs.run import run_task
     from finetune_pipeline.story import summary
-    from finetune_pipeline.terminal import RichTerminal
 
     try:
         run_task(task, RichTerminal(out))
@@ -97,8 +97,8 @@ def up() -> None:
         pass  # DAGSTER_HOME is made ready
     password = first_start()
     if password:
-        out.print(f"the desk's first user is steward, password {password} (shown once)", highlight=False, markup=False)
-    start(lambda text: out.print(text, highlight=False))
+        out.print(f"the desk's first user is steward, password {password} (shown once)")
+    start(lambda text: out.print(text))
 
 
 @main.command()
@@ -130,7 +130,7 @@ def user(name: str, remove: bool) -> None:
 
     if remove:
         remove_user(name)
-        out.print(f"{name} cannot log in to the desk any more", highlight=False)
+        out.print(f"{name} cannot log in to the desk any more")
         return
     password = os.environ.get("FINETUNE_NEW_PASSWORD") or click.prompt(
         "password", hide_input=True, confirmation_prompt=True
@@ -146,7 +146,7 @@ def rollback(task: str, why: str) -> None:
     """Serve the version of TASK that was served before; a running endpoint follows within seconds."""
     from finetune_pipeline.serve.desired import rollback as move_back
 
-    out.print(move_back(task, why), highlight=False)
+    out.print(move_back(task, why))
 
 
 @main.command()
@@ -159,7 +159,7 @@ def release(task: str, again: bool, why: str) -> None:
 
     if not again:
         raise click.UsageError("say --again to lift the hold; the ordinary way to a release is `finetune run`")
-    out.print(release_again(task, why), highlight=False)
+    out.print(release_again(task, why))
 
 
 @main.command()
@@ -172,7 +172,7 @@ def reference(write: bool) -> None:
         for path in write_all(Path("docs")):
             out.print(f"wrote {path}")
     else:
-        out.print(configuration(), markup=False, highlight=False)
+        out.print(configuration())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ read in `store.py` and the servers, so that the same declaration works on a lapt
 
 from __future__ import annotations
 
-import codecs
 import difflib
 import re
 from pathlib import Path
@@ -68,8 +67,8 @@ class Source(Declared):
     def _one_place(self) -> Source:
         if self.encoding != "auto":
             try:
-                codecs.lookup(self.encoding)
-            except LookupError:
+                b"".decode(self.encoding)  # not every codec is one of text: rot13, base64
+            except (LookupError, UnicodeError):
                 raise ValueError(f"`encoding: {self.encoding}` is unknown; usual: utf-8, cp1252, shift_jis") from None
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of `path` (a file) and `hub` (a data set on the Hub)")
@@ -152,11 +151,13 @@ class Clean(Declared):
     near_duplicate: Share = Field(
         0.8,
         gt=0,
-        description="Jaccard similarity of 5-grams from which two questions are near duplicates; 1: only exact.",
+        description="Jaccard similarity of 5-grams from which two questions are near duplicates; 1: only exact. What "
+        "most questions share, such as an instruction, does not count.",
     )
     contradictions: Literal["drop", "keep"] = Field(
         "drop",
-        description="Rows with one question and different answers: drop all of them, since nobody knows who is right.",
+        description="Rows with one question (but for case, spaces, closing marks) and different answers: drop all of "
+        "them, since nobody knows who is right. Answers of format text are always kept: one question may have several.",
     )
     personal_data: Literal["mask", "drop", "keep"] = Field(
         "mask", description="E-mail, phone, card, IBAN, IP: replaced by <EMAIL> and so on, or the row dropped."
@@ -218,6 +219,9 @@ class ReviewRules(Declared):
         description="True: the lower bound itself, not only the observed share, has to reach the threshold; a round "
         "then has at least as many rows as can show it.",
     )
+    max_flagged: Count = Field(
+        10, description="Pairs of nearly equal questions with other answers shown besides the sample; not in its share."
+    )
     reviewers: int = Field(1, ge=1, le=5, description="Experts per row; with two or more their agreement is measured.")
     seed: int = Field(7, description="Of the sample.")
     recorded: str | None = Field(
@@ -230,7 +234,11 @@ class Split(Declared):
         0.15, gt=0, lt=0.5, description="Share of the rows kept for the decision; more shows smaller gains."
     )
     validation: Share = Field(0.08, gt=0, lt=0.5, description="Share kept to watch the training.")
-    near_duplicate: Share = Field(0.6, gt=0, description="Similarity from which rows must fall on the same side.")
+    near_duplicate: Share = Field(
+        0.6,
+        gt=0,
+        description="Similarity (as in `clean.near_duplicate`) from which rows must fall on the same side.",
+    )
     seed: int = Field(11, description="Of the hash that assigns groups to sides.")
 
     @model_validator(mode="after")
@@ -250,6 +258,17 @@ class Baseline(Declared):
     shots: int = Field(4, ge=1, le=32, description="Examples in the few-shot prompts.")
 
 
+class KeepGeneral(Declared):
+    """General texts in every training step, on which the tuned model is held to its base model."""
+
+    weight: float = Field(
+        1.0, ge=0, description="Of the divergence from the base model on these texts, beside the task's loss; 0: off."
+    )
+    texts: int = Field(
+        1, ge=1, le=64, description="General texts in a step; more keeps more general ability, and takes more time."
+    )
+
+
 class Train(Declared):
     method: Literal["lora"] = Field("lora", description="How the weights are tuned.")
     rank: int = Field(16, ge=1, le=512, description="Rank of the adapter: more can learn more, and overfit more.")
@@ -267,6 +286,7 @@ class Train(Declared):
     max_tokens_per_batch: int = Field(
         4096, ge=64, description="Rows of a step are computed in pieces of this many tokens."
     )
+    keep_general: KeepGeneral = KeepGeneral()
     checkpoint_seconds: float = Field(30.0, ge=0, description="Time between checkpoints; 0: every step.")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it.")
     threads: int | None = Field(None, ge=1, description="Threads of the training process; default: physical cores.")
@@ -350,6 +370,19 @@ class Task(Declared):
     serve: Serve = Serve()
     monitor: Monitor = Monitor()
     automation: Automation = Automation()
+
+    @field_validator("sources")
+    @classmethod
+    def _told_apart(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        labels = [source.label for source in sources]
+        for label in dict.fromkeys(labels):
+            places = [str(place) for place, other in enumerate(labels) if other == label]
+            if len(places) > 1:
+                raise ValueError(
+                    f"sources {' and '.join(places)} have the same name {label!r}: give each a `name` of its own, "
+                    "so that ids and reports tell them apart"
+                )
+        return sources
 
     @field_validator("name")
     @classmethod

@@ -91,8 +91,8 @@ def materialise(
     """Give the asset made from the current inputs; make it only if it is not there yet.
 
     Raises GateRefused when an input is missing, or a gate did not pass for the very content under the declaration as
-    it is now; StorageError when the disk is full; and whatever the stage raises (errors.py). Nothing is stored unless
-    the stage's function returned.
+    it is now; StorageError when a file of an input was changed by hand, or the disk is full; and whatever the stage
+    raises (errors.py). Nothing is stored unless the stage's function returned.
     """
     step = BY_NAME[asset]
     inputs = gather(step, store)
@@ -129,6 +129,8 @@ def _make(
 ) -> Artifact:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     start = time.perf_counter()
+    for artifact in inputs.values():
+        store.verify(artifact)
     with store.scratch(step.asset) as out:
         work = Work(task, store, inputs, out, key, now, report)
         try:

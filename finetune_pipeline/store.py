@@ -177,15 +177,32 @@ class TaskStore:
         found = (self.find(asset, key) for key in keys)
         return next((a for a in found if a is not None and a.content == content), None)
 
+    def manifests(self, asset: str) -> Iterator[Mapping[str, Any]]:
+        """The manifests of every finished artifact of this asset, of which only the current one counts now."""
+        folder = self.folder(asset)
+        found = (self._manifest(p) for p in folder.iterdir() if p.is_dir()) if folder.exists() else ()
+        yield from (manifest for manifest in found if manifest is not None)
+
     def verify(self, artifact: Artifact) -> None:
-        """StorageError if a file of the artifact is missing or was changed after it was finished."""
-        for name, stated in artifact.manifest["files"].items():
-            path = artifact.path(name)
-            if not path.exists() or sha256_file(path) != stated["sha256"]:
-                raise StorageError(
-                    f"{path} is not what {artifact.asset} wrote (missing or changed)",
-                    f"delete {artifact.folder} and run again: it will be made anew from its inputs",
-                )
+        """StorageError if a file of the artifact is missing or was changed after it was finished.
+
+        A file is read once for each of its states (file_hashes.py), so that asking again costs nothing.
+        """
+        from finetune_pipeline.file_hashes import file_hash  # which remembers with what is in this module
+
+        files = artifact.manifest["files"]
+        changed = [
+            name
+            for name, stated in files.items()
+            if not artifact.path(name).exists() or file_hash(artifact.path(name)) != stated["sha256"]
+        ]
+        if not changed and _content_of(files) != artifact.content:
+            changed = [MANIFEST]
+        if changed:
+            raise StorageError(
+                f"{artifact.path(changed[0])} is not what {artifact.asset} wrote (missing or changed)",
+                f"delete {artifact.folder} and run again: it will be made anew from its inputs",
+            )
 
     def _manifest(self, folder: UPath) -> dict[str, Any] | None:
         try:
@@ -230,7 +247,7 @@ class TaskStore:
                 for p in sorted(scratch.rglob("*"))
                 if p.is_file()
             }
-            content = content_id(*(part for name, f in files.items() for part in (name, str(f["sha256"]))))
+            content = _content_of(files)
             manifest = {"asset": asset, "task": self.task, "key": key, "content": content, **facts, "files": files}
             target = self.folder(asset) / key
             if target.exists():
@@ -262,6 +279,11 @@ class TaskStore:
         """One writer of an asset on this machine at a time; the system releases it when the process dies."""
         with machine_lock(f"{self.task}-{asset}", report, f"{asset}: another run is making it; waiting"):
             yield
+
+
+def _content_of(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """The content hash of an artifact: of its files' names and hashes."""
+    return content_id(*(part for name, file in files.items() for part in (name, str(file["sha256"]))))
 
 
 def _sweep(parent: Path) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -40,7 +39,7 @@ def summary(name: str) -> RenderableType:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for label, text in _story(task, store):
-        grid.add_row(label, text)
+        grid.add_row(label, Text(text) if isinstance(text, str) else text)  # a text of a person may hold brackets
     return Group(Text(""), grid)
 
 
@@ -153,9 +152,9 @@ def overview() -> RenderableType:
     for column in ("task", "made", "stands at", "what next"):
         table.add_column(column)
     for name in task_names():
-        table.add_row(name, *(escape(cell) for cell in _line(name)))
+        table.add_row(*(Text(cell) for cell in (name, *_line(name))))
     if not table.row_count:
-        return f"no task in {data_root()}; make one with `finetune init`"
+        return Text(f"no task in {data_root()}; make one with `finetune init`")
     return table
 
 

@@ -8,13 +8,15 @@ On a terminal the progress line rewrites itself; in a log file it comes every te
 
 from __future__ import annotations
 
+import io
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.status import Status
+from rich.text import Text
 
 from finetune_pipeline.errors import FinetuneError
 from finetune_pipeline.records import Artifact
@@ -45,14 +47,14 @@ class RichTerminal:
             self._say()
         self._said = None
         failed = artifact.verdict is not None and not artifact.verdict.passed
-        mark = "[yellow]✗[/]" if failed else "[green]✓[/]"
+        mark = ("✗", "yellow") if failed else ("✓", "green")
         spent = time.monotonic() - self._began
-        self._out.print(f"{mark} {asset:<19}{spent:6.1f} s  {escape(text)}", highlight=False, soft_wrap=True)
+        self._line(mark, f" {asset:<19}{spent:6.1f} s  {text}")
 
     def failed(self, asset: str, error: FinetuneError) -> None:
         self._stop()
         self._say()
-        self._out.print(f"[red]✗[/] {asset:<19} {escape(error.message)}", highlight=False, soft_wrap=True)
+        self._line(("✗", "red"), f" {asset:<19} {error.message}")
 
     def log(self, text: str) -> None:
         """Held back until the next event: a stage's last word is often its verdict, which is shown anyway."""
@@ -73,12 +75,12 @@ class RichTerminal:
 
     def _say(self) -> None:
         if self._said is not None:
-            self._out.print(f"  [dim]{escape(self._said)}[/]", highlight=False, soft_wrap=True)
+            self._line("  ", (self._said, "dim"))
         self._said = None
 
     def _show(self, text: str) -> None:
         self._say()
-        line = f"{self._asset:<19} {escape(text)}"
+        line = Text(f"{self._asset:<19} {text}")
         if self._out.is_terminal:
             if self._status is None:
                 self._status = self._out.status(line)
@@ -86,12 +88,25 @@ class RichTerminal:
             self._status.update(line)
         elif time.monotonic() - self._lined > LINE_SECONDS:
             self._lined = time.monotonic()
-            self._out.print(f"  {line}", highlight=False, soft_wrap=True)
+            self._line("  ", line)
+
+    def _line(self, *parts: str | Text | tuple[str, str]) -> None:
+        """One line of plain or styled texts. Never of markup: brackets in a person's text are brackets."""
+        self._out.print(Text.assemble(*parts), soft_wrap=True)
 
     def _stop(self) -> None:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+def console(error: bool = False) -> Console:
+    """The console that all output goes to. It takes a text as it stands: no markup, no emoji names, and what the
+    terminal's encoding cannot show as an escape."""
+    stream = sys.stderr if error else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return Console(stderr=error, markup=False, emoji=False, highlight=False)
 
 
 def headline(summary: Mapping[str, Any], items: int = 4) -> str:

@@ -8,35 +8,62 @@
 
 MLflow is $MLFLOW_TRACKING_URI, or SQLite in the home folder; its telemetry is off. Importing it takes seconds, so that
 every function here imports it itself. A run is ended as FINISHED, FAILED, or KILLED (cancelled; it goes on later).
+
+An MLflow that goes away, or hangs, while a run is open costs the run nothing but what MLflow would show: metrics are
+sent by a thread of their own (outbox.py), and kept while MLflow does not take them.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_pipeline.addresses import without_credentials
 from finetune_pipeline.errors import JobCancelled, StorageError
+from finetune_pipeline.outbox import Outbox
 from finetune_pipeline.records import Silent
 from finetune_pipeline.store import machine_lock, mlflow_artifacts, mlflow_uri
+
+log = logging.getLogger("finetune.tracking")
+# An MLflow that hangs is given up after 20 s twice, where its own defaults are 120 s eight times.
+HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+
+
+def _batch(run_id: str, metrics: Mapping[str, float], step: int, at: int) -> None:
+    from mlflow.entities import Metric
+
+    _mlflow().MlflowClient().log_batch(run_id, [Metric(name, value, at, step) for name, value in metrics.items()])
+
+
+def _tolerated(what: str, send: Callable[[], object]) -> bool:
+    """Whether MLflow took it. An outage is a warning: training has to go on."""
+    try:
+        send()
+    except outages() as error:
+        log.warning("MLflow does not take %s, and the run goes on: %s", what, str(error).splitlines()[0])
+        return False
+    return True
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is open. Metrics are numbers by name; `step` counts optimiser steps."""
+    """A run that is open. Metrics are numbers by name; `step` counts optimiser steps. No method waits long for MLflow,
+    or raises because of it."""
 
     run_id: str
+    outbox: Outbox
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        _mlflow().log_metrics(dict(metrics), step=step, run_id=self.run_id)
+        self.outbox.put(metrics, step)
 
     def log_artifacts(self, folder: Path, path: str) -> None:
-        """Copy the files of `folder` under `path` of the run."""
-        _mlflow().log_artifacts(str(folder), path, run_id=self.run_id)
+        """Copy the files of `folder` under `path` of the run. `register` does it again where that failed."""
+        _tolerated(path, lambda: _mlflow().log_artifacts(str(folder), path, run_id=self.run_id))
 
     def log_dataset(self, name: str, digest: str, rows: int) -> None:
         """Record what the run was trained on: shown as its dataset, with the content hash as digest."""
@@ -44,12 +71,15 @@ class Run:
 
         dataset = Dataset(name, digest[:36], "local", name, profile=f'{{"num_rows": {rows}}}')
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
-        _mlflow().MlflowClient().log_inputs(self.run_id, datasets=inputs)
+        _tolerated("the dataset", lambda: _mlflow().MlflowClient().log_inputs(self.run_id, datasets=inputs))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        client = _mlflow().MlflowClient()
         for name, value in tags.items():
-            client.set_tag(self.run_id, name, value)
+            _tolerated("a tag", lambda name=name, value=value: _set_tag(self.run_id, name, value))  # type: ignore[misc]
+
+
+def _set_tag(run_id: str, name: str, value: str) -> None:
+    _mlflow().MlflowClient().set_tag(run_id, name, value)
 
 
 @contextmanager
@@ -59,26 +89,45 @@ def training_run(
     """Open a run in the task's experiment, or go on with `run_id`; system metrics are recorded while it is open.
 
     `params` are written once, for a new run. A `run_id` that MLflow no longer knows gives a new run: what is trained
-    must not depend on who tidied up in MLflow.
+    must not depend on who tidied up in MLflow. StorageError when MLflow does not answer at the beginning: better before
+    the hours of training than after them.
     """
     mlflow = _mlflow()
-    known = run_id if run_id and _exists(run_id) else None
-    with mlflow.start_run(
-        run_id=known, experiment_id=_experiment(task), tags=dict(tags or {}), log_system_metrics=True
-    ) as active:
+    try:
+        known = run_id if run_id and _exists(run_id) else None
+        active = mlflow.start_run(
+            run_id=known, experiment_id=_experiment(task), tags=dict(tags or {}), log_system_metrics=True
+        )
         if known is None:
             mlflow.log_params(dict(params))
-        try:
-            yield Run(active.info.run_id)
-        except JobCancelled:
-            mlflow.end_run("KILLED")
-            raise
+    except outages() as error:
+        raise StorageError(
+            f"MLflow at {_shown()} does not open a run: {str(error).splitlines()[0]}",
+            "start it, or unset MLFLOW_TRACKING_URI to keep the runs on this machine; then run again",
+        ) from error
+    open_id, status = active.info.run_id, "FINISHED"
+    outbox = Outbox(lambda *item: _tolerated("metrics", lambda: _batch(open_id, *item)))
+    try:
+        yield Run(open_id, outbox)
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, JobCancelled) else "FAILED"
+        raise
+    finally:
+        if left := outbox.close():
+            log.warning("%s lines of metrics are not in MLflow: it does not take them", left)
+        _tolerated("the run's end", lambda: mlflow.end_run(status))
 
 
-def register(name: str, run_id: str, artifact_path: str, tags: Mapping[str, str], description: str) -> int:
-    """Make what the run logged under `artifact_path` the next version of the model `name`; gives its number."""
+def register(
+    name: str, run_id: str, artifact_path: str, tags: Mapping[str, str], description: str, folder: Path | None = None
+) -> int:
+    """Make what the run logged under `artifact_path` the next version of the model `name`; gives its number. Where the
+    run could not log it (MLflow was away at its end), the files in `folder` are logged now."""
     mlflow = _mlflow()
     client = mlflow.MlflowClient()
+    if folder is not None and not client.list_artifacts(run_id, artifact_path):
+        client.log_artifacts(run_id, str(folder), artifact_path)
+        client.set_terminated(run_id, "FINISHED")
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     source = f"{client.get_run(run_id).info.artifact_uri}/{artifact_path}"
@@ -117,15 +166,29 @@ def version_tags(name: str, version: int) -> dict[str, str]:
         return dict(_mlflow().MlflowClient().get_model_version(name, str(version)).tags)
     except MlflowException as error:
         raise StorageError(
-            f"MLflow at {mlflow_uri()} knows no version {version} of {name}",
+            f"MLflow at {_shown()} knows no version {version} of {name}",
             "see `finetune status` for those there are",
         ) from error
+
+
+def outages() -> tuple[type[Exception], ...]:
+    """What the functions here raise when MLflow does not do what it is asked for."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    return MlflowException, RequestException, OSError
+
+
+def _shown() -> str:
+    return without_credentials(mlflow_uri())
 
 
 def _mlflow() -> Any:
     """MLflow, quiet and pointed at the right place."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    for name, value in HTTP_LIMITS.items():
+        os.environ.setdefault(name, value)
     import mlflow
 
     for name in ("mlflow", "alembic"):

@@ -1,7 +1,8 @@
 """`finetune up`: Dagster's UI and daemon, MLflow's UI, the desk and the endpoint, started together, stopped together.
 
 Each is a process group of its own with its output in <home>/logs; when one dies the others are stopped and the end of
-its log is shown. What it is not: a way to run in production, where each has its own unit, container or pod.
+its log is shown. Where $MLFLOW_TRACKING_URI names a server, that one is used and no other is started; nothing waits for
+it. What it is not: a way to run in production, where each has its own unit, container or pod.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
-from finetune_pipeline.addresses import address, require_free
+from finetune_pipeline.addresses import address, mlflow_server, require_free
 from finetune_pipeline.backends.local import end_group, job_environment
+from finetune_pipeline.backends.progress import activity, until
 from finetune_pipeline.errors import ServingError
+from finetune_pipeline.records import Reporter, Silent
+from finetune_pipeline.serve.traffic import private
 from finetune_pipeline.store import dagster_home, home, mlflow_artifacts, mlflow_uri
 
-START_SECONDS = 180.0
-STOP_SECONDS = 20.0
+STOP_SECONDS = 20.0  # of doing nothing, after which a server that was told to end is killed
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Server:
     variable: str
     health: str
     command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -39,23 +43,27 @@ class Server:
 
 
 def servers() -> list[Server]:
-    """The four, with their ports checked: PortInUse names the first that is taken, before anything is started."""
+    """What is started, with its ports checked: PortInUse names the first that is taken, before anything is started."""
     dagster_host, dagster_port = require_free("FINETUNE_DAGSTER_URL", "the Dagster UI")
-    mlflow_host, mlflow_port = require_free("FINETUNE_MLFLOW_URL", "the MLflow UI")
     require_free("FINETUNE_DESK_URL", "the desk")
     require_free("FINETUNE_ENDPOINT", "the endpoint")
     python = sys.executable
     dagster = (python, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", dagster_host, "-p", str(dagster_port))
-    mlflow = (
-        *(python, "-m", "mlflow", "server", "--host", mlflow_host, "--port", str(mlflow_port), "--workers", "1"),
-        *("--backend-store-uri", mlflow_uri(), "--default-artifact-root", str(mlflow_artifacts())),
-    )
     return [
         Server("Dagster", "FINETUNE_DAGSTER_URL", "/server_info", dagster),
-        Server("MLflow", "FINETUNE_MLFLOW_URL", "/health", mlflow),
+        *([] if mlflow_server() else [_mlflow()]),
         Server("desk", "FINETUNE_DESK_URL", "/login", (python, "-m", "finetune_pipeline.cli", "desk")),
         Server("endpoint", "FINETUNE_ENDPOINT", "/health", (python, "-m", "finetune_pipeline.cli", "serve")),
     ]
+
+
+def _mlflow() -> Server:
+    """MLflow's UI on our database. Its address goes by the environment: a password in it would stand in every process
+    list."""
+    host, port = require_free("FINETUNE_MLFLOW_URL", "the MLflow UI")
+    command = (sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1")
+    places = {"MLFLOW_BACKEND_STORE_URI": mlflow_uri(), "MLFLOW_DEFAULT_ARTIFACT_ROOT": str(mlflow_artifacts())}
+    return Server("MLflow", "FINETUNE_MLFLOW_URL", "/health", command, places)
 
 
 def up(say: Callable[[str], None]) -> None:
@@ -66,9 +74,11 @@ def up(say: Callable[[str], None]) -> None:
     try:
         for server in wanted:
             running[server.name] = _start(server)
-        for server in wanted:
-            _wait_until_up(server, running[server.name], stopping)
+        for server in sorted(wanted, key=lambda one: one.name == "MLflow"):  # what serves waits for nobody
+            _wait_until_up(server, running[server.name], stopping, _Saying(say))
             say(f"{server.name:<9} {server.url}")
+        if elsewhere := mlflow_server():
+            say(f"{'MLflow':<9} {elsewhere} (runs elsewhere)")
         say("Ctrl-C stops them.")
         while not stopping.asked:
             time.sleep(0.3)
@@ -80,6 +90,14 @@ def up(say: Callable[[str], None]) -> None:
         say("stopping ...")
         _stop_all(list(running.values()))
         say("all stopped")
+
+
+class _Saying(Silent):
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def log(self, text: str) -> None:
+        self._say(text)
 
 
 class _Stop:
@@ -100,8 +118,8 @@ def _log(server: Server) -> Path:
 
 def _start(server: Server) -> subprocess.Popen[bytes]:
     _log(server).parent.mkdir(parents=True, exist_ok=True)
-    extra = {"DAGSTER_HOME": str(dagster_home()), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with _log(server).open("wb") as log:
+    extra = {"DAGSTER_HOME": str(dagster_home()), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **server.environment}
+    with private(_log(server), "wb") as log:
         return subprocess.Popen(
             server.command,
             stdin=subprocess.DEVNULL,
@@ -114,20 +132,25 @@ def _start(server: Server) -> subprocess.Popen[bytes]:
         )
 
 
-def _wait_until_up(server: Server, process: subprocess.Popen[bytes], stopping: _Stop) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+def _wait_until_up(server: Server, process: subprocess.Popen[bytes], stopping: _Stop, report: Reporter) -> None:
+    """Return when the server answers. ServingError when it ends, or does nothing any more; a slow machine only takes
+    longer."""
+
+    def answers() -> bool:
         if stopping.asked:
             raise KeyboardInterrupt
         _require_alive(server, process)
         try:
-            if httpx.get(server.url + server.health, timeout=5.0).status_code < 500:
-                return
+            return httpx.get(server.url + server.health, timeout=5.0).status_code < 500
         except httpx.TransportError:
-            pass
-        time.sleep(0.3)
-    raise ServingError(
-        f"{server.name} did not answer within {START_SECONDS:.0f} s\n{_tail(server)}", f"see {_log(server)}"
+            return False
+
+    until(
+        answers,
+        lambda: activity(process.pid),
+        f"{server.name} to answer at {server.url}",
+        report,
+        lambda: f"; its last lines ({_log(server)}):\n{_tail(server)}",
     )
 
 

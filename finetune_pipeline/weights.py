@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.errors import ModelError
-from finetune_pipeline.records import dumps
-from finetune_pipeline.store import models_folder, sha256_file, write_atomic
+from finetune_pipeline.file_hashes import file_hash
 
 
 def check(folder: Path) -> None:
@@ -93,16 +92,3 @@ def weights_hash(folder: Path) -> str:
 def tokenizer_hash(folder: Path) -> str:
     """SHA-256 of tokenizer and chat template: with another one, the same weights are another model."""
     return sha256((file_hash(folder / "tokenizer.json") + template(folder)).encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, remembered by its size and time: the weights of a large model take minutes to read."""
-    memory = models_folder() / "hashes.json"
-    known: dict[str, list[Any]] = json.loads(memory.read_text("utf-8")) if memory.exists() else {}
-    stat = path.stat()
-    found = known.get(str(path.absolute()))
-    if found and found[:2] == [stat.st_size, stat.st_mtime_ns]:
-        return str(found[2])
-    digest = sha256_file(path)
-    write_atomic(memory, dumps(known | {str(path.absolute()): [stat.st_size, stat.st_mtime_ns, digest]}))
-    return digest

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 
-from finetune_pipeline import licences, weights
+from finetune_pipeline import licences
 from finetune_pipeline.base_model import base_model, folder_of, prepare, render, source_fingerprint, token_counter
 from finetune_pipeline.config import Base
 from finetune_pipeline.errors import ModelError
@@ -191,12 +191,3 @@ def test_a_template_that_refuses_a_role_is_named(tiny_model: Path) -> None:
     with pytest.raises(ModelError, match="no system role") as refused:
         render(tokenizer, [{"role": "system", "content": "x"}])
     assert isinstance(refused.value.__cause__, TemplateError)
-
-
-def test_a_hash_is_remembered_until_the_file_changes(store: TaskStore, tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"one")
-    first = weights.file_hash(path)
-    assert weights.file_hash(path) == first
-    path.write_bytes(b"other")
-    assert weights.file_hash(path) != first

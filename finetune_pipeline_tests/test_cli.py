@@ -115,3 +115,39 @@ def test_a_user_of_the_desk_comes_and_goes(data: Path, monkeypatch: pytest.Monke
     gone = finetune("user", "anna", "--remove")
     assert gone.exit_code == errors.DataError.exit_code
     assert "no user `anna`" in gone.stderr
+
+
+def test_brackets_in_what_a_person_wrote_are_shown_and_crash_nothing(data: Path) -> None:
+    declare(data, "t", GOOD.replace("raw/a.csv", "raw/[/foo].csv"))
+    result = finetune("check", "t")
+    assert result.exit_code == errors.DeclarationError.exit_code, result.exception
+    assert "[/foo].csv" in result.stderr
+    declare(data, "u", GOOD + "description: 'a [/bold] :warning: [x]'\n")
+    assert "a [/bold] :warning: [x]" in finetune("status", "u").output
+    assert "[/foo]" in finetune("run", "[/foo]").stderr
+    (data / "[/").mkdir()
+    declare(data, "[odd]")
+    assert "[odd]" in finetune("status").output
+
+
+def test_two_sources_of_one_name_are_refused_by_name(data: Path) -> None:
+    declare(data, "t", GOOD.replace("]", ", {{path: more/a.csv}}]"))
+    result = finetune("check", "t")
+    assert result.exit_code == errors.DeclarationError.exit_code
+    said = " ".join(result.stderr.split())
+    assert "sources: sources 0 and 1 have the same name 'a': give each a `name` of its own" in said
+    assert "rot13" in finetune_check_encoding(data, "rot13")
+
+
+def finetune_check_encoding(data: Path, encoding: str) -> str:
+    declare(data, encoding, GOOD.replace("raw/a.csv", f"raw/a.csv, encoding: {encoding}"))
+    return finetune("check", encoding).stderr
+
+
+def test_a_name_that_the_terminal_cannot_show_is_shown_escaped(data: Path, tmp_path: Path) -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "finetune_pipeline.cli", "init", "t", "--from", b"no\xff.csv"],
+        capture_output=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert said.returncode == errors.DataError.exit_code, said.stderr.decode()
+    assert b"does not exist" in said.stderr

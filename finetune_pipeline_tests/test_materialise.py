@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +21,7 @@ from finetune_pipeline.errors import GateRefused, StorageError
 from finetune_pipeline.graph import Step
 from finetune_pipeline.materialise import Outcome, Work, open_task, plan
 from finetune_pipeline.records import Artifact, Verdict
-from finetune_pipeline.store import TaskStore
+from finetune_pipeline.store import TaskStore, sha256_file
 
 HERE = "finetune_pipeline_tests.test_materialise"
 MADE: list[str] = []  # the assets whose functions were called
@@ -196,6 +199,38 @@ def test_a_stage_that_fails_leaves_nothing(store: TaskStore, raw: str, error: ty
     assert list((store.local_root / ".work").iterdir()) == []
     RAW[:] = ["one", "two", "three"]
     assert make(store, declare()).path("half.txt").exists()
+
+
+def test_an_input_that_was_edited_by_hand_is_refused_by_name(store: TaskStore) -> None:
+    """Also when it has its old size and time."""
+    raw = make(store, declare(), "raw_examples")
+    make(store, declare(), "data_quality")
+    path = raw.path("rows.txt")
+    stat = path.stat()
+    path.write_text("one\ntoo", "utf-8")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(StorageError, match=r"rows\.txt is not what raw_examples wrote.*\n.*delete") as refused:
+        make(store, declare(), "data_split")
+    assert str(raw.folder) in refused.value.cure
+    assert "data_split" not in MADE
+    shutil.rmtree(raw.folder)
+    assert make(store, declare()).path("half.txt").exists(), "what the hint says helps"
+
+
+def test_a_manifest_that_was_edited_with_its_file_is_refused(store: TaskStore) -> None:
+    raw = make(store, declare(), "raw_examples")
+    make(store, declare(), "data_quality")
+    raw.path("rows.txt").write_text("one\ntoo", "utf-8")
+    manifest = raw.json("manifest.json")
+    manifest["files"]["rows.txt"]["sha256"] = sha256_file(raw.path("rows.txt"))
+    raw.path("manifest.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(StorageError, match=r"manifest\.json is not what raw_examples wrote"):
+        make(store, declare(), "data_split")
+
+
+def test_whatever_uses_the_split_reads_it_through_here() -> None:
+    for asset in ("adapter", "baseline_report", "eval_report", "release_decision", "registered_model"):
+        assert "data_split" in graph.BY_NAME[asset].needs
 
 
 def test_two_runs_at_a_time_make_an_asset_once(store: TaskStore) -> None:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from finetune_pipeline import tracking
+from finetune_pipeline.addresses import without_credentials
+from finetune_pipeline.backends.progress import activity, until
 from finetune_pipeline.errors import JobCancelled, StorageError
+from finetune_pipeline.records import Silent
 
 
 @pytest.fixture
@@ -58,3 +70,79 @@ def test_a_run_goes_on_and_becomes_a_version(home: Path) -> None:
 def test_a_run_that_is_gone_is_begun_anew(home: Path) -> None:
     with tracking.training_run("parcels", "0" * 32, {"rank": 4}) as run:
         assert run.run_id != "0" * 32
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """A real MLflow server, that $MLFLOW_TRACKING_URI names."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    places = {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    process = subprocess.Popen(
+        [*command, "--artifacts-destination", str(tmp_path / "artifacts")],
+        env={**os.environ, **places}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        until(lambda: answers(port), lambda: activity(process.pid), "MLflow", Silent())
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_an_mlflow_that_goes_away_does_not_end_the_training(
+    server: subprocess.Popen[bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}", "utf-8")
+    with tracking.training_run("parcels", None, {"rank": 4}) as run:
+        run.log_metrics({"loss": 2.0}, step=1)
+        os.killpg(server.pid, signal.SIGSTOP)  # it hangs
+        began = time.monotonic()
+        for step in range(2, 50):
+            run.log_metrics({"loss": 1.0}, step=step)
+        assert time.monotonic() - began < 1
+        os.killpg(server.pid, signal.SIGKILL)
+        run.log_dataset("train.jsonl", "d1", rows=12)
+        run.set_tags({"state": "done"})
+        run.log_artifacts(tmp_path / "adapter", "adapter")
+    said = "\n".join(record.message for record in caplog.records)
+    assert "MLflow does not take metrics, and the run goes on" in said
+    assert "lines of metrics are not in MLflow" in said and "the run's end" in said
+    with pytest.raises(StorageError, match="does not open a run"), tracking.training_run("parcels", None, {}):
+        pass
+
+
+def test_what_a_run_could_not_log_is_logged_when_it_is_registered(home: Path) -> None:
+    import mlflow
+
+    (home / "adapter").mkdir()
+    (home / "adapter" / "adapter_config.json").write_text("{}", "utf-8")
+    with tracking.training_run("parcels", None, {}) as run:
+        pass
+    tracking.register("parcels", run.run_id, "adapter", {}, "first", folder=home / "adapter")
+    assert [f.path for f in mlflow.MlflowClient().list_artifacts(run.run_id, "adapter")] == [
+        "adapter/adapter_config.json"
+    ]
+
+
+def test_no_password_is_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert without_credentials("http://anna:secret@mlflow.example:5000/x?y=1") == "http://mlflow.example:5000/x?y=1"
+    assert without_credentials("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"

@@ -22,10 +22,12 @@ from typing import Any
 import psutil
 
 from finetune_pipeline import errors
+from finetune_pipeline.backends.progress import activity
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.store import machine_lock
 
-GRACE_SECONDS = 30.0  # a training writes its checkpoint in this time; afterwards it is killed
+GRACE_SECONDS = 30.0  # a job that is told to end, and neither computes nor writes for so long, is killed
+GRACE_CPU_SECONDS = 0.1
 POLL_SECONDS = 0.2
 # glibc hands every large block back to the system and gets it anew, page by page: an elementwise product of matrices
 # of 4 MB took three times as long as it needs. Jobs keep what they have, in huge pages. Other allocators ignore this.
@@ -46,7 +48,8 @@ def run(
     as long.
 
     Raises what the job raised (by its name in errors.py), or TrainingFailed with the end of its output when it died.
-    Any exception here, a cancelled run among them, ends the whole process group: TERM, a time of grace, KILL.
+    Any exception here, a cancelled run among them, ends the whole process group: TERM, and KILL for what then does
+    nothing any more.
     """
     with machine_lock("compute", report, "another job is computing on this machine; waiting for it"):
         return _run(module, spec, folder, report, threads)
@@ -125,16 +128,27 @@ def _follow(process: subprocess.Popen[bytes], events: Path, output: Path, report
     return result
 
 
-def end_group(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
-    """End the job and everything it started; harmless when nothing is left."""
+def end_group(process: subprocess.Popen[bytes], grace: float | None = None) -> None:
+    """End the job and everything it started; harmless when nothing is left. It is told to end, and may take the time it
+    needs (a training writes its checkpoint, on a busy machine slowly): killed is what does nothing for `grace` seconds
+    (default: GRACE_SECONDS), or everything at once when a person interrupts this wait as well."""
     try:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(grace)
-    except (ProcessLookupError, subprocess.TimeoutExpired):
+        _wait_while_active(process, GRACE_SECONDS if grace is None else grace)
+    except ProcessLookupError:
         pass
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_while_active(process: subprocess.Popen[bytes], grace: float) -> None:
+    seen, since = activity(process.pid, GRACE_CPU_SECONDS), time.monotonic()
+    while process.poll() is None and time.monotonic() - since < grace:
+        time.sleep(0.05)
+        if (now := activity(process.pid, GRACE_CPU_SECONDS)) != seen:
+            seen, since = now, time.monotonic()
 
 
 def _ending(code: int) -> str:

@@ -4,11 +4,15 @@ examples.jsonl  the rows that stay, in the order they were read
 changes.jsonl   {"id": "9f1c…", "origin": "shop.csv:12", "stage": "clean", "rule": "html", "detail": ""}
 drops.jsonl     {"id": "77ab…", "origin": "shop.csv:31", "stage": "clean", "reason": "exact-duplicate", "detail": "…"}
 clusters.jsonl  {"kept": "9f1c…", "dropped": "77ab…", "similarity": 0.93}
+conflicts.jsonl {"rows": ["9f1c…", "0b3a…"], "origins": ["shop.csv:12", "shop.csv:40"], "similarity": 0.97}: both stay,
+                for people to look at (nearly the same question, another answer)
 
 A thin edge: what is decided is decided in rows.py. Rows are held in memory, about 2 kB each.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from finetune_pipeline.clean.rows import Cleaned, clean
 from finetune_pipeline.errors import DataError
@@ -30,17 +34,32 @@ def clean_examples(work: Work) -> Outcome:
     write_jsonl(work.out / "changes.jsonl", result.changes)
     write_jsonl(work.out / "drops.jsonl", result.drops)
     write_jsonl(work.out / "clusters.jsonl", result.clusters)
+    write_jsonl(work.out / "conflicts.jsonl", result.conflicts)
     work.report.log(f"{len(rows)} rows: {len(result.kept)} kept, {len(result.drops)} dropped")
     return Outcome(result.summary(), ledger(len(rows), result, raw.content))
 
 
 def ledger(rows: int, result: Cleaned, about: str) -> Verdict:
-    """The verdict on the reconciliation; `about` is the content of the raw rows that were cleaned."""
+    """The verdict on the reconciliation, with warnings; `about` is the content of the raw rows that were cleaned."""
     kept, drops = len(result.kept), len(result.drops)
     holds = rows == kept + drops
     check = Check("ledger_reconciles", holds, "rows = kept + dropped", f"{rows} = {kept} + {drops}")
     sentence = f"{rows} rows: {kept} kept, {drops} dropped with a reason"
-    return Verdict("clean_examples", holds, about, sentence, (check,), {"rows": rows, "kept": kept, "drops": drops})
+    figures = {"rows": rows, "kept": kept, "drops": drops}
+    return Verdict("clean_examples", holds, about, sentence, (check, *_warnings(result)), figures)
+
+
+def _warnings(result: Cleaned) -> Iterator[Check]:
+    questions, rows = result.several_answers
+    if questions:
+        told = f"{questions} questions have several answers, in {rows} rows; all are kept"
+        yield Check("one answer to a question", False, "one each, unless several are meant", told, "warning")
+    if result.conflicts:
+        told = f"{len(result.conflicts)} pairs, in conflicts.jsonl; the first are shown to the reviewers"
+        yield Check("near questions agree", False, "no two nearly equal questions with other answers", told, "warning")
+    if result.similarity.get("rows_of_templates"):
+        told = f"{result.similarity['rows_of_templates']} rows come from a template and are compared more strictly"
+        yield Check("near duplicates as declared", False, "`clean.near_duplicate` for all rows", told, "warning")
 
 
 def _nothing(result: Cleaned) -> DataError:

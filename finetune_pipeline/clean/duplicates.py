@@ -1,26 +1,29 @@
 """Rows that say the same twice, and rows that contradict each other.
 
-exact-duplicate   the same question (after normalise.py) with the same answer: the first in order of input stays
-contradiction     the same question with different answers: all of them go, since nobody knows which is right. Of
-                  questions that are only nearly the same, only if the difference means nothing (a letter, "please"):
-                  "cancel HV-48213" and "cancel HV-48214" are two questions, however alike they look
+exact-duplicate   the identical question with the identical answer: the first in order of input stays. Identical but for
+                  case, spaces and closing sentence marks (normalise.py): "C" and "C#" are two questions
+contradiction     the identical question with different answers: all of them go, since nobody knows which is right.
+                  Not where answers are free text: there one question may have several good answers
 near-duplicate    nearly the same question with the same answer: the first in order of input stays
 
+A question that is nearly the same and has another answer may be right, and stays ("40 C" and "-40 C"). Where the two
+differ in nothing but punctuation, light words ("please") or spelling, they are a conflict, for people to look at.
+
 In this order: a contradiction is evidence that no later rule may remove. Pure: values in, records out. What it is not:
-the search for near texts (near.py).
+how alike two texts are (similarity.py).
 """
 
 from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from finetune_pipeline.clean.near import pairs
-from finetune_pipeline.clean.normalise import normalise
+from finetune_pipeline.clean.normalise import identity, normalise
+from finetune_pipeline.clean.similarity import measure
 from finetune_pipeline.config import AnswerFormat, Clean
-from finetune_pipeline.records import Drop, Example
+from finetune_pipeline.records import Drop, Example, Json, Message
 
 STAGE = "clean"
 _SPELLING = 0.8  # SequenceMatcher's ratio from which two words are one, misspelt
@@ -35,16 +38,22 @@ _LIGHT = frozenset((
 @dataclass(frozen=True)
 class Duplicates:
     """What was found: the rows that stay, the drops, and a line for each duplicate of a kept row (clusters.jsonl:
-    {"kept": id, "dropped": id, "similarity": 0.93})."""
+    {"kept": id, "dropped": id, "similarity": 0.93}); `conflicts` among the kept rows (conflicts.jsonl: {"rows": [id,
+    id], "origins": [..], "similarity": 0.97}), the most alike first; how many questions have `several_answers`, and in
+    how many rows; and what the similarity left out of account (see similarity.py)."""
 
     kept: tuple[Example, ...]
     drops: tuple[Drop, ...]
     clusters: tuple[dict[str, str | float], ...]
+    conflicts: tuple[dict[str, Json], ...] = ()
+    several_answers: tuple[int, int] = (0, 0)
+    ignored_grams: float = 0.0
+    rows_of_templates: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """One row, with what makes two rows the same question, and the same answer."""
+    """One row, with what makes two rows the identical question, and the identical answer."""
 
     row: Example
     question: str
@@ -70,30 +79,50 @@ class _Twin:
 
 def without_duplicates(rows: Sequence[Example], rules: Clean, answer: AnswerFormat) -> Duplicates:
     """Drop exact duplicates, contradictions (where declared), and near duplicates. The order of rows stays."""
-    said = [_Said(row, question_of(row), _answer_of(row, answer)) for row in rows]
+    said = [_Said(row, _question_of(row), _answer_of(row, answer)) for row in rows]
     exact = _exact(said)
     repeated = {twin.dropped.id for twin in exact}
     said = [one for one in said if one.row.id not in repeated]
-    near = pairs([one.question for one in said], rules.near_duplicate)
-    against = _against(said, near, answer) if rules.contradictions == "drop" else {}
-    alike = _alike(said, [pair for pair in near if pair[0] not in against and pair[1] not in against])
+    several = _several_answers(said)
+    against = [] if answer.format == "text" or rules.contradictions == "keep" else several
     drops = [twin.drop("exact-duplicate") for twin in exact]
-    drops += [_contradiction(said[i].row, [said[j].row.id for j in sorted(others)]) for i, others in against.items()]
+    drops += [drop for group in against for drop in _contradictions(group)]
+    gone = {drop.id for drop in drops}
+    said = [one for one in said if one.row.id not in gone]
+    similarity = measure([asked_of(one.row) for one in said], rules.near_duplicate)
+    near = list(similarity.pairs()) if rules.near_duplicate < 1 else []
+    alike = _alike(said, near)
     drops += [twin.drop("near-duplicate") for twin in alike]
     gone = {drop.id for drop in drops}
-    kept = tuple(one.row for one in said if one.row.id not in gone)
-    return Duplicates(kept, tuple(drops), tuple(twin.line() for twin in (*exact, *alike)))
+    conflicts = [] if answer.format == "text" or rules.contradictions == "keep" else _conflicts(said, near, gone)
+    stay = several if answer.format == "text" or rules.contradictions == "keep" else []
+    return Duplicates(
+        tuple(one.row for one in said if one.row.id not in gone),
+        tuple(drops),
+        tuple(twin.line() for twin in (*exact, *alike)),
+        tuple(conflicts),
+        (len(stay), sum(map(len, stay))),
+        similarity.ignored,
+        sum(similarity.raised().values()),
+    )
 
 
-def question_of(row: Example) -> str:
-    """All that comes before the answer, normalised: what makes two rows the same question."""
-    messages = row.messages[:-1] if row.answer_is_last else row.messages
-    return " ".join(normalise(m.content) for m in messages)
+def asked_of(row: Example) -> str:
+    """All that comes before the answer, as it is compared with other rows."""
+    return " ".join(normalise(m.content) for m in _before_answer(row))
+
+
+def _question_of(row: Example) -> str:
+    return "\n".join(f"{m.role}: {identity(m.content)}" for m in _before_answer(row))
+
+
+def _before_answer(row: Example) -> tuple[Message, ...]:
+    return row.messages[:-1] if row.answer_is_last else row.messages
 
 
 def _answer_of(row: Example, answer: AnswerFormat) -> str:
-    """Answers are the same when they are read the same: free text without regard to case and punctuation."""
-    return normalise(row.answer) if answer.format == "text" else row.answer
+    """Answers are the same when they are read the same: free text without regard to case and spaces."""
+    return identity(row.answer) if answer.format == "text" else row.answer
 
 
 def _exact(said: Iterable[_Said]) -> list[_Twin]:
@@ -102,24 +131,33 @@ def _exact(said: Iterable[_Said]) -> list[_Twin]:
     return [_Twin(kept.row, one.row) for kept, one in firsts if kept is not one]
 
 
-def _against(
-    said: Sequence[_Said], near: Iterable[tuple[int, int, float]], answer: AnswerFormat
-) -> dict[int, set[int]]:
-    """Rows that contradict others, by index. Free text may say one thing in many words: there only the very same
-    question counts."""
-    same: Callable[[str, str], bool] = same_question if answer.format != "text" else str.__eq__
-    against: dict[int, set[int]] = defaultdict(set)
-    for i, j, _ in near:
-        if said[i].answer != said[j].answer and same(said[i].question, said[j].question):
-            against[i].add(j)
-            against[j].add(i)
-    return against
+def _several_answers(said: Iterable[_Said]) -> list[list[_Said]]:
+    """The rows of each question that is asked more than once; without exact duplicates their answers all differ."""
+    asked: dict[str, list[_Said]] = defaultdict(list)
+    for one in said:
+        asked[one.question].append(one)
+    return [group for group in asked.values() if len(group) > 1]
 
 
-def _contradiction(row: Example, others: Sequence[str]) -> Drop:
-    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-    detail = f"the same question has another answer in {', '.join(others[:3])}{more}"
-    return Drop(row.id, row.origin, STAGE, "contradiction", detail)
+def _contradictions(group: Sequence[_Said]) -> Iterator[Drop]:
+    for one in group:
+        named = [other.row.id for other in group[:4] if other is not one][:3]
+        more = f" and {len(group) - 1 - len(named)} more" if len(group) - 1 > len(named) else ""
+        detail = f"the same question has another answer in {', '.join(named)}{more}"
+        yield Drop(one.row.id, one.row.origin, STAGE, "contradiction", detail)
+
+
+def _conflicts(said: Sequence[_Said], near: Iterable[tuple[int, int, float]], gone: set[str]) -> list[dict[str, Json]]:
+    """Pairs of rows that stay, whose questions differ in nothing that should matter and whose answers do."""
+    found: list[dict[str, Json]] = []
+    for i, j, similarity in sorted(near, key=lambda pair: (-pair[2], pair[0], pair[1])):
+        one, other = said[i], said[j]
+        if one.answer == other.answer or {one.row.id, other.row.id} & gone:
+            continue
+        if same_question(asked_of(one.row), asked_of(other.row)):
+            rows, origins = [one.row.id, other.row.id], [one.row.origin, other.row.origin]
+            found.append({"rows": rows, "origins": origins, "similarity": round(similarity, 4)})
+    return found
 
 
 def _alike(said: Sequence[_Said], near: Iterable[tuple[int, int, float]]) -> list[_Twin]:

@@ -1,9 +1,10 @@
-"""Texts as sets of hashed character 5-grams, all texts in one array: what near.py compares.
+"""Texts as sets of hashed character 5-grams, all texts in one array: what near.py and exact.py compare.
 
     grams = grams_of(["where is my order", "refund"])     # grams.sizes: [13, 2]
 
 Windows of 5 characters are hashed for a million characters at a time with whole-array operations; 32 bits are enough,
-since two grams of a pair of texts meet by chance once in millions. What it is not: the normalising (normalise.py).
+since two grams of a pair of texts meet by chance once in millions. What it is not: the normalising (normalise.py), or
+which grams are left out because many texts share them (similarity.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 U32: TypeAlias = npt.NDArray[np.uint32]
+U64: TypeAlias = npt.NDArray[np.uint64]
 I64: TypeAlias = npt.NDArray[np.int64]
 
 GRAM = 5
@@ -42,7 +44,38 @@ def grams_of(texts: Sequence[str]) -> Grams:
         values.append(unique)
         sizes.append(counts)
     all_sizes = np.concatenate([*sizes, np.zeros(0, np.int64)])
-    return Grams(np.concatenate([*values, np.zeros(0, np.uint32)]), np.cumsum(all_sizes) - all_sizes, all_sizes)
+    return _grams(np.concatenate([*values, np.zeros(0, np.uint32)]), all_sizes)
+
+
+def _grams(values: U32, sizes: I64) -> Grams:
+    return Grams(values, np.cumsum(sizes) - sizes, sizes)
+
+
+def taken(rows: I64, grams: Grams) -> Grams:
+    """The sets of these rows alone, in this order."""
+    return _grams(gathered(rows, grams), grams.sizes[rows])
+
+
+def without(grams: Grams, dropped: U32, rows: npt.NDArray[np.bool_]) -> Grams:
+    """The sets with the grams in `dropped` (sorted) left out of the marked rows. A row of nothing else keeps its set:
+    an empty set resembles everything and nothing."""
+    at = np.searchsorted(dropped, grams.values).clip(max=len(dropped) - 1)
+    row = np.repeat(np.arange(len(grams.sizes)), grams.sizes)
+    stays = (dropped[at] != grams.values) | ~rows[row]
+    left = np.bincount(row[stays], minlength=len(grams.sizes))
+    stays |= (left == 0)[row]
+    return _grams(grams.values[stays], np.bincount(row[stays], minlength=len(grams.sizes)))
+
+
+def distinct(grams: Grams) -> tuple[I64, I64]:
+    """Equal sets are found once: (a row for each distinct set, the position in these of every row's set)."""
+    if not len(grams.sizes):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    wide = grams.values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    wide = (wide ^ (wide >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+    sums = np.add.reduceat(wide ^ (wide >> np.uint64(29)), grams.starts)
+    _, first, at = np.unique(sums, return_index=True, return_inverse=True)
+    return first.astype(np.int64), at.astype(np.int64)
 
 
 def _pieces(texts: Sequence[str]) -> Iterator[list[str]]:

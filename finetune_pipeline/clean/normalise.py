@@ -1,8 +1,12 @@
-"""The form in which two texts count as the same: lower case, no punctuation, single spaces.
+"""Two forms of a text: the one in which similar texts are compared, and the one in which two texts are identical.
 
-normalise("Where's my  ORDER (HV-48213)?!")    # "where s my order hv 48213"
+normalise("Where's my  ORDER (HV-48213)?!")    # "where s my order hv 48213": no punctuation
 normalise("what is 3 - 4?")                    # "what is 3 - 4": between numbers a mark is meaning
 normalise("???")                               # "???": nothing but punctuation stays as it is
+
+identity("Where's my  ORDER (HV-48213)?!")     # "where's my order (hv-48213)": only case, spaces, closing marks
+identity("What is C#?")                        # "what is c#", which is not "what is c"
+identity("what is 5!")                         # "what is 5!": behind a digit it is a factorial
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import unicodedata
 
 _BETWEEN_NUMBERS = re.compile(r"(?<=\d) ?([-*/%]) ?(?=\d)")
 _KEPT = {"-": "\ue000", "*": "\ue001", "/": "\ue002", "%": "\ue003"}  # private use: survive the table below
+_CLOSING = re.compile(r"(?:[.?…。！？\s]|(?<!\d)!)+\Z")
 _BACK = {ord(mark): sign for sign, mark in _KEPT.items()}
 
 
@@ -35,3 +40,9 @@ def normalise(text: str) -> str:
         marked = _BETWEEN_NUMBERS.sub(lambda match: f" {_KEPT[match[1]]} ", folded)
         bare = " ".join(marked.translate(_TABLE).translate(_BACK).split())
     return bare or folded.strip()
+
+
+def identity(text: str) -> str:
+    """Unicode NFC, case folded, single spaces, without closing sentence marks; every other character stays."""
+    folded = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return _CLOSING.sub("", folded) or folded

@@ -30,6 +30,9 @@ class Cleaned:
     changes: list[Change] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
     clusters: list[dict[str, str | float]] = field(default_factory=list)
+    conflicts: list[dict[str, Json]] = field(default_factory=list)
+    several_answers: tuple[int, int] = (0, 0)
+    similarity: dict[str, Json] = field(default_factory=dict)
     lengths: dict[str, Json] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Json]:
@@ -41,6 +44,9 @@ class Cleaned:
             "dropped": dict(Counter(drop.reason for drop in self.drops).most_common()),
             "changed": dict(Counter(change.rule for change in self.changes).most_common()),
             "changed_rows": len({change.id for change in self.changes} & {row.id for row in self.kept}),
+            "conflicts": len(self.conflicts),
+            "several_answers": {"questions": self.several_answers[0], "rows": self.several_answers[1]},
+            "similarity": self.similarity,
             "tokens": self.lengths,
         }
 
@@ -72,6 +78,8 @@ def clean(
     unique = without_duplicates([row for row, _ in fitting], rules, answer)
     result.kept, result.clusters = list(unique.kept), list(unique.clusters)
     result.drops += unique.drops
+    result.conflicts, result.several_answers = list(unique.conflicts), unique.several_answers
+    result.similarity = {"ignored_grams": unique.ignored_grams, "rows_of_templates": unique.rows_of_templates}
     kept = {row.id for row in result.kept}
     result.lengths = lengths.figures([length for row, length in fitting if row.id in kept])
     _reconcile(rows, result)

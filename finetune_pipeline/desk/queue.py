@@ -18,21 +18,24 @@ from finetune_pipeline.review.inbox import by_row, todo
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """The sample as one expert has it before them. `left` holds the ids of the rows that still need this expert."""
+    """The sample as one expert has it before them. `left` holds the ids of the rows that still need this expert.
+    `flagged` rows may be judged too, but are no part of the sample."""
 
     rows: tuple[Example, ...]
     left: frozenset[str]
     mine: tuple[Review, ...]
+    flagged: tuple[Example, ...] = ()
 
     @property
     def done(self) -> int:
         return len(self.rows) - len(self.left)
 
     def row(self, id_: str | None) -> Example | None:
-        return next((row for row in self.rows if row.id == id_), None)
+        return next((row for row in (*self.rows, *self.flagged) if row.id == id_), None)
 
     def number(self, row: Example) -> int:
-        return self.rows.index(row) + 1
+        """Its place in the sample, or (behind it) among the flagged rows."""
+        return (*self.rows, *self.flagged).index(row) + 1
 
     def next_after(self, id_: str | None) -> Example | None:
         """The next row to judge after `id_` in the sample's order, then from the start; None when all are judged."""
@@ -42,7 +45,7 @@ class Seat:
 
     def before(self, row: Example) -> Example | None:
         """The row before this one, judged or not; None for the first."""
-        at = self.rows.index(row)
+        at = self.rows.index(row) if row in self.rows else 0
         return self.rows[at - 1] if at else None
 
     def said(self, row: Example) -> Review | None:
@@ -56,7 +59,15 @@ class Seat:
         return max(given, key=lambda review: review.at, default=None)
 
 
-def seat_of(rows: Sequence[Example], reviews: Sequence[Review], rules: ReviewRules, reviewer: str) -> Seat:
-    """`reviews` as inbox.load gives them."""
-    mine = tuple(review for given in by_row(rows, reviews).values() for review in given if review.reviewer == reviewer)
-    return Seat(tuple(rows), frozenset(row.id for row in todo(rows, reviews, rules, reviewer)), mine)
+def seat_of(
+    rows: Sequence[Example],
+    reviews: Sequence[Review],
+    rules: ReviewRules,
+    reviewer: str,
+    flagged: Sequence[Example] = (),
+) -> Seat:
+    """`reviews` as inbox.load_for gives them for the rows of the sample and the flagged ones."""
+    given = by_row([*rows, *flagged], reviews).values()
+    mine = tuple(review for group in given for review in group if review.reviewer == reviewer)
+    left = frozenset(row.id for row in todo(rows, reviews, rules, reviewer))
+    return Seat(tuple(rows), left, mine, tuple(flagged))

@@ -36,6 +36,7 @@ from finetune_pipeline.materialise import open_task
 from finetune_pipeline.records import Artifact, Example, Review, Verdict
 from finetune_pipeline.review import gate, history, inbox
 from finetune_pipeline.review.edits import Edits, without_personal
+from finetune_pipeline.review.flagged import Flagged, flagged_in, flagged_rows
 from finetune_pipeline.store import TaskStore
 
 router = APIRouter()
@@ -53,6 +54,11 @@ class Sitting:
     reviews: Sequence[Review]
     seat: Seat
     person: str
+    pairs: tuple[Flagged, ...] = ()
+
+    def against(self, row: Example) -> list[Example]:
+        """The rows that ask nearly the same as this one and answer differently."""
+        return [other for pair in self.pairs if row in pair.rows for other in pair.rows if other != row]
 
     @property
     def verdict(self) -> Verdict:
@@ -119,8 +125,10 @@ def sit(name: str, person: str) -> Sitting | None:
     sample = store.current("review_sample")
     if sample is None:
         return None
-    rows, reviews = list(sample.examples("sample.jsonl")), inbox.load(store, task, sample)
-    return Sitting(task, store, sample, reviews, seat_of(rows, reviews, task.review, person), person)
+    rows, pairs = list(sample.examples("sample.jsonl")), tuple(flagged_in(sample))
+    flagged = flagged_rows(pairs, rows)
+    reviews = inbox.load_for(store, task, [*rows, *flagged])
+    return Sitting(task, store, sample, reviews, seat_of(rows, reviews, task.review, person, flagged), person, pairs)
 
 
 def _edit(request: Request, at: Sitting, row: Example, form: FormData) -> Response:

@@ -32,13 +32,17 @@ class Fresh:
     """A row that joins in this step: tokens `start` to `stop` of the flat sequence are its prompt, and go to `slot`
     of the cache (None: to none, since the row ends here).
 
-    `mask`: boolean [tokens, prefix + tokens], true where attention is allowed; None for plain causal attention.
+    `mask`: boolean [tokens, prefix + done + tokens], true where attention is allowed; None for plain causal attention.
+    `prefixed`: whether the row begins with the shared prefix; `done`: its own tokens that are in the cache already,
+    when a prompt is read in pieces.
     """
 
     slot: int | None
     start: int
     stop: int
     mask: Tensor | None
+    prefixed: bool
+    done: int = 0
 
 
 @dataclass
@@ -101,6 +105,15 @@ class RowCache:
         with torch.inference_mode():
             for tensor in (tensor for pair in self.own.values() for tensor in pair):
                 tensor[target, :, :length] = tensor[source, :, :length]
+
+    def adopt(self, slot: int, other: RowCache, length: int) -> None:
+        """Copy the first `length` tokens of row 0 of another cache to `slot`."""
+        import torch
+
+        with torch.inference_mode():
+            for layer, pair in other.own.items():
+                for mine, theirs in zip(self.layer(layer, *pair), pair, strict=True):
+                    mine[slot, :, :length] = theirs[0, :, :length]
 
     def keep_as_prefix(self, length: int) -> None:
         """Make the first `length` tokens of row 0 the shared prefix, and forget the rows."""
@@ -202,14 +215,17 @@ def _fresh(
     prefix: tuple[Tensor, Tensor] | None,
     scale: float,
 ) -> Tensor:
-    """The whole prompt of a row that joins; gives [tokens, heads, size]."""
+    """The prompt of a row that joins, or a piece of it; gives [tokens, heads, size]."""
     import torch
 
     q, k, v = (t[:, :, row.start : row.stop] for t in (query, key, value))
+    end = row.done + row.stop - row.start
     if row.slot is not None:
-        keys[row.slot, :, : row.stop - row.start] = k[0]
-        values[row.slot, :, : row.stop - row.start] = v[0]
-    if row.mask is not None and prefix is not None:
+        keys[row.slot, :, row.done : end] = k[0]
+        values[row.slot, :, row.done : end] = v[0]
+        if row.done:
+            k, v = keys[None, row.slot, :, :end], values[None, row.slot, :, :end]
+    if row.prefixed and prefix is not None:
         k = torch.cat((prefix[0].unsqueeze(0), k), dim=2)
         v = torch.cat((prefix[1].unsqueeze(0), v), dim=2)
     out = torch.nn.functional.scaled_dot_product_attention(

@@ -11,6 +11,8 @@ It is the same class in evaluation and behind the endpoint, so that what is serv
 - `admit` queues rows at any time, also between steps; rows join in the order they came, as room is found.
 - `step` is one forward pass: one new token for each running row, and the prompt and first token of those that join.
   A row leaves the batch in the step that ends it, and its place is free in the next.
+- With `piece_tokens`, a longer prompt is read beside the others, so many tokens a step (a second, short pass): neither
+  do those that run wait for the whole of it, nor does it wait for them. One such prompt is read at a time.
 - `prompt_ids` is always the whole prompt. Where it begins with `prefix_ids`, those tokens are taken from the cache.
 - `cancel(ids)` takes rows out, queued or running: for clients that hung up.
 
@@ -33,13 +35,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.evaluate.forward import Joining, RowModel, Running
+from finetune_pipeline.evaluate.forward import Joining, Reading, RowModel, Running
+from finetune_pipeline.evaluate.sampling import SEEDS, choose, generator_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
-Reason = Literal["eos", "stop", "length"]
+Reason = Literal["eos", "stop", "length", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,14 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Token:
     """One new token of a row. `reason` is set when it is the last: "eos" (this token is the end mark, no text), "stop"
-    (the request's stop rule), "length" (`max_new_tokens` reached)."""
+    (the request's stop rule), "length" (`max_new_tokens` reached), "error" (no token could be chosen, for the reason in
+    `error`; the other rows of the batch are not affected, and `token` is -1)."""
 
     id: str
     token: int
     finished: bool
     reason: Reason | None = None
+    error: str = ""
 
 
 @dataclass(slots=True)
@@ -88,6 +92,15 @@ class _Row:
         return len(self.request.prompt_ids) - self.base
 
 
+@dataclass(slots=True)
+class _Read:
+    """A row whose prompt is read in pieces; `logits` are those after its last piece so far."""
+
+    row: _Row
+    reading: Reading
+    logits: Any = None
+
+
 class Decoder:
     """See the module's docstring. `model` is a transformers causal LM or a peft model with LoRA layers, in eval mode.
 
@@ -103,6 +116,7 @@ class Decoder:
         max_rows: int = 32,
         step_tokens: int = 1024,
         max_cached_tokens: int = 32_768,
+        piece_tokens: int | None = None,
     ) -> None:
         """`step_tokens`: prompts join a step until they have this many tokens together (one always may): more is
         faster over all, less lets running rows go on sooner."""
@@ -110,36 +124,49 @@ class Decoder:
         self._cache = self._model.cache
         self._eos = frozenset(eos_ids)
         self._max_rows, self._step_tokens, self._max_cached = max_rows, step_tokens, max_cached_tokens
+        self._piece = piece_tokens
         self._queue: deque[Request] = deque()
+        self._long: deque[Request] = deque()
+        self._reading: _Read | None = None
         self._rows: list[_Row] = []
+        self.joined: list[str] = []
+        """Requests whose computation began in the last step."""
 
     @property
     def running(self) -> int:
-        """Rows in the batch."""
-        return len(self._rows)
+        """Rows in the batch, and the one whose prompt is being read."""
+        return len(self._rows) + (self._reading is not None)
 
     @property
     def waiting(self) -> int:
         """Rows admitted that have not joined yet."""
-        return len(self._queue)
+        return len(self._queue) + len(self._long)
 
     def admit(self, requests: Iterable[Request]) -> None:
         """Queue rows. DataError for one that is empty or can never fit; then none of them is queued."""
         requests = list(requests)
         for request in requests:
             self._check(request)
-        self._queue.extend(requests)
+        for request in requests:
+            long = self._piece is not None and self._fresh(request) > self._piece
+            (self._long if long else self._queue).append(request)
 
     def cancel(self, ids: Collection[str]) -> None:
         """Take rows out; ids that are not there (any more) are ignored."""
         self._queue = deque(r for r in self._queue if r.id not in ids)
+        self._long = deque(r for r in self._long if r.id not in ids)
+        if self._reading is not None and self._reading.row.request.id in ids:
+            self._reading = None
         self._leave([row.request.id in ids for row in self._rows])
 
     def step(self) -> list[Token]:
         """One forward pass; the new token of every row that ran or joined. Empty when nothing is to do."""
         joining = self._joining()
-        if not self._rows and not joining:
-            return []
+        self.joined = [row.request.id for row in joining]
+        tokens = self._run(joining) if self._rows or joining else []
+        return tokens + self._read_on()
+
+    def _run(self, joining: list[_Row]) -> list[Token]:
         logits = self._model(
             [Running(row.answer[-1], row.base, row.own) for row in self._rows],
             [Joining(row.request.prompt_ids[row.base :], row.base, [row.fresh - 1]) for row in joining],
@@ -149,11 +176,38 @@ class Decoder:
         for row in joining:
             row.own = row.fresh
         self._rows.extend(joining)
-        tokens = [self._take(row, token) for row, token in zip(self._rows, _choose(logits, self._rows), strict=True)]
+        tokens = [self._take(row, token) for row, token in zip(self._rows, choose(logits, self._rows), strict=True)]
         self._leave([token.finished for token in tokens])
         return tokens
 
+    def _read_on(self) -> list[Token]:
+        """The next piece of a long prompt. After its last piece the row takes a place, as soon as there is one, and has
+        its first token."""
+        if self._reading is None and self._long:
+            request = self._long.popleft()
+            base = self._model.base(request.prompt_ids)
+            row = _Row(request, 0, base, generator_of(request))
+            self._reading = _Read(row, Reading(request.prompt_ids[base:], base))
+            self.joined.append(request.id)
+        read = self._reading
+        if read is None or self._piece is None:
+            return []
+        if not read.reading.complete:
+            read.logits = self._model.read(read.reading, self._piece)
+        need = self._need(read.row.request, read.row.fresh)
+        if not read.reading.complete or not self._fits(len(self._rows) + 1, need):
+            return []
+        self._reserve(len(self._rows) + 1, need)
+        self._cache.adopt(len(self._rows), read.reading.cache, read.row.fresh)
+        read.row.own, self._reading = read.row.fresh, None
+        token = self._take(read.row, choose(read.logits, [read.row])[0])
+        if not token.finished:
+            self._rows.append(read.row)
+        return [token]
+
     def _check(self, request: Request) -> None:
+        if request.seed not in SEEDS:
+            raise DataError(f"request {request.id}: the seed {request.seed} is out of range", "give 64 bits at most")
         total = len(request.prompt_ids) + request.max_new_tokens
         limit = min(self._max_cached, self._model.context or self._max_cached)
         if not request.prompt_ids or request.max_new_tokens < 1:
@@ -168,38 +222,58 @@ class Decoder:
             )
 
     def _joining(self) -> list[_Row]:
-        """Rows from the queue, in order, as long as places, this step's tokens and the cache allow."""
+        """Rows from the queue, in order, as long as places, this step's tokens and the cache allow. None while a prompt
+        that was read in pieces waits for its place: it would wait for ever."""
         joining: list[_Row] = []
-        tokens, capacity = 0, self._cache.capacity if self._rows else 0
-        while self._queue and len(self._rows) + len(joining) < self._max_rows:
+        tokens, capacity = 0, 0
+        if self._reading is not None and self._reading.reading.complete:
+            return joining
+        while self._queue:
             request = self._queue[0]
-            base = self._model.base(request.prompt_ids)
-            fresh = len(request.prompt_ids) - base
-            need = -(-max(capacity, fresh + request.max_new_tokens) // 64) * 64
+            fresh = self._fresh(request)
+            need = max(capacity, self._need(request, fresh))
             places = len(self._rows) + len(joining) + 1
-            if joining and tokens + fresh > self._step_tokens:
+            if (joining and tokens + fresh > self._step_tokens) or not self._fits(places, need):
                 break
-            if places > 1 and places * need > self._max_cached:
-                break
-            joining.append(_Row(self._queue.popleft(), 0, base, _generator(request)))
+            base = len(request.prompt_ids) - fresh
+            joining.append(_Row(self._queue.popleft(), 0, base, generator_of(request)))
             tokens, capacity = tokens + fresh, need
         if joining:
-            places = len(self._rows) + len(joining)
-            room = min(self._max_rows, 1 << (places - 1).bit_length(), max(places, self._max_cached // capacity))
-            self._cache.reserve(room, capacity, used=len(self._rows))
+            self._reserve(len(self._rows) + len(joining), capacity)
         return joining
 
-    def _take(self, row: _Row, token: int) -> Token:
+    def _fresh(self, request: Request) -> int:
+        """Tokens of the prompt that are not in the prefix."""
+        return len(request.prompt_ids) - self._model.base(request.prompt_ids)
+
+    def _need(self, request: Request, fresh: int) -> int:
+        """Tokens that each place of the cache needs, once this row has one."""
+        capacity = self._cache.capacity if self._rows else 0
+        return -(-max(capacity, fresh + request.max_new_tokens) // 64) * 64
+
+    def _fits(self, places: int, need: int) -> bool:
+        return places <= self._max_rows and (places == 1 or places * need <= self._max_cached)
+
+    def _reserve(self, places: int, capacity: int) -> None:
+        room = min(self._max_rows, 1 << (places - 1).bit_length(), max(places, self._max_cached // capacity))
+        self._cache.reserve(room, capacity, used=len(self._rows))
+
+    def _take(self, row: _Row, token: int | Exception) -> Token:
+        if isinstance(token, Exception):
+            return Token(row.request.id, -1, True, "error", str(token))
         row.answer.append(token)
-        request = row.request
-        reason: Reason | None = None
+        try:
+            reason = self._ending(row, token)
+        except Exception as error:  # noqa: BLE001 - a stop rule is the request's own; the row ends with its message
+            return Token(row.request.id, -1, True, "error", f"the stop rule failed: {error}")
+        return Token(row.request.id, token, reason is not None, reason)
+
+    def _ending(self, row: _Row, token: int) -> Reason | None:
         if token in self._eos:
-            reason = "eos"
-        elif request.stop is not None and request.stop(row.answer):
-            reason = "stop"
-        elif len(row.answer) >= request.max_new_tokens:
-            reason = "length"
-        return Token(request.id, token, reason is not None, reason)
+            return "eos"
+        if row.request.stop is not None and row.request.stop(row.answer):
+            return "stop"
+        return "length" if len(row.answer) >= row.request.max_new_tokens else None
 
     def _leave(self, ended: list[bool]) -> None:
         """Take ended rows out; the last row moves into the place that became free."""
@@ -208,38 +282,3 @@ class Decoder:
             if place < len(self._rows):
                 self._cache.move(len(self._rows), place, last.own)
                 self._rows[place] = last
-
-
-def _generator(request: Request) -> torch.Generator | None:
-    import torch
-
-    return torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
-
-
-def _choose(logits: Tensor, rows: list[_Row]) -> list[int]:
-    """The next token of every row: the most probable of the allowed ones, or one drawn by the row's own generator."""
-    best: list[int] = logits.argmax(dim=-1).tolist()
-    for i, row in enumerate(rows):
-        allowed = row.request.allowed(row.answer) if row.request.allowed else None
-        if allowed is not None or row.generator is not None:
-            best[i] = _choose_one(logits[i], row.request, allowed, row.generator)
-    return best
-
-
-def _choose_one(
-    logits: Tensor, request: Request, allowed: Collection[int] | None, generator: torch.Generator | None
-) -> int:
-    import torch
-
-    scores = logits.float().cpu()
-    if allowed is not None:
-        if not allowed:
-            raise DataError(f"request {request.id}: no token is allowed next", "mend the constraint: it has a dead end")
-        barred = torch.ones(scores.shape, dtype=torch.bool)
-        barred[list(allowed)] = False
-        scores = scores.masked_fill(barred, float("-inf"))
-    if generator is None:
-        return int(scores.argmax())
-    chances, order = torch.softmax(scores / request.temperature, dim=-1).sort(descending=True)
-    kept = chances.cumsum(0) - chances < request.top_p  # the token that crosses top_p belongs to the set
-    return int(order[torch.multinomial(chances * kept, 1, generator=generator)])

@@ -12,7 +12,7 @@ What it is not: who joins and leaves (decoder.py), or the arithmetic of attentio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from finetune_pipeline.errors import ModelError
@@ -37,6 +37,20 @@ class Joining:
     base: int
     keep: Sequence[int]
     cached: bool = True
+
+
+@dataclass(slots=True)
+class Reading:
+    """A prompt that is read in pieces: `ids` are its own tokens, of which `done` lie in a cache of its own."""
+
+    ids: Sequence[int]
+    base: int
+    cache: RowCache = field(default_factory=RowCache)
+    done: int = 0
+
+    @property
+    def complete(self) -> bool:
+        return self.done == len(self.ids)
 
 
 class RowModel:
@@ -67,21 +81,38 @@ class RowModel:
 
     def __call__(self, running: Sequence[Running], joining: Sequence[Joining]) -> Tensor:
         """Logits [running + all that joining rows keep, vocabulary], in this order. ModelError: see attention.py."""
-        import torch
-
         ids, positions = [row.token for row in running], [row.base + row.own for row in running]
         keep, fresh = list(range(len(running))), []
         for place, row in enumerate(joining, len(running)):
             mask = self._causal(len(row.ids), row.base) if row.base else None
-            fresh.append(Fresh(place if row.cached else None, len(ids), len(ids) + len(row.ids), mask))
+            slot = place if row.cached else None
+            fresh.append(Fresh(slot, len(ids), len(ids) + len(row.ids), mask, prefixed=row.base > 0))
             keep += [len(ids) + i for i in row.keep]
             positions += range(row.base, row.base + len(row.ids))
             ids += row.ids
-        step = self._step(running, fresh, max(positions) + 1)
+        return self._forward(self._step(self.cache, running, fresh, max(positions) + 1), ids, positions, keep)
+
+    def read(self, reading: Reading, tokens: int) -> Tensor:
+        """The next `tokens` of a prompt; logits [1, vocabulary] after the last of them."""
+        if not reading.done:
+            reading.cache.reserve(1, len(reading.ids), used=0)
+            reading.cache.prefix = self.cache.prefix
+        ids = list(reading.ids[reading.done : reading.done + tokens])
+        before = reading.base + reading.done
+        mask = self._causal(len(ids), before) if before else None
+        fresh = [Fresh(0, 0, len(ids), mask, prefixed=reading.base > 0, done=reading.done)]
+        step = self._step(reading.cache, [], fresh, before + len(ids))
+        logits = self._forward(step, ids, range(before, before + len(ids)), [len(ids) - 1])
+        reading.done += len(ids)
+        return logits
+
+    def _forward(self, step: Step, ids: Sequence[int], positions: Sequence[int], keep: Sequence[int]) -> Tensor:
+        import torch
+
         with torch.inference_mode(), attending(self._config):
             logits: Tensor = self._model(
                 input_ids=torch.tensor([ids], device=self._device),
-                position_ids=torch.tensor([positions], device=self._device),
+                position_ids=torch.tensor([list(positions)], device=self._device),
                 use_cache=False,
                 logits_to_keep=torch.tensor(keep, device=self._device),
                 rows=step,
@@ -89,7 +120,7 @@ class RowModel:
         self._all_layers(step.layers)
         return logits
 
-    def _step(self, running: Sequence[Running], fresh: list[Fresh], reach: int) -> Step:
+    def _step(self, cache: RowCache, running: Sequence[Running], fresh: list[Fresh], reach: int) -> Step:
         import torch
 
         lengths = torch.tensor([row.own for row in running], dtype=torch.long, device=self._device)
@@ -99,7 +130,7 @@ class RowModel:
         prefixed = torch.tensor([row.base > 0 for row in running], dtype=torch.bool, device=self._device)
         seen = torch.cat((prefixed[:, None].expand(-1, shared), own), dim=1)
         mask = torch.zeros(seen.shape, dtype=self._dtype, device=self._device).masked_fill_(~seen, float("-inf"))
-        return Step(self.cache, len(running), lengths, longest, mask[:, None, None], fresh, reach)
+        return Step(cache, len(running), lengths, longest, mask[:, None, None], fresh, reach)
 
     def _causal(self, tokens: int, before: int) -> Tensor:
         """Boolean [tokens, before + tokens]: each token sees what came before it, and itself."""

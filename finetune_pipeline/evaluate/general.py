@@ -1,4 +1,4 @@
-"""General ability: sixty short questions and answers that have nothing to do with any task (general.jsonl, our own).
+"""General ability: 260 short questions and answers of 13 kinds, none about any task (general.jsonl, our own).
 
     {"id": "fact-02", "kind": "fact", "question": "Why is the sky blue?", "answer": "Sunlight contains ..."}
 

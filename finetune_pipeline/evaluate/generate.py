@@ -16,7 +16,9 @@ from itertools import accumulate
 from typing import Any
 
 from finetune_pipeline.config import AnswerFormat
+from finetune_pipeline.errors import DataError
 from finetune_pipeline.evaluate.decoder import Decoder, Request, Token
+from finetune_pipeline.evaluate.labels import LabelChoice
 from finetune_pipeline.evaluate.loading import Loaded
 from finetune_pipeline.evaluate.stop import StopRule, final
 from finetune_pipeline.records import Answer, Reporter, Silent
@@ -45,26 +47,31 @@ def generate(
     on_answer: Callable[[Answer], None] = lambda answer: None,
     report: Reporter | None = None,
     done: int = 0,
+    choice: LabelChoice | None = None,
 ) -> list[Answer]:
     """Answer `prompts` (id -> messages, the last one the user's); the answers in order of completion.
 
+    With `choice` each answer is one of its labels (constrained decoding); without, the model is free.
+
     `Answer.seconds` is the row's share of the time of the steps it took part in, so that the sum over all rows is the
-    time of the whole. `done` counts answers from before, for the progress. DataError when a prompt does not fit.
+    time of the whole. `done` counts answers from before, for the progress. DataError when a prompt does not fit, or a
+    row's next token cannot be chosen.
     """
     report = report or Silent()
     ids = {key: encode(loaded.tokenizer, messages) for key, messages in prompts.items()}
     if not ids:
         return []
-    rule = StopRule(lambda tokens: text_of(loaded.tokenizer, tokens), spec)
+    rule = choice.stop if choice else StopRule(lambda tokens: text_of(loaded.tokenizer, tokens), spec)
+    allowed = choice.allowed if choice else None
     prefix = shared_prefix(list(ids.values()))
     decoder = Decoder(loaded.model, loaded.eos_ids, prefix, how.batch_rows, STEP_TOKENS)
     requests = [
-        Request(key, tokens, how.max_new_tokens, how.temperature, how.top_p, how.seed, stop=rule)
+        Request(key, tokens, how.max_new_tokens, how.temperature, how.top_p, how.seed, allowed, rule)
         for key, tokens in ids.items()
     ]
     requests.sort(key=lambda request: -len(request.prompt_ids))
     decoder.admit(requests)
-    collect = _Collector(loaded, {key: len(tokens) for key, tokens in ids.items()}, spec, how.variant)
+    collect = _Collector(loaded, {key: len(tokens) for key, tokens in ids.items()}, spec, how.variant, choice)
     pace = _Pace([len(request.prompt_ids) - len(prefix) for request in requests], how.max_new_tokens)
     total, began = done + len(ids), time.perf_counter()
     while decoder.running or decoder.waiting:
@@ -113,8 +120,16 @@ class _Pace:
 class _Collector:
     """Gathers tokens into answers."""
 
-    def __init__(self, loaded: Loaded, prompt_tokens: Mapping[str, int], spec: AnswerFormat, variant: str) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        prompt_tokens: Mapping[str, int],
+        spec: AnswerFormat,
+        variant: str,
+        choice: LabelChoice | None,
+    ) -> None:
         self._loaded, self._prompt_tokens, self._spec, self._variant = loaded, prompt_tokens, spec, variant
+        self._choice = choice
         self._ids: dict[str, list[int]] = {}
         self._seconds: dict[str, float] = {}
         self.answers: list[Answer] = []
@@ -123,6 +138,8 @@ class _Collector:
         """The answers that `tokens`, the outcome of a step that took `seconds`, have completed."""
         complete = []
         for token in tokens:
+            if token.reason == "error":
+                raise DataError(f"row {token.id} cannot be answered: {token.error}", "see the row, and run again")
             self._ids.setdefault(token.id, []).append(token.token)
             self._seconds[token.id] = self._seconds.get(token.id, 0.0) + seconds / len(tokens)
             if token.finished:
@@ -132,16 +149,25 @@ class _Collector:
 
     def _answer(self, last: Token) -> Answer:
         ids = self._ids.pop(last.id)
-        text = text_of(self._loaded.tokenizer, ids[:-1] if last.reason == "eos" else ids)
         return Answer(
             last.id,
             self._variant,
-            final(text, self._spec),
+            self._choice.label(ids) if self._choice else self._free_text(ids, last),
             self._prompt_tokens[last.id],
             len(ids),
             round(self._seconds.pop(last.id), 4),
             last.reason != "length",
         )
+
+    def _free_text(self, ids: Sequence[int], last: Token) -> str:
+        text = text_of(self._loaded.tokenizer, ids[:-1] if last.reason == "eos" else ids)
+        return final(text, self._spec)
+
+
+def label_choice(loaded: Loaded, labels: Sequence[str]) -> LabelChoice:
+    """The choice among `labels` for this model's tokenizer."""
+    ids = {label: loaded.tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels}
+    return LabelChoice(ids, loaded.eos_ids)
 
 
 def encode(tokenizer: Any, messages: Messages) -> list[int]:

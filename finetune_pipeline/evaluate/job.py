@@ -20,14 +20,16 @@ from typing import Any
 from finetune_pipeline.backends import inside
 from finetune_pipeline.config import Task, task_from
 from finetune_pipeline.evaluate import classical, general
-from finetune_pipeline.evaluate.generate import Generation, encode, generate
+from finetune_pipeline.evaluate.generate import Generation, encode, generate, label_choice
 from finetune_pipeline.evaluate.loading import Loaded, base_only, load
 from finetune_pipeline.evaluate.loss import losses
 from finetune_pipeline.evaluate.memorisation import MOST_ROWS
+from finetune_pipeline.evaluate.metrics import PROMPTED
 from finetune_pipeline.evaluate.partial import AnswerFile
 from finetune_pipeline.evaluate.prompts import Chat, prompts
 from finetune_pipeline.records import Answer, Example, Reporter, read_jsonl
 from finetune_pipeline.store import write_atomic
+from finetune_pipeline.train.precision import fast_bf16
 
 SEED = 19  # of the training rows that memorisation looks at
 
@@ -90,14 +92,17 @@ def _generate(
     def keep(answer: Answer) -> None:
         file.append(answer)
 
-    generate(loaded, asked, task.answer, how, keep, report, done=len(known))
+    # the tuned model answers as it will be served; a prompted one is given the best chance (labels.py)
+    choice = label_choice(loaded, task.answer.labels) if variant in PROMPTED and task.answer.labels else None
+    generate(loaded, asked, task.answer, how, keep, report, done=len(known), choice=choice)
 
 
 def _general(loaded: Loaded, report: Reporter) -> dict[str, dict[str, float]]:
     rows = general.conversations(general.questions())
-    tuned = losses(loaded, rows, "general ability, tuned", report)
+    bf16 = fast_bf16()
+    tuned = losses(loaded, rows, "general ability, tuned", report, bf16)
     with base_only(loaded):
-        return {"base": losses(loaded, rows, "general ability, base", report), "tuned": tuned}
+        return {"base": losses(loaded, rows, "general ability, base", report, bf16), "tuned": tuned}
 
 
 def _memorisation(
@@ -109,7 +114,7 @@ def _memorisation(
     rows = {
         f"{side}/{row.id}": (row.chat(task.prompt.system), row.answer) for side, some in sides.items() for row in some
     }
-    found = losses(loaded, rows, "memorisation", report)
+    found = losses(loaded, rows, "memorisation", report, fast_bf16())
     return {side: [loss for key, loss in found.items() if key.startswith(f"{side}/")] for side in sides}
 
 

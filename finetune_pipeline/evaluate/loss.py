@@ -6,7 +6,8 @@ Used for general ability (does the tuned model find ordinary text less probable 
 (does it find the rows it was trained on more probable than others?). The end-of-turn mark is not counted: it is the
 first thing every tuning learns, and says nothing about text.
 
-Rows are computed without padding, and what all prompts begin with is computed once (attention.py).
+Rows are computed without padding, and what all prompts begin with is computed once (attention.py). With
+`bf16` the matrix products are in bf16, in contrast to answers: a mean over many tokens is the same to a thousandth.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from finetune_pipeline.evaluate.forward import Joining, RowModel
 from finetune_pipeline.evaluate.generate import Messages, encode, shared_prefix
 from finetune_pipeline.evaluate.loading import Loaded
 from finetune_pipeline.records import Reporter, Silent
+from finetune_pipeline.train.precision import autocast
 
 PIECE_TOKENS = 512  # rows computed together: a processor is at its full speed, and logits stay small
 
@@ -26,6 +28,7 @@ def losses(
     rows: Mapping[str, tuple[Messages, str]],
     what: str = "losses",
     report: Reporter | None = None,
+    bf16: bool = False,
 ) -> dict[str, float]:
     """For each id (messages up to the question, answer): the mean negative log likelihood of the answer's tokens."""
     report = report or Silent()
@@ -33,12 +36,13 @@ def losses(
     answers = {
         key: list(loaded.tokenizer(answer, add_special_tokens=False)["input_ids"]) for key, (_, answer) in rows.items()
     }
-    model = RowModel(loaded.model, shared_prefix(list(prompts.values())))
     result: dict[str, float] = {}
-    for piece in _pieces([key for key in rows if answers[key]], prompts, answers):
-        report.alive()
-        result |= dict(zip(piece, _piece(model, [(prompts[key], answers[key]) for key in piece]), strict=True))
-        report.progress(what, len(result), len(rows))
+    with autocast(bf16):
+        model = RowModel(loaded.model, shared_prefix(list(prompts.values())))
+        for piece in _pieces([key for key in rows if answers[key]], prompts, answers):
+            report.alive()
+            result |= dict(zip(piece, _piece(model, [(prompts[key], answers[key]) for key in piece]), strict=True))
+            report.progress(what, len(result), len(rows))
     return result
 
 

@@ -11,7 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from finetune_pipeline.records import Answer, dumps
-from finetune_pipeline.store import storage_error
+from finetune_pipeline.store import TaskStore, home, storage_error
+
+
+def partial_folder(store: TaskStore, asset: str, key: str) -> Path:
+    """Where answers of an unfinished artifact are kept: beside it, or on this machine where it lies on an object
+    store."""
+    if store.is_local:
+        return store.local_root / store.folders[asset] / "partial" / key
+    return home() / "partial" / store.task / key
 
 
 class AnswerFile:

@@ -92,7 +92,7 @@ def rules_of(task: Task) -> tuple[Rule, ...]:
     if task.clean.html:
         rules.append(Rule("no_html", "no HTML tag or entity is left in the question", _no_html))
     rules.append(Rule("encoding_intact", "no text holds traces of a broken encoding", _encoding))
-    both = " with the same answer" if task.clean.contradictions == "keep" else ""
+    both = " with the same answer" if _several_answers(task) else ""
     rules.append(Rule("question_unique", f"the question is not asked in another row{both}", None))
     return tuple(rules)
 
@@ -105,7 +105,7 @@ def table(examples: Iterable[Example], task: Task, dropped: int, read: Mapping[s
     import pandas as pd
 
     rules = rules_of(task)
-    by_answer = task.clean.contradictions == "keep"  # then one question may have several answers, but no pair twice
+    by_answer = _several_answers(task)
     parts = [_chunk(rows, rules, by_answer) for rows in _chunks(examples)] or [_chunk([], rules, by_answer)]
     frame = pd.concat(parts, ignore_index=True)
     frame["question_unique"] = ~frame.pop("asked").duplicated(keep=False)
@@ -115,6 +115,11 @@ def table(examples: Iterable[Example], task: Task, dropped: int, read: Mapping[s
     for name in limits(task):
         frame[UNREADABLE + name] = read.get(name, Reading(0, 0)).share
     return frame
+
+
+def _several_answers(task: Task) -> bool:
+    """Whether one question may have several answers (but no pair twice): where that is declared, and in free text."""
+    return task.clean.contradictions == "keep" or task.answer.format == "text"
 
 
 def _chunk(rows: Sequence[Example], rules: Sequence[Rule], by_answer: bool) -> DataFrame:

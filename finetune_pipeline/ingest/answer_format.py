@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from finetune_pipeline.config import AnswerFormat
+from finetune_pipeline.ingest.rows import writable
 
 MAX_LABELS = 200
 MAX_ENUM = 40
@@ -49,7 +50,9 @@ def _object(text: str) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+        if "\\ud" in text.lower():  # half a character may be written as an escape
+            value = json.loads(writable(json.dumps(value, ensure_ascii=False)))
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

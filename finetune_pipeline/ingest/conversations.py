@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_pipeline.ingest.layouts import Layout
+from finetune_pipeline.ingest.rows import writable
 from finetune_pipeline.records import Message
 
 _ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
 }  # fmt: skip
+_ROLE_CHARS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +57,8 @@ def conversation(row: Mapping[str, Any], layout: Layout, schema: Mapping[str, An
         key = "messages" if layout.kind == "messages" else "conversations"
         parsed = Parsed(_turns(_present(row, key)))
     _check(parsed.messages)
-    messages = tuple(Message(m.role, _writable(m.content)) for m in parsed.messages)
-    return Parsed(messages, None if parsed.rejected is None else _writable(parsed.rejected))
-
-
-def _writable(text: str) -> str:
-    """The text without half characters ("\\ud83d" alone, from a text that was cut): no file can hold them."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    messages = tuple(Message(m.role, writable(m.content)) for m in parsed.messages)
+    return Parsed(messages, None if parsed.rejected is None else writable(parsed.rejected))
 
 
 def text_of(value: Any) -> str:
@@ -101,7 +98,7 @@ def _typed(value: Any, field: Any) -> Any:
         return value
     try:
         return json.loads(value.strip().lower() if "boolean" in types else value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, nested too deeply
         return value
 
 
@@ -132,8 +129,9 @@ def _turns(turns: Any) -> tuple[Message, ...]:
     if isinstance(turns, str):  # a CSV or Parquet column that holds JSON
         try:
             turns = json.loads(turns)
-        except json.JSONDecodeError as error:
-            raise RowRefused("wrong-layout", f"the conversation is text, and no JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            why = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
+            raise RowRefused("wrong-layout", f"the conversation is text that cannot be read as JSON: {why}") from error
     if not isinstance(turns, Sequence) or not all(isinstance(turn, Mapping) for turn in turns):
         raise RowRefused("wrong-layout", "the conversation is no list of messages")
     return tuple(_turn(number, turn) for number, turn in enumerate(turns, 1))
@@ -143,7 +141,8 @@ def _turn(number: int, turn: Mapping[str, Any]) -> Message:
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     known = _ROLES.get(str(role).lower())
     if known is None:
-        raise RowRefused("wrong-layout", f"message {number} has the role {role!r}; known: system, user, assistant")
+        said = repr(role)[:_ROLE_CHARS]
+        raise RowRefused("wrong-layout", f"message {number} has the role {said}; known: system, user, assistant")
     if isinstance(content, list):  # OpenAI's content parts; only text can be learnt here
         texts = [part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
         content = "\n".join(texts) if len(texts) == len(content) else None

@@ -1,7 +1,9 @@
 """Records of a CSV file, with the line each begins on, and without losing a file to one broken quote.
 
 The csv module reads an unclosed quote on to the next quote, many rows further, or to the end of the file. Here such a
-record is given up after its first line, which is reported, and reading goes on with the second.
+record is given up after its first line, which is reported, and reading goes on with the second. An unclosed quote shows
+by what follows the next quote, by the number of lines, or by a number of fields that is not the header's where one of
+the lines, by itself, has it.
 
 What it is not: a reader of types; every field is text.
 
@@ -15,18 +17,22 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from finetune_pipeline.ingest import rows
+from finetune_pipeline.ingest.encoding import LongLine
+
 MAX_LINES = 2_000  # a record of more lines is an unclosed quote
-_FIELD_CHARS = 1 << 24
 DELIMITERS = ",;\t|"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record; `line` counts from 1. A broken one has the text of its line as its only field, and a `problem`."""
+    """One record; `line` counts from 1. A broken one has the text of its line as its only field, and a `problem`;
+    `too_long` where that is a line or a field beyond rows.MAX_CHARS."""
 
     line: int
     fields: list[str]
     problem: str | None = None
+    too_long: bool = False
 
 
 class _Lines:
@@ -42,42 +48,61 @@ class _Lines:
 
     def __next__(self) -> str:
         if len(self.taken) > MAX_LINES:
-            raise csv.Error("unexpected end of data")
+            raise csv.Error(f"not closed within {MAX_LINES} lines")
         line = self._back.popleft() if self._back else next(self._fresh)
         self.taken.append(line)
+        if isinstance(line, LongLine):
+            raise csv.Error("a line that is too long")
         return line
 
     def hand_back(self) -> str:
         """All lines of this record but the first go back; gives the first."""
         first, *others = self.taken
         self._back.extendleft(reversed(others))
+        self.taken = [first]
         return first
 
 
 def records(lines: Iterable[str], delimiter: str) -> Iterator[Record]:
     """Every record, in order. A blank line is a record without fields, unless only blank lines follow."""
-    csv.field_size_limit(_FIELD_CHARS)
+    csv.field_size_limit(rows.MAX_CHARS)
     source = _Lines(lines)
-    reader = csv.reader(source, delimiter=delimiter, strict=True)
-    line = 1
+    line, width = 1, 0
     blank: list[Record] = []
-    while True:
-        source.taken = []
-        try:
-            fields, problem = next(reader), None
-        except StopIteration:
-            return
-        except csv.Error as error:
-            fields, problem = [source.hand_back().rstrip("\r\n")], f"broken quotes: {error}"
-            source.taken = source.taken[:1]
-            reader = csv.reader(source, delimiter=delimiter, strict=True)
-        if fields:
+    for fields, problem in _parsed(source, delimiter):
+        others = source.taken[1:] if problem is None and width and len(fields) != width else ()
+        if any(each.count(delimiter) == width - 1 for each in others):
+            fields, problem = [], f"{len(fields)} fields over {len(source.taken)} lines; is a quote not closed?"
+        if problem is not None:
             yield from blank
             blank = []
-            yield Record(line, fields, problem)
+            yield _broken(line, source.hand_back(), problem)
+        elif fields:
+            yield from blank
+            blank, width = [], width or len(fields)
+            yield Record(line, fields)
         else:
             blank.append(Record(line, []))
         line += len(source.taken)
+
+
+def _parsed(source: _Lines, delimiter: str) -> Iterator[tuple[list[str], str | None]]:
+    """Fields of each record, or what the csv module says against it; its lines are `source.taken`."""
+    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    while True:
+        source.taken = []
+        try:
+            yield next(reader), None
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield [], f"broken quotes: {error}"
+            reader = csv.reader(source, delimiter=delimiter, strict=True)
+
+
+def _broken(line: int, text: str, problem: str) -> Record:
+    too_long = isinstance(text, LongLine) or len(text) > rows.MAX_CHARS or "field limit" in problem
+    return Record(line, [text.rstrip("\r\n")], problem, too_long)
 
 
 def delimiter_of(header: str) -> str:

@@ -8,19 +8,23 @@ What it is not: the mending of texts that were decoded wrongly before they came 
 
     detect(Path("old.csv"))      # "utf-8", "utf-8-sig", "utf-16", "cp1252", ...
     open_text(path, encoding)    # text, line ends untouched, as the csv module wants it
+    lines(file)                  # its lines; one of 200 MB is read past, not held
 """
 
 from __future__ import annotations
 
 import codecs
+import hashlib
 import io
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import IO, cast
 
 from upath import UPath
 
 from finetune_pipeline.errors import DataError
+from finetune_pipeline.ingest import rows
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -35,7 +39,8 @@ _CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")  # not NUL, of which UT
 _FEW = 0.01  # control characters that a text may hold
 _SAMPLE = 1 << 18  # charset-normalizer needs no more, and is slow
 _CLOSE = 0.1  # difference of charset-normalizer's figures that says nothing
-_MULTIBYTE = re.compile(rb"[\xc2-\xf4][\x80-\xbf]{1,3}")
+_NO_LEAD = bytes(range(0xC2))  # in UTF-8, a byte from here on begins a character of several
+_ESCAPED = re.compile("[\udc80-\udcff]")  # a byte that fits nowhere, as surrogateescape has it
 ODD_BYTES = "finetune.odd-bytes"
 
 
@@ -58,6 +63,26 @@ def open_text(path: UPath, encoding: str) -> IO[str]:
     return io.TextIOWrapper(raw, encoding=encoding, errors=errors, newline="")
 
 
+class LongLine(str):
+    """Stands for a line beyond rows.MAX_CHARS: its beginning, its length and its hash, the same for the same line."""
+
+
+def lines(file: IO[str]) -> Iterator[str]:
+    """The lines of a text, with their ends. One that is too long is a LongLine, and never in memory as a whole."""
+    limit = rows.MAX_CHARS
+    for line in iter(partial(file.readline, limit), ""):
+        yield line if len(line) < limit else _long_line(file, line, limit)
+
+
+def _long_line(file: IO[str], line: str, limit: int) -> LongLine:
+    digest, length, piece = hashlib.sha256(), 0, line
+    while piece:
+        digest.update(piece.encode("utf-8", "surrogatepass"))
+        length += len(piece)
+        piece = "" if piece.endswith(("\n", "\r")) else file.readline(limit)
+    return LongLine(f"{line[:80]}… {length} characters, sha256 {digest.hexdigest()}")
+
+
 def detect(path: UPath) -> str:
     """Name of the file's encoding. Reads the whole file once, in pieces. DataError for what is no text at all."""
     with path.open("rb") as file:
@@ -72,24 +97,36 @@ def detect(path: UPath) -> str:
             "unpack or export it again, or set the source's `format` or `encoding` to what it is",
         )
     good, odd, sample = 0, 0, bytearray()
-    for line in _lines_beyond_ascii(path):
+    for line in (line for piece in pieces(path) for line in piece.split(b"\n") if not line.isascii()):
         multibyte, broken = _census(line)
         good, odd = good + multibyte, odd + broken
         if broken and len(sample) < _SAMPLE:
-            sample += line
+            sample += line[:_SAMPLE]
     if odd == 0 or good > odd:
         return "utf-8"
     return _guess(bytes(sample))
 
 
-def _lines_beyond_ascii(path: UPath) -> Iterator[bytes]:
+def pieces(path: UPath) -> Iterator[bytes]:
+    """The file in pieces that end with a line, or, where a line is longer than a piece, with a whole character."""
     with path.open("rb") as file:
         rest = b""
         while piece := file.read(_PIECE):
-            *whole, rest = (rest + piece).split(b"\n")
-            yield from (line for line in whole if not line.isascii())
-        if not rest.isascii():
+            piece = rest + piece
+            cut = piece.rfind(b"\n") + 1 or _whole_characters(piece)
+            rest = piece[cut:]
+            yield piece[:cut]
+        if rest:
             yield rest
+
+
+def _whole_characters(piece: bytes) -> int:
+    """The length of a piece without the UTF-8 character that its end cuts through."""
+    for back in range(1, min(4, len(piece)) + 1):
+        byte = piece[-back]
+        if byte & 0xC0 != 0x80:  # no continuation: a character begins here
+            return len(piece) - back if byte >= 0xC2 else len(piece)
+    return len(piece)
 
 
 def _census(line: bytes) -> tuple[int, int]:
@@ -97,10 +134,13 @@ def _census(line: bytes) -> tuple[int, int]:
     try:
         line.decode("utf-8")
     except UnicodeDecodeError:
-        escaped = line.decode("utf-8", "surrogateescape")  # a byte that fits nowhere becomes U+DC80..U+DCFF
-        odd = sum(0xDC80 <= ord(c) <= 0xDCFF for c in escaped)
-        return len(_MULTIBYTE.findall(escaped.encode("utf-8", "ignore"))), odd
-    return len(_MULTIBYTE.findall(line)), 0
+        escaped = line.decode("utf-8", "surrogateescape")
+        return _leads(escaped.encode("utf-8", "ignore")), len(_ESCAPED.findall(escaped))
+    return _leads(line), 0
+
+
+def _leads(valid: bytes) -> int:
+    return len(valid.translate(None, _NO_LEAD))
 
 
 def _guess(sample: bytes) -> str:

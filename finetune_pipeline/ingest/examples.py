@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, TypeAlias
 
 from finetune_pipeline.config import AnswerFormat, Source
@@ -19,11 +19,11 @@ from finetune_pipeline.ingest.conversations import Parsed, RowRefused, conversat
 from finetune_pipeline.ingest.groups import group_of
 from finetune_pipeline.ingest.layouts import Layout, Unfit, layout_of
 from finetune_pipeline.ingest.readers import Opened
-from finetune_pipeline.ingest.rows import Row
+from finetune_pipeline.ingest.rows import Row, writable
 from finetune_pipeline.records import Drop, Example, PreferencePair, content_id
 
 STAGE = "ingest"
-PEEK_ROWS = 50  # rows whose keys together are the columns of a file that has no header
+PEEK_ROWS = 50  # rows whose keys are the columns of a file that has no header; all rows', where those do not do
 Record: TypeAlias = Example | PreferencePair | Drop
 
 
@@ -31,12 +31,13 @@ class Reading:
     """One file being read. `layout` says how its rows are understood, or which columns it lacks."""
 
     def __init__(self, name: str, source: Source, opened: Opened, answer: AnswerFormat) -> None:
-        head = list(islice(opened.rows, PEEK_ROWS))
-        keys = dict.fromkeys(key for row in head if row.problem is None for key in row.value)
-        self.columns = opened.columns or tuple(keys)
+        self.columns = opened.columns or _keys(islice(opened.rows, PEEK_ROWS))
         self.name, self.source, self.format, self.encoding = name, source, opened.format, opened.encoding
         self.layout: Layout | Unfit = layout_of(self.columns, source)
-        self._rows: Iterable[Row] = chain(head, opened.rows)
+        if isinstance(self.layout, Unfit) and not opened.columns:  # a key may come after the first rows
+            self.columns = _keys(opened.rows)
+            self.layout = layout_of(self.columns, source)
+        self._rows = opened.rows
         self._schema: Mapping[str, Any] | None = answer.json_schema
         self._seen: Counter[str] = Counter()
 
@@ -45,6 +46,12 @@ class Reading:
         return (self._record(row) for row in self._rows)
 
     def _record(self, row: Row) -> Record:
+        try:
+            return self._understood(row)
+        except Exception as error:  # noqa: BLE001 - whatever one row holds must not stop the others from being read
+            return self._drop(row, "broken-row", f"reading it ended with {type(error).__name__}")
+
+    def _understood(self, row: Row) -> Record:
         if row.problem is not None:
             return self._drop(row, row.problem, row.detail)
         if isinstance(self.layout, Unfit):
@@ -67,8 +74,11 @@ class Reading:
         return Example(key, parsed.messages, self.source.label, origin, group)
 
     def _drop(self, row: Row, reason: str, detail: str) -> Drop:
-        content = json.dumps(row.value, ensure_ascii=False, default=str)
-        return Drop(self._id(f"dropped:{content}"), self._origin(row), STAGE, reason, detail)
+        try:
+            content = json.dumps(row.value, ensure_ascii=False, default=str)
+        except (ValueError, TypeError, RecursionError):  # nothing that could be written names it: its place does
+            content = f"line {row.line}"
+        return Drop(self._id(f"dropped:{content}"), self._origin(row), STAGE, reason, writable(detail))
 
     def _id(self, content: str) -> str:
         same = content_id(content)
@@ -76,4 +86,9 @@ class Reading:
         return content_id(self.source.label, self.name, content, str(self._seen[same]))
 
     def _origin(self, row: Row) -> str:
-        return f"{self.name.rsplit('/', 1)[-1]}:{row.line}"
+        return f"{writable(self.name.rsplit('/', 1)[-1])}:{row.line}"
+
+
+def _keys(rows: Iterable[Row]) -> tuple[str, ...]:
+    """All keys of these rows, in the order in which they are seen."""
+    return tuple(dict.fromkeys(writable(key) for row in rows if row.problem is None for key in row.value))

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from upath import UPath
@@ -20,11 +21,10 @@ from upath import UPath
 from finetune_pipeline.config import AnswerFormat, Source
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest.answer_format import answer_format
-from finetune_pipeline.ingest.conversations import text_of
 from finetune_pipeline.ingest.examples import Reading
 from finetune_pipeline.ingest.layouts import Layout, Unfit
 from finetune_pipeline.ingest.readers import open_rows
-from finetune_pipeline.ingest.rows import Row
+from finetune_pipeline.ingest.rows import Row, writable
 from finetune_pipeline.records import Drop, Example, PreferencePair
 
 SAMPLE_ROWS = 50_000
@@ -67,8 +67,8 @@ def infer(path: UPath, input: str | None = None, output: str | None = None, outp
         raise DataError(f"{path} does not exist", "check the path given to --from")
     source = Source(path=str(path), input=input, output=output, outputs=outputs)
     opened = open_rows(path)
-    cells: dict[str, Counter[str]] = {}
-    file = Reading(path.name, source, replace(opened, rows=_tapped(opened.rows, cells)), AnswerFormat())
+    sample = list(islice(opened.rows, SAMPLE_ROWS))
+    file = Reading(path.name, source, replace(opened, rows=sample), AnswerFormat())
     if isinstance(file.layout, Unfit):
         has = ", ".join(file.columns) or "none"
         raise DataError(
@@ -78,19 +78,17 @@ def infer(path: UPath, input: str | None = None, output: str | None = None, outp
     examples, refused = _read(file)
     if not examples:
         raise DataError(f"{path} holds no example ({dict(refused) or 'it is empty'})", "check the file and its columns")
-    return _inferred(file, file.layout, examples, refused, cells)
+    return _inferred(file, file.layout, examples, refused, _cells(sample))
 
 
-def _tapped(rows: Iterator[Row], cells: dict[str, Counter[str]]) -> Iterator[Row]:
-    """The first rows, counting on the way what stands in each column (short values only: long ones name nothing)."""
-    for number, row in enumerate(rows):
-        if number == SAMPLE_ROWS:
-            return
+def _cells(rows: Sequence[Row]) -> dict[str, Counter[str]]:
+    """How often each value stands in each column; numbers and short texts only: others name nothing."""
+    cells: dict[str, Counter[str]] = {}
+    for row in rows:
         for column, value in row.value.items() if row.problem is None else ():
-            text = text_of(value)[:65] if value is not None else ""
-            if text and len(text) <= 64:
-                cells.setdefault(column, Counter())[text] += 1
-        yield row
+            if isinstance(value, str | int) and value != "" and len(str(value)) <= 64:
+                cells.setdefault(writable(column), Counter())[str(value)] += 1
+    return cells
 
 
 def _read(file: Reading) -> tuple[list[Example], Counter[str]]:

@@ -6,22 +6,27 @@ for a JSON array, which has to be in memory as text.
 What it is not: the meaning of the columns (layouts.py), or where files lie (sources.py).
 
     opened = open_rows(UPath("raw/tickets.csv"))     # Opened(format="csv", encoding="utf-8", columns=("message", ...))
-    next(opened.rows)                                # Row(line=2, value={"message": "where is it?", ...})
+    next(iter(opened.rows))                          # Row(line=2, value={"message": "where is it?", ...})
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from upath import UPath
 
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest import csv_rows
-from finetune_pipeline.ingest.encoding import detect, open_text
-from finetune_pipeline.ingest.json_rows import array_rows, line_rows
-from finetune_pipeline.ingest.rows import Row
+from finetune_pipeline.ingest.encoding import LongLine, detect, lines, open_text
+from finetune_pipeline.ingest.json_rows import DuplicateKey, array_rows, line_rows
+from finetune_pipeline.ingest.rows import Row, Rows, too_long
 
 _SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
@@ -30,29 +35,49 @@ _BATCH_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A file that can be read: its rows (once), and what was found out about it. `columns` is known before the first
-    row where the format has a header (CSV, Parquet, `datasets`), else empty."""
+    """A file that can be read: its rows (each iteration begins anew), and what was found out about it. `columns` is
+    known before the first row where the format has a header (CSV, Parquet, `datasets`), else empty."""
 
     format: str
     encoding: str
-    rows: Iterator[Row]
+    rows: Iterable[Row]
     columns: tuple[str, ...] = ()
 
 
 def open_rows(path: UPath, declared: str = "auto", split: str = "train", encoding: str = "auto") -> Opened:
-    """Open a file in its declared format (`auto`: by name and content). DataError names the file and the cure."""
-    try:
+    """Open a file in its declared format (`auto`: by name and content). DataError names the file and the cure, here or
+    when its rows are read."""
+    with _named(path):
         kind = declared if declared != "auto" else format_of(path)
         if kind == "dataset":
-            return _dataset(path, split)
-        if kind == "parquet":
-            return _parquet(path)
-        text = {"csv": _csv, "jsonl": _jsonl, "json": _json}[kind]
-        return text(path, detect(path) if encoding == "auto" else encoding)
-    except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror or error}", "check that the file is there and may be read"
-        ) from error
+            opened = _dataset(path, split)
+        elif kind == "parquet":
+            opened = _parquet(path)
+        else:
+            text = {"csv": _csv, "jsonl": _jsonl, "json": _json}[kind]
+            opened = text(path, detect(path) if encoding == "auto" else encoding)
+    return replace(opened, rows=Rows(partial(_guarded, path, opened.rows)))
+
+
+def _guarded(path: UPath, rows: Iterable[Row]) -> Iterator[Row]:
+    with _named(path):
+        yield from rows
+
+
+@contextmanager
+def _named(path: UPath) -> Iterator[None]:
+    """Errors of the system, of a codec and of Arrow become a DataError that names the file."""
+    try:
+        yield
+    except (OSError, UnicodeError, _arrow_error()) as error:
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise DataError(f"cannot read {path}: {why}", "check that the file is whole and may be read") from error
+
+
+def _arrow_error() -> type[Exception]:
+    """The base of pyarrow's errors, without importing it for those who did not."""
+    arrow = sys.modules.get("pyarrow")
+    return arrow.ArrowException if arrow else OSError
 
 
 def format_of(path: UPath) -> str:
@@ -88,29 +113,45 @@ def _is_lines(text: str) -> bool:
         json.loads(first)
     except json.JSONDecodeError:
         return False
+    except (ValueError, RecursionError):
+        pass  # an object that cannot be read is one by itself all the same
     return bool(rest.strip())
 
 
 def _csv(path: UPath, encoding: str) -> Opened:
     with open_text(path, encoding) as file:
-        header_line = next((line for line in file if line.strip()), "")
+        header_line = next((line for line in lines(file) if line.strip()), "")
+    if isinstance(header_line, LongLine):
+        raise DataError(f"{path} begins with a line of millions of characters", "is it a CSV file, with a header?")
     mark = "\t" if path.suffix.lower() == ".tsv" else csv_rows.delimiter_of(header_line)
-    found = _records(path, encoding, mark)
-    header = next((record for record in found if record.fields), None)
+    header = next((record for record in _records(path, encoding, mark) if record.fields), None)
     columns = tuple(name.strip() for name in header.fields) if header else ()
-    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    _once_each(path, columns, "rename one of them in its first line")
+
+    def rows() -> Iterator[Row]:
+        found = _records(path, encoding, mark)
+        next((record for record in found if record.fields), None)
+        yield from (_csv_row(record, columns) for record in found)
+
+    return Opened("csv", encoding, Rows(rows), tuple(c for c in columns if c))
+
+
+def _once_each(path: UPath, columns: Sequence[str], cure: str) -> None:
+    """DataError when two columns have one name."""
+    twice = next((name for name, count in Counter(columns).items() if name and count > 1), None)
     if twice:
-        raise DataError(f"{path} has the column {twice!r} more than once", "rename one of them in its first line")
-    return Opened("csv", encoding, (_csv_row(record, columns) for record in found), tuple(c for c in columns if c))
+        raise DataError(f"{path} has the column {twice!r} more than once", cure)
 
 
 def _records(path: UPath, encoding: str, mark: str) -> Iterator[csv_rows.Record]:
     with open_text(path, encoding) as file:
-        yield from csv_rows.records(file, mark)
+        yield from csv_rows.records(lines(file), mark)
 
 
 def _csv_row(record: csv_rows.Record, columns: tuple[str, ...]) -> Row:
     fields = record.fields
+    if record.too_long:
+        return too_long(record.line, fields[0])
     if record.problem:
         return Row(record.line, {"": fields[0]}, "broken-row", record.problem)
     if not any(field.strip() for field in fields):
@@ -124,23 +165,26 @@ def _csv_row(record: csv_rows.Record, columns: tuple[str, ...]) -> Row:
 def _jsonl(path: UPath, encoding: str) -> Opened:
     def rows() -> Iterator[Row]:
         with open_text(path, encoding) as file:
-            yield from line_rows(file)
+            yield from line_rows(lines(file))
 
-    return Opened("jsonl", encoding, rows())
+    return Opened("jsonl", encoding, Rows(rows))
 
 
 def _json(path: UPath, encoding: str) -> Opened:
     with open_text(path, encoding) as file:
         text = file.read()
     if not text.strip():
-        return Opened("json", encoding, iter(()))
+        return Opened("json", encoding, ())
     try:
-        return Opened("json", encoding, iter(list(array_rows(text))))
+        return Opened("json", encoding, list(array_rows(text)))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path} is no valid JSON: line {error.lineno}, column {error.colno}: {error.msg}",
             "mend it there, or save one object a line as .jsonl, where a broken line costs only itself",
         ) from error
+    except (ValueError, RecursionError) as error:  # in the object around the rows
+        why = str(error) if isinstance(error, DuplicateKey) else "it is nested too deeply, or has a number too long"
+        raise DataError(f"{path} cannot be read: {why}", "save its rows alone, one object a line, as .jsonl") from error
 
 
 def _parquet(path: UPath) -> Opened:
@@ -148,18 +192,41 @@ def _parquet(path: UPath) -> Opened:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path.open("rb"))
+        with pq.ParquetFile(path.open("rb")) as file:
+            columns = tuple(file.schema_arrow.names)
     except pa.ArrowInvalid as error:
         raise DataError(
             f"{path} is no Parquet file: {error}", "write it again, or set the source's `format`"
         ) from error
+    _once_each(path, columns, "write it again with one of them renamed")
 
     def rows() -> Iterator[Row]:
-        with file:
-            values = (value for batch in file.iter_batches(_BATCH_ROWS) for value in batch.to_pylist())
-            yield from (Row(number, value) for number, value in enumerate(values, 1))
+        with pq.ParquetFile(path.open("rb")) as file:
+            number = 1
+            for batch in file.iter_batches(_BATCH_ROWS):
+                yield from _batch_rows(batch, number)
+                number += batch.num_rows
 
-    return Opened("parquet", "", rows(), tuple(file.schema_arrow.names))
+    return Opened("parquet", "", Rows(rows), columns)
+
+
+def _batch_rows(batch: Any, number: int) -> Iterator[Row]:
+    """The rows of a batch, the first with this number; one by one where a value is none that Python can hold."""
+    try:
+        yield from [Row(number + at, value) for at, value in enumerate(batch.to_pylist())]
+        return
+    except (ValueError, OverflowError):  # bytes that are no text, a date of the year 5 million
+        pass
+    for at in range(batch.num_rows):
+        try:
+            yield Row(number + at, batch.slice(at, 1).to_pylist()[0])
+        except (ValueError, OverflowError) as error:
+            yield Row(
+                number + at,
+                {"": f"row {number + at}"},
+                "broken-row",
+                f"a value is not readable: {type(error).__name__}",
+            )
 
 
 def _dataset(path: UPath, split: str) -> Opened:
@@ -167,4 +234,9 @@ def _dataset(path: UPath, split: str) -> Opened:
     from finetune_pipeline.ingest.saved_dataset import open_saved
 
     columns, values = open_saved(path, split)
-    return Opened("dataset", "", (Row(number, value) for number, value in enumerate(values, 1)), columns)
+    return Opened("dataset", "", numbered(values), columns)
+
+
+def numbered(values: Callable[[], Iterator[Mapping[str, Any]]]) -> Rows:
+    """Values as rows, counted from 1."""
+    return Rows(lambda: (Row(number, value) for number, value in enumerate(values(), 1)))

@@ -9,7 +9,8 @@ takes seconds, and is left to the Hub. Class labels, kept as numbers, become the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from upath import UPath
@@ -17,11 +18,11 @@ from upath import UPath
 from finetune_pipeline.config import Source
 from finetune_pipeline.errors import DataError
 
-Rows = Iterator[Mapping[str, Any]]
+Values = Iterator[Mapping[str, Any]]
 
 
-def open_saved(path: UPath, split: str) -> tuple[tuple[str, ...], Rows]:
-    """Columns and rows; of `split`, where the folder holds several. DataError when it is not complete."""
+def open_saved(path: UPath, split: str) -> tuple[tuple[str, ...], Callable[[], Values]]:
+    """Columns, and what reads the rows; of `split`, where there are several. DataError when it is not complete."""
     splits = path / "dataset_dict.json"
     try:
         if splits.exists():
@@ -35,14 +36,14 @@ def open_saved(path: UPath, split: str) -> tuple[tuple[str, ...], Rows]:
             path / file["filename"] for file in json.loads((path / "state.json").read_text("utf-8"))["_data_files"]
         ]
         features = json.loads((path / "dataset_info.json").read_text("utf-8"))["features"]
-    except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} is no folder that `datasets` saved: {error}", "write it with save_to_disk()"
         ) from error
-    return tuple(features), _rows(files, _names(features))
+    return tuple(features), partial(_rows, files, _names(features))
 
 
-def _rows(files: Sequence[UPath], names: Mapping[str, Sequence[str]]) -> Rows:
+def _rows(files: Sequence[UPath], names: Mapping[str, Sequence[str]]) -> Values:
     import pyarrow as pa
 
     for path in files:
@@ -66,8 +67,8 @@ def _named(row: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> Mappin
     return {**row, **labels}
 
 
-def open_hub(source: Source) -> tuple[tuple[str, ...], Rows]:
-    """Columns and rows of a Hub data set at its pinned revision. DataError when it cannot be loaded."""
+def open_hub(source: Source) -> tuple[tuple[str, ...], Callable[[], Values]]:
+    """Columns of a Hub data set at its pinned revision, and what reads its rows. DataError when it cannot be loaded."""
     import datasets
 
     try:
@@ -78,4 +79,4 @@ def open_hub(source: Source) -> tuple[tuple[str, ...], Rows]:
             "check name, revision, split and network; or save it once with save_to_disk(), and declare that folder",
         ) from error
     names = _names(found.features.to_dict())
-    return tuple(found.column_names), (_named(row, names) for row in found)
+    return tuple(found.column_names), lambda: (_named(row, names) for row in found)

@@ -10,7 +10,6 @@ What it is not: the reading of a file (readers.py).
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,16 +19,16 @@ from upath import UPath
 
 from finetune_pipeline.config import Source, Task
 from finetune_pipeline.errors import DataError
+from finetune_pipeline.file_hashes import file_hash
 from finetune_pipeline.ingest.examples import Reading
 from finetune_pipeline.ingest.layouts import Unfit
-from finetune_pipeline.ingest.readers import Opened, open_rows
-from finetune_pipeline.ingest.rows import Row
+from finetune_pipeline.ingest.readers import Opened, numbered, open_rows
+from finetune_pipeline.ingest.rows import writable
 from finetune_pipeline.ingest.saved_dataset import open_hub
 from finetune_pipeline.records import content_id
 from finetune_pipeline.store import TaskStore
 
 _GLOB = re.compile(r"[*?\[]")
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ def _matches(declared: str, root: UPath) -> list[File]:
     base = located(head, root) if head else root
     paths = sorted(base.glob(declared[len(head) :]), key=str)
     visible = [p for p in paths if not p.name.startswith(".") and not p.is_dir()]
-    return [File(UPath(p), head + UPath(p).path.removeprefix(base.path).lstrip("/")) for p in visible]
+    return [File(UPath(p), writable(head + UPath(p).path.removeprefix(base.path).lstrip("/"))) for p in visible]
 
 
 def _cure(path: UPath, root: UPath) -> str:
@@ -85,7 +84,7 @@ def opened_files(source: Source, root: UPath) -> Iterator[tuple[str, Opened]]:
     """Every file of a source, opened one after the other. DataError when one cannot be read."""
     if source.hub is not None:
         columns, rows = open_hub(source)
-        yield source.hub, Opened("dataset", "", (Row(number, row) for number, row in enumerate(rows, 1)), columns)
+        yield source.hub, Opened("dataset", "", numbered(rows), columns)
         return
     for file in files_of(source, root):
         yield file.name, open_rows(file.path, source.format, source.split, source.encoding)
@@ -159,11 +158,7 @@ def _source_parts(source: Source, root: UPath) -> Iterator[str]:
 def _state(path: UPath) -> str:
     if path.protocol not in ("", "file", "local"):
         return str(path.fs.ukey(path.path))  # an object store knows its objects' versions: no need to fetch them
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
+        return file_hash(Path(str(path)))
     except OSError as error:
         return f"unreadable: {error.errno}"
-    return digest.hexdigest()

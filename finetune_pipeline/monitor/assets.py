@@ -24,7 +24,7 @@ from finetune_pipeline.records import Json, Verdict, content_id, dumps, read_jso
 from finetune_pipeline.split.slices import slice_of
 from finetune_pipeline.store import TaskStore, traffic_folder
 
-SUMMARY = ("requests", "invalid_share", "p50_seconds", "p95_seconds", "fallbacks", "errors", "alarms")
+SUMMARY = ("requests", "invalid_share", "p50_seconds", "p95_seconds", "fallbacks", "errors", "abandoned", "alarms")
 
 
 def traffic_fingerprint(task: Task, store: TaskStore) -> str:

@@ -3,8 +3,9 @@
     judge(traffic, reference, task.monitor) -> Report(checks, figures)
 
 An alarm can start a retraining, so it needs evidence like every verdict here: the share of broken answers raises one
-when its exact lower bound exceeds what is declared, drift when it exceeds its own noise too (drift.py). Failed requests
-only warn: a retraining would not mend the endpoint. Below `min_requests` nothing is judged, and no traffic at all is
+when its exact lower bound exceeds what is declared, drift when it exceeds its own noise too (drift.py). Requests that
+failed, that were turned away because the endpoint was full, or whose client hung up only warn: a retraining would not
+mend the endpoint. Below `min_requests` nothing is judged, and no traffic at all is
 said, not alarmed about.
 
 What it is not: a judgement of single answers.
@@ -58,8 +59,10 @@ def judge(traffic: Traffic, reference: Reference, rules: Monitor) -> Report:
     days = f"the last {rules.window_days} days"
     if not traffic.requests:
         figures |= {"drift": {}, "alarms": []}
-        others = sum(traffic.versions.values())
+        others = traffic.versions.total() - traffic.refused.total()
         other = f"; {others} requests went to other versions" if others else ""
+        if refused := traffic.refused.total():
+            other += f"; {refused} requests were refused"
         return Report(f"no traffic in {days}: nothing to judge{other}", (), figures)
     drifts = _drifts(traffic, reference)
     enough = traffic.requests >= rules.min_requests
@@ -76,8 +79,8 @@ def judge(traffic: Traffic, reference: Reference, rules: Monitor) -> Report:
 def _figures(traffic: Traffic) -> dict[str, Json]:
     import numpy as np
 
-    def at(share: float) -> float | None:
-        return round(float(np.quantile(traffic.seconds, share)), 3) if traffic.seconds else None
+    def at(share: float, seconds: Sequence[float] = traffic.seconds) -> float | None:
+        return round(float(np.quantile(seconds, share)), 3) if len(seconds) else None
 
     share = traffic.broken / traffic.checked if traffic.checked else None
     return {
@@ -95,6 +98,10 @@ def _figures(traffic: Traffic) -> dict[str, Json]:
         "fallbacks": traffic.statuses["fallback"],
         "rejected": traffic.statuses["rejected"],
         "errors": traffic.statuses["error"],
+        "abandoned": traffic.statuses["abandoned"],
+        "refused": dict(traffic.refused.most_common()),
+        "queued_p50_seconds": at(0.50, traffic.queued),
+        "queued_p95_seconds": at(0.95, traffic.queued),
         "prompt_tokens": int(sum(traffic.prompt_tokens)),
         "answer_tokens": int(sum(traffic.answer_tokens)),
         "versions": dict(traffic.versions.most_common()),
@@ -147,9 +154,16 @@ def _latency(figures: dict[str, Json], rules: Monitor) -> Check:
 
 
 def _failures(traffic: Traffic, rules: Monitor) -> Check:
-    errors = traffic.statuses["error"]
-    low, _ = clopper_pearson(errors, traffic.requests, 2 * CONFIDENCE - 1)
-    observed = f"{errors} of {traffic.requests} requests got no answer"
+    parts = {
+        "failed": traffic.statuses["error"],
+        "found the endpoint full": traffic.refused["busy"],
+        "were given up by the client": traffic.statuses["abandoned"],
+    }
+    asked = traffic.requests + traffic.refused["busy"]
+    low, _ = clopper_pearson(sum(parts.values()), asked, 2 * CONFIDENCE - 1)
+    observed = f"{sum(parts.values())} of {asked} requests got no answer"
+    if named := ", ".join(f"{count} {what}" for what, count in parts.items() if count):
+        observed += f": {named}"
     expected = f"no more than {rules.max_invalid:.1%} of the requests fail"
     return Check("requests are answered", low <= rules.max_invalid, expected, observed, "warning")
 

@@ -23,6 +23,7 @@ from typing import Any
 
 BROKEN = ("invalid", "fallback", "rejected")  # the model's answer broke the format, whatever was done about it
 ANSWERED = ("ok", "invalid", "rejected")  # the text is the model's own; a fallback's is the base model's
+UNANSWERED = ("error", "abandoned")
 
 
 def _numbers() -> array[float]:
@@ -31,19 +32,22 @@ def _numbers() -> array[float]:
 
 @dataclass(slots=True)
 class Traffic:
-    """What was read. `requests` counts the lines of the adapter; `checked` those with a format to keep, of which
-    `broken` did not. Lengths are in characters (where the log keeps texts) and in tokens; `kinds` counts the answers by
-    label or slice; `days` counts requests and broken answers by day; `versions` counts the lines of all adapters."""
+    """What was read. `requests` counts the lines of the adapter that were let in; `refused` the others, by the code of
+    the error; `checked` those with a format to keep, of which `broken` did not. Lengths are in characters (where the
+    log keeps texts) and in tokens; `queued` is how long each waited for a place; `kinds` counts the answers by label or
+    slice; `days` counts requests and broken answers by day; `versions` counts the lines of all adapters."""
 
     requests: int = 0
     checked: int = 0
     broken: int = 0
     unreadable: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
     versions: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     days: dict[str, list[int]] = field(default_factory=dict)
     seconds: array[float] = field(default_factory=_numbers)
+    queued: array[float] = field(default_factory=_numbers)
     question_characters: array[float] = field(default_factory=_numbers)
     answer_characters: array[float] = field(default_factory=_numbers)
     prompt_tokens: array[float] = field(default_factory=_numbers)
@@ -83,6 +87,9 @@ def _add(traffic: Traffic, row: Mapping[str, Any], adapter: str, kind: Callable[
     if row["adapter"] != adapter:
         return
     status, answer = row["status"], row["answer"]
+    if status == "refused":
+        traffic.refused[str(row.get("code"))] += 1
+        return
     broken = status in BROKEN
     traffic.requests += 1
     traffic.statuses[status] += 1
@@ -93,7 +100,9 @@ def _add(traffic: Traffic, row: Mapping[str, Any], adapter: str, kind: Callable[
     if row["question"] is not None:
         traffic.question_characters.append(len(row["question"]))
     traffic.prompt_tokens.append(row["prompt_tokens"])
-    if status == "error":
+    if (queued := row.get("queued_seconds")) is not None:
+        traffic.queued.append(queued)
+    if status in UNANSWERED:
         return
     traffic.seconds.append(row["seconds"])
     traffic.checked += row["valid"] is not None

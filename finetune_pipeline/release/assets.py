@@ -81,11 +81,10 @@ def evidence(work: Work, tests: Sequence[Example], past: Reuse) -> Evidence:
 def together(rows: Sequence[Example], rules: Split) -> dict[str, str | None]:
     """Row id -> the unit it shares with others (by the split's own definition: a declared group, or near duplicates).
     Such rows are right or wrong together, and do not count as independent evidence."""
-    from finetune_pipeline.clean.near import clusters
-    from finetune_pipeline.split.overlap import asked
+    from finetune_pipeline.split.overlap import alike_of
     from finetune_pipeline.split.sides import units
 
-    near = [[index for index, _ in cluster] for cluster in clusters([asked(row) for row in rows], rules.near_duplicate)]
+    near = alike_of(rows, rules.near_duplicate).similarity.clusters()
     return {rows[i].id: rows[unit[0]].id if len(unit) > 1 else None for unit in units(rows, near) for i in unit}
 
 
@@ -102,7 +101,8 @@ def registered_model(work: Work) -> Outcome:
     version = tracking.find_version(name, "adapter", adapter.content)
     new = version is None
     if version is None:
-        version = tracking.register(name, run_id, ARTIFACT_PATH, _tags(work), _description(decision))
+        about = _tags(work), _description(decision)
+        version = tracking.register(name, run_id, ARTIFACT_PATH, *about, folder=adapter.folder)
     tracking.set_alias(name, "challenger", version)
     facts = _facts(work, name, version, run_id)
     (work.out / "model.json").write_text(dumps(facts), "utf-8")

@@ -2,6 +2,7 @@
 
     review_sample   sample.jsonl: a simple random sample of the rows that nobody has reviewed; round.json: the round of
                     the review that it belongs to (rounds.py)
+                    flagged.jsonl: rows to look at besides, which decide nothing (flagged.py)
     expert_review   examples.jsonl (all cleaned rows, edits applied, rejected rows out), reviews.jsonl, changes.jsonl,
                     drops.jsonl; raises WaitingForPeople until every row of the sample has its verdicts
 
@@ -23,6 +24,7 @@ from finetune_pipeline.errors import DataError, WaitingForPeople
 from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Artifact, Change, Drop, Example, Json, Review, Verdict, write_jsonl
 from finetune_pipeline.review.edits import Edits, without_personal, without_repeated
+from finetune_pipeline.review.flagged import FILE, flag
 from finetune_pipeline.review.gate import judge
 from finetune_pipeline.review.history import ROUND, decide, load_history, open_round, round_of
 from finetune_pipeline.review.inbox import Progress, approves, by_row, load_all, load_for, progress, verdicts_folder
@@ -54,20 +56,28 @@ def review_sample(work: Work) -> Outcome:
     drawn = _draw(work, rows, clean.content)
     write_jsonl(work.out / "sample.jsonl", drawn.rows)
     (work.out / ROUND).write_text(json.dumps(drawn.round.to_json(), indent=1), "utf-8")
+    flagged = flag(clean, rows, work.task.review.max_flagged)
+    write_jsonl(work.out / FILE, flagged)
     of = drawn.round.population or 0
     known = "" if drawn.round.number == 1 else " that nobody reviewed in an earlier round"
     work.report.log(f"round {drawn.round.number}: {len(drawn.rows)} of {of} rows{known} are in the sample")
     figures: dict[str, Json] = {"round": drawn.round.number, "look": drawn.round.look, "gone": drawn.round.gone}
-    return Outcome({"rows": len(drawn.rows), "of": of, "share": len(drawn.rows) / of, **figures})
+    return Outcome(
+        {"rows": len(drawn.rows), "of": of, "share": len(drawn.rows) / of, **figures, "flagged_pairs": len(flagged)}
+    )
 
 
 def _draw(work: Work, rows: Sequence[Example], about: str) -> Drawn:
     said = load_all(work.store, work.task)
     before = work.store.current("review_sample")
     last = None if before is None else round_of(before)
-    if before is not None and last is not None and any(shown in said for shown in last.drawn):
+    given = [review for shown in (last.drawn if last else ()) for review in said.get(shown, ())]
+    if before is not None and not all(review.recorded for review in given):
         open_round(work.store, before)  # its first verdict came from elsewhere than the desk
-    return draw(rows, load_history(work.store), last, said, work.task.review, about)
+    history = load_history(work.store)
+    if last is not None and given:
+        history = history.including(last)
+    return draw(rows, history, last, said, work.task.review, about)
 
 
 def reviews_fingerprint(task: Task, store: TaskStore) -> str:

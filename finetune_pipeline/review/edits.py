@@ -55,10 +55,36 @@ def without_personal(review: Review, task: Task) -> Review:
 
 def without_repeated(rows: Sequence[Example], edited: frozenset[str], task: Task) -> tuple[list[Example], list[Drop]]:
     """The rows without those that a correction made duplicates, and their drops. Before the corrections there were
-    none, and a duplicate has the same answer: so only rows with an answer that a corrected row has now are compared."""
+    none, so only pairs with a corrected row are looked for; of each, the first stays."""
+    said = [normalise(row.answer) if task.answer.format == "text" else row.answer for row in rows]
+    corrected = [i for i, row in enumerate(rows) if row.id in edited]
+    answers = {said[i] for i in corrected}
+    same = [i for i, answer in enumerate(said) if answer in answers]
+    drops = {drop.id: drop for drop in _exact([rows[i] for i in same], task)}
+    if task.clean.near_duplicate < 1 and len(same) > 1:
+        drops = _near(rows, corrected, said, task) | drops
+    return [row for row in rows if row.id not in drops], list(drops.values())
+
+
+def _exact(rows: Sequence[Example], task: Task) -> Sequence[Drop]:
     from finetune_pipeline.clean.duplicates import without_duplicates  # numpy, which the desk does without
 
-    answers = {normalise(row.answer) for row in rows if row.id in edited}
-    near = [row for row in rows if normalise(row.answer) in answers]
-    gone = {drop.id: drop for drop in without_duplicates(near, task.clean, task.answer).drops}
-    return [row for row in rows if row.id not in gone], list(gone.values())
+    exact = task.clean.model_copy(update={"near_duplicate": 1.0, "contradictions": "keep"})
+    return without_duplicates(rows, exact, task.answer).drops
+
+
+def _near(rows: Sequence[Example], corrected: Sequence[int], said: Sequence[str], task: Task) -> dict[str, Drop]:
+    """Of near questions with one answer the later row; how near is measured among all rows, as the cleaning does."""
+    from finetune_pipeline.clean.duplicates import asked_of
+    from finetune_pipeline.clean.similarity import measure
+
+    alike = measure([asked_of(row) for row in rows], task.clean.near_duplicate)
+    drops: dict[str, Drop] = {}
+    for i in corrected:
+        same = [j for j, answer in enumerate(said) if answer == said[i] and j != i]
+        for _, j, similarity in alike.between([i], same) if same else ():
+            first, later = rows[min(i, j)], rows[max(i, j)]
+            if first.id not in drops:
+                detail = f"of {first.id} ({first.origin}), similarity {similarity:.2f}, since a correction"
+                drops.setdefault(later.id, Drop(later.id, later.origin, "review", "near-duplicate", detail))
+    return drops

@@ -101,9 +101,12 @@ def load_for(store: TaskStore, task: Task, rows: Sequence[Example]) -> list[Revi
 
 
 def load_all(store: TaskStore, task: Task) -> dict[tuple[str, str], list[Review]]:
-    """Every verdict that was ever given, by row id and content; also on rows that are no longer in the data."""
+    """Every verdict that was ever given, by row id and content; also on rows that are no longer in the data. A declared
+    file of recorded verdicts may be missing: before the first draw nobody knows which rows it has to be about."""
+    declared = store.root / task.review.recorded if task.review.recorded else None
+    recorded = declared if declared is not None and declared.exists() else None
     found: dict[tuple[str, str], dict[str, Review]] = defaultdict(dict)
-    for review in (*_recorded(recorded_file(store, task)), *_given(verdicts_folder(store), None)):
+    for review in (*_recorded(recorded), *_given(verdicts_folder(store), None)):
         found[review.id, review.content][review.reviewer] = review
     return {shown: list(by_reviewer.values()) for shown, by_reviewer in found.items()}
 

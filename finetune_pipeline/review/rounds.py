@@ -79,6 +79,11 @@ class History:
     def of(self, number: int) -> tuple[Decision, ...]:
         return self.decisions.get(number, ())
 
+    def including(self, one: Round) -> History:
+        """With this round, which is not among them where all its verdicts are recorded ones."""
+        known = one.number in {each.number for each in self.rounds}
+        return self if known else replace(self, rounds=(*self.rounds, one))
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -89,8 +94,8 @@ class Drawn:
 
 
 def rules_hash(rules: ReviewRules) -> str:
-    """Changes with every rule of the review but for the file of recorded verdicts, which is no rule."""
-    return content_id(dumps(rules.model_dump(mode="json", exclude={"recorded"})))
+    """Changes with every rule of the review that bears upon the gate."""
+    return content_id(dumps(rules.model_dump(mode="json", exclude={"recorded", "max_flagged"})))
 
 
 def draw(
@@ -132,7 +137,7 @@ def _opening(
         present = {row.id for row in rows}
         looked_at = any(id_ not in present and (id_, content) not in said for id_, content in before.drawn)
         fresh = replace(fresh, salt=f"{rules.seed}:{fresh.number}:{about}" if looked_at else before.salt)
-    unseen = _unseen(rows, history, fresh.number, said)
+    unseen = _unseen(rows, history, fresh, said)
     ordered = _ordered(unseen or rows, fresh.salt)
     sample = ordered[: _size(len(ordered), rules, fresh.look)] if unseen else ordered  # else each has its verdict
     return _drawn(sample, replace(fresh, cut=_place(sample[-1], fresh.salt)), len(ordered))
@@ -145,7 +150,7 @@ def _going_on(
     decided = history.of(last.number)
     if decided and not decided[-1].passed and (decided[-1].about, decided[-1].rules) != (about, rules_hash(rules)):
         return None
-    ordered = _ordered(_unseen(rows, history, last.number, said) or rows, last.salt)
+    ordered = _ordered(_unseen(rows, history, last, said) or rows, last.salt)
     sample = [row for row in ordered if _place(row, last.salt) <= last.cut]
     gone = _gone(rows, last, said)
     if not sample or len(sample) / (len(sample) + gone) < rules.threshold or len(sample) > GROWTH * rules.max_rows:
@@ -168,11 +173,19 @@ def _next_look(history: History, last: Round, rules: ReviewRules) -> int:
     return 2 if any(passed) else last.look + 1
 
 
-def _unseen(rows: Sequence[Example], history: History, number: int, said: Said) -> list[Example]:
-    """The rows that nobody reviewed, as they are now, in an earlier round: what the estimate is about. All others have
-    their verdict. (Where every row has one, nothing is left to be estimated: then all rows are in the sample.)"""
-    earlier = {shown for each in history.rounds if each.number < number for shown in each.drawn if shown in said}
-    return [row for row in rows if (row.id, row.content) not in earlier]
+def _unseen(rows: Sequence[Example], history: History, of: Round, said: Said) -> list[Example]:
+    """The rows that nobody reviewed, as they are now, before the round `of`: what its estimate is about. All others
+    have their verdict. (Where every row has one, nothing is left to be estimated: then all rows are in the sample.)
+
+    Recorded verdicts are given for rows that may yet be drawn, so they count only where the row was drawn.
+    """
+    earlier = {shown for each in history.rounds if each.number < of.number for shown in each.drawn}
+
+    def seen(shown: Shown) -> bool:
+        reviews = said.get(shown, ()) if shown not in of.drawn else ()
+        return bool(reviews) and (shown in earlier or any(not review.recorded for review in reviews))
+
+    return [row for row in rows if not seen((row.id, row.content))]
 
 
 def _gone(rows: Sequence[Example], last: Round, said: Said) -> int:

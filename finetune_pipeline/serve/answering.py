@@ -64,6 +64,11 @@ class Generation:
     def text(self) -> str:
         return self._stream.text
 
+    @property
+    def queued(self) -> float:
+        """Seconds that the prompt waited for a place in the engine."""
+        return self._ticket.queued
+
     def close(self) -> None:
         self._engine.cancel(self._ticket)
 

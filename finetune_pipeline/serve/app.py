@@ -6,9 +6,9 @@
 
     POST /v1/chat/completions   plain or streamed (SSE); `finetune` in the body and x-finetune-* headers say who it was
     GET  /v1/models             what may stand in `model`
-    GET  /version               what each task serves, since when, and why not what is desired
+    GET  /version               what each task serves, since when, and why not what is desired; figures of progress
     GET  /metrics               Prometheus
-    GET  /health                without a key: whether it is up, and whose it is
+    GET  /health                without a key: whether it is up, whose it is, how many tasks cannot be served as desired
 
 Errors are OpenAI's error objects: 400 (what is wrong, and the cure), 401, 404, 413, 422 (on_invalid: reject), 429 with
 Retry-After, 503 while the first models load. What it is not: what is done with one request (endpoint.py), what is
@@ -99,17 +99,28 @@ def _routes(app: FastAPI, endpoint: Endpoint) -> None:
     async def version(http: Request) -> dict[str, Any]:
         endpoint.authorise(http)
         tasks = {name: standing_json(standing) for name, standing in endpoint.supervisor.table.tasks.items()}
-        return {"identity": endpoint.identity, "started": endpoint.started, "tasks": tasks}
+        supervisor = endpoint.supervisor
+        running, waiting = supervisor.busy()
+        progress = {"rounds": supervisor.rounds, "steps": supervisor.steps, "busy": running + waiting}
+        progress["pid"] = os.getpid()
+        return {"identity": endpoint.identity, "started": endpoint.started, **progress, "tasks": tasks}
 
     @app.get("/metrics", response_model=None)
     async def metrics(http: Request) -> Response:
         endpoint.authorise(http)
         return Response(endpoint.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/health", response_model=None)
-    async def health() -> dict[str, str]:
-        state = "ok" if endpoint.supervisor.ready.is_set() else "starting"
-        return {"status": state, "identity": endpoint.identity, "started": endpoint.started}
+    @app.api_route("/health", methods=["GET", "HEAD"], response_model=None)
+    async def health() -> dict[str, Any]:
+        """Which task fails, and why, stands in /version: that takes a key."""
+        supervisor = endpoint.supervisor
+        state = "degraded" if supervisor.failing else "ok"
+        return {
+            "status": state if supervisor.ready.is_set() else "starting",
+            "failing_tasks": supervisor.failing,
+            "identity": endpoint.identity,
+            "started": endpoint.started,
+        }
 
 
 def _errors(app: FastAPI, endpoint: Endpoint) -> None:
@@ -153,17 +164,8 @@ def run(host: str, port: int, only: str | None = None, announce: Path | None = N
     listening = listen(host, port)
     url = f"http://{host}:{listening.getsockname()[1]}"
     metrics = Metrics()
-    app = create_app(Endpoint(keys, Supervisor(metrics, only), TrafficLog(metrics.lines_lost.inc), metrics, identity()))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            ws="none",
-            timeout_graceful_shutdown=GRACE_SECONDS,
-            lifespan="on",
-        )
-    )
+    endpoint = Endpoint(keys, Supervisor(metrics, only), TrafficLog(metrics.lines_lost.inc), metrics, identity())
+    server = Server(endpoint)
     for which in (signal.SIGINT, signal.SIGTERM):  # before uvicorn takes over, and when it raises them again at its end
         signal.signal(which, lambda *_: setattr(server, "should_exit", True))
     where = VARIABLE if os.environ.get(VARIABLE) else key_file(home())
@@ -172,6 +174,39 @@ def run(host: str, port: int, only: str | None = None, announce: Path | None = N
         write_atomic(announce, url)
     server.run(sockets=[listening])
     log.info("the endpoint has stopped")
+    if endpoint.supervisor.computes:
+        _leave()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which at its end gives answers under way some time, then an error: it would cancel them."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        super().__init__(
+            uvicorn.Config(
+                create_app(endpoint),
+                log_level="warning",
+                access_log=False,
+                ws="none",
+                timeout_graceful_shutdown=GRACE_SECONDS + 4,
+                lifespan="on",
+            )
+        )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        giving_up = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._endpoint.supervisor.give_up)
+        await super().shutdown(sockets)
+        giving_up.cancel()
+
+
+def _leave() -> None:
+    """End the process without the interpreter's own end: that would pull the thread which still computes out of torch's
+    C++ code, and the process would abort ("terminate called without an active exception")."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def listen(host: str, port: int) -> socket.socket:

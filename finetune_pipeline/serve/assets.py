@@ -6,19 +6,21 @@ the one that was evaluated.
     champion := version 4        desired.json, then MLflow's alias; /version has to show it; one question is asked
 
 When parity fails nothing moves, and the verdict names the rows. When the endpoint does not take the champion over, the
-state before is restored. A version that was rolled back is not deployed again until a person says so: the asset is made
-then, with a failed verdict that says what serves instead and since when.
+deployment takes its own move back, and nothing else: a rollback in the meantime stands, and ends the deployment. A
+version that was rolled back is not deployed again until a person says so: the asset is made then, with a failed verdict
+that says what serves instead and since when.
 
 What it is not: the endpoint (app.py). The asset is the desired state and the proof that it was reached.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import shutil
 from typing import Any
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import FinetuneError, GateRefused
+from finetune_pipeline.evaluate.partial import AnswerFile, partial_folder
 from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Check, Json, Verdict, dumps, read_jsonl, write_jsonl
 from finetune_pipeline.serve import desired
@@ -46,12 +48,14 @@ def deployed_endpoint(work: Work) -> Outcome:
         desired.change(work.store, lambda s: desired.challenge(s, version))
         try:
             wait_served(endpoint, work.task.name, "challenger", version.adapter, work.report)
-            parity = _replayed(work, endpoint, version)
+            partial = partial_folder(work.store, "deployed_endpoint", work.key)
+            parity = _replayed(work, endpoint, version, AnswerFile(partial / "answers.jsonl"))
+            shutil.rmtree(partial)
             verdict = judge(parity, work.task.serve.parity, version.registered)
             write_jsonl(work.out / "parity.jsonl", parity.rows)
             if not verdict.passed:
                 return _outcome(work, version, verdict, None)
-            _move(work, endpoint, version)
+            _move(work, endpoint, version, state.champion)
             sample = _sample(work, endpoint, version)
         finally:
             desired.change(work.store, lambda s: desired.withdraw(s, version))
@@ -83,7 +87,7 @@ def candidate(work: Work) -> Version:
     )
 
 
-def _replayed(work: Work, endpoint: Live, version: Version) -> Parity:
+def _replayed(work: Work, endpoint: Live, version: Version, kept: AnswerFile) -> Parity:
     rows = read_jsonl(work.inputs["eval_report"].path("answers.jsonl"))
     evaluated = {row["id"]: row["text"] for row in rows if row["variant"] == "tuned"}
     test = list(work.inputs["data_split"].examples("test.jsonl"))
@@ -91,25 +95,25 @@ def _replayed(work: Work, endpoint: Live, version: Version) -> Parity:
     if not examples:
         raise GateRefused("the evaluation holds no answers to the test rows", "materialise eval_report again")
     name = version.served_as
-    served = replay(endpoint, f"{name}@{version.version}", examples, work.report)
+    served = replay(endpoint, f"{name}@{version.version}", examples, work.report, kept)
     base: dict[str, str] = {}
     while len(base) < len(examples) and not any(served[id_] != text for id_, text in base.items()):
-        base |= replay(endpoint, f"{name}@base", examples[len(base) :][: BASE_ROWS + len(base)], work.report)
+        some = examples[len(base) :][: BASE_ROWS + len(base)]
+        base |= replay(endpoint, f"{name}@base", some, work.report, kept)
     return compare(examples, served, evaluated, base, work.task.answer)
 
 
-def _move(work: Work, endpoint: Live, version: Version) -> None:
-    """Give the traffic to `version` and see it there; else restore the state before."""
-    from finetune_pipeline import tracking
-
+def _move(work: Work, endpoint: Live, version: Version, champion: Version | None) -> None:
+    """Give the traffic of `champion` to `version` and see it there; else take the move back."""
     before = desired.read(work.store)
-    desired.change(work.store, lambda s: desired.promote(s, version))
+    desired.change(work.store, lambda s: desired.promote(s, version, champion))
     try:
         wait_served(endpoint, work.task.name, "champion", version.adapter, work.report)
     except FinetuneError:
-        desired.change(work.store, lambda s: replace(before, challenger=None))
+        desired.change(work.store, lambda s: desired.undo(s, version, before))
         raise
-    tracking.set_alias(_registered_name(work), "champion", version.version)
+    if complaint := desired.follow(work.store):
+        work.report.log(complaint)
 
 
 def _sample(work: Work, endpoint: Live, version: Version) -> dict[str, Any]:
@@ -126,8 +130,8 @@ def _outcome(work: Work, version: Version, verdict: Verdict, sample: dict[str, A
     facts = {
         "task": work.task.name,
         "served_as": version.served_as,
-        "candidate": asdict(version),
-        "champion": asdict(serving) if serving else None,
+        "candidate": desired.plain(version),
+        "champion": desired.plain(serving) if serving else None,
         "parity": verdict.to_json(),
         "sample": sample,
     }
@@ -149,10 +153,6 @@ def _held(work: Work, version: Version, state: Desired) -> Outcome:
     summary = f"version {version.version} is not deployed: {reason}; {serving} (`finetune release --again` lifts this)"
     write_jsonl(work.out / "parity.jsonl", ())
     return _outcome(work, version, Verdict("deployed_endpoint", False, version.registered, summary, (check,)), None)
-
-
-def _registered_name(work: Work) -> str:
-    return str(work.inputs["registered_model"].json("model.json")["name"])
 
 
 def _max_new_tokens(work: Work) -> int:

@@ -4,7 +4,8 @@
     {"model": "support_tickets", "messages": [{"role": "user", "content": "where is HV-48213?"}], "stream": false}
 
 A parameter that would change the answer and that this endpoint cannot honour is refused, never ignored: an answer that
-silently is not what was asked for is worse than none. Parameters that change nothing (`user`, `metadata`) are accepted.
+silently is not what was asked for is worse than none. So is one that it does not know (`top_k`, or a misspelt name).
+Parameters that change nothing (`user`, `metadata`) are accepted.
 
 What it is not: the application (app.py), or what is done with an answer (answering.py). Values only.
 """
@@ -12,13 +13,14 @@ What it is not: the application (app.py), or what is done with an answer (answer
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator, model_validator
+from pydantic_core import from_json
 
 from finetune_pipeline.serve.traffic import Status
 
-DEFAULTS: dict[str, tuple[Any, ...]] = {  # parameters that are taken only at the values that change nothing
+DEFAULTS: dict[str, tuple[Any, ...]] = {  # OpenAI's parameters that are taken only at the values that change nothing
     "n": (1,),
     "presence_penalty": (0, 0.0),
     "frequency_penalty": (0, 0.0),
@@ -27,6 +29,7 @@ DEFAULTS: dict[str, tuple[Any, ...]] = {  # parameters that are taken only at th
     "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
@@ -34,7 +37,15 @@ DEFAULTS: dict[str, tuple[Any, ...]] = {  # parameters that are taken only at th
     "audio": (),
     "prediction": (),
     "web_search_options": (),
+    "reasoning_effort": (),
+    "verbosity": (),
 }
+NOTES = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")  # change no answer
+ECHOED = ("name", "refusal", "annotations", "audio", "tool_calls", "function_call")  # clients send messages back whole
+MAX_MESSAGES, MAX_PARTS, MAX_KEYS = 2048, 256, 64
+MAX_MARKS = 50_000  # of JSON (and quoted in texts): a body of a million tiny values would keep everybody waiting
+MAX_STOPS, MAX_STOP_CHARACTERS = 4, 256
+SEED = 2**63
 
 
 class ApiError(Exception):
@@ -63,9 +74,16 @@ class Part(BaseModel):
 
 
 class Turn(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(max_length=MAX_PARTS)]
+
+    @model_validator(mode="after")
+    def _nothing_lost(self) -> Turn:
+        for name, value in (self.model_extra or {}).items():
+            if name not in ECHOED or (value and name != "name" and name != "annotations"):
+                raise ValueError(f"`{shown(name)}` of a message is not supported by this endpoint; leave it out")
+        return self
 
     @property
     def text(self) -> str:
@@ -77,16 +95,17 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """The body of a chat request; unknown keys are allowed, as clients send more every month."""
+    """The body of a chat request. Every number and every list has a bound, so that none can cost time or break another
+    request's computation."""
 
-    model_config = ConfigDict(extra="allow")
-    model: str = Field(min_length=1)
-    messages: list[Turn] = Field(min_length=1)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model: str = Field(min_length=1, max_length=200)
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES), FailFast()]
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-SEED, lt=SEED)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
@@ -98,19 +117,24 @@ class ChatRequest(BaseModel):
             raise ValueError(f"the last message has to be the user's, not the {turns[-1].role}'s")
         return turns
 
-    @field_validator("stop")
+    @field_validator("stop", mode="before")
     @classmethod
-    def _few(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        given = [stop] if isinstance(stop, str) else stop or []
-        if len(given) > 4 or not all(given):
-            raise ValueError("give up to 4 stop strings, none of them empty")
+    def _few(cls, stop: Any) -> Any:
+        given = stop if isinstance(stop, list) else [stop]
+        if len(given) > MAX_STOPS:
+            raise ValueError(f"give up to {MAX_STOPS} stop strings")
+        if any(isinstance(text, str) and not 0 < len(text) <= MAX_STOP_CHARACTERS for text in given):
+            raise ValueError(f"a stop string is not empty, and has {MAX_STOP_CHARACTERS} characters at most")
         return stop
 
     @model_validator(mode="after")
     def _honourable(self) -> ChatRequest:
         for name, value in (self.model_extra or {}).items():
-            if name in DEFAULTS and value is not None and value not in DEFAULTS[name]:
-                raise ValueError(f"`{name}` is not supported by this endpoint; leave it out")
+            if name in DEFAULTS:
+                if value is not None and value not in DEFAULTS[name]:
+                    raise ValueError(f"`{name}` is not supported by this endpoint; leave it out")
+            elif name not in NOTES:
+                raise ValueError(f"`{shown(name)}` is no parameter of this endpoint; leave it out")
         return self
 
     @property
@@ -129,35 +153,51 @@ class ChatRequest(BaseModel):
 
 
 def parse_request(raw: bytes) -> ChatRequest:
-    """The request in a body. ApiError 400 names the field that is wrong, its value, and the cure."""
+    """The request in a body. ApiError 400 names the field that is wrong, its value, and the cure.
+
+    pydantic's own JSON reader: unlike Python's it refuses lone surrogates, NaN, and nesting without end."""
+    if sum(raw.count(mark) for mark in (b"{", b"[", b'"')) > MAX_MARKS:
+        raise ApiError(
+            400, f'the body has more than {MAX_MARKS} of {{, [ and "; shorten `messages`', "body_too_complex"
+        )
     try:
-        body = json.loads(raw)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        where = f" ({error.msg}, character {error.pos})" if isinstance(error, json.JSONDecodeError) else ""
+        body = from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
         raise ApiError(
             400,
-            f'the body is no JSON{where}; send {{"model": "…", "messages": [{{"role": "user", …}}]}}',
+            f'the body is no JSON ({error}); send {{"model": "…", "messages": [{{"role": "user", …}}]}}',
             "invalid_json",
         ) from None
     if not isinstance(body, dict):
         raise ApiError(400, f"the body is a JSON {type(body).__name__}; send an object", "invalid_json")
+    if len(body) > MAX_KEYS:
+        raise ApiError(400, f"the body has {len(body)} parameters; this endpoint knows fewer", "invalid_value")
     try:
         return ChatRequest.model_validate(body)
     except ValidationError as error:
         raise _shape_error(error) from None
 
 
+def shown(text: str) -> str:
+    """What a client sent, short enough for a message and without control characters."""
+    return repr(text[:80])[1:-1] + ("…" if len(text) > 80 else "")
+
+
 def _shape_error(error: ValidationError) -> ApiError:
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[Part]", "list[str]"))
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("str", "list", "function")))
     message = first["msg"].removeprefix("Value error, ")
-    shown = repr(first["input"])
     if first["type"] == "missing":
         return ApiError(
             400, f"`{field}` is missing; every chat request needs `model` and `messages`", "missing_field", field
         )
-    value = f" (it is {shown})" if len(shown) <= 80 and not isinstance(first["input"], dict) else ""
+    given = first["input"]
+    value = f" (it is {given!r})" if isinstance(given, bool | float) or _short(given) else ""
     return ApiError(400, f"`{field}`: {message}{value}" if field else message, "invalid_value", field or None)
+
+
+def _short(value: Any) -> bool:
+    return len(value) <= 60 if isinstance(value, str) else isinstance(value, int) and abs(value) < 10**40
 
 
 def completion(

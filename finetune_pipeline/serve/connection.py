@@ -12,11 +12,13 @@ from typing import TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 from finetune_pipeline.serve.chat import ApiError
 
 MAX_BODY = 4 << 20
+STALLED_SECONDS = 60.0  # without a byte sent or taken by the client: its connection is given up
 T = TypeVar("T")
 
 
@@ -32,20 +34,34 @@ class Stream(StreamingResponse):
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def taken(message: Message) -> None:
+            await asyncio.wait_for(send(message), STALLED_SECONDS)  # a client that reads nothing holds an adapter
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, taken)
+        except TimeoutError:
+            raise ClientGone from None
         finally:
             self._held.close()
 
 
 async def body_of(http: Request) -> bytes:
-    """The body, up to 4 MB. ApiError 413 beyond."""
+    """The body, up to 4 MB. ApiError 413 beyond, 408 when no more of it comes; ClientGone when the client hangs up."""
     parts, size = [], 0
-    async for part in http.stream():
-        size += len(part)
-        if size > MAX_BODY:
-            raise ApiError(413, f"the body is larger than {MAX_BODY >> 20} MB; shorten `messages`", "body_too_large")
-        parts.append(part)
+    pieces = http.stream()
+    try:
+        while (part := await asyncio.wait_for(anext(pieces, None), STALLED_SECONDS)) is not None:
+            size += len(part)
+            if size > MAX_BODY:
+                raise ApiError(
+                    413, f"the body is larger than {MAX_BODY >> 20} MB; shorten `messages`", "body_too_large"
+                )
+            parts.append(part)
+    except ClientDisconnect:
+        raise ClientGone from None
+    except TimeoutError:
+        message = f"no more of the body came for {STALLED_SECONDS:.0f} s"
+        raise ApiError(408, message, "body_stalled", headers={"connection": "close"}) from None
     return b"".join(parts)
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -34,6 +34,8 @@ from finetune_pipeline.graph import FOLDERS
 from finetune_pipeline.store import TaskStore, home, write_atomic
 
 Policy = Literal["pass", "retry", "base", "reject"]
+Unknown = tuple[tuple[str, str], ...]
+"""Fields that a newer release wrote, as names and JSON texts: kept where the file is written again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Version:
     on_invalid: Policy
     log_text: bool
     at: str
+    unknown: Unknown = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Move:
     after: str | None
     version: int
     why: str = ""
+    unknown: Unknown = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +81,38 @@ class Desired:
     previous: tuple[Version, ...] = ()
     held: Mapping[str, str] = field(default_factory=dict)
     history: tuple[Move, ...] = ()
+    unknown: Unknown = ()
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> Desired:
         def version(raw: Mapping[str, Any] | None) -> Version | None:
-            return Version(**raw) if raw else None
+            return Version(**_known(Version, raw)) if raw else None
 
-        previous = tuple(Version(**raw) for raw in row["previous"])
-        history = tuple(Move(**raw) for raw in row["history"])
-        return Desired(version(row["champion"]), version(row["challenger"]), previous, dict(row["held"]), history)
+        known = _known(Desired, row)
+        previous = tuple(Version(**_known(Version, raw)) for raw in known["previous"])
+        history = tuple(Move(**_known(Move, raw)) for raw in known["history"])
+        champion, challenger = version(known["champion"]), version(known["challenger"])
+        return Desired(champion, challenger, previous, dict(known["held"]), history, known["unknown"])
+
+    def to_json(self) -> dict[str, Any]:
+        row = plain(self)
+        for name in ("champion", "challenger"):
+            found = getattr(self, name)
+            row[name] = None if found is None else plain(found)
+        return row | {name: [plain(item) for item in getattr(self, name)] for name in ("previous", "history")}
+
+
+def _known(kind: type, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `kind` in `raw`; what else there is goes to `unknown`."""
+    names = {one.name for one in fields(kind)} - {"unknown"}
+    unknown = tuple((name, json.dumps(value)) for name, value in raw.items() if name not in names)
+    return {name: value for name, value in raw.items() if name in names} | {"unknown": unknown}
+
+
+def plain(record: Version | Move | Desired) -> dict[str, Any]:
+    """The record's own fields, and behind them those of a newer release."""
+    own = {one.name: getattr(record, one.name) for one in fields(record) if one.name != "unknown"}
+    return own | {name: json.loads(text) for name, text in record.unknown}
 
 
 def challenge(state: Desired, candidate: Version) -> Desired:
@@ -99,16 +126,33 @@ def withdraw(state: Desired, candidate: Version) -> Desired:
     return replace(state, challenger=None) if state.challenger == candidate else state
 
 
-def promote(state: Desired, candidate: Version) -> Desired:
+def promote(state: Desired, candidate: Version, expected: Version | None) -> Desired:
     """Give the traffic to `candidate`. The champion so far becomes the one to fall back on, unless it is the same
-    model with other settings. GateRefused when the candidate is held."""
+    model with other settings. GateRefused when the candidate is held, or the champion is not the `expected` one: the
+    traffic was moved by somebody else since (a rollback), and that stands."""
     _refuse_held(state, candidate)
     old = state.champion
+    if old != expected:
+        now, then = (f"version {one.version}" if one else "none" for one in (old, expected))
+        raise GateRefused(
+            f"version {candidate.version} is not deployed: meanwhile the champion became {now} (it was {then})",
+            "see `finetune status` for why, and run again",
+        )
     same = old is not None and old.registered == candidate.registered
     before = old.registered if old else None
     move = Move(candidate.at, "settings" if same else "promote", before, candidate.registered, candidate.version)
     previous = state.previous if same or old is None else (old, *state.previous)
     return replace(state, champion=candidate, challenger=None, previous=previous, history=(*state.history, move))
+
+
+def undo(state: Desired, candidate: Version, before: Desired) -> Desired:
+    """Take back that `candidate` was promoted onto `before`, and nothing else: what happened to the state since (a
+    rollback, a hold) stands."""
+    if state.champion != candidate or not state.history:
+        return state
+    return replace(
+        state, champion=before.champion, previous=before.previous, history=state.history[: len(before.history)]
+    )
 
 
 def back(state: Desired, at: str, why: str) -> Desired:
@@ -164,7 +208,7 @@ def read(store: TaskStore) -> Desired:
         return Desired.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return Desired()
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(f"{path} is damaged: {error!r}", f"delete {path} and deploy again") from error
 
 
@@ -176,7 +220,7 @@ def change(store: TaskStore, how: Callable[[Desired], Desired]) -> Desired:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(lock)):
         state = how(read(store))
-        write_atomic(desired_file(store), json.dumps(asdict(state), indent=1, ensure_ascii=False))
+        write_atomic(desired_file(store), json.dumps(state.to_json(), indent=1, ensure_ascii=False))
     return state
 
 
@@ -184,19 +228,33 @@ def rollback(task: str, why: str = "") -> str:
     """Give the traffic of `task` back to the version before, at once and for every endpoint, and let MLflow's alias
     `champion` follow. `why` is kept in the history. Gives a line for people. GateRefused when there is nothing to go
     back to. The traffic moves first: it must not wait for a registry that is down."""
-    from finetune_pipeline import tracking
-
     store = TaskStore(task, FOLDERS)
     champion = change(store, lambda old: back(old, _now(), why)).champion
     if champion is None:
         raise GateRefused(f"{task} serves nothing", "deploy a version with `finetune run`")
-    registered = store.by_content("registered_model", champion.registered)
-    name = str(registered.json("model.json")["name"]) if registered else task
-    tracking.set_alias(name, "champion", champion.version)
-    return (
+    line = (
         f"{task}: version {champion.version} serves again, and running endpoints follow within a second; the version "
         f"before is held until you say otherwise (`finetune release {task} --again`)"
     )
+    complaint = follow(store)
+    return line + (f"; {complaint}" if complaint else "")
+
+
+def follow(store: TaskStore) -> str:
+    """Let MLflow's alias `champion` follow the desired state. Gives what kept it from it, for people, or "": the alias
+    is for people to see, and nothing that serves reads it."""
+    from finetune_pipeline import tracking
+
+    set_to = None
+    while (champion := read(store).champion) is not None and champion.version != set_to:
+        registered = store.by_content("registered_model", champion.registered)
+        name = str(registered.json("model.json")["name"]) if registered else store.task
+        try:
+            tracking.set_alias(name, "champion", champion.version)
+        except tracking.outages() as error:
+            return f"MLflow's alias `champion` could not follow: {str(error).splitlines()[0]}"
+        set_to = champion.version  # once more around: it may have moved while MLflow was asked
+    return ""
 
 
 def release_again(task: str, why: str = "") -> str:

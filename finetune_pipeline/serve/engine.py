@@ -6,10 +6,11 @@
         ticket = engine.submit(Ask("9be0…", prompt_ids, prefix_ids, limit), sink)
     engine.unload("9be0…")                                   # when the last lease is given back
 
-The thread steps one `Decoder` (evaluate/decoder.py, the evaluation's own) per adapter in turn: requests join and leave
-between steps. It owns the model: loading, unloading and computing happen there and nowhere else. LoRA layers stay
-unmerged; `None` is the base without adapter. What is certain: a request is computed by one adapter from its first token
-to its last, and answers do not depend on who asks at the same time.
+The thread steps one `Decoder` (evaluate/decoder.py, the evaluation's own) per adapter and class of size in turn, so
+that long rows keep nobody waiting: requests join and leave between steps. It owns the model: loading, unloading and
+computing happen there and nowhere else. LoRA layers stay unmerged; `None` is the base without adapter. What is certain:
+a request is computed by one adapter from its first token to its last, and answers do not depend on who asks at the same
+time.
 
 Why not transformers' own continuous batching: it holds one adapter for all requests, and what it returns was wrong in
 ways that its issues describe; the evaluation's decoder makes "served equals evaluated" true by construction.
@@ -23,6 +24,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -38,9 +40,11 @@ if TYPE_CHECKING:
     from finetune_pipeline.evaluate.decoder import Decoder, Request
 
 T = TypeVar("T")
+SIZES = (1024, 4096)  # own tokens of a row, prompt and answer: shorter and longer rows are computed apart
 MAX_ROWS = 64  # computed together per adapter; each row more costs less than the one before
 STEP_TOKENS = 256  # of prompts that join a step: more would let those who already get their answer wait
-CACHED_TOKENS = 32_768  # of all rows of an adapter together: bounds the memory
+PIECE_TOKENS = 512  # a longer prompt is read in pieces, so that the others get their tokens in between
+CACHED_TOKENS = 32_768  # of all rows of a lane together: bounds the memory
 MAX_REQUESTS = 64  # running and waiting together; more are told to come back, since they would wait for minutes
 log = logging.getLogger("finetune.engine")
 
@@ -77,8 +81,24 @@ class Piece:
     error: str = ""
 
 
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request in the engine. Times are time.perf_counter(); `joined` is when its computation began."""
+
+    name: str
+    submitted: float
+    joined: float | None = None
+
+    @property
+    def queued(self) -> float:
+        """Seconds it waited for a place, so far or in all."""
+        return (time.perf_counter() if self.joined is None else self.joined) - self.submitted
+
+
 Sink = Callable[[Piece], None]
-Lane = tuple[str | None, tuple[int, ...]]
+Lane = tuple[str | None, tuple[int, ...], int]
+"""Rows that one decoder computes: adapter, shared prefix, class of size. The rectangle of a decoder's cache is as long
+as its longest row: among short rows, one long row would leave room for a few only, or wait until hardly any is left."""
 
 
 class Engine:
@@ -97,12 +117,13 @@ class Engine:
         self._loaded: set[str] = set()
         self._leases: Counter[str] = Counter()
         self._lanes: dict[Lane, Decoder] = {}
-        self._sinks: dict[str, tuple[Lane, Sink]] = {}
+        self._sinks: dict[str, tuple[Lane, Sink, Ticket]] = {}
         self._inbox: deque[tuple[Lane, Request]] = deque()
         self._cancelled: set[str] = set()
         self._calls: deque[Callable[[], None]] = deque()
         self._leaving: set[str] = set()
         self._names = itertools.count()
+        self.steps = 0  # forward passes since the start: whoever waits sees by them that work goes on
         self._wake = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -156,7 +177,7 @@ class Engine:
                     self._calls.append(lambda: self._unload(adapter))
                     self._wake.notify()
 
-    def submit(self, ask: Ask, sink: Sink) -> str:
+    def submit(self, ask: Ask, sink: Sink) -> Ticket:
         """Queue a prompt; `sink` gets its pieces on the engine's thread, and has to return at once. Gives the ticket
         that `cancel` takes. EngineFull when too many wait."""
         from finetune_pipeline.evaluate.decoder import Request
@@ -164,30 +185,41 @@ class Engine:
         shares = (
             len(ask.prompt_ids) > len(ask.prefix_ids) and tuple(ask.prompt_ids[: len(ask.prefix_ids)]) == ask.prefix_ids
         )
-        lane: Lane = (ask.adapter, ask.prefix_ids if shares else ())
+        own = len(ask.prompt_ids) - shares * len(ask.prefix_ids) + ask.max_new_tokens
+        lane: Lane = (ask.adapter, ask.prefix_ids if shares else (), sum(own > size for size in SIZES))
         with self._wake:
             if self._stopping or len(self._sinks) >= self._max_requests:
                 raise EngineFull
-            ticket = f"r{next(self._names)}"
+            ticket = Ticket(f"r{next(self._names)}", time.perf_counter())
             sampling = (ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
-            self._inbox.append((lane, Request(ticket, ask.prompt_ids, *sampling, stop=ask.stop)))
-            self._sinks[ticket] = lane, sink
+            self._inbox.append((lane, Request(ticket.name, ask.prompt_ids, *sampling, stop=ask.stop)))
+            self._sinks[ticket.name] = lane, sink, ticket
             self._wake.notify()
         return ticket
 
-    def cancel(self, ticket: str) -> None:
+    def cancel(self, ticket: Ticket) -> None:
         """Stop computing for this ticket; harmless when it has ended."""
         with self._wake:
-            if self._sinks.pop(ticket, None) is not None:  # its place is free at once
-                self._cancelled.add(ticket)
+            if self._sinks.pop(ticket.name, None) is not None:  # its place is free at once
+                self._cancelled.add(ticket.name)
                 self._wake.notify()
 
-    def stop(self, timeout: float = 0.5) -> None:
-        """End the thread after its present step; requests still running get an error."""
+    def give_up(self) -> None:
+        """Take nothing more, and give every request under way an error, at once: whatever the thread computes now."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
+        self._fail_all("the endpoint is stopping")
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """`give_up`, and end the thread after its present step."""
+        self.give_up()
         self._thread.join(timeout)
+
+    @property
+    def computes(self) -> bool:
+        """Whether the thread has not ended."""
+        return self._thread.is_alive()
 
     # the thread ---------------------------------------------------------------------------------------------
 
@@ -219,12 +251,12 @@ class Engine:
                             self._step(lane)
                 except Exception as error:  # whatever it was: begin anew rather than leave everybody waiting
                     log.exception("the engine failed, and begins anew")
+                    with self._wake:
+                        self._lanes.clear()
                     self._fail_all(str(error))
-        self._fail_all("the endpoint is stopping")
 
     def _fail_all(self, why: str) -> None:
         with self._wake:
-            self._lanes.clear()
             tickets = list(self._sinks)
         for ticket in tickets:
             self._end(ticket, Piece(-1, "error", why))
@@ -260,7 +292,9 @@ class Engine:
         try:
             if lane not in self._lanes:
                 self._adapters.activate(lane[0])
-                decoder = Decoder(self._model, self._eos, lane[1], self._max_rows, STEP_TOKENS, CACHED_TOKENS)
+                decoder = Decoder(
+                    self._model, self._eos, lane[1], self._max_rows, STEP_TOKENS, CACHED_TOKENS, PIECE_TOKENS
+                )
                 with self._wake:
                     self._lanes[lane] = decoder
             self._lanes[lane].admit([request])
@@ -273,27 +307,35 @@ class Engine:
         if not (decoder.running or decoder.waiting):
             return
         try:
+            began = time.perf_counter()
             self._adapters.activate(lane[0])
             tokens = decoder.step()
+            self.steps += 1
         except Exception as error:  # out of memory, say: these rows get it, the thread lives for the others
             log.exception("a step of %s failed", lane[0] or "the base model")
             with self._wake:
                 del self._lanes[lane]
-                failed = [ticket for ticket, (where, _) in self._sinks.items() if where == lane]
+                failed = [name for name, (where, _, _) in self._sinks.items() if where == lane]
             for ticket in failed:
                 self._end(ticket, Piece(-1, "error", str(error)))
             return
+        if lane[2] and not (decoder.running or decoder.waiting):
+            with self._wake:
+                del self._lanes[lane]  # the cache of long rows is large, and they are rare
+        for name in decoder.joined:
+            if (known := self._sinks.get(name)) is not None:
+                known[2].joined = began
         for token in tokens:
             if token.finished:
-                self._end(token.id, Piece(token.token, token.reason))
+                self._end(token.id, Piece(token.token, token.reason, token.error))
             elif (waiting := self._sinks.get(token.id)) is not None:
                 waiting[1](Piece(token.token))
 
     def _end(self, ticket: str, piece: Piece) -> None:
         with self._wake:
-            lane_and_sink = self._sinks.pop(ticket, None)
-        if lane_and_sink is not None:
-            lane_and_sink[1](piece)
+            known = self._sinks.pop(ticket, None)
+        if known is not None:
+            known[1](piece)
 
     # adapters, on the thread --------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
     FINETUNE_API_KEYS="shop:3v1l…,desk:9k2m…"       name:key, separated by commas; the name stands in the traffic log
     <home>/endpoint_key                             else: one key named `local`, made once, readable by its owner alone
+    <home>/pipeline_key                             the pipeline's own, named `pipeline`, beside either: only who has it
+                                                    may ask without being counted as traffic (parity)
 
 Keys are hashed as soon as they are read, and compared in constant time. The key of the file is for this machine: to
 listen on anything but loopback, keys have to be given on purpose.
@@ -24,6 +26,7 @@ from finetune_pipeline.errors import ServingError
 from finetune_pipeline.store import storage_error
 
 VARIABLE = "FINETUNE_API_KEYS"
+PIPELINE = "pipeline"
 MIN_LENGTH = 8  # what is shorter is a password somebody made up, and can be guessed
 
 
@@ -53,14 +56,14 @@ def load_keys(environment: Mapping[str, str], home: Path, host: str) -> Keys:
             f"the endpoint shall listen on {host}, where others can reach it, with no keys of its own",
             f'set {VARIABLE}="name:key,name:key", or listen on 127.0.0.1',
         )
-    pairs = parse(declared) if declared else {"local": file_key(home)}
+    pairs = parse(declared) if declared else {"local": file_key(key_file(home))}
+    pairs[PIPELINE] = client_key(home)
     return Keys({name: _digest(key) for name, key in pairs.items()})
 
 
-def client_key(environment: Mapping[str, str], home: Path) -> str:
-    """A key that an endpoint with this environment and home accepts: for the pipeline's own requests."""
-    declared = environment.get(VARIABLE, "").strip()
-    return next(iter(parse(declared).values())) if declared else file_key(home)
+def client_key(home: Path) -> str:
+    """The pipeline's key, which every endpoint with this home accepts; made at the first call."""
+    return file_key(home / "pipeline_key")
 
 
 def parse(text: str) -> dict[str, str]:
@@ -73,6 +76,8 @@ def parse(text: str) -> dict[str, str]:
             raise ServingError(f"entry {number} of {VARIABLE} is not name:key", cure)
         if len(key) < MIN_LENGTH:
             raise ServingError(f"the key of {name!r} in {VARIABLE} has {len(key)} characters", cure)
+        if name == PIPELINE:
+            raise ServingError(f"{VARIABLE} names {name!r}, which is the pipeline's own", "give the key another name")
         if name in pairs:
             raise ServingError(f"{VARIABLE} names {name!r} twice", "give every key its own name")
         pairs[name] = key
@@ -83,11 +88,10 @@ def key_file(home: Path) -> Path:
     return home / "endpoint_key"
 
 
-def file_key(home: Path) -> str:
-    """The key of this machine; made at the first call, in a file that only its owner can read."""
-    path = key_file(home)
+def file_key(path: Path) -> str:
+    """The key in this file; made at the first call, so that only the file's owner can read it."""
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             _write_new(path, "ft-" + secrets.token_urlsafe(32))
         key = path.read_text("utf-8").strip()

@@ -13,32 +13,32 @@ What it is not: the way the endpoint is run for users (`finetune serve`, `make u
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 
 from finetune_pipeline.addresses import address
 from finetune_pipeline.backends.local import end_group, job_environment
+from finetune_pipeline.backends.progress import activity, until
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import ServingError
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.serve.app import identity
 from finetune_pipeline.serve.keys import client_key
+from finetune_pipeline.serve.traffic import private
 from finetune_pipeline.store import TaskStore, home
 
-START_SECONDS = 60.0
-STOP_SECONDS = 5.0
-T = TypeVar("T")
-LOAD_SECONDS = 300.0
+STOP_SECONDS = 5.0  # of doing nothing, after which a temporary endpoint that was told to end is killed
+ANSWER_SECONDS = 30.0
+TRIES = 20  # a busy endpoint may leave a small question waiting; one that answers none of so many hangs
+ROUNDS = 3  # of the supervisor: after two it has read what was desired when the wait began
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,16 @@ class Live:
 
     def get(self, path: str) -> Any:
         """The JSON at `path`. ServingError when the endpoint does not give it."""
-        try:
-            response = httpx.get(self.url + path, headers=self.headers, timeout=30.0)
-        except httpx.TransportError as error:
-            raise ServingError(f"the endpoint {self.url} does not answer: {error!r}{tail(self.log)}", _CURE) from error
+        for attempt in range(1, TRIES + 1):
+            try:
+                response = httpx.get(self.url + path, headers=self.headers, timeout=ANSWER_SECONDS)
+                break
+            except httpx.TransportError as error:
+                if isinstance(error, httpx.TimeoutException) and attempt < TRIES:
+                    continue
+                raise ServingError(
+                    f"the endpoint {self.url} does not answer: {error!r}{tail(self.log)}", _CURE
+                ) from error
         if response.status_code != 200:
             raise ServingError(f"{self.url}{path} says {response.status_code}: {response.text[:300]}", _CURE)
         return response.json()
@@ -70,7 +76,7 @@ _CURE = "see the endpoint's log under the home folder's logs/, and run again"
 @contextmanager
 def live_endpoint(task: Task, store: TaskStore, report: Reporter) -> Iterator[Live]:
     """See the module's docstring. ServingError holds the end of the log when a temporary endpoint does not start."""
-    key = client_key(os.environ, home())
+    key = client_key(home())
     url = address("FINETUNE_ENDPOINT")
     if is_ours(url):
         report.log(f"using the endpoint at {url}")
@@ -98,7 +104,7 @@ def temporary(task: str, key: str, report: Reporter) -> Iterator[Live]:
     with tempfile.TemporaryDirectory() as folder:
         announce = Path(folder) / "url"
         options = ["--port", "0", "--only", task, "--announce", str(announce), "--with-parent"]
-        with log.open("wb") as output:
+        with private(log, "wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "finetune_pipeline.serve.app", *options],
                 stdin=subprocess.DEVNULL,
@@ -120,42 +126,39 @@ def _url(process: subprocess.Popen[bytes], announce: Path, log: Path, report: Re
         url = announce.read_text("utf-8") if announce.exists() else ""
         return url if url and is_ours(url) else ""
 
-    return until(announced, START_SECONDS, "the temporary endpoint to listen", report, log)
-
-
-def until(ask: Callable[[], T], seconds: float, what: str, report: Reporter, log: Path | None = None) -> T:
-    """Ask every 0.2 s until the answer is something. ServingError after `seconds`; `report` may cancel the wait."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        report.alive()
-        found = ask()
-        if found:
-            return found
-        time.sleep(0.2)
-    raise ServingError(f"waited {seconds:.0f} s for {what}{tail(log)}", _CURE)
-
-
-def standing(endpoint: Live, task: str) -> dict[str, Any]:
-    """The task's entry in /version; empty while the endpoint does not know the task yet."""
-    found: dict[str, Any] = endpoint.get("/version")["tasks"].get(task, {})
-    return found
+    return until(
+        announced, lambda: activity(process.pid), "the temporary endpoint to listen", report, lambda: tail(log)
+    )
 
 
 def wait_served(endpoint: Live, task: str, role: str, adapter: str, report: Reporter) -> None:
-    """Return when `role` (champion or challenger) of the task is served with exactly this adapter. ServingError as soon
-    as the endpoint says why it cannot."""
+    """Return when `role` (champion or challenger) of the task is served with exactly this adapter, however long it
+    loads. ServingError as soon as the endpoint says why it cannot, or follows another desired state than this."""
+    began = endpoint.get("/version")
 
     def served() -> bool:
-        now = standing(endpoint, task)
+        seen = endpoint.get("/version")
+        now = seen["tasks"].get(task, {})
         if ((now.get(role) or {}).get("adapter")) == adapter:
             return True
-        seen = ((now.get("desired") or {}).get(role) or {}).get("adapter") == adapter  # an older error says nothing
+        desired = ((now.get("desired") or {}).get(role) or {}).get("adapter") == adapter  # else an error is older
         why = [text for what, text in now.get("errors", {}).items() if what in (role, "name", "state")]
-        if seen and why:
+        if desired and why:
             raise ServingError(f"the endpoint does not serve {adapter} as {role}: {why[0]}", _CURE)
+        if seen["rounds"] >= began["rounds"] + ROUNDS:
+            raise ServingError(
+                f"the endpoint does not serve {adapter} as {role}: that is not the desired state of {task} any more",
+                "somebody moved the traffic meanwhile (a rollback?); see `finetune status`, and run again",
+            )
         return False
 
-    until(served, LOAD_SECONDS, f"the endpoint to serve {adapter} as {role}", report, endpoint.log)
+    until(
+        served,
+        lambda: activity(began["pid"]),
+        f"the endpoint to serve {adapter} as {role}",
+        report,
+        lambda: tail(endpoint.log),
+    )
 
 
 def tail(log: Path | None, lines: int = 15) -> str:

@@ -1,7 +1,7 @@
 """Is what is served what was evaluated? The held-out rows, asked through the live endpoint, beside the answers in the
 evaluation's report.
 
-    answers = replay(endpoint, "support_tickets@4", examples, report)        # through HTTP, 32 at a time
+    answers = replay(endpoint, "support_tickets@4", examples, report)        # through HTTP, 48 at a time
     result = compare(examples, answers, evaluated, base, spec)               # pure
     judge(result, threshold=0.97, about=registered.content)                  # the verdict
 
@@ -15,20 +15,24 @@ What it is not: a judgement of the model. That was the release decision's.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
 
+from finetune_pipeline.backends.progress import STALLED_SECONDS
 from finetune_pipeline.clean.answers import parse
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.errors import ServingError
 from finetune_pipeline.evaluate.metrics import canonical, score
+from finetune_pipeline.evaluate.partial import AnswerFile
 from finetune_pipeline.records import Answer, Check, Example, Reporter, Verdict
 from finetune_pipeline.serve.live import Live, tail
 
 CONCURRENCY = 48  # leaves room for requests of others (engine.MAX_REQUESTS)
-ANSWER_SECONDS = 300.0
+WATCH_SECONDS = 1.0
+SAY_SECONDS = 60.0
 BASE_ROWS = 4  # asked of the base first, and more until an answer differs: to see an adapter that does nothing
 
 
@@ -137,45 +141,94 @@ def judge(parity: Parity, threshold: float, about: str) -> Verdict:
 # through the endpoint ---------------------------------------------------------------------------------------
 
 
-def replay(endpoint: Live, model: str, examples: Sequence[Example], report: Reporter) -> dict[str, str]:
+def replay(
+    endpoint: Live, model: str, examples: Sequence[Example], report: Reporter, kept: AnswerFile | None = None
+) -> dict[str, str]:
     """The endpoint's answer to every example, by id; the endpoint adds system prompt and limits by itself.
+
+    It takes as long as it takes: what ends it is an endpoint that computes nothing any more. Answers are added to
+    `kept` as they come, and those that are there already are not asked for again.
 
     ServingError when a request fails: a replay with holes would compare something else than what is served.
     """
-    return asyncio.run(_replay(endpoint, model, examples, report))
+    before = {id_: answer.text for id_, answer in kept.of(model).items()} if kept else {}
+    answers = {e.id: before[e.id] for e in examples if e.id in before}
+    if answers:
+        report.log(f"{len(answers)} answers of {model} are there from before")
+    asyncio.run(_replay(endpoint, model, examples, answers, report, kept))
+    return answers
 
 
-async def _replay(endpoint: Live, model: str, examples: Sequence[Example], report: Reporter) -> dict[str, str]:
-    answers: dict[str, str] = {}
+async def _replay(
+    endpoint: Live,
+    model: str,
+    examples: Sequence[Example],
+    answers: dict[str, str],
+    report: Reporter,
+    kept: AnswerFile | None,
+) -> None:
     places = asyncio.Semaphore(CONCURRENCY)
     limits = httpx.Limits(max_connections=CONCURRENCY)
-    async with httpx.AsyncClient(timeout=ANSWER_SECONDS, limits=limits, headers=_headers(endpoint)) as client:
+    async with httpx.AsyncClient(timeout=None, limits=limits, headers=_headers(endpoint)) as client:  # noqa: S113
 
         async def one(example: Example) -> None:
             async with places:
-                answers[example.id] = await _ask(client, endpoint, model, example)
-                report.alive()
-                report.progress(f"replaying through {model}", len(answers), len(examples))
+                text = await _ask(client, endpoint, model, example)
+            if kept is not None:
+                kept.append(Answer(example.id, model, text))
+            answers[example.id] = text
+            report.progress(f"replaying through {model}", len(answers), len(examples))
 
         try:
             async with asyncio.TaskGroup() as group:
-                for example in examples:
-                    group.create_task(one(example))
+                asking = [group.create_task(one(e)) for e in examples if e.id not in answers]
+                watching = group.create_task(_watch(endpoint, model, answers, len(examples), report))
+                group.create_task(_all_done(asking, watching))
         except ExceptionGroup as several:
             raise several.exceptions[0] from several  # the first says it; the others are the same or follow from it
-    return answers
+
+
+async def _all_done(asking: Sequence[asyncio.Task[None]], watching: asyncio.Task[None]) -> None:
+    await asyncio.gather(*asking)
+    watching.cancel()
+
+
+async def _watch(endpoint: Live, model: str, answers: Mapping[str, str], total: int, report: Reporter) -> None:
+    """Stay as long as answers come, or the endpoint computes. Its steps are those of all clients: who is served first
+    on a busy machine is not known here."""
+    seen: object = None
+    moved = said = began = time.monotonic()
+    while True:
+        report.alive()
+        await asyncio.sleep(WATCH_SECONDS)
+        now = time.monotonic()
+        figure = len(answers), (await asyncio.to_thread(endpoint.get, "/version"))["steps"]
+        if figure != seen:
+            seen, moved = figure, now
+        if now - moved > STALLED_SECONDS:
+            raise ServingError(
+                f"{endpoint.url} has computed nothing for {now - moved:.0f} s; {len(answers)} of {total} rows are "
+                f"answered by {model}{tail(endpoint.log)}",
+                _CURE,
+            )
+        if now - said > SAY_SECONDS:
+            said = now
+            report.log(
+                f"replaying through {model}: {len(answers)} of {total} rows after {now - began:.0f} s; "
+                "the machine is slow or busy, and work goes on"
+            )
 
 
 async def _ask(client: httpx.AsyncClient, endpoint: Live, model: str, example: Example) -> str:
     body = {"model": model, "messages": example.chat("")}
-    for _ in range(30):
+    while True:
         try:
             response = await client.post(endpoint.url + "/v1/chat/completions", json=body)
         except httpx.TransportError as error:
             raise ServingError(
                 f"{endpoint.url} broke off at row {example.id}: {error!r}{tail(endpoint.log)}", _CURE
             ) from error
-        if response.status_code != 429:
+        if response.status_code not in (429, 503):
             break
         await asyncio.sleep(float(response.headers.get("retry-after", "1")))  # other clients were first
     if response.status_code != 200:
@@ -189,4 +242,4 @@ def _headers(endpoint: Live) -> dict[str, str]:
     return {**endpoint.headers, "x-finetune-purpose": "parity"}
 
 
-_CURE = "see the endpoint's log, and run again; nothing was moved"
+_CURE = "see the endpoint's log, and run again: the answers so far are kept, and nothing was moved"

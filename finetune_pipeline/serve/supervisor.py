@@ -16,11 +16,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_pipeline.errors import FinetuneError
+from finetune_pipeline.errors import FinetuneError, StorageError
 from finetune_pipeline.graph import FOLDERS
 from finetune_pipeline.serve import desired
 from finetune_pipeline.serve.desired import Desired, Version
@@ -59,6 +59,7 @@ class Supervisor:
     def __init__(self, metrics: Metrics, only: str | None = None, make_engine: Callable[..., Engine] = Engine) -> None:
         self.table = Table()
         self.ready = threading.Event()
+        self.rounds = 0  # completed; whoever wrote a desired state knows after two that it was read
         self._metrics, self._only, self._make_engine = metrics, only, make_engine
         self._engines: dict[str, Engine] = {}
         self._failed: dict[tuple[str, Version], tuple[str, float]] = {}
@@ -68,12 +69,32 @@ class Supervisor:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, timeout: float = 0.5) -> None:
-        """End the polling and every engine."""
+    def give_up(self) -> None:
+        """Give every request under way an error: the endpoint is about to end."""
+        for engine in list(self._engines.values()):
+            engine.give_up()
+
+    def stop(self) -> None:
+        """End the polling and every engine, after what each computes at the moment."""
         self._stop.set()
-        self._thread.join(timeout)
-        for engine in self._engines.values():
-            engine.stop(timeout)
+        self._thread.join(1.0)  # longer while it loads a model
+        for engine in list(self._engines.values()):
+            engine.stop()
+
+    @property
+    def computes(self) -> bool:
+        """Whether a thread has not ended: one that computes or loads does not notice that it should."""
+        return self._thread.is_alive() or any(engine.computes for engine in list(self._engines.values()))
+
+    @property
+    def failing(self) -> int:
+        """Tasks of which something that is desired cannot be served."""
+        return sum(bool(standing.errors) for standing in self.table.tasks.values())
+
+    @property
+    def steps(self) -> int:
+        """Forward passes of all engines."""
+        return sum(engine.steps for engine in list(self._engines.values()))
 
     def busy(self) -> tuple[int, int]:
         """Requests running and waiting, of all engines."""
@@ -86,6 +107,7 @@ class Supervisor:
                 self.converge()
             except Exception:  # the thread has to live: whatever it was, the next round may do better
                 log.exception("the desired states could not be applied")
+            self.rounds += 1
             self.ready.set()
             self._stop.wait(POLL_SECONDS)
 
@@ -93,12 +115,19 @@ class Supervisor:
         """One round: after it the table is what is desired, as far as it can be served."""
         names = [self._only] if self._only else task_names()
         before = self.table
-        tasks = {name: self._stand(name, before.tasks.get(name, Standing())) for name in names}
+        tasks = {name: self._one(name, before.tasks.get(name, Standing())) for name in names}
         tasks, routes = named(tasks)
         if tasks != before.tasks:
             self.table = Table(routes, tasks)
             self._tell(before)
         self._drop_unused(before)
+
+    def _one(self, task: str, now: Standing) -> Standing:
+        """`_stand`, of which no failure concerns another task, whatever it is (a manifest nobody foresaw)."""
+        try:
+            return self._stand(task, now)
+        except Exception as error:  # noqa: BLE001 - it stands under `errors`, in the log and in /health
+            return replace(now, errors={"state": f"{type(error).__name__}: {error}"})
 
     def _stand(self, task: str, now: Standing) -> Standing:
         """Where the task stands after its desired state was read and, as far as possible, loaded."""
@@ -136,7 +165,9 @@ class Supervisor:
                 self._failed.pop((store.task, wanted), None)
                 log.info("%s: version %s is loaded (adapter %s)", store.task, wanted.version, wanted.adapter)
                 return fresh
-            except (FinetuneError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - a damaged artifact may raise anything; the task keeps what it has
+                if not isinstance(error, FinetuneError | OSError):
+                    error = StorageError(f"{type(error).__name__}: {error}", "make the artifact again: `finetune run`")
                 reason = f"version {wanted.version} cannot be served: {error}"
                 self._failed[store.task, wanted] = reason, time.monotonic() + RETRY_SECONDS
         errors[role] = reason
@@ -217,7 +248,7 @@ def standing_json(standing: Standing) -> dict[str, Any]:
         "champion": shown(standing.champion),
         "challenger": shown(standing.challenger),
         "desired": {
-            role: asdict(version) if version else None
+            role: desired.plain(version) if version else None
             for role, version in (("champion", state.champion), ("challenger", state.challenger))
         },
         "errors": dict(standing.errors),

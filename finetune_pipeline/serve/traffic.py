@@ -1,14 +1,18 @@
-"""The traffic log: a line per answer, with the version that gave it. `monitor/` reads it.
+"""The traffic log: a line per request, with the version that answered it. `monitor/` reads it.
 
     <home>/traffic/support_tickets/2026-01-05.jsonl
     {"at": "2026-01-05T10:00:00.123+00:00", "request": "chatcmpl-…", "task": "support_tickets",
      "model": "support_tickets", "version": 4, "adapter": "9be0…", "status": "ok", "valid": true, "seconds": 0.61,
      "first_token_seconds": 0.07, "prompt_tokens": 141, "answer_tokens": 21, "key": "shop", "stream": false,
-     "question": "where is my parcel? <EMAIL>", "answer": "…"}
+     "question": "where is my parcel? <EMAIL>", "answer": "…", "code": null, "queued_seconds": 0.02}
 
-Questions and answers are masked (clean/personal.py), or absent where the task says `serve.log_text: false`. What is
-asked of a version by name, or marked as a check (parity, the deployment's own question), is no traffic: it goes to the
-folder `checks` beside, so that it cannot look like drift.
+Requests without an answer have a line too: `abandoned` (the client hung up), `refused` (4xx, with the error's code;
+where no model that is served was named, in the folder `_refused`), and `error`. Requests without a valid key have none:
+they are counted in the metrics alone, since anybody could fill the disk with them.
+
+Questions and answers are masked (clean/personal.py), or absent where the task says `serve.log_text: false`. What the
+pipeline itself asks (parity, the deployment's own question) is no traffic: it goes to the folder `checks` beside, so
+that it cannot look like drift. Log files can be read by their owner alone.
 
 A thread of its own masks and writes, so that answers never wait for the disk; when the disk is full, or the thread
 cannot keep up, lines are lost, counted (`finetune_traffic_lines_lost_total`) and told in the process's log.
@@ -17,9 +21,11 @@ cannot keep up, lines are lost, counted (`finetune_traffic_lines_lost_total`) an
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import queue
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -30,15 +36,16 @@ from typing import Any, Literal
 from finetune_pipeline.records import dumps
 from finetune_pipeline.store import traffic_folder
 
-Status = Literal["ok", "invalid", "fallback", "rejected", "error"]
+Status = Literal["ok", "invalid", "fallback", "rejected", "error", "abandoned", "refused"]
 WAITING_LINES = 10_000
 log = logging.getLogger("finetune.traffic")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One answer. `valid` is None where the task declares no format to check; `version` 0 is the base model;
-    `first_token_seconds` is None when nothing was generated."""
+    """One request. `valid` is None where the task declares no format to check; `version` 0 is the base model; `code`
+    says why it was refused; `queued_seconds` is how long it waited for a place in the engine (None: it never got that
+    far); `first_token_seconds` is None when nothing was generated."""
 
     at: str
     request: str
@@ -56,6 +63,8 @@ class Line:
     stream: bool
     question: str | None
     answer: str | None
+    code: str | None = None
+    queued_seconds: float | None = None
 
 
 class TrafficLog:
@@ -70,7 +79,8 @@ class TrafficLog:
 
     def add(self, line: Line, check: bool) -> None:
         """Take a line; never waits."""
-        folder = traffic_folder(line.task or "_base")  # no task's name begins with _
+        nobody = "_base" if line.model else "_refused"  # no task's name begins with _
+        folder = traffic_folder(line.task or nobody)
         target = (folder / "checks" if check else folder) / f"{line.at[:10]}.jsonl"
         try:
             self._queue.put_nowait((target, line))
@@ -78,21 +88,24 @@ class TrafficLog:
             self._lost(1)
             self._tell(f"more than {WAITING_LINES} lines wait to be written")
 
-    def flush(self, timeout: float = 5.0) -> bool:
-        """Wait until what was taken so far is written; False when it takes longer."""
-        end = time.monotonic() + timeout
-        while self._queue.unfinished_tasks and time.monotonic() < end:
+    def flush(self, stalled: float = 5.0) -> bool:
+        """Wait until what was taken so far is written; False when no line was written for `stalled` seconds."""
+        left, since = self._queue.unfinished_tasks, time.monotonic()
+        while self._queue.unfinished_tasks and time.monotonic() - since < stalled:
             time.sleep(0.005)
+            if self._queue.unfinished_tasks != left:
+                left, since = self._queue.unfinished_tasks, time.monotonic()
         return not self._queue.unfinished_tasks
 
-    def close(self, timeout: float = 0.5) -> None:
-        """Write what waits, and stop."""
-        self.flush(timeout)
-        try:
-            self._queue.put_nowait(None)
-        except queue.Full:
-            log.error("the traffic log could not write its last lines in time")
-        self._thread.join(timeout)
+    def close(self, stalled: float = 5.0) -> None:
+        """Write what waits, however many lines, and stop."""
+        if not self.flush(stalled):
+            lines = self._queue.unfinished_tasks
+            self._lost(lines)
+            log.error("%s lines of the traffic log are lost: the disk took none for %s s", lines, stalled)
+            return  # the thread hangs in a write
+        self._queue.put_nowait(None)
+        self._thread.join()
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -123,13 +136,22 @@ def masked(line: Line) -> dict[str, Any]:
 
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add one line with one write, so that lines of several processes never mix. A line that found only half the room
-    it needs is taken back: OSError, and nothing of it stays."""
+    it needs is taken back: OSError, and nothing of it stays. The file can be read by its owner alone."""
     raw = (dumps(row) + "\n").encode("utf-8", "backslashreplace")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with private(path, "ab") as file:
         written = file.write(raw) or 0
         if written < len(raw):
             end = file.tell()
             if file.seek(0, os.SEEK_END) == end:
                 file.truncate(end - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def private(path: Path, mode: Literal["ab", "wb"]) -> io.FileIO:
+    """The file, open to be written without a buffer, with mode 0600 also where it lay there with another one."""
+    file = io.FileIO(path, mode.removesuffix("b"), opener=lambda name, flags: os.open(name, flags, 0o600))
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) != 0o600 and status.st_uid == os.geteuid():
+        os.fchmod(file.fileno(), 0o600)
+    return file

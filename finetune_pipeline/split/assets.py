@@ -14,14 +14,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
-from finetune_pipeline.clean.near import clusters
 from finetune_pipeline.config import Split
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Artifact, Check, Drop, Example, Json, Verdict, read_jsonl, write_jsonl
 from finetune_pipeline.split.ledger import Account, account
-from finetune_pipeline.split.memory import extended, known_sides, recall, remember
-from finetune_pipeline.split.overlap import Overlap, asked, overlaps
+from finetune_pipeline.split.memory import extended, frozen_file, known_sides, recall, remember, resembling
+from finetune_pipeline.split.overlap import Alike, Overlap, alike_of, overlaps
 from finetune_pipeline.split.sides import STAGE, Side, Sides, assign, units
 from finetune_pipeline.split.slices import slice_of
 
@@ -35,36 +34,48 @@ def data_split(work: Work) -> Outcome:
     """Split the reviewed rows. DataError when a side stays empty or the rows do not reconcile."""
     rules, rows = work.task.split, list(work.inputs["expert_review"].examples())
     memory = recall(work.store, rules.seed)
+    alike = alike_of(rows, rules.near_duplicate)
     known = known_sides(rows, memory)
+    returned = resembling(rows, known, memory, alike)
     slices = [slice_of(row.answer, work.task.answer) for row in rows]
-    sides, found = separate(rows, known, rules, slices)
+    sides, found = separate(rows, known, rules, slices, alike, returned)
     parts = parted(rows, sides)
-    _refuse_empty(parts, len(rows))
+    _refuse_empty(parts, rows, alike)
     counts = _account(work, parts, sides)
     _write(work, parts, sides, counts)
     missing = _without_test_rows(slices, [slice_of(row.answer, work.task.answer) for row in parts["test"]])
-    verdict = judge(found, parts, rules, missing, work.inputs["expert_review"].content)
-    if verdict.passed:
-        remember(work.store, rules.seed, extended(memory, rows, sides.side))
+    verdict = judge(found, parts, rules, missing, work.inputs["expert_review"].content, alike)
+    if verdict.passed and remember(work.store, rules.seed, extended(memory, rows, sides.side, alike)):
+        work.report.log(f"{frozen_file(work.store)} says which rows are test rows for good: commit it with the task")
     work.report.log(verdict.summary)
-    frozen = sum(side == "test" for side in known.values())
-    return Outcome({**_counted(counts), "frozen_test_rows": frozen, "slices_without_test_rows": missing}, verdict)
+    figures: dict[str, Json] = {
+        "frozen_test_rows": sum(side == "test" for side in known.values()),
+        "reworded_test_rows": len(returned),
+        "slices_without_test_rows": missing,
+    }
+    return Outcome({**_counted(counts), **figures}, verdict)
 
 
 def separate(
-    rows: Sequence[Example], known: Mapping[str, Side], rules: Split, slices: Sequence[str]
+    rows: Sequence[Example],
+    known: Mapping[str, Side],
+    rules: Split,
+    slices: Sequence[str],
+    alike: Alike,
+    returned: Mapping[str, str] | None = None,
 ) -> tuple[Sides, list[Overlap]]:
-    """Assign sides such that nothing overlaps, and what still does (nothing, or the gate refuses).
+    """Assign sides such that nothing overlaps, and what still does (nothing, or the gate refuses). `returned`: rows
+    that resemble a frozen test row, and its id.
 
     The finder of near duplicates is hashing: one pair in two hundred at the threshold escapes it. The exact check finds
     those between the sides; they are linked, and sides are assigned again.
     """
-    near = [[index for index, _ in cluster] for cluster in clusters([asked(r) for r in rows], rules.near_duplicate)]
+    near = alike.similarity.clusters()
     at = {row.id: i for i, row in enumerate(rows)}
     for _ in range(ROUNDS):
-        sides = assign(rows, units(rows, near), known, rules, slices)
+        sides = assign(rows, units(rows, near), known, rules, slices, alike, returned)
         parts = parted(rows, sides)
-        found = overlaps(parts["test"], [*parts["train"], *parts["validation"]], rules.near_duplicate)
+        found = overlaps(parts["test"], [*parts["train"], *parts["validation"]], alike)
         if not found:
             break
         near += [[at[overlap.test], at[overlap.other]] for overlap in found]
@@ -81,7 +92,12 @@ def parted(rows: Sequence[Example], sides: Sides) -> dict[Side, list[Example]]:
 
 
 def judge(
-    found: Sequence[Overlap], parts: Mapping[Side, Sequence[Example]], rules: Split, missing: Sequence[str], about: str
+    found: Sequence[Overlap],
+    parts: Mapping[Side, Sequence[Example]],
+    rules: Split,
+    missing: Sequence[str],
+    about: str,
+    alike: Alike,
 ) -> Verdict:
     """The gate: no overlap between test and the rows that train; and warnings about what the test cannot show."""
     total = sum(len(rows) for rows in parts.values())
@@ -98,6 +114,7 @@ def judge(
             "warning",
         ),
         Check("slices present in test", not missing, "all", _names(missing) or "all", "warning"),
+        _templates(alike, rules),
     )
     said = ", ".join(f"{len(parts[name])} {name}" for name in SIDES)
     summary = f"{said}; no overlap" if not found else f"{said}; {len(found)} pairs overlap: {_pairs(found)}"
@@ -105,17 +122,35 @@ def judge(
         **{name: len(parts[name]) for name in SIDES},
         "overlaps": [asdict(overlap) for overlap in found[:100]],
         "overlap_pairs": len(found),
+        "ignored_grams": alike.similarity.ignored,
+        "rows_of_templates": alike.similarity.raised(),
     }
     return Verdict("data_split", not found, about, summary, checks, figures)
 
 
-def _refuse_empty(parts: Mapping[Side, Sequence[Example]], rows: int) -> None:
+def _templates(alike: Alike, rules: Split) -> Check:
+    """Rows of one template are alike by nature and count as near duplicates only from a higher similarity: say so."""
+    raised = alike.similarity.raised()
+    told = "; ".join(f"{count} rows only from {least}" for least, count in raised.items()) or "all rows"
+    return Check(
+        "rows kept apart as declared", not raised, f"from similarity {rules.near_duplicate:g}", told, "warning"
+    )
+
+
+def _refuse_empty(parts: Mapping[Side, Sequence[Example]], rows: Sequence[Example], alike: Alike) -> None:
     empty = [name for name in SIDES if not parts[name]]
-    if empty:
-        raise DataError(
-            f"{rows} rows in units that belong together leave {' and '.join(empty)} empty",
-            "add rows, raise `split.near_duplicate` (fewer rows count as alike), or check the sources' `group` column",
-        )
+    if not empty:
+        return
+    together = units(rows, alike.similarity.clusters())
+    largest = max(map(len, together), default=0)
+    groups = len({row.group for row in rows if row.group is not None})
+    named = f" and {groups} declared groups" if groups else ""
+    raise DataError(
+        f"the split leaves {' and '.join(empty)} empty: {len(rows)} rows{named} make only {len(together)} units of "
+        f"rows that have to stay together (near duplicates, groups), and the largest holds {largest} rows",
+        "add rows that differ, raise `split.near_duplicate` (fewer rows count as alike), or check the sources' `group` "
+        "column",
+    )
 
 
 def _account(work: Work, parts: Mapping[Side, Sequence[Example]], sides: Sides) -> Account:

@@ -1,63 +1,123 @@
 """What earlier splits decided, so that test rows stay test rows across retrainings.
 
-    5_split/frozen_test.json      {"11": {"9f1c20e4a7b35d68": ["test", "77ab01c2d3e4f506"], ...}}
-                                   seed    row's id             side    hash of the normalised question
+    data/TASK/frozen_test.jsonl, to be committed with the task: hashes only, no text
+    {"seed": 11, "side": "test", "id": "9f1c20e4a7b35d68", "question": "77ab01c2d3e4f506", "signature": "kPO1…"}
+    {"seed": 11, "side": "train", "id": "0b3a…", "question": "51c2…"}
 
 Rows that vanish are remembered too: when they come back, or the same question comes back under another id, it is still
-known which side it was on. The memory belongs to the seed: another `split.seed` deliberately draws a new test set (and
-returning to the old seed finds the old one). The file is written only for a split that passed its check.
+known which side it was on. A reworded test row is recognised by its MinHash signature: 126 hashes of 8 bits of what the
+question says beyond what many rows share (Li and König, "b-Bit Minwise Hashing", WWW 2010), from which no text can be
+read. The estimate is off by 0.04 (one standard error), so rows that are nearly near enough count as test rows as well.
 
-What it is not: the rules that use it (sides.py).
+The memory belongs to the seed: another `split.seed` deliberately draws a new test set (and returning to the old seed
+finds the old one). The file is written only for a split that passed its check, and its absence beside such a split is
+an error: without it trained rows could become test rows unnoticed. What it is not: the rules that use it (sides.py).
 """
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from upath import UPath
 
+from finetune_pipeline.clean.grams import taken
+from finetune_pipeline.clean.near import HASHES, band_keys, bands_for, signatures
 from finetune_pipeline.errors import StorageError
-from finetune_pipeline.records import Example, content_id
-from finetune_pipeline.split.overlap import asked
+from finetune_pipeline.records import Example, content_id, dumps
+from finetune_pipeline.split.overlap import Alike, asked
 from finetune_pipeline.split.sides import Side
 from finetune_pipeline.store import TaskStore, write_atomic
 
-Memory: TypeAlias = Mapping[str, tuple[Side, str]]
+MARGIN = 0.08  # two standard errors of the estimated similarity: of what is just near enough one in 40 is missed
+CHANCE = 1 / 256  # how often two different hashes have the same lowest 8 bits
+_SAME_KEY = 64  # frozen rows of one key that a row is compared with, in each band
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The side a row was put on, the hash of its question, and (test rows) the signature of what it asks."""
+
+    side: Side
+    question: str
+    signature: str = ""
+
+
+Memory: TypeAlias = Mapping[str, Decided]
 
 
 def frozen_file(store: TaskStore) -> UPath:
-    return store.stage_folder("5_split") / "frozen_test.json"
+    return store.root / "frozen_test.jsonl"
 
 
 def recall(store: TaskStore, seed: int) -> Memory:
-    """The sides decided under this seed, by row id; empty before the first split. StorageError when damaged."""
-    rows = _read(frozen_file(store)).get(str(seed), {})
-    return {id_: (side, fingerprint) for id_, (side, fingerprint) in rows.items()}
+    """The sides decided under this seed, by row id; empty before the first split.
+
+    StorageError when the file is damaged, or says nothing of a seed with which rows were split before.
+    """
+    memory = _read(frozen_file(store)).get(seed, {})
+    if not memory and any(_passed_with(manifest, seed) for manifest in store.manifests("data_split")):
+        raise StorageError(
+            f"{frozen_file(store)}, which says which rows are test rows for good, is missing (or says nothing of "
+            f"`split.seed: {seed}`), though rows were split with this seed before",
+            "restore it from version control or a backup (it is committed with the task); to begin a new test set "
+            "on purpose, declare another `split.seed`",
+        )
+    return memory
 
 
-def remember(store: TaskStore, seed: int, memory: Memory) -> None:
-    """Keep `memory` as the decisions of this seed; those of other seeds stay."""
+def remember(store: TaskStore, seed: int, memory: Memory) -> bool:
+    """Keep `memory` as the decisions of this seed; those of other seeds stay. Whether the file had to be written."""
     path = frozen_file(store)
     seeds = _read(path)
-    if recall(store, seed) != memory:
-        write_atomic(path, json.dumps({**seeds, str(seed): dict(memory)}))
+    changed = seeds.get(seed, {}) != memory
+    if changed:
+        write_atomic(path, "".join(_lines({**seeds, seed: memory})))
+    return changed
 
 
 def known_sides(rows: Sequence[Example], memory: Memory) -> dict[str, Side]:
     """The side of each row that was decided before: by its id, else by its question (test wins over training)."""
     questions: dict[str, Side] = {}
-    for side, fingerprint in memory.values():
-        if questions.get(fingerprint) != "test":
-            questions[fingerprint] = side
-    found = {row.id: memory[row.id][0] if row.id in memory else questions.get(question(row)) for row in rows}
+    for decided in memory.values():
+        if questions.get(decided.question) != "test":
+            questions[decided.question] = decided.side
+    found = {row.id: memory[row.id].side if row.id in memory else questions.get(question(row)) for row in rows}
     return {id_: side for id_, side in found.items() if side is not None}
 
 
-def extended(memory: Memory, rows: Sequence[Example], side: Mapping[str, Side]) -> Memory:
+def resembling(rows: Sequence[Example], known: Mapping[str, Side], memory: Memory, alike: Alike) -> dict[str, str]:
+    """New rows (not `known`) that are near duplicates of a frozen test row: the id of each, and that of the test row.
+    The test row need not be among the rows any more."""
+    new = [row.id for row in rows if row.id not in known]
+    frozen = [(id_, decided.signature) for id_, decided in memory.items() if decided.signature]
+    if not new or not frozen or alike.similarity.threshold >= 1:
+        return {}
+    theirs = np.stack([np.frombuffer(base64.b64decode(signature), np.uint8) for _, signature in frozen])
+    places = alike.similarity.at[[alike.at[id_] for id_ in new]]
+    ours, need = _bytes_of(places, alike), alike.similarity.least[places]
+    nearest: dict[str, str] = {}
+    for i, j in _sharing_a_band(ours, theirs, *bands_for(alike.similarity.threshold)):
+        estimate = ((ours[i] == theirs[j]).mean(axis=1) - CHANCE) / (1 - CHANCE)
+        for hit in np.flatnonzero(estimate >= need[i] - MARGIN):
+            nearest.setdefault(new[i[hit]], frozen[j[hit]][0])
+    return nearest
+
+
+def extended(memory: Memory, rows: Sequence[Example], side: Mapping[str, Side], alike: Alike) -> Memory:
     """The memory with this split's decisions; rows that were dropped or are gone keep what was said of them before."""
-    return {**memory, **{row.id: (side[row.id], question(row)) for row in rows if row.id in side}}
+    decided = {row.id: Decided(side[row.id], question(row)) for row in rows if row.id in side}
+    tests = [id_ for id_, one in decided.items() if one.side == "test"]
+    if tests:
+        signed = _bytes_of(alike.similarity.at[[alike.at[id_] for id_ in tests]], alike)
+        for id_, signature in zip(tests, signed, strict=True):
+            decided[id_] = replace(decided[id_], signature=base64.b64encode(signature.tobytes()).decode())
+    return {**memory, **decided}
 
 
 def question(row: Example) -> str:
@@ -65,15 +125,66 @@ def question(row: Example) -> str:
     return content_id(asked(row))
 
 
-def _read(path: UPath) -> dict[str, dict[str, tuple[Side, str]]]:
+def _bytes_of(places: npt.NDArray[np.int64], alike: Alike) -> npt.NDArray[np.uint8]:
+    """The lowest 8 bits of each hash: rows × HASHES."""
+    return (signatures(taken(places, alike.similarity.grams)) & np.uint32(0xFF)).astype(np.uint8)
+
+
+def _sharing_a_band(
+    ours: npt.NDArray[np.uint8], theirs: npt.NDArray[np.uint8], bands: int, width: int
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Positions (ours, theirs) of signatures that agree in a band, in pieces."""
+    for start in range(0, bands * width, width):
+        keys, wanted = band_keys(theirs[:, start : start + width]), band_keys(ours[:, start : start + width])
+        order = np.argsort(keys, kind="stable")
+        first = np.searchsorted(keys[order], wanted)
+        for step in range(_SAME_KEY):
+            at = (first + step).clip(max=len(order) - 1)
+            same = np.flatnonzero((keys[order[at]] == wanted) & (first + step < len(order)))
+            if not len(same):
+                break
+            yield same, order[at[same]]
+
+
+def _passed_with(manifest: Mapping[str, object], seed: int) -> bool:
+    """Whether this split was made with the seed and passed: only then the memory was written."""
+    declared, verdict = manifest.get("declaration"), manifest.get("verdict")
+    made_with = declared.get("split", {}).get("seed") if isinstance(declared, dict) else None
+    return made_with == seed and isinstance(verdict, dict) and bool(verdict.get("passed"))
+
+
+def _lines(seeds: Mapping[int, Memory]) -> Iterator[str]:
+    """A line a row, by seed, test rows first, then by id: a version control shows what a split added."""
+    for seed, memory in sorted(seeds.items()):
+        for id_, decided in sorted(memory.items(), key=lambda item: (item[1].side != "test", item[0])):
+            signed = {"signature": decided.signature} if decided.signature else {}
+            row = {"seed": seed, "side": decided.side, "id": id_, "question": decided.question, **signed}
+            yield dumps(row) + "\n"
+
+
+def _read(path: UPath) -> dict[int, dict[str, Decided]]:
     try:
-        seeds: dict[str, dict[str, tuple[Side, str]]] = json.loads(path.read_text(encoding="utf-8"))
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except json.JSONDecodeError as error:
-        raise StorageError(
-            f"{path}, which says which rows are test rows for good, is damaged: {error}",
-            "restore it from a backup; without it trained rows could become test rows unnoticed. If there is none, "
-            "remove it and declare another `split.seed`",
-        ) from error
+    seeds: dict[int, dict[str, Decided]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            decided = Decided(row["side"], row["question"], row.get("signature", ""))
+            seeds.setdefault(row["seed"], {})[row["id"]] = _sound(decided)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StorageError(
+                f"{path}:{number}: the file that says which rows are test rows for good is damaged: {error!r}",
+                "restore it from version control or a backup; without it trained rows could become test rows "
+                "unnoticed. If there is none, remove it and declare another `split.seed`",
+            ) from error
     return seeds
+
+
+def _sound(decided: Decided) -> Decided:
+    if decided.side not in ("train", "validation", "test"):
+        raise ValueError(f"side {decided.side!r} is none of train, validation, test")
+    if decided.signature and len(base64.b64decode(decided.signature, validate=True)) != HASHES:
+        raise ValueError(f"a signature is {HASHES} bytes")
+    return decided

@@ -6,14 +6,16 @@ duplicates, transitively (`units`). Three rules, in this order:
 
 1. What was decided before stays. A row that was in test never trains, a row that trained never becomes test (models
    made from it exist, and would be judged on what they learned). Rows are known by id, or by the same question.
-2. New rows follow what they belong to: a unit with test rows is test, one with training rows is training. Where a new
-   row links test rows with training rows it is dropped (`near-frozen-test`): on either side it would leak. Where such
-   rows overlap directly (a group or threshold declared later) the training row is dropped: test is frozen.
+2. New rows follow what they belong to: a unit with test rows (or with rows that resemble a frozen test row which is
+   gone) is test, one with training rows is training. Where a new row links test rows with training rows it is dropped
+   (`near-frozen-test`): on either side it would leak. Where such rows overlap directly (a group or threshold declared
+   later) the training row is dropped: test is frozen.
 3. Free units are ordered, within each slice, by a hash of seed and lowest row id, and fill first the test's share of
    the slice, then the validation's, so that small slices are present in test. What large groups make impossible in
    one slice is made up for in the next.
 
-    assign(rows, units(rows, near), known={}, rules=Split(), slices=[...]).side       {"9f1c…": "train", ...}
+    assign(rows, units(rows, near), known={}, rules=Split(), slices=[...], alike=alike_of(rows, 0.6)).side
+    # {"9f1c…": "train", ...}
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import Literal, TypeAlias
 
 from finetune_pipeline.config import Split
 from finetune_pipeline.records import Drop, Example, content_id
-from finetune_pipeline.split.overlap import overlaps
+from finetune_pipeline.split.overlap import Alike, overlaps
 
 STAGE = "split"
 SMALL_SLICE = 3  # a slice with this many units has at least one test row, and still two to learn from
@@ -75,21 +77,27 @@ def assign(
     known: Mapping[str, Side],
     rules: Split,
     slices: Sequence[str],
+    alike: Alike,
+    resembling: Mapping[str, str] | None = None,
 ) -> Sides:
     """Give every row a side, or a drop with its reason.
 
     `together`: indices of the rows that must stay together (see `units`); `known`: sides decided before, by row id
-    (see memory.py); `slices`: the slice of each row.
+    (see memory.py); `slices`: the slice of each row; `alike`: how alike the rows are (see overlap.py);
+    `resembling`: new rows that are near a frozen test row, and its id (see memory.py).
     """
+    resembling = resembling or {}
     side: dict[str, Side] = {}
     drops: list[Drop] = []
     free: list[_Unit] = []
     sliced = {row.id: name for row, name in zip(rows, slices, strict=True)}
     for indices in together:
         unit = [rows[i] for i in indices]
-        decided = {known[row.id] for row in unit if row.id in known}
+        decided: set[Side] = {known[row.id] for row in unit if row.id in known}
+        if any(row.id in resembling for row in unit):
+            decided.add("test")
         if "test" in decided and len(decided) > 1:
-            kept, cut = _cut(unit, known, rules.near_duplicate)
+            kept, cut = _cut(unit, known, alike, resembling)
             side.update(kept)
             drops.extend(cut)
         elif decided:
@@ -101,19 +109,18 @@ def assign(
     return Sides(side, tuple(drops))
 
 
-def _cut(unit: Sequence[Example], known: Mapping[str, Side], threshold: float) -> tuple[dict[str, Side], list[Drop]]:
+def _cut(
+    unit: Sequence[Example], known: Mapping[str, Side], alike: Alike, resembling: Mapping[str, str]
+) -> tuple[dict[str, Side], list[Drop]]:
     """Part a unit that holds rows of both test and training: what itself overlaps with a test row goes, the rest
     trains. What overlaps is what the gate will look for (overlap.py): directly, no longer through others."""
     test = [row for row in unit if known.get(row.id) == "test"]
     others = [row for row in unit if known.get(row.id) != "test"]
-    near = {found.other: found for found in reversed(overlaps(test, others, threshold))}
+    near = {row.id: f"near duplicate of test row {resembling[row.id]}" for row in others if row.id in resembling}
+    near |= {found.other: f"{found.kind} of test row {found.test}" for found in reversed(overlaps(test, others, alike))}
     side: dict[str, Side] = {row.id: "test" for row in test}
     side.update({row.id: known.get(row.id, "train") for row in others if row.id not in near})
-    drops = [
-        Drop(row.id, row.origin, STAGE, "near-frozen-test", f"{near[row.id].kind} of test row {near[row.id].test}")
-        for row in others
-        if row.id in near
-    ]
+    drops = [Drop(row.id, row.origin, STAGE, "near-frozen-test", near[row.id]) for row in others if row.id in near]
     return side, drops
 
 

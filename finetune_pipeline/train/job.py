@@ -26,6 +26,7 @@ from finetune_pipeline.train.encode import Encoded, encode, shared_prefix
 from finetune_pipeline.train.loop import BETAS, Loop
 from finetune_pipeline.train.packed import PackedModel
 from finetune_pipeline.train.precision import fast_bf16, name_of
+from finetune_pipeline.train.replay import Replay, general_texts
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -60,7 +61,8 @@ def _train(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     state = checkpoint.load(folder, weights, optimiser, report)
     resumed_at = state.step
-    return _tracked(spec, report, rules, wrapped, packed, weights, optimiser, rows, state) | {
+    replay = replay_for(wrapped, packed, tokenizer, end_ids, rules)
+    return _tracked(spec, report, rules, wrapped, packed, weights, optimiser, rows, state, replay) | {
         "resumed_at": resumed_at,
         "trainable_parameters": sum(weight.numel() for weight in weights.values()),
         "precision": name_of(_bf16(rules)),
@@ -79,6 +81,7 @@ def _tracked(
     optimiser: Any,
     rows: dict[str, list[Encoded]],
     state: checkpoint.State,
+    replay: Replay | None,
 ) -> dict[str, Any]:
     """Train inside the MLflow run of the checkpoint (or a new one), and keep what came out there as well."""
     from finetune_pipeline import tracking
@@ -97,6 +100,7 @@ def _tracked(
             Path(spec["checkpoints"]),
             report,
             run.log_metrics,
+            replay,
         )
         loop.run(rows["train"], rows["validation"], state, optimiser)
         save_adapter(wrapped, out, spec["base_id"])
@@ -144,6 +148,16 @@ def with_adapter(model: Any, rules: Train) -> tuple[Any, int]:
     return wrapped, frozen
 
 
+def replay_for(
+    wrapped: Any, packed: PackedModel, tokenizer: Any, end_ids: frozenset[int], rules: Train
+) -> Replay | None:
+    """The general texts of the training; None where `train.keep_general.weight` is 0."""
+    if not rules.keep_general.weight:
+        return None
+    texts = encode(general_texts(), tokenizer, "", end_ids)
+    return Replay(packed, texts, rules.keep_general, rules.seed, wrapped.disable_adapter, _bf16(rules))
+
+
 def save_adapter(wrapped: Any, out: Path, base_id: str) -> None:
     """In peft's own format. The base is named by its id: a folder of this machine would mean nothing elsewhere."""
     for config in wrapped.peft_config.values():
@@ -157,6 +171,7 @@ def figures(state: checkpoint.State, rows: list[Encoded], rules: Train) -> dict[
     """What training.json says of the run. Tokens are counted as a plain trainer does: rows with their instruction."""
     losses = [line["loss"] for line in state.history if "loss" in line]
     validation = [line["validation_loss"] for line in state.history if "validation_loss" in line]
+    general = [line["general_divergence"] for line in state.history if "general_divergence" in line][-20:]
     per_row = sum(len(row.ids) for row in rows) / max(1, len(rows))
     tokens = per_row * min(len(rows), rules.batch_rows) * state.step
     return {
@@ -169,6 +184,7 @@ def figures(state: checkpoint.State, rows: list[Encoded], rules: Train) -> dict[
         "loss_last": sum(losses[-5:]) / len(losses[-5:]),
         "validation_loss_start": validation[0],
         "validation_loss": validation[-1],
+        "general_divergence": sum(general) / len(general) if general else None,
     }
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from finetune_pipeline.records import Reporter
 from finetune_pipeline.train import checkpoint
 from finetune_pipeline.train.encode import Encoded
 from finetune_pipeline.train.packed import PackedModel
+from finetune_pipeline.train.precision import autocast
+from finetune_pipeline.train.replay import Replay
 from finetune_pipeline.train.schedule import batch_at, pieces, rate_at, total_steps
 
 SMOOTHING = 0.9
@@ -27,7 +28,8 @@ BETAS = (0.9, 0.999)
 
 @dataclass
 class Loop:
-    """One training. `weights`: the trainable tensors by name; `tell`: where metrics go (MLflow), by step."""
+    """One training. `weights`: the trainable tensors by name; `tell`: where metrics go (MLflow), by step; `replay`: the
+    general texts of each step, None for none."""
 
     model: PackedModel
     weights: Mapping[str, Any]
@@ -37,6 +39,7 @@ class Loop:
     folder: Path
     report: Reporter
     tell: Callable[[dict[str, float], int], None]
+    replay: Replay | None = None
 
     def run(
         self, train: Sequence[Encoded], validation: Sequence[Encoded], state: checkpoint.State, optimiser: Any
@@ -77,12 +80,18 @@ class Loop:
             group["lr"] = rate
         batch = [train[place] for place in batch_at(step, len(train), self.rules)]
         supervised = sum(len(row.answer) for row in batch)
-        started, loss = time.monotonic(), 0.0
+        started, loss, kept = time.monotonic(), 0.0, {}
+        general = self.replay.at(step) if self.replay else []
         for piece in pieces(batch, self.prefix, self.rules.max_tokens_per_batch):
-            with self._precision():
-                part, _ = self.model.loss(piece)
-            (part / supervised).backward()
+            with autocast(self.bf16):
+                part, logits = self.model.forward(piece, general)
             loss += float(part.detach()) / supervised
+            objective = part / supervised
+            if self.replay and general:
+                divergence = self.replay.divergence(step, logits)
+                objective = objective + self.replay.weight * divergence
+                general, kept = [], {"general_divergence": float(divergence.detach())}  # with the first piece alone
+            objective.backward()
         norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.rules.clip)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -92,6 +101,7 @@ class Loop:
             "gradient_norm": float(norm),
             "learning_rate": rate,
             "tokens_per_second": tokens / (time.monotonic() - started),
+            **kept,
         }
 
     def validate(self, rows: Sequence[Encoded]) -> float:
@@ -99,17 +109,11 @@ class Loop:
         import torch
 
         total, count = 0.0, 0
-        with torch.no_grad(), self._precision():
+        with torch.no_grad(), autocast(self.bf16):
             for piece in pieces(rows, self.prefix, self.rules.max_tokens_per_batch):
                 loss, supervised = self.model.loss(piece)
                 total, count = total + float(loss), count + supervised
         return total / max(1, count)
-
-    def _precision(self) -> Any:
-        import torch
-
-        device = next(iter(self.weights.values())).device.type
-        return torch.autocast(device, torch.bfloat16) if self.bf16 else nullcontext()
 
     def _watch(self, state: checkpoint.State) -> None:
         """Stop a training that cannot end well, and say when it went wrong."""

@@ -5,7 +5,9 @@ Elsewhere bf16 is emulated: on an AVX512 Xeon without it a matrix product ran at
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -21,3 +23,10 @@ def fast_bf16() -> bool:
 
 def name_of(bf16: bool) -> str:
     return "bf16" if bf16 else "fp32"
+
+
+def autocast(bf16: bool) -> Any:
+    """The context in which a training computes: matrix products in bf16, or all in fp32."""
+    import torch
+
+    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16) if bf16 else nullcontext()

@@ -44,6 +44,21 @@ def work(spec, report):
         os.kill(os.getpid(), signal.SIGKILL)
     if do == "leave":
         return None
+    if do == "finish":
+        report.log("begun")
+        try:
+            while True:
+                report.alive()
+                time.sleep(0.05)
+        finally:
+            end = time.process_time() + 1.5
+            while time.process_time() < end:
+                pass
+            open(spec["mark"], "w").write("in good order")
+    if do == "hang":
+        report.log("begun")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
     if do == "wait":
         child = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE)
         child.stdout.readline()
@@ -146,6 +161,20 @@ def test_a_cancelled_job_ends_in_good_order_with_all_it_started(tmp_path: Path) 
         run(tmp_path, report, do="wait", mark=str(tmp_path / "mark"))
     assert (tmp_path / "mark").read_text("utf-8") == "in good order"
     assert gone(int(report.lines[0]))  # a grandchild that ignores TERM
+
+
+def test_a_cancelled_job_may_work_on_to_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is: what counts is that it computes."""
+    monkeypatch.setattr(local, "GRACE_SECONDS", 0.7)
+    with pytest.raises(errors.JobCancelled):
+        run(tmp_path, Listener(cancel=True), do="finish", mark=str(tmp_path / "mark"))
+    assert (tmp_path / "mark").read_text("utf-8") == "in good order"
+
+
+def test_a_cancelled_job_that_does_nothing_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "GRACE_SECONDS", 0.7)
+    with pytest.raises(errors.JobCancelled):
+        run(tmp_path, Listener(cancel=True), do="hang")
 
 
 def test_a_job_ends_when_its_parent_is_killed(tmp_path: Path) -> None:

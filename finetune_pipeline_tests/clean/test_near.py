@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from finetune_pipeline.clean.grams import grams_of
-from finetune_pipeline.clean.near import bands_for, clusters, pairs
+from finetune_pipeline.clean import near
+from finetune_pipeline.clean.grams import I64, distinct, grams_of, without
+from finetune_pipeline.clean.near import bands_for
 from finetune_pipeline.clean.normalise import normalise
+from finetune_pipeline.clean.similarity import measure
 
 
 def gram_set(text: str) -> set[str]:
@@ -21,6 +24,10 @@ def gram_set(text: str) -> set[str]:
 def similarity(one: str, other: str) -> float:
     a, b = gram_set(one), gram_set(other)
     return len(a & b) / len(a | b)
+
+
+def pairs(texts: list[str], threshold: float) -> list[tuple[int, int, float]]:
+    return sorted(measure(texts, threshold).pairs())
 
 
 def sentences(count: int, words: tuple[int, int], seed: int = 3) -> list[str]:
@@ -53,10 +60,37 @@ def test_pairs_are_those_of_brute_force(threshold: float, words: tuple[int, int]
     assert len(found) >= 0.99 * len(expected)
 
 
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("words", [(1, 4), (8, 30)])
+def test_between_finds_every_pair_without_chance(threshold: float, words: tuple[int, int]) -> None:
+    texts = sentences(240, words, seed=int(threshold * 100))
+    alike = measure(texts, threshold)
+    left, right = range(90), range(90, 240)
+    expected = {(i, j) for i in left for j in right if similarity(texts[i], texts[j]) >= threshold}
+    found = {(i, j): value for i, j, value in alike.between(left, right)}
+    sets = [{alike.at[i] for i, _ in pairs} | {alike.at[j] for _, j in pairs} for pairs in (found, expected)]
+    assert sets[0] == sets[1], "every text that has a near duplicate on the other side is named"
+    assert {(alike.at[i], alike.at[j]) for i, j in found} == {(alike.at[i], alike.at[j]) for i, j in expected}
+    assert expected, "the data must have something to find"
+    assert all(value == pytest.approx(similarity(texts[i], texts[j])) for (i, j), value in found.items())
+
+
+def test_between_is_exact_whatever_the_budget_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = sentences(300, (3, 12))
+    found = []
+    for budget in (0, 3, 50, 10**9):
+        monkeypatch.setattr("finetune_pipeline.clean.exact._BUDGET", budget)
+        monkeypatch.setattr("finetune_pipeline.clean.exact._BLOCK", 200)
+        found.append(sorted(measure(texts, 0.6).between(range(100), range(100, 300))))
+    assert found[0]
+    assert all(one == found[0] for one in found)
+
+
 def test_equal_after_normalising_is_one_and_short_texts_work() -> None:
     assert pairs(["Hi!", "hi", "ho", "", "?"], 0.8) == [(0, 1, 1.0)]
     assert pairs(["", ""], 0.8) == [(0, 1, 1.0)]
     assert pairs([], 0.8) == []
+    assert measure([], 0.8).clusters() == []
     assert pairs(["a b c", "a b c.", "a b d"], 1.0) == [(0, 1, 1.0)]
 
 
@@ -64,30 +98,38 @@ def test_every_equal_text_is_paired_with_what_is_near() -> None:
     texts = ["where is my parcel now", "Where is my parcel, now?", "where is my parcel now please"]
     assert [(i, j) for i, j, _ in pairs(texts, 0.7)] == [(0, 1), (0, 2), (1, 2)]
     assert [(i, j) for i, j, _ in pairs(["same"] * 20, 0.7) if i > 0 and j > 8] == []  # linked to the first is enough
-    assert [[index for index, _ in cluster] for cluster in clusters(["same"] * 20, 0.7)] == [list(range(20))]
+    assert measure(["same"] * 20, 0.7).clusters() == [list(range(20))]
 
 
-def test_clusters_are_linked_over_several_steps_and_name_the_nearest() -> None:
+def test_clusters_are_linked_over_several_steps() -> None:
     start = "where is my parcel number one"
     texts = [start, "other", f"{start} please", f"{start} please, do it"]
-    (cluster,) = clusters(texts, 0.75)
-    assert [index for index, _ in cluster] == [0, 2, 3]
+    assert measure(texts, 0.75).clusters() == [[0, 2, 3]]
     assert similarity(texts[0], texts[3]) < 0.75
-    assert dict(cluster)[0] == pytest.approx(similarity(texts[0], texts[2]))
 
 
-def test_a_crowd_from_one_template_is_one_cluster() -> None:
-    texts = [f"dear team please cancel order number {n} as soon as you can, thanks a lot" for n in range(1000)]
-    found = clusters(texts, 0.8)
-    assert [len(cluster) for cluster in found] == [1000]
-
-
-def test_result_does_not_depend_on_order_or_seed() -> None:
+def test_result_does_not_depend_on_order() -> None:
     texts = sentences(200, (8, 20))
     order = np.random.default_rng(0).permutation(len(texts))
     moved = [texts[i] for i in order]
     plain = {frozenset((i, j)) for i, j, _ in pairs(texts, 0.8)}
-    assert {frozenset((int(order[i]), int(order[j]))) for i, j, _ in pairs(moved, 0.8, seed=5)} == plain
+    assert {frozenset((int(order[i]), int(order[j]))) for i, j, _ in pairs(moved, 0.8)} == plain
+
+
+def test_a_crowd_is_not_compared_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates are counted: of four million pairs that are all near, a few for each row are looked at."""
+    counted: list[int] = []
+    verified = near._verified
+
+    def counting(codes: I64, index: near._Index) -> Iterator[near.Pairs]:
+        counted.append(len(codes))
+        return verified(codes, index)
+
+    monkeypatch.setattr(near, "_verified", counting)
+    common = "of the long text that they all have in common and that fills the row nearly to its very end"
+    grams = grams_of([f"number {n} {common}" for n in range(2800)])
+    near.linked(grams, np.full(2800, 0.6), crowd=50)
+    assert sum(counted) < 10 * 2800
 
 
 def test_grams_are_sets_of_each_text_alone() -> None:
@@ -95,6 +137,16 @@ def test_grams_are_sets_of_each_text_alone() -> None:
     assert list(grams.sizes) == [2, 6, 1]
     first, second = (set(grams.values[s : s + n]) for s, n in list(zip(grams.starts, grams.sizes, strict=True))[:2])
     assert first < second
+
+
+def test_grams_left_out_and_equal_sets() -> None:
+    grams = grams_of(["abcdef", "abcdefg", "abcdef", "zzzzz"])
+    dropped = np.sort(grams.values[:2])
+    slim = without(grams, dropped, np.array([True, True, False, True]))
+    assert list(slim.sizes) == [2, 1, 2, 1], "a set of nothing else stays as it is"
+    first, at = distinct(grams)
+    assert len(first) == 3
+    assert at[0] == at[2] != at[1]
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_pipeline.clean.assets import clean_examples
+from finetune_pipeline.clean.assets import clean_examples, ledger
 from finetune_pipeline.clean.duplicates import same_question
 from finetune_pipeline.clean.rows import Cleaned, clean
 from finetune_pipeline.config import AnswerFormat, Clean
@@ -112,13 +112,74 @@ def test_contradictions_are_all_dropped_or_kept_as_declared() -> None:
     assert dropped(cleaned(rows, contradictions="keep")) == {"2": "exact-duplicate"}
 
 
-def test_a_near_question_contradicts_only_if_the_difference_means_nothing() -> None:
-    assert set(dropped(cleaned([(NEAR, "delivery"), (NEAR.replace("kettle", "kettel"), "refund")])).values()) == {
-        "contradiction"
-    }
-    assert dropped(cleaned([(NEAR, "delivery"), (NEAR.replace("waiting", "not waiting"), "refund")])) == {}
-    rows = [(f"{NEAR}, order HV-{n}", json.dumps({"intent": "delivery", "order": f"HV-{n}"})) for n in (48213, 48214)]
-    assert dropped(cleaned(rows, ORDER)) == {}
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Is it worth to learn C for a new job this year?", "Is it worth to learn C# for a new job this year?"),
+        ("It has 40 C in here, is that all right?", "It has -40 C in here, is that all right?"),
+        ("What does the expression *p mean in this line?", "What does the expression &p mean in this line?"),
+        (f"{NEAR} that arrived on Tuesday", f"{NEAR} that arrived on Thursday"),
+        (f"{NEAR} of my hypoglycemia", f"{NEAR} of my hyperglycemia"),
+        ("what is 5! in numbers", "what is 5 in numbers"),
+        ("what is x < y called in this book", "what is x > y called in this book"),
+        (NEAR, NEAR.replace("kettle", "kettel")),
+        (NEAR, NEAR.replace("waiting", "not waiting")),
+    ],
+)
+def test_a_near_question_with_another_answer_stays(one: str, other: str) -> None:
+    assert dropped(cleaned([(one, "delivery"), (other, "refund")])) == {}
+
+
+def test_a_question_is_identical_but_for_case_spaces_and_closing_marks() -> None:
+    rows = [("Caf\u00e9 near  ME?", "delivery"), ("cafe\u0301 near me", "refund")]
+    assert set(dropped(cleaned(rows)).values()) == {"contradiction"}
+    two = [("is C typed?", "delivery"), ("is C# typed?", "delivery")]
+    assert dropped(cleaned(two)) == {"1": "near-duplicate"}
+    assert dropped(cleaned(two, near_duplicate=1.0)) == {}
+
+
+def test_near_questions_that_disagree_for_no_reason_are_proposed_to_people() -> None:
+    near = [(NEAR, "delivery"), (NEAR.replace("kettle", "kettel"), "refund"), ("else", "refund")]
+    result = cleaned(near)
+    assert [line["rows"] for line in result.conflicts] == [["0", "1"]]
+    assert result.summary()["conflicts"] == 1
+    orders = [(f"{NEAR}, order HV-{n}", json.dumps({"intent": "delivery", "order": f"HV-{n}"})) for n in (48213, 48214)]
+    assert (dropped(cleaned(orders, ORDER)), cleaned(orders, ORDER).conflicts) == ({}, [])
+    assert cleaned(near, contradictions="keep").conflicts == []
+
+
+def test_free_text_may_have_several_answers_to_one_question() -> None:
+    rows = [
+        ("name[Aromi], area[centre]", f"Aromi is a place in the {word}.") for word in ("centre", "center", "middle")
+    ]
+    result = cleaned([*rows, rows[0]], AnswerFormat())
+    assert dropped(result) == {"3": "exact-duplicate"}
+    assert result.summary()["several_answers"] == {"questions": 1, "rows": 3}
+    assert set(dropped(cleaned([("one", "C"), ("one", "C#")], AnswerFormat()))) == set()
+    checks = ledger(4, result, "hash").checks
+    assert [(check.severity, check.passed) for check in checks] == [("error", True), ("warning", False)]
+    assert "1 questions have several answers, in 3 rows" in checks[1].observed
+
+
+def test_an_instruction_of_every_row_makes_no_duplicates() -> None:
+    told = (
+        "Sort the message of the customer into one of the intents, and answer with the name of the intent only. Think "
+        "about what the person wants to reach, not about single words. Write it in lower case, without quotes and "
+        "without a full stop at the end; if none of them seems to fit, choose the one that is nearest. Here it is: "
+    )
+    rows = [(f"{told}{word * 4} and {word}", "refund") for word in ("abc", "def", "ghi", "jkl", "mno", "pqr", "stu")]
+    rows += [(f"{told}{word * 5} or {word}", "refund") for word in ("vwx", "yza", "bcd", "efg", "hij", "klm", "nop")]
+    rows += [(f"{told}{word * 6} not {word}", "refund") for word in ("qrs", "tuv", "wxy", "zab", "cde", "fgh", "ijk")]
+    assert dropped(cleaned(rows, max_tokens=500)) == {}
+
+
+def test_ten_thousand_equal_rows_and_as_many_contradictions() -> None:
+    assert len(cleaned([("where is it?", "refund")] * 10_000).kept) == 1
+    result = cleaned(
+        [("where is it?", json.dumps({"intent": "refund", "order": str(n)})) for n in range(10_000)], ORDER
+    )
+    assert len(result.drops) == 10_000
+    assert result.drops[0].detail == "the same question has another answer in 1, 2, 3 and 9996 more"
 
 
 @pytest.mark.parametrize(

@@ -230,3 +230,25 @@ def test_the_first_verdict_fixes_the_round_and_a_later_round_says_that_it_is_one
         text = judge(client, "approve")
     assert "begins round 3, with rows that nobody has reviewed; a sample that shows 95.0%" in text
     assert sorted(path.name for path in rounds.iterdir()) == ["1.json", "2.json"]
+
+
+def test_rows_that_may_conflict_are_shown_and_judged_beside_the_sample(client: TestClient) -> None:
+    task, store = make("parcels")
+    drawn = store.current("review_sample")
+    assert drawn is not None
+    one, other = example(3), example(900)  # the first is in the sample, the second is not
+    pair = {"similarity": 0.95, "rows": [one.to_json(), other.to_json()]}
+    (drawn.folder / "flagged.jsonl").write_text(json.dumps(pair) + "\n", "utf-8")
+    sign_in(client)
+    text = client.get(PAGE).text
+    assert "Answers that may conflict" in text and f"{PAGE}?row={other.id}" in text
+    assert "0 of 12 reviewed" in text, "the sample is as large as before"
+    page = client.get(f"{PAGE}?row={other.id}").text
+    assert "Flagged row" in page and "Nearly the same question has another answer" in page and one.origin in page
+    text = judge(client, "reject", page=f"{PAGE}?row={other.id}")
+    assert "0 of 12 reviewed" in text and "(wrong)" in text
+    assert [review.id for review in inbox.load_for(store, task, [other])] == [other.id]
+    for _ in range(12):
+        text = judge(client, "approve")
+    assert "The review is complete" in text and "12 of 12 rows have all their verdicts" in text
+    assert "Answers that may conflict" in text

@@ -199,3 +199,73 @@ def test_a_window_that_a_row_outgrows_is_refused() -> None:
     decoder.admit([Request("long", list(range(1, 13)), 2)])
     with pytest.raises(ModelError, match="12 tokens outgrows the model's attention window of 8"):
         decoder.step()
+
+
+def test_a_row_whose_token_cannot_be_chosen_ends_alone(loaded: Loaded) -> None:
+    def dead_end(answer: Sequence[int]) -> Collection[int] | None:
+        return [] if len(answer) == 2 else None
+
+    def broken(answer: Sequence[int]) -> bool:
+        raise ValueError("no such thing")
+
+    decoder = Decoder(loaded.model, {END}, PREFIX)
+    decoder.admit([Request("good", PROMPTS[1], 8), Request("dead", PROMPTS[2], 8, allowed=dead_end)])
+    decoder.admit([Request("stop", PROMPTS[3], 8, stop=broken)])
+    given = run(decoder)
+    assert ids(given["good"]) == plain(loaded, PROMPTS[1], 8)
+    assert [len(given["dead"]), given["dead"][-1].reason] == [3, "error"] and "no token" in given["dead"][-1].error
+    assert [len(given["stop"]), given["stop"][-1].reason] == [1, "error"] and "no such thing" in given["stop"][-1].error
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1e-38, 1.0), (1e-320, 1.0), (1.0, 1e-300), (1e-38, 1e-300)])
+def test_extreme_sampling_is_greedy(loaded: Loaded, temperature: float, top_p: float) -> None:
+    decoder = Decoder(loaded.model, {END}, PREFIX)
+    decoder.admit([Request("a", PROMPTS[1], 8, temperature=temperature, top_p=top_p)])
+    assert ids(run(decoder)["a"]) == plain(loaded, PROMPTS[1], 8)
+
+
+def test_a_seed_that_no_generator_takes_is_refused(loaded: Loaded) -> None:
+    decoder = Decoder(loaded.model, {END}, PREFIX)
+    with pytest.raises(DataError, match="seed"):
+        decoder.admit([Request("a", PROMPTS[1], 8, temperature=1.0, seed=2**70)])
+
+
+@pytest.mark.parametrize("prefix", [PREFIX, []])
+def test_long_prompts_are_read_in_pieces_beside_the_others(loaded: Loaded, prefix: list[int]) -> None:
+    asked = {f"long{i}": PREFIX + prompt(90 + 7 * i, i) for i in range(3)}
+    asked |= {str(i): ids for i, ids in enumerate(PROMPTS)}
+    decoder = Decoder(loaded.model, {END}, prefix, max_rows=5, step_tokens=16, piece_tokens=40)
+    requests = [Request(name, ids, 25) for name, ids in asked.items()]
+    decoder.admit(requests[:6])
+    widths: list[int] = []
+    hook = loaded.model.register_forward_pre_hook(
+        lambda model, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        given = run(decoder, requests[6:])
+    finally:
+        hook.remove()
+    assert {name: ids(tokens) for name, tokens in given.items()} == {
+        name: plain(loaded, ids, 25) for name, ids in asked.items()
+    }
+    assert max(widths) <= 40 + 5 and not decoder.running
+
+
+def test_a_long_prompt_can_be_cancelled_while_it_is_read(loaded: Loaded) -> None:
+    decoder = Decoder(loaded.model, {END}, PREFIX, piece_tokens=20)
+    decoder.admit([Request("long", prompt(200, 1), 8), Request("next", prompt(100, 2), 8)])
+    assert decoder.step() == [] and (decoder.running, decoder.waiting) == (1, 1)
+    decoder.cancel({"long"})
+    assert ids(run(decoder)["next"]) == plain(loaded, prompt(100, 2), 8)
+
+
+def test_a_prompt_that_was_read_gets_the_next_place(loaded: Loaded) -> None:
+    """Those that came after it do not pass it for ever."""
+    decoder = Decoder(loaded.model, {END}, PREFIX, max_rows=2, piece_tokens=64)
+    decoder.admit(
+        [Request(f"s{i}", PROMPTS[i], 6 + 6 * (i % 2)) for i in range(12)] + [Request("long", prompt(300, 1), 4)]
+    )
+    order: list[str] = []
+    while decoder.running or decoder.waiting:
+        order += [token.id for token in decoder.step() if token.finished]
+    assert order.index("long") < 6

@@ -100,6 +100,13 @@ def test_one_question_with_two_answers_is_right_where_contradictions_are_kept() 
     assert rules.table([*two, two[0]], keep, 0, {})["question_unique"].tolist() == [False, True, False]
 
 
+def test_one_question_with_two_answers_is_right_in_free_text() -> None:
+    two = [row(1, question="hello there", answer="Hi!"), row(2, question="hello there", answer="Good morning.")]
+    text = declare(answer={"format": "text"})
+    assert rules.table(two, text, 0, {})["question_unique"].tolist() == [True, True]
+    assert rules.table([*two, two[0]], text, 0, {})["question_unique"].tolist() == [False, True, False]
+
+
 def test_the_same_last_word_in_two_conversations_is_no_repetition() -> None:
     def talk(number: int, topic: str) -> Example:
         said = (("user", topic), ("assistant", "Which one?"), ("user", "the blue one"), ("assistant", ANSWER))

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from finetune_pipeline import file_hashes
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest.assets import raw_examples, sources_fingerprint
 from finetune_pipeline.ingest.groups import group_of
 from finetune_pipeline.ingest.sources import problems, remarks
 from finetune_pipeline.materialise import Outcome, materialise
 from finetune_pipeline.records import Example, read_jsonl
-from finetune_pipeline.store import TaskStore
+from finetune_pipeline.store import TaskStore, sha256_file
 from finetune_pipeline_tests.artifacts import task, task_store, work
 
 
@@ -149,6 +150,28 @@ def test_fingerprint_follows_every_byte_and_never_fails(store: TaskStore) -> Non
     second = sources_fingerprint(declared, store)
     put(store, "b.csv", "text,label\n")
     assert len({missing, first, second, sources_fingerprint(declared, store)}) == 4
+
+
+def test_a_source_that_did_not_change_is_not_read_to_know_that(
+    store: TaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sensors ask every minute, and the desk with every page."""
+    read: list[Path] = []
+
+    def reading(path: Path) -> str:
+        read.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr(file_hashes, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(file_hashes, "sha256_file", reading)
+    put(store, "a.csv", "text,label\nhi,x\n")
+    put(store, "b.csv", "text,label\nho,y\n")
+    declared = task(sources=[{"path": "raw/*.csv"}])
+    assert len({sources_fingerprint(declared, store) for _ in range(5)}) == 1
+    assert len(read) == 2
+    put(store, "b.csv", "text,label\nha,y\n")
+    sources_fingerprint(declared, store)
+    assert [path.name for path in read[2:]] == ["b.csv"]
 
 
 def test_materialise_reads_again_only_when_a_file_changed(store: TaskStore) -> None:

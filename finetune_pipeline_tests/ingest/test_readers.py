@@ -127,7 +127,7 @@ def test_text_is_read_in_its_encoding(tmp_path: Path, encoding: str) -> None:
 
 def test_a_declared_encoding_is_taken_at_its_word(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("q,a\nSiparişim nerede?,kargo\n".encode("cp1254"))
-    assert next(open_rows(UPath(tmp_path / "a.csv"), encoding="cp1254").rows).value["q"] == "Siparişim nerede?"
+    assert next(iter(open_rows(UPath(tmp_path / "a.csv"), encoding="cp1254").rows)).value["q"] == "Siparişim nerede?"
 
 
 def test_odd_bytes_in_a_utf8_file_are_read_and_spoil_nothing(tmp_path: Path) -> None:

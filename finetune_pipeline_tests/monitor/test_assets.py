@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -123,6 +124,22 @@ def test_failed_requests_warn_but_start_no_retraining(store: TaskStore, tmp_path
     assert outcome.verdict is not None
     assert outcome.verdict.passed
     assert [check.name for check in failed(outcome)] == ["requests are answered"]
+
+
+def test_requests_without_an_answer_reach_the_report(store: TaskStore, tmp_path: Path) -> None:
+    left = {"status": "abandoned", "valid": None, "answer": None, "queued_seconds": 9.0}
+    refused = {"status": "refused", "valid": None, "answer": None, "question": None, "prompt_tokens": 0}
+    rows = usual(200) + [{**row, **left} for row in usual(60)]
+    rows += [{**row, **refused, "code": "busy"} for row in usual(30)]
+    rows += [{**row, **refused, "code": "invalid_value"} for row in usual(5)]
+    outcome, out = report(store, tmp_path, rows)
+    figures = json.loads((out / "report.json").read_text("utf-8"))
+    assert (figures["requests"], figures["abandoned"]) == (260, 60)
+    assert figures["refused"] == {"busy": 30, "invalid_value": 5} and figures["queued_p95_seconds"] == 9.0
+    (check,) = failed(outcome)
+    assert "90 of 290 requests got no answer: 30 found the endpoint full, 60 were given up" in check.observed
+    html = (out / "report.html").read_text("utf-8")
+    assert "given up by the client" in html and "<td>busy</td>" in html
 
 
 def test_the_predecessors_failures_are_not_held_against_the_successor(store: TaskStore, tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Container
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from finetune_pipeline.errors import DataError, WaitingForPeople
 from finetune_pipeline.materialise import materialise
 from finetune_pipeline.records import Artifact, Example, Review, Silent, Verdict, read_jsonl
 from finetune_pipeline.review import history, inbox
-from finetune_pipeline.review.assets import review_sample, reviews_fingerprint, settle
+from finetune_pipeline.review.assets import expert_review, review_sample, reviews_fingerprint, settle
 from finetune_pipeline.review.edits import Edits, without_personal
+from finetune_pipeline.review.flagged import flagged_in, flagged_rows
 from finetune_pipeline.store import TaskStore
 from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
 
+FILES = ("sample.jsonl", "flagged.jsonl")
 ROWS = [example(f"r{i:03}", f"question {i}", f"answer {i}") for i in range(40)]
 
 
@@ -132,6 +135,20 @@ def test_the_rounds_lie_with_the_verdicts_and_survive_that_all_artifacts_are_del
     cleaned(store, ROWS[1:])
     again = materialise("review_sample", declared, store)
     assert again.summary["round"] == 2
+
+
+def test_rows_repaired_while_recorded_verdicts_are_incomplete_count_as_wrong(store: TaskStore, clean: Artifact) -> None:
+    """Nothing is written into the task's folder for recorded verdicts, and yet the round is the same one."""
+    declared = task(review={"recorded": "review/verdicts.jsonl"})
+    drawn = list(materialise("review_sample", declared, store).examples("sample.jsonl"))
+    store.review_folder.mkdir()
+    said = [verdict(row, "reject" if row == drawn[0] else "approve") for row in drawn[:15]]
+    (store.review_folder / "verdicts.jsonl").write_text("".join(json.dumps(asdict(one)) + "\n" for one in said))
+    cleaned(store, [row for row in ROWS if row != drawn[0]])
+    again = materialise("review_sample", declared, store)
+    assert again.summary["gone"] == 1
+    assert list(again.examples("sample.jsonl")) == drawn[1:]
+    assert [path.name for path in store.review_folder.iterdir()] == ["verdicts.jsonl"]
 
 
 def test_a_verdict_that_is_corrected_after_a_refusal_counts_and_is_told(store: TaskStore, clean: Artifact) -> None:
@@ -304,3 +321,30 @@ def test_nothing_to_draw_from_is_an_error(store: TaskStore, tmp_path: Path) -> N
     empty = finished(store, "clean_examples", {"examples.jsonl": []})
     with pytest.raises(DataError, match="no rows"):
         review_sample(work(task(), store, tmp_path, clean_examples=empty))
+
+
+def test_conflicting_rows_are_flagged_beside_the_sample_and_decide_nothing(store: TaskStore, tmp_path: Path) -> None:
+    pair = [example("x1", "where is my kettel", "a"), example("x2", "where is my kettle", "b")]
+    rows = [*ROWS, *pair]
+    lines = [{"rows": ["x1", "x2"], "origins": ["o", "p"], "similarity": 0.9}] * 12
+    clean = finished(store, "clean_examples", {"examples.jsonl": rows, "conflicts.jsonl": lines})
+    declared = task(review={"seed": 1})
+    drawn = work(declared, store, tmp_path, clean_examples=clean)
+    outcome = review_sample(drawn)
+    assert outcome.summary["flagged_pairs"] == 10
+    files = {name: list(read_jsonl(drawn.out / name)) for name in FILES}
+    plain = json.loads((drawn.out / "round.json").read_text("utf-8"))
+    sample = finished(store, "review_sample", {**files, "round.json": plain})
+    sampled = list(sample.examples("sample.jsonl"))
+    flagged = flagged_rows(flagged_in(sample), sampled)
+    assert {row.id for row in flagged} == {"x1", "x2"} - {row.id for row in sampled}
+    for row in sampled:
+        inbox.save(store, verdict(row))
+    for row in pair[:1]:
+        inbox.save(store, verdict(row, "reject"))
+    job = work(declared, store, tmp_path, clean_examples=clean, review_sample=sample)
+    done = expert_review(job)
+    assert done.verdict is not None
+    assert done.verdict.figures["rows"] == len(sampled) == 20, "flagged rows are not in the estimate"
+    assert done.verdict.figures["share"] == 1.0
+    assert [row["id"] for row in read_jsonl(job.out / "drops.jsonl")] == ["x1"]

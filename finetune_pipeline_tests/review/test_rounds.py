@@ -83,6 +83,24 @@ def test_after_a_refusal_only_rows_are_drawn_that_nobody_has_reviewed() -> None:
     assert unrepaired.round.population == 401 - len(one.rows)
 
 
+def test_rows_that_were_reviewed_beside_a_sample_are_not_fresh_either() -> None:
+    one = first()
+    beside = [row for row in ROWS if row not in one.rows][:50]
+    said = {**said_of(one.rows), **said_of(beside)}
+    two = draw(ROWS[:-1], opened(one, False), one.round, said, RULES, "v2")
+    assert not set(two.rows) & set(beside)
+    lost = draw(ROWS, History(), None, said, RULES, "v2")
+    assert not {(row.id, row.content) for row in lost.rows} & set(said), "not even when the rounds were deleted"
+
+
+def test_recorded_verdicts_are_there_before_the_draw() -> None:
+    recorded = {shown: [replace(one, recorded=True) for one in given] for shown, given in said_of(ROWS).items()}
+    one = draw(ROWS, History(), None, recorded, RULES, "v1")
+    assert one.rows == first().rows
+    two = draw(ROWS[:-1], opened(one, False), one.round, recorded, RULES, "v2")
+    assert not set(two.rows) & set(one.rows)
+
+
 def test_a_refusal_stands_while_nothing_changed_and_ends_the_round_when_the_rules_do() -> None:
     one = first()
     said = said_of(one.rows, lambda row: True)

@@ -23,11 +23,11 @@ from finetune_pipeline.serve import desired
 from finetune_pipeline.serve.app import create_app, identity, listen
 from finetune_pipeline.serve.desired import Version
 from finetune_pipeline.serve.endpoint import Endpoint
-from finetune_pipeline.serve.keys import Keys
+from finetune_pipeline.serve.keys import PIPELINE, Keys, client_key
 from finetune_pipeline.serve.metrics import Metrics
 from finetune_pipeline.serve.supervisor import Supervisor
 from finetune_pipeline.serve.traffic import TrafficLog
-from finetune_pipeline.store import TaskStore
+from finetune_pipeline.store import TaskStore, home
 
 KEY = "key-of-the-tests"
 LIMIT = 16
@@ -67,7 +67,7 @@ class Deployed:
 
     def promote(self, number: int, folder: Path, **settings: Any) -> Version:
         version = replace(self.version(number, self.adapter(folder)), **settings)
-        desired.change(self.store, lambda state: desired.promote(state, version))
+        desired.change(self.store, lambda state: desired.promote(state, version, state.champion))
         return version
 
     def finished(self, asset: str, files: Mapping[str, str], inputs: Mapping[str, str] | None = None) -> Artifact:
@@ -143,7 +143,8 @@ def running(keys: dict[str, str] | None = None) -> Iterator[Running]:
     import hashlib
 
     metrics = Metrics()
-    digests = {name: hashlib.sha256(key.encode()).digest() for name, key in (keys or {"tests": KEY}).items()}
+    digests = {name: hashlib.sha256(key.encode()).digest() for name, key in ({"tests": KEY} | (keys or {})).items()}
+    digests[PIPELINE] = hashlib.sha256(client_key(home()).encode()).digest()
     endpoint = Endpoint(Keys(digests), Supervisor(metrics), TrafficLog(metrics.lines_lost.inc), metrics, identity())
     listening = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(create_app(endpoint), log_level="warning", timeout_graceful_shutdown=1))

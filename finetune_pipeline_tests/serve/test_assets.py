@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune_pipeline import tracking
-from finetune_pipeline.errors import GateRefused, ServingError
+from finetune_pipeline.errors import GateRefused, JobCancelled, ServingError
 from finetune_pipeline.materialise import materialise
-from finetune_pipeline.records import Artifact, Example, Message, Silent, Verdict, dumps
-from finetune_pipeline.serve import desired, supervisor
-from finetune_pipeline.serve.live import Live
-from finetune_pipeline.serve.parity import compare, judge, replay, same
+from finetune_pipeline.records import Artifact, Example, Message, Silent, Verdict, dumps, read_jsonl
+from finetune_pipeline.serve import desired, parity, supervisor
+from finetune_pipeline.serve.keys import client_key
+from finetune_pipeline.serve.live import Live, wait_served
+from finetune_pipeline.serve.parity import CONCURRENCY, compare, judge, replay, same
+from finetune_pipeline.store import home, traffic_folder
 from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, Deployed, Running, declare, running
 
 MakeAdapter = Callable[[int], Path]
@@ -191,11 +196,155 @@ def test_a_tampered_adapter_moves_nothing(world: World) -> None:
     assert world.server.ask("tampered").headers["x-finetune-version"] == "1"
 
 
+def test_a_rollback_during_a_deployment_stands(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once before the traffic moves, and once behind it."""
+    from finetune_pipeline.serve import assets
+
+    task = world.task("crossed")
+    for number in (1, 2):
+        candidate(task, number, world.make_adapter(number), evaluated(task, world.make_adapter(number)))
+        deploy(task)
+
+    def rolling_back(endpoint: Live, name: str, role: str, *rest: Any) -> None:
+        if role == at[0]:
+            desired.rollback("crossed", "wrong prices")
+        return waiting(endpoint, name, role, *rest)
+
+    waiting = wait_served
+    monkeypatch.setattr(assets, "wait_served", rolling_back)
+    candidate(task, 3, world.make_adapter(3), evaluated(task, world.make_adapter(3)))
+    at = [""]
+    for at[0], serves, held in (("challenger", 1, 1), ("champion", 1, 2)):
+        with pytest.raises(ServingError, match="is not the desired state of crossed any more"):
+            deploy(task)
+        state = desired.read(task.store)
+        assert state.champion is not None and state.champion.version == serves and len(state.held) == held
+        assert state.challenger is None
+        world.server.until_serves("crossed", serves)
+        assert tracking.alias_version("crossed", "champion") == serves
+
+
+def test_a_registry_that_is_down_does_not_undo_what_serves(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(*_: object) -> None:
+        raise OSError("connection refused")
+
+    task = world.task("unlisted")
+    for number in (1, 2):
+        candidate(task, number, world.make_adapter(number), evaluated(task, world.make_adapter(number)))
+        deploy(task)
+    monkeypatch.setattr(tracking, "set_alias", down)
+    assert "could not follow: connection refused" in desired.rollback("unlisted", "complaints")
+    world.server.until_serves("unlisted", 1)
+    candidate(task, 3, world.make_adapter(3), evaluated(task, world.make_adapter(3)))
+    assert deploy(task).summary["version"] == 3
+
+
 def test_a_replay_that_fails_names_the_row_and_what_the_endpoint_said(world: World) -> None:
     with pytest.raises(ServingError, match=rf"row {TEST[0].id} with 404: .*there is no model 'nobody'"):
-        replay(Live(world.server.url, KEY), "nobody", TEST[:1], Silent())
+        replay(Live(world.server.url, client_key(home())), "nobody", TEST[:1], Silent())
     with pytest.raises(ServingError, match="broke off at row"):
         replay(Live("http://127.0.0.1:9", KEY), "nobody", TEST, Silent())
+
+
+def test_an_interrupted_replay_goes_on_where_it_was(world: World, tmp_path: Path) -> None:
+    """Also where the deployment asks: what is answered is not asked again, and nothing is left behind at the end."""
+    task = world.task("resumed")
+    candidate(task, 1, world.make_adapter(1), evaluated(task, world.make_adapter(1)))
+
+    class Impatient(Silent):
+        def progress(self, what: str, done: int, total: int, **figures: float) -> None:
+            if done == 5:
+                raise JobCancelled("stopped")
+
+    with pytest.raises(JobCancelled):
+        materialise("deployed_endpoint", task.task, task.store, Impatient())
+    (file,) = Path(str(task.store.stage_folder("8_serve"))).parent.glob("*/partial/*/answers.jsonl")
+    before = [json.loads(line)["id"] for line in file.read_text().splitlines()]
+    assert len(before) >= 5
+    said: list[str] = []
+
+    class Listening(Silent):
+        def log(self, text: str) -> None:
+            said.append(text)
+
+    made = materialise("deployed_endpoint", task.task, task.store, Listening())
+    assert made.verdict is not None and made.verdict.passed and made.verdict.figures["rows"] == ROWS
+    assert f"{len(before)} answers of resumed@1 are there from before" in said
+    assert not file.exists()
+    checks = [row for path in traffic_folder("resumed").glob("checks/*.jsonl") for row in read_jsonl(path)]
+    assert sum(row["model"] == "resumed@1" for row in checks if row["status"] == "ok") <= ROWS + CONCURRENCY - 5
+
+
+class Slow(ThreadingHTTPServer):
+    """An endpoint that answers when it is let; `steps` are those it says it has computed."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), SlowHandler)
+        self.steps, self.works, self.answers, self.full = 0, True, threading.Event(), 3
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class SlowHandler(BaseHTTPRequestHandler):
+    server: Slow
+
+    def do_GET(self) -> None:
+        self.server.steps += self.server.works
+        self.say(200, {"steps": self.server.steps})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        if self.server.full > 0:
+            self.server.full -= 1
+            return self.say(429, {})
+        self.server.answers.wait(30)
+        return self.say(200, {"choices": [{"message": {"content": "a"}}]})
+
+    def say(self, status: int, row: dict[str, Any]) -> None:
+        raw = json.dumps(row).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(raw)))
+        self.send_header("retry-after", "0")
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *_: object) -> None:
+        return None
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
+    for name, seconds in (("WATCH_SECONDS", 0.05), ("SAY_SECONDS", 0.1), ("STALLED_SECONDS", 1.0)):
+        monkeypatch.setattr(parity, name, seconds)
+    server = Slow()
+    yield server
+    server.answers.set()
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_slow_replay_says_so_and_goes_on(slow: Slow) -> None:
+    said: list[str] = []
+
+    class Listening(Silent):
+        def log(self, text: str) -> None:
+            said.append(text)
+            if len(said) == 15:  # longer than what is taken for a stall
+                slow.answers.set()
+
+    assert replay(Live(slow.url, KEY), "parcels", TEST, Listening()) == {row.id: "a" for row in TEST}
+    assert "0 of 12 rows" in said[0] and "work goes on" in said[0]
+
+
+def test_an_endpoint_that_computes_nothing_ends_the_replay(slow: Slow) -> None:
+    slow.works = False
+    with pytest.raises(ServingError, match="has computed nothing for 1 s; 0 of 12 rows"):
+        replay(Live(slow.url, KEY), "parcels", TEST, Silent())
 
 
 # the pure part ----------------------------------------------------------------------------------------------
@@ -217,11 +366,11 @@ def test_parity_passes_from_the_threshold_on() -> None:
     spec = AnswerFormat()
     truth = {row.id: "a" for row in TEST}
     served = {**truth, TEST[0].id: "b"}
-    parity = compare(TEST, served, truth, {TEST[1].id: "c"}, spec)
+    result = compare(TEST, served, truth, {TEST[1].id: "c"}, spec)
     assert (
-        parity.share == pytest.approx(11 / 12) and parity.served_exact == parity.share and parity.evaluated_exact == 1.0
+        result.share == pytest.approx(11 / 12) and result.served_exact == result.share and result.evaluated_exact == 1.0
     )
-    assert judge(parity, 11 / 12, "x").passed
-    refused = judge(parity, 0.97, "x")
+    assert judge(result, 11 / 12, "x").passed
+    refused = judge(result, 0.97, "x")
     assert not refused.passed and TEST[0].id in refused.summary
     assert not judge(compare(TEST, truth, truth, {TEST[1].id: "a"}, spec), 0.97, "x").passed

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pytest import MonkeyPatch
@@ -16,7 +18,7 @@ from finetune_pipeline_tests.artifacts import task_store
 
 
 def version(number: int) -> Version:
-    hashes = {name: f"{name}-{number}" for name in ("adapter", "adapter_key", "registered", "evaluation")}
+    hashes: Any = {name: f"{name}-{number}" for name in ("adapter", "adapter_key", "registered", "evaluation")}
     return Version(
         version=number, base="base", served_as="parcels", max_new_tokens=32, on_invalid="pass", log_text=True,
         at=f"2026-01-0{number}", **hashes,
@@ -26,7 +28,7 @@ def version(number: int) -> Version:
 def after(*numbers: int) -> Desired:
     state = Desired()
     for number in numbers:
-        state = desired.promote(state, version(number))
+        state = desired.promote(state, version(number), state.champion)
     return state
 
 
@@ -56,11 +58,12 @@ def test_rollback_goes_back_one_by_one_and_holds_what_was_left() -> None:
 
 def test_what_is_held_is_not_deployed_until_somebody_says_so() -> None:
     state = desired.back(after(1, 2), "2026-02-01", "")
-    for act in (desired.challenge, desired.promote):
-        with pytest.raises(GateRefused, match="version 2 was rolled back"):
-            act(state, version(2))
+    with pytest.raises(GateRefused, match="version 2 was rolled back"):
+        desired.challenge(state, version(2))
+    with pytest.raises(GateRefused, match="version 2 was rolled back"):
+        desired.promote(state, version(2), state.champion)
     lifted = desired.lift(state, "adapter-2", 2, "registered-2", "2026-02-02", "it was the shop's fault")
-    assert desired.promote(lifted, version(2)).champion == version(2)
+    assert desired.promote(lifted, version(2), lifted.champion).champion == version(2)
 
 
 def test_a_deployment_leaves_its_own_key_as_it_was_and_what_undoes_it_changes_it() -> None:
@@ -68,7 +71,7 @@ def test_a_deployment_leaves_its_own_key_as_it_was_and_what_undoes_it_changes_it
     assert moves == [0, 0]
     rolled = desired.back(after(1, 2), "2026-02-01", "")
     lifted = desired.lift(rolled, "adapter-2", 2, "registered-2", "2026-02-02", "")
-    again = desired.promote(lifted, version(2))
+    again = desired.promote(lifted, version(2), lifted.champion)
     assert [desired.moves_of(state, "registered-2") for state in (rolled, lifted, again)] == [1, 2, 2]
     assert (
         desired.moves_of(after(1, 2, 3), "registered-2") == 1
@@ -76,7 +79,7 @@ def test_a_deployment_leaves_its_own_key_as_it_was_and_what_undoes_it_changes_it
 
 
 def test_other_settings_of_the_same_model_are_no_change_of_model() -> None:
-    state = desired.promote(after(1, 2), replace(version(2), on_invalid="reject", at="2026-03-01"))
+    state = desired.promote(after(1, 2), replace(version(2), on_invalid="reject", at="2026-03-01"), version(2))
     assert [v.version for v in state.previous] == [1]
     assert state.history[-1].what == "settings" and desired.moves_of(state, "registered-2") == 0
 
@@ -102,7 +105,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, monkeypatch: MonkeyPatch) -> No
 def test_writers_at_the_same_time_lose_nothing(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     store = task_store(tmp_path, monkeypatch)
     threads = [
-        threading.Thread(target=lambda n=n: desired.change(store, lambda s: desired.promote(s, version(n))))
+        threading.Thread(target=lambda n=n: desired.change(store, lambda s: desired.promote(s, version(n), s.champion)))
         for n in range(1, 9)
     ]
     for thread in threads:
@@ -110,3 +113,42 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path: Path, monkeypatch: Monk
     for thread in threads:
         thread.join()
     assert {m.version for m in desired.read(store).history} == set(range(1, 9))
+
+
+def test_a_deployment_takes_back_its_own_move_and_nothing_else() -> None:
+    before = desired.challenge(after(1, 2), version(3))
+    moved = desired.promote(before, version(3), version(2))
+    undone = desired.undo(moved, version(3), before)
+    assert undone == after(1, 2)
+    rolled = desired.back(moved, "2026-02-01", "wrong prices")
+    assert desired.undo(rolled, version(3), before) == rolled and rolled.held
+    lifted = desired.lift(replace(moved, held={"other": "x"}), "other", 9, "registered-9", "2026-02-01", "")
+    assert desired.undo(lifted, version(3), before).held == {}
+    settings = replace(version(2), on_invalid="reject")
+    assert desired.undo(desired.promote(after(1, 2), settings, version(2)), settings, after(1, 2)) == after(1, 2)
+
+
+def test_a_deployment_does_not_override_a_rollback_in_the_meantime() -> None:
+    began = desired.challenge(after(1, 2), version(3))
+    rolled = desired.back(began, "2026-02-01", "wrong prices")
+    with pytest.raises(GateRefused, match="meanwhile the champion became version 1"):
+        desired.promote(rolled, version(3), began.champion)
+
+
+def test_fields_of_a_newer_release_are_kept(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    store = task_store(tmp_path, monkeypatch)
+    desired.change(store, lambda _: desired.challenge(after(1, 2), version(3)))
+    path = tmp_path / "data" / "parcels" / "9_traffic" / "desired.json"
+    raw = json.loads(path.read_text())
+    raw["weights"] = {"canary": 0.1}
+    raw["champion"]["engine"], raw["challenger"]["engine"] = "vllm", ["llama.cpp"]
+    raw["previous"][0]["engine"], raw["history"][0]["who"] = None, "anna"
+    path.write_text(json.dumps(raw))
+    assert desired.read(store).champion.version == 2  # type: ignore[union-attr]
+    desired.change(store, lambda s: desired.back(s, "2026-02-01", "why"))
+    now = json.loads(path.read_text())
+    assert now["weights"] == {"canary": 0.1} and now["history"][0]["who"] == "anna"
+    assert now["champion"]["version"] == 1 and now["champion"]["engine"] is None
+    desired.change(store, lambda s: desired.promote(s, version(3), s.champion))
+    again = json.loads(path.read_text())
+    assert again["previous"][0]["engine"] is None and "unknown" not in json.dumps(again)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,11 @@ import httpx
 import openai
 import pytest
 
+from finetune_pipeline.evaluate.generate import encode
 from finetune_pipeline.records import read_jsonl
-from finetune_pipeline.serve import desired, supervisor
-from finetune_pipeline.store import traffic_folder
+from finetune_pipeline.serve import desired, endpoint, supervisor
+from finetune_pipeline.serve.keys import client_key
+from finetune_pipeline.store import home, traffic_folder
 from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, Deployed, Running, declare, running
 
 MakeAdapter = Callable[[int], Path]
@@ -145,7 +150,7 @@ def test_a_wrong_key_stays_out_of_everything_but_health(world: World) -> None:
     bare = httpx.post(world.server.url + "/v1/chat/completions", content=b"{}")
     assert bare.status_code == 401 and "there is no API key" in bare.json()["error"]["message"]
     health = httpx.get(world.server.url + "/health").json()
-    assert health["status"] == "ok" and set(health) == {"status", "identity", "started"}
+    assert health["status"] == "ok" and set(health) == {"status", "identity", "started", "failing_tasks"}
 
 
 def test_an_unknown_model_lists_the_known(world: World) -> None:
@@ -161,7 +166,7 @@ def test_an_unknown_model_lists_the_known(world: World) -> None:
         ({"model": "parcels"}, "`messages` is missing"),
         ({"model": "parcels", "messages": [{"role": "user", "content": "x"}], "temperature": 9}, "`temperature`"),
         ({"model": "parcels", "messages": [{"role": "user", "content": "x " * 4000}]}, "shorten `messages`"),
-        ({"model": "parcels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5000}, "max_tokens"),
+        ({"model": "parcels", "messages": [{"role": "user", "content": "x "}], "top_k": 5}, "`top_k` is no parameter"),
     ],
 )
 def test_a_bad_request_says_what_is_wrong_and_the_cure(world: World, body: Any, says: str) -> None:
@@ -190,23 +195,85 @@ def test_too_many_requests_are_sent_away_with_a_time_to_come_back(world: World) 
     assert world.server.ask("parcels").status_code == 200
 
 
-def test_a_client_that_hangs_up_frees_its_place(world: World) -> None:
-    busy = world.server.endpoint.supervisor.busy
+@contextmanager
+def long_answers(world: World, make_adapter: MakeAdapter) -> Iterator[None]:
+    """Within the block, `parcels` may answer with 1900 tokens."""
+    for limit in (1900, LIMIT):
+        world.parcels.promote(1, make_adapter(1), max_new_tokens=limit)
+        world.server.until(lambda limit=limit: limit_of(world) == limit, "the limit")  # type: ignore[misc]
+        if limit == 1900:
+            yield
+
+
+def limit_of(world: World) -> int:
+    return world.server.endpoint.supervisor.table.routes["parcels"].max_new_tokens
+
+
+def hang_up(world: World, model: str, stream: bool) -> None:
+    """Ask for a long answer, and leave after its first piece (or a moment, where it does not come in pieces)."""
     url, headers = f"{world.server.url}/v1/chat/completions", {"authorization": f"Bearer {KEY}"}
-    for stream in (True, False):
-        body = {
-            "model": "base",
-            "messages": [{"role": "user", "content": "go on"}],
-            "max_tokens": 1900,
-            "stream": stream,
-        }
-        try:
-            with httpx.stream("POST", url, json=body, headers=headers, timeout=1.0) as response:
-                next(response.iter_lines())
-        except httpx.ReadTimeout:
-            assert not stream
-        world.server.until(lambda: busy() == (0, 0), "the place to be free")
-    assert "finetune_abandoned_total{" in world.server.get("/metrics").text
+    body = {"model": model, "messages": [{"role": "user", "content": "go on"}], "stream": stream}
+    try:
+        with httpx.stream("POST", url, json=body, headers=headers, timeout=0.2 + stream) as response:
+            next(response.iter_lines())
+    except httpx.ReadTimeout:
+        assert not stream
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_frees_its_place_and_leaves_a_line(
+    world: World, make_adapter: MakeAdapter, stream: bool
+) -> None:
+    with long_answers(world, make_adapter):
+        before = len(lines(world, "parcels"))
+        hang_up(world, "parcels", stream)
+        world.server.until(lambda: world.server.endpoint.supervisor.busy() == (0, 0), "the place to be free")
+        world.server.until(lambda: len(lines(world, "parcels")) > before, "its line")
+    line = lines(world, "parcels")[before]
+    assert line["status"] == "abandoned" and line["valid"] is None and line["answer"] is None
+    assert line["question"] == "go on" and line["answer_tokens"] < 1900 and line["queued_seconds"] >= 0
+    assert 'finetune_abandoned_total{model="parcels"}' in world.server.get("/metrics").text
+
+
+def test_the_longest_answer_is_the_routes_whatever_is_asked_for(world: World) -> None:
+    response = world.server.ask("parcels", max_tokens=10**30).json()
+    assert response["usage"]["completion_tokens"] <= LIMIT
+
+
+def test_a_bad_sampling_value_fails_its_own_request_only(world: World) -> None:
+    odd: list[dict[str, Any]] = [{"temperature": 1e-38}, {"top_p": 1e-300, "temperature": 1.0}, {"seed": 2**70}]
+    with ThreadPoolExecutor(9) as pool:
+        good = [pool.submit(world.server.ask, "parcels") for _ in range(6)]
+        bad = [pool.submit(world.server.ask, "parcels", **each) for each in odd]
+    assert {response.result().status_code for response in good} == {200}
+    assert [response.result().status_code for response in bad] == [200, 200, 400]
+    assert "`seed`" in bad[2].result().json()["error"]["message"]
+
+
+@pytest.mark.parametrize("piece", ["x", "x ", "\u00e9", "<|im_end|>", "\n"])
+def test_a_huge_prompt_is_refused_before_it_costs_time(
+    world: World, piece: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "encode", lambda *_: pytest.fail("it was tokenised"))
+    response = world.server.ask("parcels", piece * (600_000 // len(piece)))
+    assert response.status_code == 400 and "characters" in response.json()["error"]["message"]
+
+
+def test_health_answers_while_prompts_are_tokenised(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work off the event loop: a tokeniser that waits until somebody was told that the endpoint is well."""
+    told = threading.Event()
+
+    def slow(tokenizer: Any, messages: Any) -> list[int]:
+        assert told.wait(30)
+        return encode(tokenizer, messages)
+
+    monkeypatch.setattr(endpoint, "encode", slow)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(world.server.ask, "parcels")
+        time.sleep(0.2)
+        assert httpx.get(world.server.url + "/health", timeout=20).status_code == 200
+        told.set()
+        assert asked.result().status_code == 200
 
 
 # what is done with invalid answers ---------------------------------------------------------------------------
@@ -262,11 +329,47 @@ def test_every_answer_is_logged_with_its_version(world: World) -> None:
     assert second["stream"] and second["adapter"] == first["adapter"]
 
 
+def test_what_is_refused_leaves_a_line_where_it_belongs(world: World) -> None:
+    before, nobody = len(lines(world, "parcels")), len(lines(world, "_refused"))
+    world.server.ask("parcels", "x " * 4000)
+    world.server.ask("nobody")
+    world.server.post(b"{")
+    world.server.post({"model": "parcels", "messages": []}, key="wrong")  # anybody could fill the disk with these
+    (line,) = lines(world, "parcels")[before:]
+    assert (line["status"], line["code"], line["key"]) == ("refused", "context_length_exceeded", "tests")
+    assert line["question"] is None and line["version"] == 1
+    assert [row["code"] for row in lines(world, "_refused")[nobody:]] == ["model_not_found", "invalid_json"]
+
+
+def test_waiting_for_a_place_is_measured(world: World) -> None:
+    before = len(lines(world, "parcels"))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: world.server.ask("parcels"), range(8)))
+    seen = lines(world, "parcels")[before:]
+    assert len(seen) == 8 and all(0 <= row["queued_seconds"] <= row["first_token_seconds"] for row in seen)
+
+
+def test_nobody_but_the_pipeline_asks_without_being_counted(world: World) -> None:
+    before = len(lines(world, "parcels"))
+    body = {"model": "parcels", "messages": [{"role": "user", "content": "hi"}]}
+    refused = world.server.post(body, **{"x-finetune-purpose": "parity"})
+    assert refused.status_code == 403 and "x-finetune-purpose" in refused.json()["error"]["message"]
+    world.server.ask("parcels@1")  # nor by another name of the same model
+    assert [row["model"] for row in lines(world, "parcels")[before:]] == ["parcels@1"]
+
+
+def test_the_log_can_be_read_by_its_owner_alone(world: World) -> None:
+    world.server.ask("parcels")
+    lines(world, "parcels")
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in traffic_folder("parcels").rglob("*.jsonl")}
+    assert modes == {0o600}
+
+
 def test_checks_are_no_traffic_and_text_stays_out_where_declared(world: World, make_adapter: MakeAdapter) -> None:
     traffic, checks = len(lines(world, "parcels")), len(lines(world, "parcels", "checks"))
-    world.server.ask("parcels@1")
-    body = {"model": "parcels", "messages": [{"role": "user", "content": "hi"}]}
-    world.server.post(body, **{"x-finetune-purpose": "parity"})
+    for model in ("parcels@1", "parcels"):
+        body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+        world.server.post(body, client_key(home()), **{"x-finetune-purpose": "parity"})
     assert len(lines(world, "parcels")) == traffic and len(lines(world, "parcels", "checks")) == checks + 2
     world.sorting.promote(7, make_adapter(2), log_text=False)
     world.server.until(lambda: not world.server.endpoint.supervisor.table.routes["sort"].log_text, "log_text")
@@ -357,6 +460,29 @@ def test_a_broken_adapter_leaves_the_version_before_and_says_why(world: World, m
     world.server.until(lambda: "state" in world.server.standing("broken")["errors"], "the error")
     assert say(world, "broken") == before
     assert 'finetune_deploy_errors_total{task="broken"} 2.0' in world.server.get("/metrics").text
+
+
+def test_one_damaged_manifest_takes_one_task_down_and_health_says_so(world: World, make_adapter: MakeAdapter) -> None:
+    def health() -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(world.server.url + "/health", timeout=30).json()
+        return found
+
+    failing = health()["failing_tasks"]
+    task, other = (declared_anew(world, name, make_adapter) for name in ("damaged", "unharmed"))
+    adapter = task.adapter(make_adapter(3))
+    (adapter.folder / "manifest.json").write_text('{"content": "' + adapter.content + '"}')
+    desired.change(task.store, lambda s: desired.promote(s, task.version(2, adapter), s.champion))
+    other.promote(2, make_adapter(3))
+    world.server.until_serves("unharmed", 2)
+    world.server.until(lambda: bool(world.server.standing("damaged")["errors"]), "the error")
+    assert "make the artifact again" in world.server.standing("damaged")["errors"]["champion"]
+    assert world.server.ask("damaged").headers["x-finetune-version"] == "1"
+    assert health()["status"] == "degraded" and health()["failing_tasks"] == failing + 1
+    desired.desired_file(task.store).write_text('{"champion": 5, "previous": 7}')
+    world.server.until(lambda: "state" in world.server.standing("damaged")["errors"], "the error")
+    assert world.server.ask("damaged").status_code == world.server.ask("unharmed").status_code == 200
+    shutil.rmtree(Path(str(task.store.root)))
+    world.server.until(lambda: health()["failing_tasks"] == failing, "its end")
 
 
 def test_two_tasks_cannot_have_one_name(world: World, make_adapter: MakeAdapter) -> None:

@@ -216,6 +216,30 @@ def test_a_request_that_cannot_be_computed_fails_alone(engine: Engine) -> None:
     assert len(good.tokens()) == 12
 
 
+def test_long_rows_keep_nobody_waiting(engine: Engine) -> None:
+    """All places are taken by rows that go on for long; what comes then is answered meanwhile."""
+    sinks = [Collect() for _ in range(8)]
+    tickets = [engine.submit(ask(None, limit=1500), sink) for sink in sinks]
+    tickets.append(engine.submit(ask(None, prompt=tuple(PROMPT[0] + i % 300 for i in range(1900))), Collect()))
+    sinks[0].pieces.get(timeout=30)
+    assert answer(engine, ask(None))[0] == answer(engine, ask(None))[0]
+    assert sinks[0].pieces.qsize() < 200
+    for ticket in tickets:
+        engine.cancel(ticket)
+
+
+def test_a_long_prompt_is_answered_as_transformers_does(engine: Engine, tiny_model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prompt = tuple(20 + (7 * i) % 300 for i in range(1800))
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        model: Any = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    assert answer(engine, ask(None, prompt=prompt)) == [out[0, 1800:].tolist()]
+
+
 def test_a_stop_rule_ends_an_answer(engine: Engine) -> None:
     from dataclasses import replace
 

@@ -18,7 +18,7 @@ def test_the_owner_of_a_key_is_known_by_name(tmp_path: Path) -> None:
     keys = load_keys(KEYS, tmp_path, "127.0.0.1")
     assert keys.owner("Bearer 0123456789") == "shop"
     assert keys.owner("bearer abcdefghij") == "desk"
-    assert client_key(KEYS, tmp_path) == "0123456789"
+    assert keys.owner(f"Bearer {client_key(tmp_path)}") == "pipeline"
     assert not key_file(tmp_path).exists()
 
 
@@ -30,11 +30,11 @@ def test_everybody_else_stays_out(tmp_path: Path, header: str | None) -> None:
 
 
 def test_the_key_of_the_machine_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
-    key = file_key(tmp_path / "home")
-    assert key == file_key(tmp_path / "home") and len(key) > 30
+    key = file_key(key_file(tmp_path / "home"))
+    assert key == file_key(key_file(tmp_path / "home")) and len(key) > 30
     assert stat.S_IMODE(key_file(tmp_path / "home").stat().st_mode) == 0o600
     assert load_keys({}, tmp_path / "home", "localhost").owner(f"Bearer {key}") == "local"
-    assert [p.name for p in (tmp_path / "home").iterdir()] == ["endpoint_key"]
+    assert sorted(p.name for p in (tmp_path / "home").iterdir()) == ["endpoint_key", "pipeline_key"]
 
 
 def test_keys_are_not_kept_in_clear(tmp_path: Path) -> None:
@@ -48,7 +48,13 @@ def test_listening_to_others_needs_keys_given_on_purpose(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("0123456789", "entry 1"), ("a:short", "5 characters"), ("a:12345678,a:12345678", "twice")]
+    ("text", "says"),
+    [
+        ("0123456789", "entry 1"),
+        ("a:short", "5 characters"),
+        ("a:12345678,a:12345678", "twice"),
+        ("pipeline:12345678", "own"),
+    ],
 )
 def test_malformed_keys_are_refused_without_showing_them(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ServingError, match=says) as caught:

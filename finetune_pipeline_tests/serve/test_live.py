@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 from pytest import MonkeyPatch
 
+from finetune_pipeline.backends.progress import until
 from finetune_pipeline.errors import JobCancelled, ServingError
 from finetune_pipeline.records import Silent
-from finetune_pipeline.serve.live import is_ours, live_endpoint, temporary, until
+from finetune_pipeline.serve import live
+from finetune_pipeline.serve.live import is_ours, live_endpoint, temporary
 from finetune_pipeline_tests.serve.deployment import KEY, Deployed, declare, running
 
 MakeAdapter = Callable[[int], Path]
@@ -78,8 +84,8 @@ def test_a_stranger_is_not_used_and_a_temporary_endpoint_is_gone_afterwards(
 
 def test_an_endpoint_that_does_not_start_shows_why(task: Deployed, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.delenv("FINETUNE_API_KEYS")
-    (tmp_path / "home" / "endpoint_key").mkdir(parents=True)
-    why = r"exit code 9\n.*\n.*endpoint_key: Is a directory"
+    (tmp_path / "home" / "pipeline_key").mkdir(parents=True)
+    why = r"exit code 9\n.*\n.*pipeline_key: Is a directory"
     with pytest.raises(ServingError, match=why), temporary("parcels", "any", Silent()):
         pass
 
@@ -90,9 +96,33 @@ def test_waiting_can_be_cancelled() -> None:
             raise JobCancelled("stopped")
 
     with pytest.raises(JobCancelled):
-        until(lambda: None, 60, "nothing", Cancelled())
-    with pytest.raises(ServingError, match="waited 0 s for nothing"):
-        until(lambda: None, 0.1, "nothing", Silent())
+        until(lambda: None, lambda: 0, "nothing", Cancelled())
+
+
+def test_a_wait_ends_when_nothing_moves_and_not_before() -> None:
+    with pytest.raises(ServingError, match=r"for nothing, of which nothing moved for 0 s: its log"):
+        until(lambda: None, lambda: 0, "nothing", Silent(), lambda: ": its log", stalled=0.3)
+    asked, moved = count(), count()
+    assert until(lambda: next(asked) == 5, lambda: next(moved), "it", Silent(), stalled=0.3)  # a second, moving
+
+
+def test_a_busy_endpoint_is_asked_again(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(live, "TRIES", 4)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+
+        def answer() -> None:
+            for answers in (False, False, True):
+                connection, _ = silent.accept()
+                if answers:
+                    connection.recv(4096)
+                    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+        threading.Thread(target=answer, daemon=True).start()
+        assert live.Live(url, KEY).get("/version") == {}
+        with pytest.raises(ServingError, match="does not answer"):
+            live.Live(url, KEY).get("/version")
 
 
 def serve(*options: str) -> subprocess.Popen[str]:
@@ -114,7 +144,7 @@ def test_what_keeps_it_from_listening_has_an_exit_code_and_a_cure(task: Deployed
 
 def listening(announce: Path) -> str:
     url = until(
-        lambda: announce.exists() and is_ours(announce.read_text()) and announce.read_text(), 60, "it", Silent()
+        lambda: announce.exists() and is_ours(announce.read_text()) and announce.read_text(), lambda: 0, "it", Silent()
     )
     assert isinstance(url, str)
     return url
@@ -131,25 +161,53 @@ def test_ctrl_c_ends_it_in_good_order(task: Deployed, tmp_path: Path) -> None:
     assert process.returncode == 0 and "the endpoint has stopped" in says and "Traceback" not in says
 
 
-def test_it_can_be_stopped_in_the_middle_of_answers(task: Deployed, make_adapter: MakeAdapter, tmp_path: Path) -> None:
-    task.promote(1, make_adapter(1))
-    process = serve("--port", "0", "--announce", str(tmp_path / "url"))
+SLOW = """
+import torch
+from finetune_pipeline.evaluate.decoder import Decoder
+from finetune_pipeline.serve import app
+
+def slowly(decoder, step=Decoder.step):
+    wide = torch.rand(1, 1, 2500, 2500)  # seconds within one call of torch
+    for _ in range(6):
+        wide = torch.nn.functional.scaled_dot_product_attention(wide, wide, wide)
+    return step(decoder)
+
+Decoder.step = slowly
+app.main()
+"""
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("how", ["-m finetune_pipeline.serve.app", SLOW])
+def test_it_can_be_stopped_in_the_middle_of_answers(
+    task: Deployed, make_adapter: MakeAdapter, tmp_path: Path, stream: bool, how: str
+) -> None:
+    task.promote(1, make_adapter(1), max_new_tokens=1900)
+    options = ["-c", how] if how == SLOW else how.split()
+    command = [sys.executable, *options, "--port", "0", "--announce", str(tmp_path / "url")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     key = {"authorization": f"Bearer {KEY}"}
-    body = {"model": "parcels", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1900, "temperature": 2.0}
+    body = {"model": "parcels", "messages": [{"role": "user", "content": "hi"}], "temperature": 2.0, "stream": stream}
     try:
         url = listening(tmp_path / "url")
 
+        def told(what: str) -> Any:
+            return httpx.get(url + "/version", headers=key, timeout=60).json()[what]
+
         def loaded() -> bool:
-            tasks = httpx.get(url + "/version", headers=key, timeout=60).json()["tasks"]
+            tasks = told("tasks")
             return "parcels" in tasks and tasks["parcels"]["champion"] is not None
 
-        until(loaded, 60, "the champion", Silent())
-        with httpx.stream(
-            "POST", url + "/v1/chat/completions", json={**body, "stream": True}, headers=key, timeout=60
-        ) as stream:
-            next(stream.iter_lines())
+        until(loaded, lambda: 0, "the champion", Silent())
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(httpx.post, url + "/v1/chat/completions", json=body, headers=key, timeout=60)
+            until(lambda: told("busy"), lambda: 0, "the request", Silent())
             process.send_signal(signal.SIGTERM)
-            _, says = process.communicate(timeout=10)
+            _, says = process.communicate(timeout=60)
+        assert answer.result().status_code == 200 or "the endpoint is stopping" in answer.result().text
     finally:
         process.kill()
-    assert process.returncode == 0 and "the endpoint has stopped" in says and "Traceback" not in says
+    assert process.returncode == 0 and says.rstrip().endswith("the endpoint has stopped")
+    assert "Traceback" not in says and "terminate" not in says
+    (log,) = (tmp_path / "home" / "traffic" / "parcels").glob("*.jsonl")
+    assert '"status": "error"' in log.read_text() or '"status": "ok"' in log.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import stat
 import time
 from pathlib import Path
 
@@ -43,14 +44,42 @@ def test_lines_land_in_their_day_masked(lost: list[int]) -> None:
     assert not lost
 
 
+def test_every_line_is_written_at_the_end_however_long_it_takes(lost: list[int], monkeypatch: MonkeyPatch) -> None:
+    def slowly(path: Path, row: dict[str, object]) -> None:
+        time.sleep(0.05)
+        append(path, row)
+
+    append = traffic.append
+    monkeypatch.setattr(traffic, "append", slowly)
+    log = TrafficLog(lost.append)
+    for _ in range(20):
+        log.add(line(), check=False)
+    log.close(stalled=0.5)  # the whole takes a second
+    (path,) = traffic_folder("parcels").glob("*.jsonl")
+    assert len(list(read_jsonl(path))) == 20 and not lost
+
+
+def test_a_log_that_others_could_read_is_closed_to_them(lost: list[int]) -> None:
+    path = traffic_folder("parcels") / "2026-01-05.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    path.chmod(0o644)
+    log = TrafficLog(lost.append)
+    log.add(line(), check=False)
+    log.close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_checks_are_kept_apart_from_traffic(lost: list[int]) -> None:
     log = TrafficLog(lost.append)
     log.add(line(), check=True)
     log.add(line(task=""), check=False)
+    log.add(line(task="", model=""), check=False)
     log.close()
     assert not list(traffic_folder("parcels").glob("*.jsonl"))
     assert len(list(traffic_folder("parcels").glob("checks/*.jsonl"))) == 1
     assert len(list(traffic_folder("_base").glob("*.jsonl"))) == 1
+    assert len(list(traffic_folder("_refused").glob("*.jsonl"))) == 1
 
 
 def test_a_full_disk_is_counted_and_the_next_line_is_written(lost: list[int], monkeypatch: MonkeyPatch) -> None:

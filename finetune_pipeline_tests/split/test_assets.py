@@ -15,7 +15,7 @@ from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Drop, Example, read_jsonl
 from finetune_pipeline.split.assets import data_split, judge, separate
 from finetune_pipeline.split.memory import frozen_file
-from finetune_pipeline.split.overlap import overlaps
+from finetune_pipeline.split.overlap import alike_of, overlaps
 from finetune_pipeline.split.sides import assign, units
 from finetune_pipeline.store import TaskStore
 from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
@@ -115,23 +115,25 @@ def test_a_planted_near_duplicate_fails_the_check_and_is_named() -> None:
     rows = rows_of(100)
     planted = example("planted", rows[0].question + " now", rows[0].answer)
     parts = {"test": rows[:40], "train": [*rows[40:90], planted], "validation": rows[90:]}
-    found = overlaps(parts["test"], [*parts["train"], *parts["validation"]], 0.6)
-    verdict = judge(found, parts, Split(), [], "hash")  # type: ignore[arg-type]
+    alike = alike_of([*rows, planted], 0.6)
+    found = overlaps(parts["test"], [*parts["train"], *parts["validation"]], alike)
+    verdict = judge(found, parts, Split(), [], "hash", alike)  # type: ignore[arg-type]
     assert not verdict.passed
     assert "1-0000 (test) and planted: near duplicate" in verdict.summary
-    assert judge([], parts, Split(), [], "hash").passed  # type: ignore[arg-type]
+    assert judge([], parts, Split(), [], "hash", alike).passed  # type: ignore[arg-type]
 
 
 def test_a_pair_that_the_finder_misses_is_still_kept_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashing misses a pair now and then; here it misses all. The exact check finds the pair and it is mended."""
-    monkeypatch.setattr("finetune_pipeline.split.assets.clusters", lambda *_: [])
+    monkeypatch.setattr("finetune_pipeline.clean.similarity.Similarity.clusters", lambda _: [])
     mended = 0
     for i in range(20):
         rows = rows_of(60)
         rows.append(example(f"copy{i}", rows[0].question + " now", rows[0].answer))
         slices = [row.answer for row in rows]
-        apart = assign(rows, units(rows, []), {}, Split(), slices).side
-        sides, found = separate(rows, {}, Split(), slices)
+        alike = alike_of(rows, 0.6)
+        apart = assign(rows, units(rows, []), {}, Split(), slices, alike).side
+        sides, found = separate(rows, {}, Split(), slices, alike)
         assert found == []
         assert (sides.side[f"copy{i}"] == "test") == (sides.side[rows[0].id] == "test")
         mended += (apart[f"copy{i}"] == "test") != (apart[rows[0].id] == "test")
@@ -155,5 +157,41 @@ def test_rows_that_a_stage_lost_stop_the_split(store: TaskStore, tmp_path: Path)
 
 def test_one_group_of_everything_cannot_be_split(store: TaskStore, tmp_path: Path) -> None:
     rows = [example(row.id, row.question, row.answer, "all") for row in rows_of(50)]
-    with pytest.raises(DataError, match="leave validation and test empty"):
+    with pytest.raises(DataError, match="leaves validation and test empty: 50 rows and 1 declared groups"):
+        data_split(prepared(store, tmp_path, rows))
+
+
+def test_an_instruction_of_every_row_leaves_all_sides_filled(store: TaskStore, tmp_path: Path) -> None:
+    told = "Read the message of the customer and answer with the one label that fits it best, and nothing else. " * 5
+    rows = [example(row.id, told + row.question, row.answer) for row in rows_of(300)]
+    outcome, ids = made(prepared(store, tmp_path, rows))
+    assert {name: len(found) for name, found in ids.items()} == {"train": 231, "validation": 24, "test": 45}
+    assert outcome.verdict is not None
+    assert outcome.verdict.figures["ignored_grams"] > 0.5  # type: ignore[operator]
+
+
+def test_a_template_with_few_values_is_split_and_the_report_says_how(store: TaskStore, tmp_path: Path) -> None:
+    cities = ("Paris", "Rome", "Berlin", "Madrid", "London", "Vienna", "Prague", "Lisbon", "Oslo", "Athens")
+    asked = [f"book {n} seats from {a} to {b} on {d}" for a in cities for b in cities for d in "ABC" for n in "123"]
+    rows = [example(f"r{n:04}", text, LABELS[n % 3]) for n, text in enumerate(asked)]
+    outcome, ids = made(prepared(store, tmp_path, rows))
+    assert all(ids.values())
+    assert 0.1 < len(ids["test"]) / len(rows) < 0.2
+    assert outcome.verdict is not None
+    assert outcome.verdict.passed
+
+
+def test_reworded_test_rows_that_come_back_are_test_rows(store: TaskStore, tmp_path: Path) -> None:
+    """The frozen rows themselves are in no source any more: only their hashes are left."""
+    old = rows_of(200)
+    _, before = made(prepared(store, tmp_path, old))
+    back = [example(f"back-{row.id}", f"{row.question} xyz", row.answer) for row in old if row.id in before["test"]]
+    outcome, after = made(prepared(store, tmp_path, [*rows_of(200, seed=2), *back]))
+    assert {row.id for row in back} <= after["test"]
+    assert outcome.summary["reworded_test_rows"] == len(back) == 30
+
+
+def test_one_text_in_every_row_is_refused_with_the_reason(store: TaskStore, tmp_path: Path) -> None:
+    rows = [example(f"r{n}", "where is it?" + "?" * n, LABELS[n % 3]) for n in range(100)]
+    with pytest.raises(DataError, match=r"100 rows make only 1 units .* the largest holds 100 rows"):
         data_split(prepared(store, tmp_path, rows))

@@ -1,69 +1,18 @@
-"""The overlap check finds every pair, against the definition computed the slow way, and names the kind."""
+"""The overlap check names every row that overlaps, and the kind. That it finds every near duplicate: test_near.py."""
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 
-import pytest
-
 from finetune_pipeline.records import Message
-from finetune_pipeline.split.overlap import asked, grams, near_pairs, overlaps
+from finetune_pipeline.split.overlap import alike_of, asked, overlaps
 from finetune_pipeline_tests.artifacts import example
-
-WORDS = [
-    "where",
-    "is",
-    "my",
-    "parcel",
-    "order",
-    "late",
-    "refund",
-    "broken",
-    "the",
-    "please",
-    "help",
-    "with",
-    "delivery",
-    "card",
-    "account",
-    "today",
-]
-
-
-def sentences(count: int, seed: int) -> list[str]:
-    """Random sentences, half of them one or two words away from another, some very short, some equal, one empty."""
-    rng = random.Random(seed)
-    plain = [" ".join(rng.choices(WORDS, k=rng.randint(1, 9))) for _ in range(count // 2)]
-    changed = []
-    for text in rng.choices(plain, k=count - len(plain) - 3):
-        words = text.split()
-        words[rng.randrange(len(words))] = rng.choice(WORDS)
-        changed.append(" ".join(words))
-    return [*plain, *changed, "", "hi", plain[0]]
-
-
-def jaccard(a: str, b: str) -> float:
-    return len(grams(a) & grams(b)) / len(grams(a) | grams(b))
-
-
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.6, 0.8, 1.0])
-def test_every_pair_and_only_those(threshold: float) -> None:
-    left, right = sentences(80, 1), sentences(90, 2)
-    expected = {(i, j) for i, a in enumerate(left) for j, b in enumerate(right) if jaccard(a, b) >= threshold}
-    found = {(i, j): s for i, j, s in near_pairs(left, right, threshold)}
-    assert set(found) == expected
-    assert expected, "the data must have something to find"
-    assert all(s == pytest.approx(jaccard(left[i], right[j])) for (i, j), s in found.items())
-
-
-def test_a_threshold_of_zero_pairs_everything_that_shares_a_gram() -> None:
-    assert len(list(near_pairs(["parcel"], ["parcels", "card"], 0.0))) == 1
 
 
 def test_nothing_on_one_side_is_no_overlap() -> None:
-    assert list(near_pairs([], ["a"], 0.5)) == []
-    assert overlaps([], [example("a", "q", "a")], 0.5) == []
+    rows = [example("a", "q", "a")]
+    assert overlaps([], rows, alike_of(rows, 0.5)) == []
+    assert overlaps(rows, [], alike_of(rows, 0.5)) == []
 
 
 def test_each_pair_once_with_its_worst_kind_worst_first() -> None:
@@ -78,7 +27,7 @@ def test_each_pair_once_with_its_worst_kind_worst_first() -> None:
         example("c", "nobody knows", "y", group="customer 7"),
         example("same", "something else entirely", "x"),
     ]
-    found = [(o.kind, o.test, o.other) for o in overlaps(test, train, 0.6)]
+    found = [(o.kind, o.test, o.other) for o in overlaps(test, train, alike_of([*test, *train], 0.6))]
     assert found == [
         ("same row", "same", "same"),
         ("same question", "t1", "a"),
@@ -91,3 +40,18 @@ def test_a_conversation_is_all_that_the_user_says() -> None:
     said = (Message("user", "Refund, please!"), Message("assistant", "Sure?"), Message("user", "Yes."))
     row = replace(example("a", "", ""), messages=(*said, Message("assistant", "done")))
     assert asked(row) == "refund please yes"
+
+
+def test_an_instruction_of_all_rows_is_no_overlap() -> None:
+    told = "Decide which intent the message of the customer has and answer with nothing but its name. " * 4
+    rows = [example(f"r{n}", f"{told}{word * 3}", "x") for n, word in enumerate("abcdefghijklmnopqrstuvwxyz")]
+    assert overlaps(rows[:10], rows[10:], alike_of(rows, 0.6)) == []
+
+
+def test_many_equal_rows_are_all_named_without_all_pairs() -> None:
+    test = [example(f"t{n}", "Where is it?", "x") for n in range(300)]
+    train = [example(f"o{n}", "where is it", "x") for n in range(3000)]
+    found = overlaps(test, train, alike_of([*test, *train], 0.6))
+    assert {o.test for o in found} == {row.id for row in test}
+    assert {o.other for o in found} == {row.id for row in train}
+    assert len(found) < 4000

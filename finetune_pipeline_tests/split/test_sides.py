@@ -10,7 +10,7 @@ import pytest
 
 from finetune_pipeline.config import Split
 from finetune_pipeline.records import Example
-from finetune_pipeline.split.overlap import near_pairs
+from finetune_pipeline.split.overlap import alike_of
 from finetune_pipeline.split.sides import Side, assign, quotas, units
 from finetune_pipeline_tests.artifacts import example
 
@@ -19,12 +19,11 @@ RULES = Split()
 
 def by_text(rows: Sequence[Example]) -> list[list[int]]:
     """Keep declared groups together, and rows whose questions share half of their 5-grams."""
-    texts = [row.question for row in rows]
-    return units(rows, [[i, j] for i, j, _ in near_pairs(texts, texts, 0.5) if i < j])
+    return units(rows, alike_of(rows, 0.5).similarity.clusters())
 
 
 def split(rows: Sequence[Example], known: dict[str, Side] | None = None, rules: Split = RULES) -> dict[str, Side]:
-    result = assign(rows, units(rows, []), known or {}, rules, [row.answer for row in rows])
+    result = assign(rows, units(rows, []), known or {}, rules, [row.answer for row in rows], alike_of(rows, 1.0))
     assert result.side.keys() | {drop.id for drop in result.drops} == {row.id for row in rows}
     assert len(result.side) + len(result.drops) == len(rows)
     return dict(result.side)
@@ -124,7 +123,9 @@ BRIDGE = [
 
 def test_a_new_row_that_links_test_with_training_is_dropped() -> None:
     rows = [*BRIDGE, example("m", "charlie delta echo foxtrot golf!", "x")]
-    result = assign(rows, by_text(rows), {"t": "test", "d": "train"}, Split(near_duplicate=0.5), ["x"] * 4)
+    result = assign(
+        rows, by_text(rows), {"t": "test", "d": "train"}, Split(near_duplicate=0.5), ["x"] * 4, alike_of(rows, 0.5)
+    )
     assert len(by_text(rows)) == 1, "all four are one unit"
     assert result.side == {"t": "test", "d": "train", "m": "train"}
     assert [(drop.id, drop.reason, drop.detail) for drop in result.drops] == [
@@ -134,7 +135,7 @@ def test_a_new_row_that_links_test_with_training_is_dropped() -> None:
 
 def test_a_trained_row_directly_linked_to_a_test_row_leaves_training() -> None:
     rows = [example("t", "q", "x", "g"), example("d", "q", "x", "g"), example("n", "q", "x", "g")]
-    result = assign(rows, units(rows, []), {"t": "test", "d": "train"}, RULES, ["x"] * 3)
+    result = assign(rows, units(rows, []), {"t": "test", "d": "train"}, RULES, ["x"] * 3, alike_of(rows, 1.0))
     assert result.side == {"t": "test"}
     assert sorted(drop.id for drop in result.drops) == ["d", "n"]
 

@@ -1,0 +1,95 @@
+"""Keep general ability while tuning: in every step a few general texts are held to the base model's own distribution.
+
+    {"id": "replay-002", "kind": "fact", "question": "Which planet in our solar system is the largest?", "answer": ...}
+
+A model that is tuned on one kind of answer forgets the others. So each step adds `weight` times the mean divergence
+KL(base || tuned) over the tokens of `texts` general texts (replay.jsonl, our own), without the task's instruction:
+knowledge distillation (Hinton, Vinyals and Dean, 2015) from the model's own base, instead of learning the texts
+themselves. What evaluation measures are other texts (evaluate/general.jsonl).
+
+The texts lie in the packed sequence of the step (packed.py), so that they cost what their tokens cost. The base model's
+distribution is computed for `BLOCK` steps at a time, with the adapter switched off. Which texts a step gets depends on
+seed and step alone: a resumed training is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from importlib.resources import files
+from typing import Any
+
+from finetune_pipeline.config import KeepGeneral
+from finetune_pipeline.records import Example, Message
+from finetune_pipeline.train.encode import Encoded
+from finetune_pipeline.train.packed import PackedModel
+from finetune_pipeline.train.precision import autocast
+
+BLOCK = 4  # steps; more saves time, and takes tokens x vocabulary x 4 bytes of memory each
+
+
+def general_texts() -> list[Example]:
+    """The rows of replay.jsonl, as examples without a system prompt."""
+    lines = (files("finetune_pipeline.train") / "replay.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [
+        Example(row["id"], (Message("user", row["question"]), Message("assistant", row["answer"])), "replay", row["id"])
+        for row in rows
+    ]
+
+
+class Replay:
+    """`texts`: the general texts as token ids; `base_only`: switches the adapter off within a block; `bf16`: the
+    precision of the training."""
+
+    def __init__(
+        self,
+        model: PackedModel,
+        texts: Sequence[Encoded],
+        rules: KeepGeneral,
+        seed: int,
+        base_only: Callable[[], AbstractContextManager[Any]],
+        bf16: bool,
+    ) -> None:
+        self._model, self._texts, self._rules, self._seed = model, list(texts), rules, seed
+        self._base_only, self._bf16 = base_only, bf16
+        self._block = -1
+        self._teacher: list[Any] = []
+
+    @property
+    def weight(self) -> float:
+        return self._rules.weight
+
+    def at(self, step: int) -> list[Encoded]:
+        """The texts of optimizer step `step`; every pass over the texts has an order of its own."""
+        count, made = self._rules.texts, []
+        for place in range(step * count, (step + 1) * count):
+            epoch, within = divmod(place, len(self._texts))
+            order = list(range(len(self._texts)))
+            random.Random(f"{self._seed}/replay/{epoch}").shuffle(order)
+            made.append(self._texts[order[within]])
+        return made
+
+    def divergence(self, step: int, logits: Any) -> Any:
+        """Mean KL(base || tuned) of a token of the step's texts (nats), with gradient; `logits`: the tuned model's, as
+        `PackedModel.forward` gives them."""
+        import torch
+
+        base = self._base(step)
+        tuned = torch.log_softmax(logits, dim=-1)
+        return torch.nn.functional.kl_div(tuned, base, reduction="sum", log_target=True) / len(base)
+
+    def _base(self, step: int) -> Any:
+        """Log-probabilities [tokens, vocabulary] of the base model for the texts of `step`."""
+        import torch
+
+        block = step // BLOCK
+        if block != self._block:  # always whole blocks: a resumed training computes what an unbroken one does
+            steps = [self.at(each) for each in range(block * BLOCK, (block + 1) * BLOCK)]
+            with torch.no_grad(), self._base_only(), autocast(self._bf16):
+                _, logits = self._model.forward([], [text for texts in steps for text in texts])
+            sizes = [sum(len(text.ids) - 1 for text in texts) for texts in steps]
+            self._block, self._teacher = block, list(torch.log_softmax(logits, dim=-1).split(sizes))
+        return self._teacher[step % BLOCK]

@@ -1,0 +1,224 @@
+"""One broken row costs only itself: whatever is wrong with it, it becomes a drop with a reason; the rest is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_pipeline.config import AnswerFormat, Source
+from finetune_pipeline.errors import DataError
+from finetune_pipeline.ingest import encoding, rows
+from finetune_pipeline.ingest.examples import Reading
+from finetune_pipeline.ingest.infer import infer
+from finetune_pipeline.ingest.readers import open_rows
+from finetune_pipeline.ingest.sources import problems
+from finetune_pipeline.records import Drop, dumps
+from finetune_pipeline_tests.artifacts import task, task_store
+
+GOOD = '{"prompt": "hi", "completion": "x"}'
+DEEP = "[" * 100_000 + "]" * 100_000
+LONG = "9" * 5_000
+
+
+def read(path: Path, content: str | bytes, **declared: Any) -> list[str]:
+    """For each row its answer, or the reason of its drop. Every record can be written to a file as it is."""
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+    from upath import UPath
+
+    source = Source(path=str(path), **declared)
+    found = list(Reading(path.name, source, open_rows(UPath(path)), AnswerFormat()).records())
+    for record in found:
+        dumps(record.to_json() if not isinstance(record, Drop) and hasattr(record, "to_json") else str(record)).encode()
+    assert len({record.id for record in found}) == len(found)
+    return [record.reason if isinstance(record, Drop) else record.answer for record in found]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (f'{{"prompt": {LONG}, "completion": "x"}}', "not-json"),
+        (f'{{"prompt": {DEEP}, "completion": "x"}}', "not-json"),
+        ('{"prompt": ' + "[" * 900 + "]" * 900 + ', "completion": "x"}', None),  # near the limit: read or dropped
+        ('{"prompt": "hi", "prompt": "ho", "completion": "x"}', "duplicate-key"),
+        ('{"prompt": "hi", "completion": {"a": 1, "a": 2}}', "duplicate-key"),
+        ('{"prompt": "hi", "messages": null, "completion": ""}', ""),
+    ],
+)
+def test_a_bad_line_or_element_is_dropped_and_the_others_are_read(tmp_path: Path, bad: str, reason: str | None) -> None:
+    lines = read(tmp_path / "a.jsonl", f"{GOOD}\n{bad}\n{GOOD}\n", input="prompt", output="completion")
+    array = read(tmp_path / "a.json", f"[{GOOD},\n{bad},\n{GOOD}]", input="prompt", output="completion")
+    wrapped = read(
+        tmp_path / "b.json", f'{{"v": 1, "data": [{GOOD},{bad},{GOOD}]}}', input="prompt", output="completion"
+    )
+    for found in (lines, array, wrapped):
+        assert (found[0], found[2], len(found)) == ("x", "x", 3)
+        assert reason is None or found[1] == reason
+
+
+def test_two_arrays_one_after_the_other_are_refused_and_not_read_by_half(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 2, column 1: Extra data"):
+        read(tmp_path / "a.json", f"[{GOOD}]\n[{GOOD}]")
+    with pytest.raises(DataError, match="Extra data"):
+        read(tmp_path / "b.json", f'{{"data": [{GOOD}]}}{{"data": [{GOOD}]}}')
+
+
+def test_half_characters_are_replaced_wherever_they_stand(tmp_path: Path) -> None:
+    bad = '{"prompt": "hi \\ud83d", "completion": "x", "who": "c\\udc00", "\\ud800": 1}'
+    assert read(tmp_path / "a.jsonl", f"{bad}\n{GOOD}\n", group="who") == ["x", "x"]
+    assert read(tmp_path / "b.jsonl", '{"\\ud800": 1}\n' + GOOD, input="none") == ["wrong-column", "wrong-column"]
+
+
+def test_a_csv_field_beyond_the_limit_is_dropped_by_that_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "MAX_CHARS", 10_000)
+    text = "prompt,completion\nhi,x\n" + "y" * 20_000 + ",x\nho,z\n"
+    assert read(tmp_path / "a.csv", text) == ["x", "too-long", "z"]
+    quoted = 'prompt,completion\nhi,x\n"' + "y\n" * 9_000 + '",x\nho,z\n'
+    assert "z" in read(tmp_path / "b.csv", quoted)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_beyond_the_limit_is_dropped_and_never_held_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(rows, "MAX_CHARS", 10_000)
+    huge = '{"prompt": "' + "é" * 300_000 + '", "completion": "x"}'
+    assert read(tmp_path / "a.jsonl", end.join([GOOD, huge, GOOD])) == ["x", "too-long", "x"]
+
+
+def test_two_long_lines_have_two_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MAX_CHARS", 100)
+    assert read(tmp_path / "a.jsonl", "\n".join(["a" * 500, "a" * 500, "a" * 501, GOOD])) == ["too-long"] * 3 + ["x"]
+
+
+def test_looking_for_the_encoding_copies_each_byte_a_few_times_whatever_the_lines_are(tmp_path: Path) -> None:
+    """Work, not seconds: the pieces that are looked at are together no more than the file."""
+    from upath import UPath
+
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"prompt": "' + "é".encode() * (4 << 20) + b'"}')
+    pieces = [len(piece) for piece in encoding.pieces(UPath(path))]
+    assert sum(pieces) == path.stat().st_size
+    assert max(pieces) <= 3 << 20
+    assert encoding.detect(UPath(path)) == "utf-8"
+
+
+def test_an_unclosed_quote_that_finds_another_one_later_does_not_take_the_rows_between(tmp_path: Path) -> None:
+    text = "prompt,completion\none,x\n" + '"two,y\n' + "".join(f"row {n},z{n}\n" for n in range(20)) + 'last,"end"\n'
+    found = read(tmp_path / "a.csv", text)
+    assert found[:2] == ["x", "broken-row"]
+    assert [f"z{n}" for n in range(20)] == found[2:22]
+    swallowed = "prompt,completion\none,x\n" + '"two,y\n' + "".join(f"row {n},z{n}\n" for n in range(20)) + 'last,q"\n'
+    found = read(tmp_path / "b.csv", swallowed)
+    assert found[1] == "broken-row"
+    assert [f"z{n}" for n in range(20)] == found[2:22]
+
+
+def test_a_quoted_field_of_many_lines_with_commas_stays_one_field(tmp_path: Path) -> None:
+    letter = "Dear Sir, dear Madam,\nmy lamp, the red one, is broken.\n\nYours,\nA. Smith, Exeter"
+    assert read(tmp_path / "a.csv", f'prompt,completion\n"{letter}",x\n"{letter}",y\n') == ["x", "y"]
+
+
+def test_a_key_that_comes_after_the_first_rows_is_found(tmp_path: Path) -> None:
+    head = "".join(f'{{"prompt": "q{n}"}}\n' for n in range(120))
+    found = read(tmp_path / "a.jsonl", head + GOOD)
+    assert found == ["missing-column"] * 120 + ["x"]
+    broken = "no json\n" * 60 + GOOD
+    assert read(tmp_path / "b.jsonl", broken) == ["not-json"] * 60 + ["x"]
+    grouped = "".join(f'{{"prompt": "q{n}", "completion": "a{n}"}}\n' for n in range(60))
+    last = '{"prompt": "q", "completion": "x", "who": "c1"}'
+    assert read(tmp_path / "c.jsonl", grouped + last, group="who")[-2:] == ["a59", "x"]
+
+
+def test_check_and_init_see_such_a_key_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from upath import UPath
+
+    store = task_store(tmp_path, monkeypatch)
+    path = store.local_root / "raw" / "a.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("no json\n" * 60 + f"{GOOD}\n" * 10, "utf-8")
+    assert problems(task(sources=[{"path": "raw/a.jsonl"}]), store) == []
+    assert infer(UPath(path)).refused == {"not-json": 60}
+
+
+def test_init_reads_answers_that_cannot_be_parsed(tmp_path: Path) -> None:
+    from upath import UPath
+
+    answers = [f'{{"a": {LONG}}}', '{"a": ' + DEEP + "}", '{"a": "\\ud83d"}', '{"a": "b"}']
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(dumps({"prompt": "q", "completion": answer}) for answer in answers * 10), "utf-8")
+    assert infer(UPath(path)).rows == 40
+
+
+def test_parquet_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from upath import UPath
+
+    table = pa.Table.from_arrays([pa.array(["hi"])] * 3, names=["prompt", "completion", "prompt"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="column 'prompt' more than once"):
+        open_rows(UPath(tmp_path / "a.parquet"))
+
+
+def test_a_parquet_value_that_python_cannot_hold_costs_its_row(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    days = pa.array([1, 2**31 - 1, 3], pa.int32()).cast(pa.date32())
+    text = pa.StringArray.from_buffers(
+        3, pa.py_buffer(b"\0\0\0\0\x02\0\0\0\x04\0\0\0\x06\0\0\0"), pa.py_buffer(b"hi\xff\xfeho")
+    )
+    pq.write_table(
+        pa.table({"prompt": ["a", "b", "c"], "completion": ["x", "y", "z"], "day": days}), tmp_path / "a.parquet"
+    )
+    assert read(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes()) == ["x", "broken-row", "z"]
+    pq.write_table(pa.table({"prompt": text, "completion": ["x", "y", "z"]}), tmp_path / "b.parquet")
+    assert read(tmp_path / "b.parquet", (tmp_path / "b.parquet").read_bytes()) == ["x", "broken-row", "z"]
+
+
+def test_a_file_that_breaks_off_while_its_rows_are_read_is_an_error_with_its_name(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"prompt": [str(n) for n in range(9000)], "completion": ["x"] * 9000}), path)
+    whole = bytearray(path.read_bytes())
+    whole[200:2000] = b"\xff" * 1800
+    with pytest.raises(DataError, match=r"a\.parquet"):
+        read(path, bytes(whole))
+
+
+def test_what_a_row_that_was_not_expected_says_is_its_kind_and_not_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune_pipeline.ingest import examples
+
+    def boom(*_: Any) -> None:
+        raise KeyError("Mr Miller's secret")
+
+    monkeypatch.setattr(examples, "conversation", boom)
+    assert read(tmp_path / "a.jsonl", GOOD) == ["broken-row"]
+
+
+def test_json_rows_of_a_wrapped_array_know_their_lines(tmp_path: Path) -> None:
+    from upath import UPath
+
+    (tmp_path / "a.json").write_text('{"version": "[1]",\n "data": [\n{"q": 1},\n\n{"q": "]"}\n]}', "utf-8")
+    assert [row.line for row in open_rows(UPath(tmp_path / "a.json")).rows] == [3, 5]
+
+
+def test_numbers_in_a_csv_cell_that_no_one_can_read_stay_text(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}, "l": {"type": "array"}}}
+    declared = AnswerFormat(format="json", json_schema=schema)
+    from upath import UPath
+
+    (tmp_path / "a.csv").write_text(f"text,n,l\nhi,{LONG},{DEEP}\n", "utf-8")
+    source = Source(path="a.csv", outputs=("n", "l"))
+    record = next(iter(Reading("a.csv", source, open_rows(UPath(tmp_path / "a.csv")), declared).records()))
+    assert not isinstance(record, Drop)
+    assert json.loads(record.answer) == {"n": LONG, "l": DEEP}  # type: ignore[union-attr]
