@@ -53,7 +53,13 @@ class Source(Declared):
     outputs: tuple[str, ...] = Field((), description="Several columns that together make a JSON answer, in this order.")
     group: str | None = Field(
         None,
-        description="Column that names what belongs together (a customer, a thread): never split across train/test.",
+        description="Column that names what belongs together (a customer, a thread): never split across train/test. "
+        "Compared without regard to case and spacing; only a hash of it is kept.",
+    )
+    max_unreadable: Share = Field(
+        0.5,
+        description="Share of this source's rows that may be unreadable; if more are, the source is broken, and the "
+        "quality gate fails however good the other rows are. 1 for a source that is known to be broken.",
     )
     licence: str | None = Field(None, description="Licence of the data, carried into the model card.")
 
@@ -189,18 +195,29 @@ class Quality(Declared):
     max_question_chars: int = Field(8000, ge=1, description="Questions have to be at most this long.")
     max_answer_chars: int = Field(8000, ge=1, description="Answers have to be at most this long.")
     max_dropped: Share = Field(
-        0.5, description="If cleaning dropped a larger share than this, the source is broken, whatever is left."
+        0.5,
+        description="If reading and cleaning dropped a larger share of all rows than this, the data is broken, "
+        "whatever is left.",
     )
 
 
 class ReviewRules(Declared):
-    fraction: Share = Field(0.10, gt=0, description="Share of the cleaned rows that experts see.")
+    fraction: Share = Field(
+        0.10, gt=0, description="Share of the cleaned rows that nobody has reviewed yet that a round draws."
+    )
     min_rows: int = Field(20, ge=1, description="At least this many rows, however small the share.")
     max_rows: int = Field(500, ge=1, description="At most this many rows, however large the data.")
-    threshold: Share = Field(0.95, description="Share of reviewed rows that must be right as they are (approved).")
-    confidence: Share = Field(0.95, gt=0.5, lt=1, description="Confidence of the exact binomial bound that is shown.")
+    threshold: Share = Field(0.95, description="Share of reviewed rows that must be right as they are.")
+    confidence: Share = Field(
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="Confidence of the exact binomial bound that is shown, over all rounds of the review together.",
+    )
     require_bound: bool = Field(
-        False, description="True: the lower bound itself, not only the observed share, has to reach the threshold."
+        False,
+        description="True: the lower bound itself, not only the observed share, has to reach the threshold; a round "
+        "then has at least as many rows as can show it.",
     )
     max_flagged: Count = Field(
         10, description="Pairs of nearly equal questions with other answers shown besides the sample; not in its share."

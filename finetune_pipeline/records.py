@@ -51,7 +51,7 @@ class Example:
     messages: tuple[Message, ...]
     source: str
     origin: str
-    group: str | None = None
+    group: str | None = None  # a hash of what the source says (ingest/groups.py)
 
     @property
     def question(self) -> str:
@@ -101,10 +101,12 @@ class PreferencePair:
     rejected: str
     source: str
     origin: str
+    group: str | None = None
 
     def as_example(self) -> Example:
         """The preferred answer as an example for supervised training."""
-        return Example(self.id, (*self.messages, Message("assistant", self.chosen)), self.source, self.origin)
+        messages = (*self.messages, Message("assistant", self.chosen))
+        return Example(self.id, messages, self.source, self.origin, self.group)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The only place that knows paths. Artifacts are immutable folders; a manifest written last makes one exist.
 
-    <data>/<task>/task.yaml, raw/, review/           what people declare and bring (never written here)
+    <data>/<task>/task.yaml, raw/                    what people declare and bring (never written here)
+    <data>/<task>/review/                            what people said of the rows: their work, committed like the above
     <data>/<task>/2_clean/clean_examples/3fa9…/      one finished artifact: its files and manifest.json
     <data>/<task>/2_clean/clean_examples/current     the key of the one that counts now
     <home>/                                          models, MLflow, Dagster, logs: this machine's own
@@ -141,8 +142,13 @@ class TaskStore:
         return self.root / self.folders[asset] / asset
 
     def stage_folder(self, stage: str) -> UPath:
-        """Where a stage keeps what is no artifact: verdicts as they come in, checkpoints, desired states."""
+        """Where a stage keeps what is no artifact: checkpoints, desired states."""
         return self.root / stage
+
+    @property
+    def review_folder(self) -> UPath:
+        """The experts' verdicts and the review's rounds. Outside the stages' folders: nothing can make them again."""
+        return self.root / "review"
 
     # reading ------------------------------------------------------------------------------------------------
 
@@ -328,7 +334,8 @@ def gate_cure(name: str) -> str:
     return {
         "suitability_report": "add examples, or set `suitability.override` to the reason for going on regardless",
         "data_quality": "read the report (`finetune status`, or the desk), mend the rows, and run again",
-        "expert_review": "mend what the experts rejected in the raw data, and run again",
+        "expert_review": "mend what the experts rejected in the raw data, and other rows of its kind; the next round "
+        "takes rows that nobody has reviewed yet",
         "data_split": "the rows named there stand on both sides: mend their groups, and run again",
         "release_decision": "read the decision's reasons; more data, or another declaration, makes a new candidate",
         "deployed_endpoint": "the endpoint was rolled back; read the parity report for the rows that differ",

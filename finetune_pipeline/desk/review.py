@@ -8,7 +8,9 @@
     POST /tasks/support_tickets/review/undo            takes the expert's last verdict back
 
 A verdict is for exactly the content that was shown: when the data changed meanwhile, nothing is saved, and the page
-says so. What it is not: the gate's arithmetic (review/gate.py), or where verdicts lie (review/inbox.py).
+says so. A correction goes through the rules for every row (review/edits.py) before it is kept.
+
+What it is not: the gate's arithmetic (review/gate.py), or where verdicts lie (review/inbox.py).
 """
 
 from __future__ import annotations
@@ -22,15 +24,18 @@ from fastapi.responses import RedirectResponse
 from starlette.datastructures import FormData
 
 from finetune_pipeline.clean.answers import problem
+from finetune_pipeline.clean.single import Refused
 from finetune_pipeline.config import Task
 from finetune_pipeline.desk import answerform, story
 from finetune_pipeline.desk.page import page
 from finetune_pipeline.desk.queue import Seat, seat_of
 from finetune_pipeline.desk.session import CheckedForm, SignedIn, flash, text_of
 from finetune_pipeline.desk.tasks import Known
+from finetune_pipeline.desk.words import spelt
 from finetune_pipeline.materialise import open_task
 from finetune_pipeline.records import Artifact, Example, Review, Verdict
-from finetune_pipeline.review import gate, inbox
+from finetune_pipeline.review import gate, history, inbox
+from finetune_pipeline.review.edits import Edits, without_personal
 from finetune_pipeline.review.flagged import Flagged, flagged_in, flagged_rows
 from finetune_pipeline.store import TaskStore
 
@@ -59,8 +64,9 @@ class Sitting:
     def verdict(self) -> Verdict:
         """What the gate would say now; it judges the rows that have all their verdicts."""
         about = str(self.sample.manifest["inputs"].get("clean_examples", ""))
-        population = self.sample.summary.get("of")
-        return gate.judge(self.seat.rows, self.reviews, self.task.review, about, population)
+        drawn = history.round_of(self.sample)
+        decided = history.load_history(self.store).of(drawn.number)
+        return gate.judge(self.seat.rows, self.reviews, self.task.review, about, drawn, decided)
 
     @property
     def outdated(self) -> bool:
@@ -128,17 +134,45 @@ def sit(name: str, person: str) -> Sitting | None:
 def _edit(request: Request, at: Sitting, row: Example, form: FormData) -> Response:
     posted = {name.removeprefix("field:"): text_of(form, name) for name in form if name.startswith("field:")}
     edited = answerform.read(at.task.answer, posted, row.answer)
+    masked = False
+    if not edited.complaints:
+        edited, masked = _cleaned(at, row, edited.text)
     if edited.complaints:
         again = answerform.with_complaints(answerform.fields(at.task.answer, row.answer), posted, edited)
         return _row_page(request, at, row, again, edited.complaints, text_of(form, "note"), status=422)
-    return _keep(request, at, row, "edit", text_of(form, "note"), edited.text)
+    if edited.text == row.answer:
+        return _keep(request, at, row, "approve", text_of(form, "note"))
+    return _keep(request, at, row, "edit", text_of(form, "note"), edited.text, masked)
 
 
-def _keep(request: Request, at: Sitting, row: Example, decision: str, note: str, answer: str | None = None) -> Response:
+def _cleaned(at: Sitting, row: Example, text: str) -> tuple[answerform.Edited, bool]:
+    """The correction as the pipeline would train on it, and whether personal data was taken out of it; or why it would
+    not be trained on. What is kept here is committed with the task, so it has to be clean already."""
+    try:
+        cleaned, slugs = Edits(at.task).applied(row, text)
+    except Refused as refused:
+        said = f"{spelt(refused.reason)}: {refused.detail}" if refused.detail else spelt(refused.reason)
+        return answerform.Edited(text, {answerform.WHOLE: said}), False
+    return answerform.Edited(cleaned.answer), any(slug.startswith("pii-") for slug in slugs)
+
+
+def _keep(
+    request: Request,
+    at: Sitting,
+    row: Example,
+    decision: str,
+    note: str,
+    answer: str | None = None,
+    masked: bool = False,
+) -> Response:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     kind = {"approve": "approve", "reject": "reject"}.get(decision, "edit")
-    inbox.save(at.store, Review(row.id, row.content, at.person, kind, now, answer, note.strip()[:LONGEST_NOTE]))  # type: ignore[arg-type]
-    flash(request, "good", f"{SAID[decision]} row {at.seat.number(row)}.")
+    note = note.strip()[:LONGEST_NOTE]
+    review = without_personal(Review(row.id, row.content, at.person, kind, now, answer, note), at.task)  # type: ignore[arg-type]
+    history.open_round(at.store, at.sample)
+    inbox.save(at.store, review)
+    hidden = " Personal data was replaced in what you wrote." if masked or review.note != note else ""
+    flash(request, "good", f"{SAID[decision]} row {at.seat.number(row)}.{hidden}")
     return RedirectResponse(f"/tasks/{at.task.name}/review?after={row.id}", 303)
 
 

@@ -18,6 +18,7 @@ from finetune_pipeline.desk.words import OUTCOMES, bare, plural, refusal
 from finetune_pipeline.errors import DeclarationError, FinetuneError
 from finetune_pipeline.materialise import Plan, open_task, plan
 from finetune_pipeline.records import Review
+from finetune_pipeline.review.history import round_of
 from finetune_pipeline.review.inbox import Progress, load, progress, todo
 from finetune_pipeline.store import TaskStore
 
@@ -43,6 +44,7 @@ class ReviewState:
     progress: Progress
     mine: int
     needed: int
+    round: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def review_state(task: Task, store: TaskStore, person: str) -> ReviewState | Non
     rows = list(sample.examples("sample.jsonl"))
     reviews: list[Review] = load(store, task, sample)
     mine = todo(rows, reviews, task.review, person)
-    return ReviewState(progress(rows, reviews, task.review), len(mine), task.review.reviewers)
+    return ReviewState(progress(rows, reviews, task.review), len(mine), task.review.reviewers, round_of(sample).number)
 
 
 def asset_states(plans: Sequence[Plan], review: ReviewState | None) -> tuple[AssetState, ...]:
@@ -153,7 +155,8 @@ def waiting(name: str, assets: Sequence[AssetState], review: ReviewState | None)
 def _review_waits(name: str, review: ReviewState) -> Waiting:
     done, total = review.progress.done, review.progress.total
     title = f"{plural(review.mine, 'row')} to review"
-    text = f"{done} of {total} rows are reviewed. Nothing is trained before the experts have judged all of them."
+    again = "" if review.round == 1 else f"This is round {review.round}, with rows that nobody has reviewed before. "
+    text = f"{again}{done} of {total} rows are reviewed. Nothing is trained before the experts have judged all of them."
     return Waiting(name, "you", title, text, "Go on reviewing" if done else "Start reviewing", "/review")
 
 

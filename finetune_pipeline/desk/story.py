@@ -171,9 +171,9 @@ def _variant(name: str, figures: Mapping[str, Any], best: bool) -> VariantRow:
 @lru_cache(maxsize=512)
 def interval(right: int, rows: int, confidence: float = 0.95) -> tuple[float, float]:
     """Exact two-sided interval of a share."""
-    from finetune_pipeline.review import gate
+    from finetune_pipeline.review import bounds
 
-    return gate.interval(right, rows, confidence)
+    return bounds.interval(right, rows, confidence)
 
 
 def facts(summary: Mapping[str, Any], leave_out: Sequence[str] = ()) -> list[tuple[str, str]]:

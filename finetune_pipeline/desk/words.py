@@ -79,7 +79,8 @@ REFUSALS = {
     ),
     "expert_review": (
         "Too many reviewed rows were wrong",
-        "Mend what was rejected where it comes from, and other rows of its kind; the next run draws a new sample.",
+        "Mend what was rejected where it comes from, and other rows of its kind: the next round takes rows that nobody "
+        "has reviewed yet.",
     ),
     "data_split": (
         "Test and training rows overlap",

@@ -11,17 +11,32 @@ from __future__ import annotations
 
 import json
 
+from finetune_pipeline.errors import DataError
 from finetune_pipeline.gates import docs, rules, suite, verdict
 from finetune_pipeline.materialise import Outcome, Work
-from finetune_pipeline.records import read_jsonl, write_jsonl
+from finetune_pipeline.records import Artifact, read_jsonl, write_jsonl
+
+
+def readings(raw: Artifact) -> dict[str, rules.Reading]:
+    """How many rows of each source were read, and how many of them could not be. DataError for an artifact that an
+    older version made."""
+    found: dict[str, rules.Reading] = {}
+    try:
+        for file in raw.summary["files"]:
+            before = found.get(file["source"], rules.Reading(0, 0))
+            read, unreadable = int(file["rows"]), int(file["rows"]) - int(file["examples"])
+            found[file["source"]] = rules.Reading(before.rows + read, before.unreadable + unreadable)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"raw_examples does not say how many rows each file has ({error})", "make it again") from error
+    return found
 
 
 def data_quality(work: Work) -> Outcome:
     """Make the artifact. DataError when the table cannot be judged at all."""
-    clean = work.inputs["clean_examples"]
+    raw, clean = work.inputs["raw_examples"], work.inputs["clean_examples"]
     asked = rules.rules_of(work.task)
     dropped = sum(1 for _ in read_jsonl(clean.path("drops.jsonl")))
-    frame = rules.table(clean.examples(), work.task, dropped)
+    frame = rules.table(clean.examples(), work.task, dropped, readings(raw))
     work.report.alive()
     result = suite.run(frame, work.task, clean.content)
     judged = verdict.judge(result, frame, asked, work.task.quality, clean.content)

@@ -15,7 +15,7 @@ one knows. What a valid answer, personal data and HTML are stands in `clean/`, o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CHUNK_ROWS = 20_000  # texts of this many rows are in memory at the same time; verdicts of all
 ROW_OK = "row_ok"
 SHARE_DROPPED = "share_dropped"
+UNREADABLE = "unreadable: "  # and the source's name
 
 # The replacement character, a byte order mark within the text, control characters but for line ends and tabs, halves of
 # surrogate pairs.
@@ -50,6 +51,26 @@ class Rule:
     name: str
     says: str
     judge: Judge | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What became of one source: `rows` were found in its files, `unreadable` of them were dropped when reading."""
+
+    rows: int
+    unreadable: int
+
+    @property
+    def share(self) -> float:
+        return self.unreadable / self.rows if self.rows else 0.0
+
+
+def limits(task: Task) -> dict[str, float]:
+    """The share of unreadable rows that each source may have, by its name; where sources share one, the strictest."""
+    found: dict[str, float] = {}
+    for source in task.sources:
+        found[source.label] = min(source.max_unreadable, found.get(source.label, 1.0))
+    return found
 
 
 def rules_of(task: Task) -> tuple[Rule, ...]:
@@ -76,10 +97,11 @@ def rules_of(task: Task) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def table(examples: Iterable[Example], task: Task, dropped: int) -> DataFrame:
+def table(examples: Iterable[Example], task: Task, dropped: int, read: Mapping[str, Reading]) -> DataFrame:
     """One row for each example: id, origin, lengths in characters (null where there is no text), a boolean for each
-    rule, `row_ok` = all of them, and `share_dropped` (0.0 to 1.0, the same in every row), where `dropped` rows did not
-    survive cleaning. No examples give a table without rows."""
+    rule, `row_ok` = all of them, and the losses as shares (0.0 to 1.0, the same in every row): `share_dropped` of all
+    rows, where `dropped` rows did not survive cleaning, and for each source what of it could not be read. No examples
+    give a table without rows."""
     import pandas as pd
 
     rules = rules_of(task)
@@ -88,7 +110,10 @@ def table(examples: Iterable[Example], task: Task, dropped: int) -> DataFrame:
     frame = pd.concat(parts, ignore_index=True)
     frame["question_unique"] = ~frame.pop("asked").duplicated(keep=False)
     frame[ROW_OK] = frame[[rule.name for rule in rules]].all(axis=1)
-    frame[SHARE_DROPPED] = dropped / (dropped + len(frame)) if len(frame) else 1.0
+    lost = dropped + sum(reading.unreadable for reading in read.values())
+    frame[SHARE_DROPPED] = lost / (lost + len(frame)) if len(frame) else 1.0
+    for name in limits(task):
+        frame[UNREADABLE + name] = read.get(name, Reading(0, 0)).share
     return frame
 
 

@@ -1,6 +1,6 @@
 """The Great Expectations suite, built from the declaration, and its run over the table of `rules.py`.
 
-    frame = rules.table(examples, task, dropped=103)
+    frame = rules.table(examples, task, dropped=103, read={"shop": Reading(877, 17)})
     result = run(frame, task, "3fa9…")          # Great Expectations' own result, for verdict.py and docs.py
 
 `mostly=0.95` alone is not "95 % of the rows": it passes for an empty table, it does not count nulls, and two
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.gates.rules import ROW_OK, SHARE_DROPPED, rules_of
+from finetune_pipeline.gates.rules import ROW_OK, SHARE_DROPPED, UNREADABLE, limits, rules_of
 from finetune_pipeline.gates.verdict import percent
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ def build(task: Task) -> ExpectationSuite:
     import great_expectations as gx
     import great_expectations.expectations as gxe
 
-    rules, q = rules_of(task), task.quality
-    columns = ["id", "question_chars", "answer_chars", *(rule.name for rule in rules), ROW_OK, SHARE_DROPPED]
+    rules, q, broken = rules_of(task), task.quality, limits(task)
+    shares = [SHARE_DROPPED, *(UNREADABLE + name for name in broken)]
+    columns = ["id", "question_chars", "answer_chars", *(rule.name for rule in rules), ROW_OK, *shares]
     most = f", in at least {percent(q.mostly)} of the rows"
 
     def holds(name: str, says: str) -> Any:
@@ -48,17 +49,21 @@ def build(task: Task) -> ExpectationSuite:
     def present(name: str, column: str, says: str, mostly: float = 1.0) -> Any:
         return gxe.ExpectColumnValuesToNotBeNull(column=column, mostly=mostly, description=says, meta={"name": name})
 
+    def at_most(name: str, most: float, says: str) -> Any:
+        return gxe.ExpectColumnMaxToBeBetween(column=name, max_value=most, description=says, meta={"name": name})
+
     checks = [
         holds(ROW_OK, "all rules hold"),
         present("every_row_judged", ROW_OK, "every row was judged"),
         gxe.ExpectTableRowCountToBeBetween(
             min_value=q.min_rows, description=f"at least {q.min_rows:,} rows are left", meta={"name": "enough_rows"}
         ),
-        gxe.ExpectColumnMaxToBeBetween(
-            column=SHARE_DROPPED,
-            max_value=q.max_dropped,
-            description=f"cleaning dropped at most {percent(q.max_dropped)} of the rows",
-            meta={"name": SHARE_DROPPED},
+        at_most(
+            SHARE_DROPPED, q.max_dropped, f"reading and cleaning dropped at most {percent(q.max_dropped)} of all rows"
+        ),
+        *(
+            at_most(UNREADABLE + name, most, f"at most {percent(most)} of the rows of {name} could not be read")
+            for name, most in broken.items()
         ),
         gxe.ExpectTableColumnsToMatchSet(
             column_set=columns,

@@ -2,7 +2,7 @@
 
     every answer is valid JSON of the declared schema: 98.6 % of 742 rows, needed 95 %
 
-Shares are cut, not rounded: 94.96 % of the rows is not "95.0 %, needed 95 %".
+Shares are cut, not rounded: 94.96 % of the rows is not "95.0 %, needed 95 %"; and losses are rounded up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune_pipeline.config import Quality
-from finetune_pipeline.gates.rules import ROW_OK, SHARE_DROPPED, Rule
+from finetune_pipeline.gates.rules import ROW_OK, SHARE_DROPPED, UNREADABLE, Rule
 from finetune_pipeline.records import Check, Json, Verdict
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ def _figures(frame: DataFrame, rules: Sequence[Rule], quality: Quality) -> dict[
         "right": right,
         "wrong": rows - right,
         "share_dropped": float(frame[SHARE_DROPPED].iloc[0]) if rows else None,
+        "unreadable": {
+            str(name).removeprefix(UNREADABLE): float(frame[name].iloc[0])
+            for name in frame.columns
+            if rows and str(name).startswith(UNREADABLE)
+        },
         "broken": {rule.name: int((~frame[rule.name]).sum()) for rule in rules},
         "failing": [str(row) for row in frame.loc[~frame[ROW_OK], "id"].iloc[:NAMED]],
     }
@@ -78,8 +83,8 @@ def _observed(each: Any) -> str:
     value = found.get("observed_value")
     if value is None:
         return "nothing"
-    if each.expectation_config.meta["name"] == SHARE_DROPPED:
-        return percent(float(value))
+    if each.expectation_config.meta["name"].startswith((SHARE_DROPPED, UNREADABLE)):
+        return percent_up(float(value))
     return f"{len(value)} columns" if isinstance(value, list) else f"{value:,} rows"
 
 
@@ -87,3 +92,8 @@ def percent(share: float) -> str:
     """One decimal, cut: 0.9496 is "94.9 %", 0.95 is "95 %"."""
     cut = math.floor(share * 1000 + 1e-9) / 10
     return f"{cut:g} %"
+
+
+def percent_up(share: float) -> str:
+    """One decimal, rounded up: a loss of 0.5001 is "50.1 %", more than the 50 % that are allowed."""
+    return f"{math.ceil(share * 1000 - 1e-9) / 10:g} %"

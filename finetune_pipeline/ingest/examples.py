@@ -15,7 +15,8 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from finetune_pipeline.config import AnswerFormat, Source
-from finetune_pipeline.ingest.conversations import Parsed, RowRefused, conversation, text_of
+from finetune_pipeline.ingest.conversations import Parsed, RowRefused, conversation
+from finetune_pipeline.ingest.groups import group_of
 from finetune_pipeline.ingest.layouts import Layout, Unfit, layout_of
 from finetune_pipeline.ingest.readers import Opened
 from finetune_pipeline.ingest.rows import Row, writable
@@ -77,11 +78,10 @@ class Reading:
         whole = messages if parsed.rejected is None else [*messages, ["rejected", parsed.rejected]]
         content = json.dumps(whole, ensure_ascii=False)
         key, origin = self._id(content), self._origin(row)
+        group = group_of(row.value.get(layout.group)) if layout.group else None
         if parsed.rejected is not None:
             *prompt, answer = parsed.messages
-            return PreferencePair(key, tuple(prompt), answer.content, parsed.rejected, self.source.label, origin)
-        value = row.value.get(layout.group) if layout.group else None
-        group = None if value in (None, "") else writable(text_of(value))
+            return PreferencePair(key, tuple(prompt), answer.content, parsed.rejected, self.source.label, origin, group)
         return Example(key, parsed.messages, self.source.label, origin, group)
 
     def _drop(self, row: Row, reason: str, detail: str) -> Drop:

@@ -1,33 +1,38 @@
 """The review's two assets: which rows the experts see, and what their verdicts do to the data.
 
-    review_sample   sample.jsonl: a simple random sample of the cleaned rows, seeded; a row's place in the draw depends
-                    on its id alone, so that rows added later leave most of the sample (and its verdicts) as it was
+    review_sample   sample.jsonl: a simple random sample of the rows that nobody has reviewed; round.json: the round of
+                    the review that it belongs to (rounds.py)
                     flagged.jsonl: rows to look at besides, which decide nothing (flagged.py)
     expert_review   examples.jsonl (all cleaned rows, edits applied, rejected rows out), reviews.jsonl, changes.jsonl,
                     drops.jsonl; raises WaitingForPeople until every row of the sample has its verdicts
 
-The pure parts are `draw` and `settle`. What it is not: the gate (gate.py), or the verdicts' home (inbox.py).
+The pure part is `settle`. What it is not: the draw (rounds.py), the gate (gate.py), the rules for a correction
+(edits.py), or the verdicts' home (inbox.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
-from finetune_pipeline.clean.answers import problem, tidy
-from finetune_pipeline.config import AnswerFormat, ReviewRules, Task
+from finetune_pipeline.clean.single import Refused
+from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError, WaitingForPeople
 from finetune_pipeline.materialise import Outcome, Work
-from finetune_pipeline.records import Change, Drop, Example, Json, Review, content_id, write_jsonl
-from finetune_pipeline.review.flagged import FILE, flag, flagged_in, flagged_rows
+from finetune_pipeline.records import Artifact, Change, Drop, Example, Json, Review, Verdict, write_jsonl
+from finetune_pipeline.review.edits import Edits, without_personal, without_repeated
+from finetune_pipeline.review.flagged import FILE, flag
 from finetune_pipeline.review.gate import judge
-from finetune_pipeline.review.inbox import Progress, approves, by_row, load, load_for, progress, verdicts_folder
+from finetune_pipeline.review.history import ROUND, decide, load_history, open_round, round_of
+from finetune_pipeline.review.inbox import Progress, approves, by_row, load_all, load_for, progress, verdicts_folder
+from finetune_pipeline.review.rounds import Decision, Drawn, draw, rules_hash
 from finetune_pipeline.store import TaskStore
 
 STAGE = "review"
+Apply = Callable[[Example, str], tuple[Example, list[str]]]  # Edits.applied
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,29 +46,38 @@ class Settled:
 
 def review_sample(work: Work) -> Outcome:
     """Draw the rows for the experts. DataError when there is nothing to draw from."""
-    rows = list(work.inputs["clean_examples"].examples())
+    clean = work.inputs["clean_examples"]
+    rows = list(clean.examples())
     if not rows:
         raise DataError(
             "clean_examples has no rows, so there is nothing to review",
             "see why cleaning dropped all rows: drops.jsonl",
         )
-    sample = draw(rows, work.task.review)
-    write_jsonl(work.out / "sample.jsonl", sample)
-    flagged = flag(work.inputs["clean_examples"], rows, work.task.review.max_flagged)
+    drawn = _draw(work, rows, clean.content)
+    write_jsonl(work.out / "sample.jsonl", drawn.rows)
+    (work.out / ROUND).write_text(json.dumps(drawn.round.to_json(), indent=1), "utf-8")
+    flagged = flag(clean, rows, work.task.review.max_flagged)
     write_jsonl(work.out / FILE, flagged)
-    figures: dict[str, Json] = {"rows": len(sample), "of": len(rows), "share": len(sample) / len(rows)}
-    return Outcome({**figures, "flagged_pairs": len(flagged)})
+    of = drawn.round.population or 0
+    known = "" if drawn.round.number == 1 else " that nobody reviewed in an earlier round"
+    work.report.log(f"round {drawn.round.number}: {len(drawn.rows)} of {of} rows{known} are in the sample")
+    figures: dict[str, Json] = {"round": drawn.round.number, "look": drawn.round.look, "gone": drawn.round.gone}
+    return Outcome(
+        {"rows": len(drawn.rows), "of": of, "share": len(drawn.rows) / of, **figures, "flagged_pairs": len(flagged)}
+    )
 
 
-def draw(rows: Sequence[Example], rules: ReviewRules) -> list[Example]:
-    """A simple random sample: the first n rows in the order of a hash of seed and row id.
-
-    Every row is equally likely to be in it, which the binomial bound needs. When rows are added, a row leaves the
-    sample only by being overtaken.
-    """
-    wanted = max(rules.min_rows, math.ceil(rules.fraction * len(rows)))
-    ordered = sorted(rows, key=lambda row: (content_id(str(rules.seed), row.id), row.id))
-    return ordered[: min(wanted, rules.max_rows, len(rows))]
+def _draw(work: Work, rows: Sequence[Example], about: str) -> Drawn:
+    said = load_all(work.store, work.task)
+    before = work.store.current("review_sample")
+    last = None if before is None else round_of(before)
+    given = [review for shown in (last.drawn if last else ()) for review in said.get(shown, ())]
+    if before is not None and not all(review.recorded for review in given):
+        open_round(work.store, before)  # its first verdict came from elsewhere than the desk
+    history = load_history(work.store)
+    if last is not None and given:
+        history = history.including(last)
+    return draw(rows, history, last, said, work.task.review, about)
 
 
 def reviews_fingerprint(task: Task, store: TaskStore) -> str:
@@ -79,27 +93,50 @@ def reviews_fingerprint(task: Task, store: TaskStore) -> str:
 
 
 def expert_review(work: Work) -> Outcome:
-    """Judge the sample and apply the verdicts to the data.
+    """Judge the sample and apply all verdicts, also those of earlier rounds, to the data.
 
-    WaitingForPeople while verdicts are missing; DataError when an expert's edit breaks the declared answer format.
+    WaitingForPeople while verdicts are missing.
     """
     clean, sample = work.inputs["clean_examples"], work.inputs["review_sample"]
     rules, sampled = work.task.review, list(sample.examples("sample.jsonl"))
-    reviews = load(work.store, work.task, sample)
-    flagged = flagged_rows(flagged_in(sample), sampled)
+    rows = list(clean.examples())
+    given = by_row(rows, load_for(work.store, work.task, rows))
+    reviews = [without_personal(review, work.task) for row in sampled for review in given[row.id]]
     state = progress(sampled, reviews, rules)
     if not state.complete:
         raise waiting(work.task.name, state)
-    rows = list(clean.examples())
-    given = by_row(flagged, load_for(work.store, work.task, flagged))
-    verdict = judge(sampled, reviews, rules, clean.content, population=len(rows))
-    settled = settle(rows, {**given, **by_row(sampled, reviews)}, work.task.answer)
+    drawn = round_of(sample)
+    verdict = judge(sampled, reviews, rules, clean.content, drawn, load_history(work.store).of(drawn.number))
+    settled = settle(rows, given, _applier(work), work.task)
     write_jsonl(work.out / "examples.jsonl", settled.kept)
-    write_jsonl(work.out / "reviews.jsonl", (asdict(review) for review in reviews))
+    told = (without_personal(review, work.task) for group in given.values() for review in group)
+    write_jsonl(work.out / "reviews.jsonl", (asdict(review) for review in told))
     write_jsonl(work.out / "changes.jsonl", settled.changes)
     write_jsonl(work.out / "drops.jsonl", settled.drops)
+    _remember(work, sample, verdict)
     work.report.log(verdict.summary)
     return Outcome(_summary(state, settled, verdict.figures), verdict)
+
+
+def _remember(work: Work, sample: Artifact, verdict: Verdict) -> None:
+    right, rows = (int(str(verdict.figures[name])) for name in ("right", "rows"))
+    rules = rules_hash(work.task.review)
+    decide(work.store, sample, Decision(verdict.passed, right, rows, verdict.about, rules, work.now))
+
+
+def _applier(work: Work) -> Apply:
+    """What applies corrections; the tokenizer is loaded with the first one."""
+    found: list[Edits] = []
+
+    def applied(row: Example, answer: str) -> tuple[Example, list[str]]:
+        if not found:
+            from finetune_pipeline import base_model
+
+            folder = base_model.folder_of(work.inputs["base_model"], work.task.base, work.report)
+            found.append(Edits(work.task, base_model.token_counter(folder)))
+        return found[0].applied(row, answer)
+
+    return applied
 
 
 def waiting(task: str, state: Progress) -> WaitingForPeople:
@@ -109,9 +146,10 @@ def waiting(task: str, state: Progress) -> WaitingForPeople:
     )
 
 
-def settle(rows: Iterable[Example], given: Mapping[str, Sequence[Review]], answer: AnswerFormat) -> Settled:
+def settle(rows: Iterable[Example], given: Mapping[str, Sequence[Review]], apply: Apply, task: Task) -> Settled:
     """Apply the verdicts: what more than half of a row's reviewers say happens to it (keep, drop, or one and the same
-    edit). Where no such majority exists the row leaves too: nobody knows what is right."""
+    edit). Where no such majority exists the row leaves too: nobody knows what is right. An edit that does not pass the
+    rules for every row takes its row out, and so does one that makes two rows the same."""
     kept: list[Example] = []
     changes: list[Change] = []
     drops: list[Drop] = []
@@ -121,11 +159,34 @@ def settle(rows: Iterable[Example], given: Mapping[str, Sequence[Review]], answe
         if outcome == "keep":
             kept.append(row)
         elif outcome == "edit":
-            kept.append(_edited(row, by[0], answer))
-            changes.append(Change(row.id, row.origin, STAGE, "expert-edit", _who(by)))
+            _edit(row, by, apply, kept, changes, drops)
         else:
             drops.append(Drop(row.id, row.origin, STAGE, outcome, _who(by or reviews)))
+    edited = frozenset(change.id for change in changes if change.rule == "expert-edit")
+    if edited:
+        kept, repeated = without_repeated(kept, edited, task)
+        drops += [replace(drop, stage=STAGE) for drop in repeated]
     return Settled(tuple(kept), tuple(changes), tuple(drops))
+
+
+def _edit(
+    row: Example,
+    by: Sequence[Review],
+    apply: Apply,
+    kept: list[Example],
+    changes: list[Change],
+    drops: list[Drop],
+) -> None:
+    """Put the corrected row among those that are kept, or say in the ledger why it cannot be."""
+    try:
+        edited, slugs = apply(row, by[0].answer or "")
+    except Refused as refused:
+        detail = f"{_who(by)}: {refused.reason}" + (f" ({refused.detail})" if refused.detail else "")
+        drops.append(Drop(row.id, row.origin, STAGE, "edit-refused", detail))
+        return
+    kept.append(edited)
+    changes.append(Change(row.id, row.origin, STAGE, "expert-edit", _who(by)))
+    changes += [Change(row.id, row.origin, STAGE, slug) for slug in dict.fromkeys(slugs)]
 
 
 def _majority(row: Example, reviews: Sequence[Review]) -> tuple[str, list[Review]]:
@@ -145,17 +206,6 @@ def _vote(row: Example, review: Review) -> tuple[str, str | None]:
     return ("approve", None) if approves(row, review) else (review.decision, review.answer)
 
 
-def _edited(row: Example, review: Review, answer: AnswerFormat) -> Example:
-    text, _ = tidy(review.answer or "", answer)
-    complaint = problem(text, answer)
-    if complaint:
-        raise DataError(
-            f"{review.reviewer}'s edit of row {row.id} ({row.origin}) breaks the answer format: {complaint}",
-            "correct the edit in the desk (or in the recorded file) and run again",
-        )
-    return row.with_answer(text)
-
-
 def _who(reviews: Sequence[Review]) -> str:
     return ", ".join(review.reviewer for review in reviews)
 
@@ -163,11 +213,13 @@ def _who(reviews: Sequence[Review]) -> str:
 def _summary(state: Progress, settled: Settled, figures: Mapping[str, Json]) -> dict[str, Json]:
     return {
         "rows": len(settled.kept),
+        "round": figures["round"],
         "reviewed": state.done,
         "right": state.approved,
         "share": figures["share"],
         "lower_bound": figures["lower_bound"],
-        "edited": len(settled.changes),
+        "fresh_rows_needed": figures["fresh_rows_none_wrong"],
+        "edited": sum(change.rule == "expert-edit" for change in settled.changes),
         "dropped": len(settled.drops),
         "dropped_by_reason": dict(Counter(drop.reason for drop in settled.drops)),
         "recorded": state.recorded,

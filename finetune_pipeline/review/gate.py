@@ -1,13 +1,15 @@
 """The review gate: are enough of the reviewed rows right as they were, and what can a sample of this size show at all?
 
-    judge(rows, reviews, rules, about) -> Verdict      pure: no I/O; the desk shows it while the review is going on
+    judge(rows, reviews, rules, about, drawn) -> Verdict      pure: no I/O; the desk shows it while the review goes on
 
-A row counts as right when the majority of its reviewers approve it; an edited or rejected row was not right. The
-observed share decides, unless `review.require_bound` lets the lower bound decide. The bound is that of Clopper and
-Pearson ("The use of confidence or fiducial limits illustrated in the case of the binomial", Biometrika 26, 1934,
-404-413): exact, never too optimistic; for a sample drawn without replacement from few rows it is conservative.
+A row counts as right when the majority of its reviewers approve it; an edited or rejected row was not right, nor was a
+row that was taken out after it was drawn (rounds.py). The observed share decides, unless `review.require_bound` lets
+the lower bound decide. The bound takes into account how often the gate was asked before (bounds.py).
 
-    57 of 60 rows right: observed 95.0 %, and with 95 % confidence at least 87.6 % of all rows
+    57 of 60 rows right in round 1: observed 95.0 %, and with 97.5 % confidence at least 86.1 % of all rows
+
+The statement is about the rows that nobody reviewed in an earlier round, as they are now. All others have a verdict of
+their own, which is followed: they are approved, corrected or dropped.
 
 What it is not: where verdicts are kept (inbox.py), or what becomes of the rows (assets.py).
 """
@@ -16,44 +18,57 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
 from finetune_pipeline.config import ReviewRules
 from finetune_pipeline.records import Check, Example, Json, Review, Verdict
+from finetune_pipeline.review.bounds import fresh_rows, interval, lower_bound, round_confidence
 from finetune_pipeline.review.inbox import by_row, progress, right
+from finetune_pipeline.review.rounds import Decision, Round
 
-MOST_ROWS = 10_000_000  # a review that needs more rows than this is not advice but a joke
 NAMED = 5  # wrong rows named in the check's text; all of them stand in the figures
 
 
 def judge(
-    rows: Sequence[Example], reviews: Iterable[Review], rules: ReviewRules, about: str, population: int | None = None
+    rows: Sequence[Example],
+    reviews: Iterable[Review],
+    rules: ReviewRules,
+    about: str,
+    drawn: Round | None = None,
+    decided: Sequence[Decision] = (),
 ) -> Verdict:
     """What the gate says of the sample's `rows`; `about` is the content hash of the data they were drawn from.
 
-    Rows without all their verdicts are not counted, and fail the gate by a check of their own. `population` is the
-    number of rows the sample was drawn from, where known: when all of them were reviewed, the bound is the share
-    itself, and nobody is asked to review more rows than there are.
+    Rows without all their verdicts are not counted, and fail the gate by a check of their own. `drawn` is the round:
+    when all rows that the estimate is about were reviewed, the bound is the share itself. `decided` is what the gate
+    said in this round before.
     """
+    drawn = drawn or Round()
     reviews = list(reviews)
     given = by_row(rows, reviews)
     state = progress(rows, reviews, rules)
     late = set(state.missing)
     wrong = [row for row in rows if row.id not in late and not right(row, given[row.id])]
-    n, k = state.done, state.approved
+    n, k = state.done + drawn.gone, state.approved
     share = k / n if n else 0.0
-    everything = population is not None and n >= population > 0  # nothing is inferred where every row was seen
-    bound = share if everything else lower_bound(k, n, rules.confidence)
-    more = more_rows(k, n, rules)
+    everything = drawn.population is not None and len(rows) >= drawn.population and not late
+    bound = share if everything else lower_bound(k, n, round_confidence(rules.confidence, drawn.look))
+    passes = share >= rules.threshold and (bound >= rules.threshold or not rules.require_bound)
+    needed = fresh_rows(share, rules, drawn.look if passes else drawn.look + 1)
+    left = math.inf if drawn.population is None else drawn.population - len(rows)
     checks = (
         _complete(state.done, state.total, rules),
-        _share(k, n, share, rules, wrong),
-        _bound(bound, more, n, population, rules),
+        _share(k, n, share, rules, wrong, drawn),
+        _bound(bound, _advice(needed, left, passes, drawn, rules), drawn, rules),
+        *_changed(reviews, about, decided),
     )
     figures: dict[str, Json] = {
+        "round": drawn.number,
+        "look": drawn.look,
         "rows": n,
+        "gone": drawn.gone,
         "sample": state.total,
         "right": k,
         "share": share,
@@ -61,8 +76,10 @@ def judge(
         "interval": list(interval(k, n, rules.confidence)),
         "threshold": rules.threshold,
         "confidence": rules.confidence,
-        "more_rows_none_wrong": more["none_wrong"],
-        "more_rows_same_share": more["same_share"],
+        "round_confidence": round_confidence(rules.confidence, drawn.look),
+        "unseen": drawn.population,
+        "fresh_rows_none_wrong": needed["none_wrong"],
+        "fresh_rows_same_share": needed["same_share"],
         "recorded": state.recorded,
         "verdicts": state.given,
         "reviewers": sorted({review.reviewer for group in given.values() for review in group}),
@@ -70,42 +87,7 @@ def judge(
         "agreement": agreement(rows, given),
     }
     passed = all(check.passed for check in checks if check.severity == "error")
-    return Verdict("expert_review", passed, about, _summary(figures, checks, rules), checks, figures)
-
-
-def lower_bound(right: float, n: float, confidence: float) -> float:
-    """One-sided exact lower bound of a share: the (1-confidence) quantile of Beta(right, n-right+1).
-
-    Equal to `scipy.stats.binomtest(k, n, alternative="greater").proportion_ci(confidence, "exact").low`; this form
-    also takes counts that are no whole numbers, which planning needs.
-    """
-    from scipy.stats import beta
-
-    return float(beta.ppf(1 - confidence, right, n - right + 1)) if right > 0 else 0.0
-
-
-def interval(right: int, n: int, confidence: float) -> tuple[float, float]:
-    """The two-sided exact interval, for reports."""
-    from scipy.stats import binomtest
-
-    if n == 0:
-        return 0.0, 1.0
-    ci = binomtest(right, n).proportion_ci(confidence_level=confidence, method="exact")
-    return float(ci.low), float(ci.high)
-
-
-def more_rows(k: int, n: int, rules: ReviewRules) -> dict[str, int | None]:
-    """How many more rows bring the lower bound to the threshold: if none of them is wrong (`none_wrong`), and if as
-    many are wrong as so far (`same_share`). None: no number of rows does."""
-    share = k / n if n else 1.0
-
-    def reaches(m: int, right_share: float) -> bool:
-        return lower_bound(k + right_share * m, n + m, rules.confidence) >= rules.threshold
-
-    return {
-        "none_wrong": _least(lambda m: reaches(m, 1.0)) if rules.threshold < 1 else None,
-        "same_share": _least(lambda m: reaches(m, share)) if share > rules.threshold else None,
-    }
+    return Verdict("expert_review", passed, about, _summary(figures, checks, drawn), checks, figures)
 
 
 def agreement(rows: Sequence[Example], given: Mapping[str, Sequence[Review]]) -> list[dict[str, Json]]:
@@ -136,68 +118,75 @@ def _kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
     return float(cohen_kappa_score(first, second))
 
 
-def _least(holds: Callable[[int], bool]) -> int | None:
-    """The least m >= 0 for which a condition holds that stays true once it is true; None beyond MOST_ROWS."""
-    high = 1
-    if holds(0):
-        return 0
-    while not holds(high):
-        high *= 2
-        if high > MOST_ROWS:
-            return None
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
-
-
 def _complete(done: int, total: int, rules: ReviewRules) -> Check:
     each = "one verdict" if rules.reviewers == 1 else f"{rules.reviewers} verdicts"
     return Check("every row reviewed", 0 < total == done, f"{total} rows with {each} each", f"{done} rows")
 
 
-def _share(k: int, n: int, share: float, rules: ReviewRules, wrong: Sequence[Example]) -> Check:
+def _share(k: int, n: int, share: float, rules: ReviewRules, wrong: Sequence[Example], drawn: Round) -> Check:
     named = ", ".join(f"{row.id} ({row.origin})" for row in wrong[:NAMED])
     rest = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-    observed = f"{k} of {n} ({share:.1%})" + (f"; wrong: {named}{rest}" if wrong else "")
+    observed = f"{k} of {n} ({share:.1%}) in round {drawn.number}" + (f"; wrong: {named}{rest}" if wrong else "")
+    if drawn.gone:
+        observed += f"; {drawn.gone} drawn and no longer in the data, which count as wrong"
     passed = n > 0 and share >= rules.threshold
     return Check("share of rows that are right", passed, f"at least {rules.threshold:.1%}", observed)
 
 
-def _bound(bound: float, more: Mapping[str, int | None], n: int, population: int | None, rules: ReviewRules) -> Check:
+def _bound(bound: float, advice: str, drawn: Round, rules: ReviewRules) -> Check:
     severity: Literal["error", "warning"] = "error" if rules.require_bound else "warning"
     holds = bound >= rules.threshold
-    observed = f"{bound:.1%}" + ("" if holds else f"; {_advice(more, n, population)}")
-    name = f"lower bound at {rules.confidence:.0%} confidence"
-    return Check(name, holds, f"at least {rules.threshold:.1%}", observed, severity)
+    confidence = round_confidence(rules.confidence, drawn.look)
+    name = f"lower bound at {confidence * 100:.6g}% confidence ({rules.confidence:.0%} over all rounds)"
+    return Check(
+        name, holds, f"at least {rules.threshold:.1%}", f"{bound:.1%}" + ("" if holds else f"; {advice}"), severity
+    )
 
 
-def _advice(more: Mapping[str, int | None], n: int, population: int | None) -> str:
-    clean, same = more["none_wrong"], more["same_share"]
+def _advice(needed: Mapping[str, int | None], left: float, passes: bool, drawn: Round, rules: ReviewRules) -> str:
+    """How many fresh rows show the bound: in the next round after a refusal, else in a larger sample than this one."""
+    clean, same = needed["none_wrong"], needed["same_share"]
     if clean is None:
         return "no number of rows can show more"
-    left = math.inf if population is None else population - n
-    if clean > left:
+    if not passes and clean > left:
         return (
-            f"the {left:.0f} rows not yet reviewed are too few to show it: review all of them, or declare a lower bar"
+            f"round {drawn.number + 1} needs {clean} fresh rows with none wrong to show it, and {left:.0f} are left "
+            "that nobody has reviewed: add rows, review all of them, or declare a lower bar"
         )
-    text = f"{clean} more {'row' if clean == 1 else 'rows'} with none wrong would reach it"
-    if same is not None and clean < same <= left:
-        text += f", or {same} more with as many wrong as so far"
-    return text
+    text = f"round {drawn.number + 1} needs {clean} fresh rows" if not passes else f"a round of {clean} rows"
+    text += " with none wrong" + ("" if passes else " to show it")
+    if same is not None and same > clean and (passes or same <= left):
+        text += f", or {same} with the share of wrong rows of this one"
+    text += " would show it" if passes else ""
+    return text + (f" (review.max_rows allows {rules.max_rows})" if clean > rules.max_rows else "")
 
 
-def _summary(figures: Mapping[str, Json], checks: Sequence[Check], rules: ReviewRules) -> str:
+def _changed(reviews: Sequence[Review], about: str, decided: Sequence[Decision]) -> tuple[Check, ...]:
+    """A warning where verdicts were changed after the gate had refused this very data by them."""
+    refused = [one for one in decided if not one.passed and one.about == about]
+    if not refused:
+        return ()
+    later = sum(review.at > refused[-1].at for review in reviews)
+    before = f"refused with {refused[-1].right} of {refused[-1].rows} right on {refused[-1].at[:10]}"
+    observed = f"{later} of {len(reviews)} verdicts are later" if later else "none is later"
+    return (Check("verdicts as they were when the gate refused", not later, before, observed, "warning"),)
+
+
+def _summary(figures: Mapping[str, Json], checks: Sequence[Check], drawn: Round) -> str:
     if not figures["rows"]:
-        return "no row has been reviewed yet"
+        return f"round {drawn.number}: no row has been reviewed yet"
+    which = "fresh" if drawn.number > 1 else "reviewed"
+    whose = "of those that nobody had reviewed before" if drawn.number > 1 else "of all"
     text = (
-        f"{figures['right']} of {figures['rows']} reviewed rows are right ({figures['share']:.1%}); "
-        f"with {rules.confidence:.0%} confidence at least {figures['lower_bound']:.1%} of all"
+        f"round {drawn.number}: {figures['right']} of {figures['rows']} {which} rows are right "
+        f"({figures['share']:.1%}); with {figures['confidence']:.0%} confidence over all rounds at least "
+        f"{figures['lower_bound']:.1%} {whose}"
     )
-    failed = [check for check in checks if not check.passed]
-    if failed and failed[-1].name.startswith("lower bound"):
-        text += f" ({failed[-1].observed.partition('; ')[2]})"
+    bound = next(check for check in checks if check.name.startswith("lower bound"))
+    if not bound.passed:
+        text += f" ({bound.observed.partition('; ')[2]})"
+    if figures["gone"]:
+        text += f"; {figures['gone']} of them are no longer in the data and count as wrong"
     if figures["recorded"]:
         text += f"; {figures['recorded']} of {figures['verdicts']} verdicts are recorded ones, not given in the desk"
     return text

@@ -1,8 +1,11 @@
 """Where the experts' verdicts come in and lie until the gate reads them: one small JSON file per row and reviewer.
 
-    4_review/verdicts/9f1c20e4a7b35d68-77ab01c2d3e4f506-3b1d9a2c4e5f6071.json     row, its content, the reviewer
+    review/verdicts/9f1c20e4a7b35d68-77ab01c2d3e4f506-3b1d9a2c4e5f6071.json     row, its content, the reviewer
     {"id": "9f1c20e4a7b35d68", "content": "77ab01c2d3e4f506", "reviewer": "anna", "decision": "approve",
      "at": "2026-01-05T10:00:00+00:00", "answer": null, "note": "", "recorded": false}
+
+They are people's work: they lie in the task's own `review/` folder and are committed with it, never among what the
+pipeline makes and may make again.
 
 One file each, because several experts write at the same time, on object stores too, where nothing can be appended. The
 same reviewer's second verdict on the same content replaces the first. The content is part of the name: a verdict holds
@@ -51,7 +54,7 @@ class Progress:
 
 
 def verdicts_folder(store: TaskStore) -> UPath:
-    return store.stage_folder("4_review") / "verdicts"
+    return store.review_folder / "verdicts"
 
 
 def recorded_file(store: TaskStore, task: Task) -> UPath | None:
@@ -79,22 +82,33 @@ def withdraw(store: TaskStore, review: Review) -> None:
 
 
 def load(store: TaskStore, task: Task, sample: Artifact) -> list[Review]:
-    """Every verdict that holds for the rows of `sample` as they are now, in the sample's order, then by reviewer.
-
-    Verdicts on other rows or on other content are left out. Where a reviewer is both recorded and in the desk, the
-    desk's verdict counts. DataError names a file or line that is damaged.
-    """
+    """Every verdict that holds for the rows of `sample` as they are now: see `load_for`."""
     return load_for(store, task, list(sample.examples("sample.jsonl")))
 
 
 def load_for(store: TaskStore, task: Task, rows: Sequence[Example]) -> list[Review]:
-    """Every verdict that holds for these rows as they are now, in their order, then by reviewer."""
+    """Every verdict that holds for these rows as they are now, in their order, then by reviewer.
+
+    Verdicts on other rows or on other content are left out. Where a reviewer is both recorded and in the desk, the
+    desk's verdict counts. DataError names a file or line that is damaged.
+    """
     content = {row.id: row.content for row in rows}
     by_row: dict[str, dict[str, Review]] = defaultdict(dict)
     for review in (*_recorded(recorded_file(store, task)), *_given(verdicts_folder(store), content)):
         if content.get(review.id) == review.content:
             by_row[review.id][review.reviewer] = review
     return [by_row[row.id][name] for row in rows for name in sorted(by_row[row.id])]
+
+
+def load_all(store: TaskStore, task: Task) -> dict[tuple[str, str], list[Review]]:
+    """Every verdict that was ever given, by row id and content; also on rows that are no longer in the data. A declared
+    file of recorded verdicts may be missing: before the first draw nobody knows which rows it has to be about."""
+    declared = store.root / task.review.recorded if task.review.recorded else None
+    recorded = declared if declared is not None and declared.exists() else None
+    found: dict[tuple[str, str], dict[str, Review]] = defaultdict(dict)
+    for review in (*_recorded(recorded), *_given(verdicts_folder(store), None)):
+        found[review.id, review.content][review.reviewer] = review
+    return {shown: list(by_reviewer.values()) for shown, by_reviewer in found.items()}
 
 
 def progress(rows: Sequence[Example], reviews: Iterable[Review], rules: ReviewRules) -> Progress:
@@ -142,12 +156,13 @@ def _name(review: Review) -> str:
     return f"{review.id}-{review.content}-{content_id(review.reviewer)}.json"
 
 
-def _given(folder: UPath, content: Mapping[str, str]) -> list[Review]:
-    """The verdicts from the desk on exactly these rows; others are not even opened."""
+def _given(folder: UPath, content: Mapping[str, str] | None) -> list[Review]:
+    """The verdicts from the desk on exactly these rows, or on all; others are not even opened."""
     if not folder.exists():
         return []
-    wanted = {f"{id_}-{shown}" for id_, shown in content.items()}
-    names = sorted(p.name for p in folder.iterdir() if p.name.endswith(".json") and p.name.rpartition("-")[0] in wanted)
+    wanted = None if content is None else {f"{id_}-{shown}" for id_, shown in content.items()}
+    files = sorted(path.name for path in folder.iterdir() if path.name.endswith(".json") and path.name[0] != ".")
+    names = [name for name in files if wanted is None or name.rpartition("-")[0] in wanted]
     return [_parse((folder / name).read_text(encoding="utf-8"), str(folder / name)) for name in names]
 
 

@@ -10,6 +10,8 @@ format, audit.json, history.jsonl, training.json.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,46 @@ def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
 
 
 def _train(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
+    rules = Train.model_validate(spec["rules"])
+    made = assemble(spec, rules)
+    folder = Path(spec["checkpoints"])
+    folder.mkdir(parents=True, exist_ok=True)
+    state = checkpoint.load(folder, made.weights, made.optimiser, report)
+    resumed_at = state.step
+    return _tracked(spec, report, made, state) | {
+        "resumed_at": resumed_at,
+        "trainable_parameters": sum(weight.numel() for weight in made.weights.values()),
+        "precision": name_of(_bf16(rules)),
+        "shared_prefix_tokens": made.packed.prefix_tokens,
+        "supervised_tokens": made.audit.supervised_tokens,
+    }
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """All that a training loop works on. `wrapped`: peft's model; `packed`: the same one as the loop computes it;
+    `weights`: its trainable tensors by name; `rows`: "train" and "validation"; `replay`: the general texts."""
+
+    rules: Train
+    wrapped: Any
+    packed: PackedModel
+    weights: dict[str, Any]
+    optimiser: Any
+    rows: dict[str, list[Encoded]]
+    audit: Audit
+    replay: Replay | None
+
+    def loop(self, folder: Path, report: Reporter, tell: Callable[[dict[str, float], int], None]) -> Loop:
+        """The loop, with its checkpoints in `folder` and its metrics told to `tell`."""
+        packed, bf16 = self.packed, _bf16(self.rules)
+        return Loop(packed, self.weights, self.rules, packed.prefix_tokens, bf16, folder, report, tell, self.replay)
+
+
+def assemble(spec: dict[str, Any], rules: Train) -> Assembled:
+    """Read model and rows, audit what will be learned (audit.json in `out`), put the adapter on, and check the packed
+    loss. ModelError, TrainingFailed."""
     import torch
 
-    rules = Train.model_validate(spec["rules"])
     torch.manual_seed(rules.seed)
     model, tokenizer, end_ids = load(Path(spec["base"]), rules)
     rows = {side: _encoded(spec[side], tokenizer, spec["system"], end_ids) for side in ("train", "validation")}
@@ -55,56 +94,25 @@ def _train(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
     optimiser = torch.optim.AdamW(
         list(weights.values()), lr=rules.learning_rate, betas=BETAS, weight_decay=rules.weight_decay
     )
-    folder = Path(spec["checkpoints"])
-    folder.mkdir(parents=True, exist_ok=True)
-    state = checkpoint.load(folder, weights, optimiser, report)
-    resumed_at = state.step
     replay = replay_for(wrapped, packed, tokenizer, end_ids, rules)
-    return _tracked(spec, report, rules, wrapped, packed, weights, optimiser, rows, state, replay) | {
-        "resumed_at": resumed_at,
-        "trainable_parameters": sum(weight.numel() for weight in weights.values()),
-        "precision": name_of(_bf16(rules)),
-        "shared_prefix_tokens": len(prefix),
-        "supervised_tokens": found.supervised_tokens,
-    }
+    return Assembled(rules, wrapped, packed, weights, optimiser, rows, found, replay)
 
 
-def _tracked(
-    spec: dict[str, Any],
-    report: Reporter,
-    rules: Train,
-    wrapped: Any,
-    packed: PackedModel,
-    weights: dict[str, Any],
-    optimiser: Any,
-    rows: dict[str, list[Encoded]],
-    state: checkpoint.State,
-    replay: Replay | None,
-) -> dict[str, Any]:
+def _tracked(spec: dict[str, Any], report: Reporter, made: Assembled, state: checkpoint.State) -> dict[str, Any]:
     """Train inside the MLflow run of the checkpoint (or a new one), and keep what came out there as well."""
     from finetune_pipeline import tracking
 
-    out = Path(spec["out"])
+    out, train = Path(spec["out"]), made.rows["train"]
     with tracking.training_run(spec["task"], state.run_id, spec["params"], {"data": spec["data"]["digest"]}) as run:
         if state.run_id is None:
-            run.log_dataset(spec["data"]["name"], spec["data"]["digest"], len(rows["train"]))
+            run.log_dataset(spec["data"]["name"], spec["data"]["digest"], len(train))
         state.run_id = run.run_id
-        loop = Loop(
-            packed,
-            weights,
-            rules,
-            packed.prefix_tokens,
-            _bf16(rules),
-            Path(spec["checkpoints"]),
-            report,
-            run.log_metrics,
-            replay,
-        )
-        loop.run(rows["train"], rows["validation"], state, optimiser)
-        save_adapter(wrapped, out, spec["base_id"])
+        loop = made.loop(Path(spec["checkpoints"]), report, run.log_metrics)
+        loop.run(train, made.rows["validation"], state, made.optimiser)
+        save_adapter(made.wrapped, out, spec["base_id"])
         write_jsonl(out / "history.jsonl", state.history)
         run.log_artifacts(out, "adapter")
-    return figures(state, rows["train"], rules)
+    return figures(state, train, made.rules)
 
 
 def load(base: Path, rules: Train) -> tuple[Any, Any, frozenset[int]]:

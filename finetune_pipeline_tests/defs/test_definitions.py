@@ -31,7 +31,7 @@ def test_loads_two_tasks_side_by_side(definitions: dg.Definitions) -> None:
 def test_dependencies_are_those_of_the_table(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     parents = graph.get(dg.AssetKey(["support_tickets", "expert_review"])).parent_keys
-    assert {key.path[-1] for key in parents} == {"clean_examples", "review_sample", "data_quality"}
+    assert {key.path[-1] for key in parents} == {"clean_examples", "review_sample", "base_model", "data_quality"}
 
 
 def test_blocking_gates_are_blocking_checks(definitions: dg.Definitions) -> None:

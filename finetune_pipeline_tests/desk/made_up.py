@@ -33,6 +33,7 @@ from finetune_pipeline.records import (
     write_jsonl,
 )
 from finetune_pipeline.review import inbox
+from finetune_pipeline.review.rounds import Round
 from finetune_pipeline.store import TaskStore, data_root
 
 INTENTS = ["delivery", "returns", "refund", "damaged", "billing", "technical", "question"]
@@ -189,6 +190,8 @@ class Maker:
     def review_sample(self, out: Path) -> Any:
         sample = self.rows[:SAMPLE]
         write_jsonl(out / "sample.jsonl", sample)
+        drawn = frozenset((row.id, row.content) for row in sample)
+        _json(out / "round.json", Round(1, 1, 7, "7", "f" * 16, drawn, 0, len(self.rows)).to_json())
         return {"rows": len(sample), "of": len(self.rows)}, None
 
     def expert_review(self, out: Path) -> Any:

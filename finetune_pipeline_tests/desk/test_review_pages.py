@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from finetune_pipeline.materialise import open_task
 from finetune_pipeline.records import Review
 from finetune_pipeline.review import inbox
+from finetune_pipeline.review.rounds import Round
 from finetune_pipeline.store import TaskStore
 
 from .conftest import hidden, sign_in, token
@@ -116,6 +117,7 @@ def test_a_verdict_on_changed_data_is_not_saved(client: TestClient) -> None:
     with store.scratch("review_sample") as out:
         changed = example(0).with_answer('{"intent": "refund", "priority": "low", "product": null, "order": null}')
         (out / "sample.jsonl").write_text(json.dumps(changed.to_json()) + "\n")
+        (out / "round.json").write_text(json.dumps(Round(drawn=frozenset({(changed.id, changed.content)})).to_json()))
         store.commit("review_sample", "newer", out, {"summary": {"of": 120}, "inputs": {}, "verdict": None})
     answer = client.post(PAGE, data={**data, "decision": "approve"})
     assert answer.headers["location"] == f"{PAGE}?row={example(0).id}"
@@ -160,6 +162,74 @@ def test_an_unknown_decision_is_refused(client: TestClient) -> None:
     data = {name: hidden(text, name) for name in ("csrf", "row", "content")}
     assert client.post(PAGE, data={**data, "decision": "perhaps"}).status_code == 400
     assert given(store) == []
+
+
+def text_task() -> TaskStore:
+    """Answers are free text, where a correction may hold anything."""
+    rows = [example(number).with_answer(f"we will look into it, case {number}") for number in range(30)]
+    sections = {"answer": {"format": "text"}, "quality": {"min_rows": 20, "max_answer_chars": 80}}
+    return make("parcels", rows=rows, sections=sections)[1]
+
+
+def test_personal_data_in_a_correction_or_a_note_is_replaced_before_it_is_kept(client: TestClient) -> None:
+    store = text_task()
+    sign_in(client)
+    row = example(0).id
+    text = judge(
+        client,
+        "edit",
+        page=f"{PAGE}?row={row}&edit=1",
+        note="jo@example.com said so",
+        **{"field:whole answer": "write to jo@example.com"},
+    )
+    assert "Personal data was replaced in what you wrote." in text
+    (review,) = given(store)
+    assert (review.answer, review.note) == ("write to <EMAIL>", "<EMAIL> said so")
+    kept = "".join(path.read_text("utf-8") for path in (store.local_root / "review").rglob("*.json"))
+    assert "jo@example.com" not in kept
+
+
+def test_a_correction_that_could_not_be_trained_on_is_refused_with_the_reason(client: TestClient) -> None:
+    store = text_task()
+    sign_in(client)
+    text = client.get(f"{PAGE}?row={example(0).id}&edit=1").text
+    data = {name: hidden(text, name) for name in ("csrf", "row", "content", "decision")}
+    for edit, reason in (("x" * 81, "at most 80 characters"), ("\u200b", "Empty answer")):
+        answer = client.post(PAGE, data={**data, "field:whole answer": edit})
+        assert answer.status_code == 422
+        assert reason in answer.text
+    assert given(store) == []
+
+
+def test_a_correction_that_changes_nothing_approves(client: TestClient) -> None:
+    store = text_task()
+    sign_in(client)
+    page = f"{PAGE}?row={example(0).id}&edit=1"
+    judge(client, "edit", page=page, **{"field:whole answer": "we will look into it, case 0"})
+    assert [review.decision for review in given(store)] == ["approve"]
+
+
+def test_the_first_verdict_fixes_the_round_and_a_later_round_says_that_it_is_one(client: TestClient) -> None:
+    _, store = make("parcels")
+    sign_in(client)
+    judge(client, "approve")
+    rounds = store.local_root / "review" / "rounds"
+    assert [path.name for path in rounds.iterdir()] == ["1.json"]
+    rows = [example(number) for number in range(40, 52)]
+    with store.scratch("review_sample") as out:
+        (out / "sample.jsonl").write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
+        drawn = Round(2, 2, drawn=frozenset((row.id, row.content) for row in rows), gone=1, population=108)
+        (out / "round.json").write_text(json.dumps(drawn.to_json()))
+        store.commit("review_sample", "newer", out, {"summary": {"of": 108}, "inputs": {}, "verdict": None})
+    text = client.get(PAGE).text
+    assert "0 of 12 reviewed, round 2" in text
+    judge(client, "reject")
+    text = client.get(PAGE).text
+    assert "at least, of rows not reviewed before" in text and "1 drawn row left the data, and counts as wrong" in text
+    for _ in range(11):
+        text = judge(client, "approve")
+    assert "begins round 3, with rows that nobody has reviewed; a sample that shows 95.0%" in text
+    assert sorted(path.name for path in rounds.iterdir()) == ["1.json", "2.json"]
 
 
 def test_rows_that_may_conflict_are_shown_and_judged_beside_the_sample(client: TestClient) -> None:

@@ -40,8 +40,10 @@ def rows(count: int, bad: int = 0) -> list[Example]:
     return [row(n, answer="{}" if n < bad else ANSWER) for n in range(count)]
 
 
-def judged(examples: list[Example], task: Task, dropped: int = 0) -> Verdict:
-    frame = rules.table(examples, task, dropped)
+def judged(
+    examples: list[Example], task: Task, dropped: int = 0, read: dict[str, rules.Reading] | None = None
+) -> Verdict:
+    frame = rules.table(examples, task, dropped, read or {})
     return verdict.judge(suite.run(frame, task, "test"), frame, rules.rules_of(task), task.quality, "c0ffee")
 
 

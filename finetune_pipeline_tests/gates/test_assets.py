@@ -11,16 +11,18 @@ from finetune_pipeline.store import TaskStore
 from finetune_pipeline_tests.gates.conftest import declare, rows
 
 
-def work(folder: Path, examples: list[Example], dropped: int) -> Work:
+def work(folder: Path, examples: list[Example], dropped: int, unreadable: int = 0) -> Work:
     cleaned, out = folder / "cleaned", folder / "out"
     cleaned.mkdir(exist_ok=True)
     out.mkdir()
     write_jsonl(cleaned / "examples.jsonl", examples)
     write_jsonl(cleaned / "drops.jsonl", (Drop(f"d{n}", f"t.csv:{n}", "clean", "too-long") for n in range(dropped)))
     clean = Artifact("clean_examples", "k", "3fa9c0ffee", cleaned, {"summary": {}})
-    return Work(
-        declare(), TaskStore("tickets", {}, folder), {"clean_examples": clean}, out, "key", "2026-01-01T00:00:00"
-    )
+    read = len(examples) + dropped + unreadable
+    file = {"file": "tickets.csv", "source": "tickets", "rows": read, "examples": read - unreadable}
+    raw = Artifact("raw_examples", "k", "0badc0ffee", cleaned, {"summary": {"files": [file]}})
+    inputs = {"raw_examples": raw, "clean_examples": clean}
+    return Work(declare(), TaskStore("tickets", {}, folder), inputs, out, "key", "2026-01-01T00:00:00")
 
 
 def test_the_artifact_holds_verdict_rows_and_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +40,12 @@ def test_the_artifact_holds_verdict_rows_and_report(tmp_path: Path, capfd: pytes
     assert outcome.summary["share_dropped"] == pytest.approx(20 / 120)
     assert outcome.verdict.summary in made.path("docs/index.html").read_text("utf-8")
     assert capfd.readouterr().err == ""
+
+
+def test_rows_that_could_not_be_read_stop_the_gate(tmp_path: Path) -> None:
+    outcome = data_quality(work(tmp_path, rows(100), dropped=10, unreadable=900))
+    assert outcome.verdict is not None and not outcome.verdict.passed
+    assert "at most 50 % of the rows of tickets could not be read: 89.2 %" in outcome.verdict.summary
 
 
 def test_the_same_rows_give_the_same_files(tmp_path: Path) -> None:

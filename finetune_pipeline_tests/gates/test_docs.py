@@ -14,7 +14,7 @@ from finetune_pipeline_tests.gates.conftest import declare, row, rows
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     secret = row(500, question="my address is jane.doe@example.org", answer="swordfish")
     task = declare()
-    result = suite.run(rules.table([*rows(20, bad=1), secret], task, 4), task, "3fa9")
+    result = suite.run(rules.table([*rows(20, bad=1), secret], task, 4, {}), task, "3fa9")
     return docs.write(result, tmp_path_factory.mktemp("docs"), "Quality of <tickets>", "90.4 % & too few")
 
 

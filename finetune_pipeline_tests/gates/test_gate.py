@@ -48,7 +48,7 @@ def test_one_row_less_than_the_minimum_does_not_pass(task: Task) -> None:
 
 
 def test_nulls_cannot_hide_from_the_gate(task: Task) -> None:
-    frame = rules.table(rows(100), task, 0)
+    frame = rules.table(rows(100), task, 0, {})
     nulls = frame.assign(row_ok=None, **{rule.name: None for rule in rules.rules_of(task)})
     result = suite.run(nulls, task, "test")
     assert not result.success
@@ -67,12 +67,32 @@ def test_more_than_half_dropped_means_that_the_source_is_broken(task: Task, drop
     assert failed(given) == (set() if passed else {"share_dropped"})
 
 
+@pytest.mark.parametrize(("unreadable", "passed"), [(100, True), (101, False)])
+def test_rows_lost_in_reading_count_like_those_lost_in_cleaning(task: Task, unreadable: int, passed: bool) -> None:
+    given = judged(rows(100), task, 0, {"tickets": rules.Reading(100 + unreadable, unreadable)})
+    assert given.passed is passed
+    assert failed(given) == (set() if passed else {"share_dropped", "unreadable: tickets"})
+    both = judged(rows(100), task, 60, {"tickets": rules.Reading(210, 50)})
+    assert failed(both) == {"share_dropped"}, "110 of 210 rows are lost, though neither stage lost half of them"
+
+
+def test_a_source_that_cannot_be_read_fails_though_the_rest_is_fine() -> None:
+    sources = [{"path": "raw/tickets.csv"}, {"path": "raw/chat.jsonl"}]
+    read = {"tickets": rules.Reading(100, 0), "chat": rules.Reading(30, 16)}
+    given = judged(rows(114), declare(sources=sources), 0, read)
+    assert failed(given) == {"unreadable: chat"}
+    assert given.summary.endswith("not met: at most 50 % of the rows of chat could not be read: 53.4 %")
+    assert given.figures["unreadable"] == {"tickets": 0.0, "chat": pytest.approx(16 / 30)}
+    known = [sources[0], {**sources[1], "max_unreadable": 1}]
+    assert judged(rows(114), declare(sources=known), 0, read).passed
+
+
 def test_the_declared_share_is_the_one_that_counts() -> None:
     assert judged(rows(100, bad=6), declare(quality={"min_rows": 10, "mostly": 0.94})).passed
 
 
 def test_a_missing_column_is_an_error_and_no_bad_data(task: Task) -> None:
-    frame = rules.table(rows(20), task, 0).drop(columns="answer_valid")
+    frame = rules.table(rows(20), task, 0, {}).drop(columns="answer_valid")
     with pytest.raises(DataError, match=r'answer_valid .*column "answer_valid".* does not exist'):
         suite.run(frame, task, "test")
 
@@ -84,13 +104,13 @@ def test_the_verdict_says_what_was_asked_and_what_was_found(task: Task) -> None:
         "the answer is valid JSON of the declared schema, in at least 95 % of the rows: 94 % of 100 rows"
     )
     assert lines["enough_rows"] == "at least 10 rows are left: 100 rows"
-    assert lines["share_dropped"] == "cleaning dropped at most 50 % of the rows: 20 %"
+    assert lines["share_dropped"] == "reading and cleaning dropped at most 50 % of all rows: 20 %"
     assert given.about == "c0ffee"
     assert Verdict.from_json(given.to_json()) == given
 
 
 def test_failing_rows_are_named_with_the_rules_they_break(task: Task) -> None:
-    frame = rules.table([*rows(3), row(3, question="a<br>b", answer="no")], task, 0)
+    frame = rules.table([*rows(3), row(3, question="a<br>b", answer="no")], task, 0, {})
     assert verdict.failing(frame, rules.rules_of(task)) == [
         {"id": "row3", "origin": "t.csv:3", "rules": ["answer_valid", "no_html"]}
     ]

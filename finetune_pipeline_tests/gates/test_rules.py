@@ -10,7 +10,7 @@ from finetune_pipeline_tests.gates.conftest import ANSWER, declare, row, rows
 def broken(example: Example, **sections: object) -> list[str]:
     """The rules that one row breaks, standing among good ones."""
     task = declare(**sections)
-    frame = rules.table([row(900), example, row(901)], task, 0)
+    frame = rules.table([row(900), example, row(901)], task, 0, {})
     return [rule.name for rule in rules.rules_of(task) if not frame[rule.name].iloc[1]]
 
 
@@ -82,12 +82,12 @@ def test_what_only_looks_like_html_or_broken_encoding_is_right(text: str) -> Non
 def test_roles_alternate_and_the_answer_is_last(roles: str, right: bool) -> None:
     names = {"s": "system", "u": "user", "a": "assistant"}
     messages = tuple(Message(names[role], ANSWER if role == "a" else f"turn {n}") for n, role in enumerate(roles))  # type: ignore[arg-type]
-    frame = rules.table([Example("x", messages, "s", "o")], declare(), 0)
+    frame = rules.table([Example("x", messages, "s", "o")], declare(), 0, {})
     assert bool(frame["roles_in_order"].iloc[0]) is right
 
 
 def test_both_rows_that_ask_the_same_are_wrong() -> None:
-    frame = rules.table([row(1, question="hello there"), row(2), row(3, question="hello there")], declare(), 0)
+    frame = rules.table([row(1, question="hello there"), row(2), row(3, question="hello there")], declare(), 0, {})
     assert frame["question_unique"].tolist() == [False, True, False]
     assert frame["row_ok"].tolist() == [False, True, False]
 
@@ -95,16 +95,16 @@ def test_both_rows_that_ask_the_same_are_wrong() -> None:
 def test_one_question_with_two_answers_is_right_where_contradictions_are_kept() -> None:
     two = [row(1, question="hello there"), row(2, question="hello there", answer='{"intent": "delivery"}')]
     keep = declare(clean={"contradictions": "keep"})
-    assert rules.table(two, declare(), 0)["question_unique"].tolist() == [False, False]
-    assert rules.table(two, keep, 0)["question_unique"].tolist() == [True, True]
-    assert rules.table([*two, two[0]], keep, 0)["question_unique"].tolist() == [False, True, False]
+    assert rules.table(two, declare(), 0, {})["question_unique"].tolist() == [False, False]
+    assert rules.table(two, keep, 0, {})["question_unique"].tolist() == [True, True]
+    assert rules.table([*two, two[0]], keep, 0, {})["question_unique"].tolist() == [False, True, False]
 
 
 def test_one_question_with_two_answers_is_right_in_free_text() -> None:
     two = [row(1, question="hello there", answer="Hi!"), row(2, question="hello there", answer="Good morning.")]
     text = declare(answer={"format": "text"})
-    assert rules.table(two, text, 0)["question_unique"].tolist() == [True, True]
-    assert rules.table([*two, two[0]], text, 0)["question_unique"].tolist() == [False, True, False]
+    assert rules.table(two, text, 0, {})["question_unique"].tolist() == [True, True]
+    assert rules.table([*two, two[0]], text, 0, {})["question_unique"].tolist() == [False, True, False]
 
 
 def test_the_same_last_word_in_two_conversations_is_no_repetition() -> None:
@@ -112,7 +112,7 @@ def test_the_same_last_word_in_two_conversations_is_no_repetition() -> None:
         said = (("user", topic), ("assistant", "Which one?"), ("user", "the blue one"), ("assistant", ANSWER))
         return Example(f"r{number}", tuple(Message(r, t) for r, t in said), "s", "o")  # type: ignore[arg-type]
 
-    frame = rules.table([talk(1, "my lamp broke"), talk(2, "my fan broke")], declare(), 0)
+    frame = rules.table([talk(1, "my lamp broke"), talk(2, "my fan broke")], declare(), 0, {})
     assert frame["question_unique"].all()
 
 
@@ -123,20 +123,20 @@ def test_rules_follow_what_cleaning_was_told() -> None:
 
 
 def test_repetition_is_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = rules.table([*rows(10, bad=2), row(11, question=row(0).question)], declare(), 3)
+    whole = rules.table([*rows(10, bad=2), row(11, question=row(0).question)], declare(), 3, {})
     monkeypatch.setattr(rules, "CHUNK_ROWS", 4)
-    pieces = rules.table([*rows(10, bad=2), row(11, question=row(0).question)], declare(), 3)
+    pieces = rules.table([*rows(10, bad=2), row(11, question=row(0).question)], declare(), 3, {})
     assert pieces.equals(whole)
     assert not pieces["question_unique"].iloc[10]
 
 
 def test_the_table_holds_no_text_and_the_share_dropped() -> None:
-    frame = rules.table([row(1, question="a secret of mine"), row(2), row(3)], declare(), dropped=1)
+    frame = rules.table([row(1, question="a secret of mine"), row(2), row(3)], declare(), 1, {})
     assert "secret" not in frame.to_json()
     assert frame["share_dropped"].tolist() == [0.25] * 3
 
 
 def test_no_rows_give_a_table_with_every_column() -> None:
-    empty, full = rules.table([], declare(), 5), rules.table(rows(3), declare(), 5)
+    empty, full = rules.table([], declare(), 5, {}), rules.table(rows(3), declare(), 5, {})
     assert len(empty) == 0
     assert list(empty.columns) == list(full.columns)

@@ -11,6 +11,7 @@ import pytest
 from finetune_pipeline import file_hashes
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest.assets import raw_examples, sources_fingerprint
+from finetune_pipeline.ingest.groups import group_of
 from finetune_pipeline.ingest.sources import problems, remarks
 from finetune_pipeline.materialise import Outcome, materialise
 from finetune_pipeline.records import Example, read_jsonl
@@ -51,8 +52,8 @@ def test_every_row_of_every_file_is_accounted_for(store: TaskStore, tmp_path: Pa
         {"path": "raw/wrong.csv", "input": "text", "output": "label"},
     )
     assert [(e.question, e.answer, e.source, e.origin, e.group) for e in examples] == [
-        ("hi", "x", "a", "a.csv:2", "c1"),
-        ("ho", "", "a", "a.csv:3", "c2"),
+        ("hi", "x", "a", "a.csv:2", group_of("c1")),
+        ("ho", "", "a", "a.csv:3", group_of("c2")),
         ("a", "b", "lines", "b.jsonl:1", None),
         ("p", "good", "lines", "c.jsonl:1", None),
     ]
@@ -74,6 +75,34 @@ def test_preference_pairs_stand_in_both_files_under_one_id(store: TaskStore, tmp
     _, examples, _ = make(store, tmp_path, {"path": "raw/c.jsonl"})
     pair = next(iter(read_jsonl(tmp_path / "out0" / "pairs.jsonl")))
     assert (pair["chosen"], pair["rejected"], pair["id"]) == ("good", "bad", examples[0].id)
+
+
+def test_the_group_of_a_preference_row_is_kept(store: TaskStore, tmp_path: Path) -> None:
+    put(store, "c.jsonl", '{"prompt": "p", "chosen": "good", "rejected": "bad", "who": "c1"}\n')
+    _, (found,), _ = make(store, tmp_path, {"path": "raw/c.jsonl", "group": "who"})
+    pair = next(iter(read_jsonl(tmp_path / "out0" / "pairs.jsonl")))
+    assert found.group is not None and found.group == pair["group"]
+
+
+def test_groups_that_are_spelled_differently_are_one_and_never_stand_in_clear(store: TaskStore, tmp_path: Path) -> None:
+    named = [
+        "jo@example.com",
+        " Jo@Example.COM ",
+        "ｊｏ@example.com",
+        "al@example.com",
+        "Anna  Schmidt",
+        "anna schmidt",
+        " ",
+    ]
+    lines = [json.dumps({"prompt": f"q{n}", "completion": "x", "who": who}) for n, who in enumerate(named)]
+    put(store, "a.jsonl", "\n".join(lines) + "\n")
+    _, examples, _ = make(store, tmp_path, {"path": "raw/a.jsonl", "group": "who"})
+    groups = [row.group for row in examples]
+    assert groups[0] == groups[1] == groups[2] != groups[3]
+    assert groups[4] == groups[5] not in (groups[0], groups[3])
+    assert groups[6] is None
+    written = "".join(path.read_text("utf-8") for path in (tmp_path / "out0").glob("*.jsonl")).casefold()
+    assert "example.com" not in written and "schmidt" not in written
 
 
 def test_ids_stay_when_rows_are_added_before_and_differ_for_the_same_content_twice(

@@ -9,7 +9,9 @@ from scipy.stats import binomtest
 
 from finetune_pipeline.config import ReviewRules
 from finetune_pipeline.records import Example, Review, Verdict
-from finetune_pipeline.review.gate import judge, lower_bound, more_rows
+from finetune_pipeline.review.bounds import fresh_rows, lower_bound, round_confidence
+from finetune_pipeline.review.gate import judge
+from finetune_pipeline.review.rounds import Decision, Round
 from finetune_pipeline_tests.artifacts import example
 
 RULES = ReviewRules()
@@ -27,8 +29,10 @@ def reviewed(
     return rows, reviews
 
 
-def gate(right: int, total: int, rules: ReviewRules = RULES, wrong: str = "reject") -> Verdict:
-    return judge(*reviewed(right, total, wrong=wrong), rules, "hash")
+def gate(
+    right: int, total: int, rules: ReviewRules = RULES, wrong: str = "reject", drawn: Round | None = None
+) -> Verdict:
+    return judge(*reviewed(right, total, wrong=wrong), rules, "hash", drawn)
 
 
 def figures(verdict: Verdict) -> Any:
@@ -78,37 +82,86 @@ def test_the_lower_bound_is_scipys(confidence: float) -> None:
 
 
 def test_the_known_case() -> None:
-    assert gate(57, 60).figures["lower_bound"] == pytest.approx(0.8758, abs=1e-4)
+    assert lower_bound(57, 60, 0.95) == pytest.approx(0.8758, abs=1e-4)
+    assert gate(57, 60).figures["lower_bound"] == pytest.approx(0.8608, abs=1e-4)
 
 
 def test_with_require_bound_the_bound_decides() -> None:
     strict = ReviewRules(require_bound=True)
     assert not gate(20, 20, strict).passed
-    assert not gate(58, 58, strict).passed
-    assert gate(59, 59, strict).passed, "0.95 ** 59 < 0.05 < 0.95 ** 58"
+    assert not gate(71, 71, strict).passed
+    assert gate(72, 72, strict).passed, "0.95 ** 72 < 0.025 < 0.95 ** 71: the first round spends half of the 5 %"
 
 
-@pytest.mark.parametrize(("right", "total"), [(20, 20), (19, 20), (57, 60), (10, 20), (0, 3)])
-def test_following_the_advice_reaches_the_bound_and_one_row_less_does_not(right: int, total: int) -> None:
-    more = more_rows(right, total, RULES)["none_wrong"]
-    assert more is not None
-    assert lower_bound(right + more, total + more, 0.95) >= 0.95
-    assert lower_bound(right + more - 1, total + more - 1, 0.95) < 0.95
+def test_every_round_has_to_show_more() -> None:
+    strict = ReviewRules(require_bound=True)
+    least = [fresh_rows(1.0, strict, look)["none_wrong"] for look in (1, 2, 3, 4)]
+    assert least == [72, 86, 99, 113]
+    assert gate(72, 72, strict, drawn=Round(1, 1)).passed
+    assert not gate(72, 72, strict, drawn=Round(2, 2)).passed
+
+
+def test_the_errors_of_all_rounds_together_keep_the_declared_confidence() -> None:
+    errors = [1 - round_confidence(0.95, look) for look in range(1, 60)]
+    assert sum(errors) <= 0.05 + 1e-12
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize(("share", "look"), [(1.0, 1), (1.0, 3), (0.98, 1), (0.97, 2)])
+def test_the_advice_is_true_when_it_is_followed(share: float, look: int) -> None:
+    confidence = round_confidence(0.95, look)
+    for name, right in (("none_wrong", 1.0), ("same_share", share)):
+        needed = fresh_rows(share, RULES, look)[name]
+        assert needed is not None
+        assert lower_bound(right * needed, needed, confidence) >= 0.95
+        assert lower_bound(right * (needed - 1), needed - 1, confidence) < 0.95
 
 
 def test_advice_at_the_observed_share_exists_only_above_the_threshold() -> None:
-    same = more_rows(98, 100, RULES)["same_share"]
-    assert same is not None
-    assert lower_bound(0.98 * (100 + same), 100 + same, 0.95) >= 0.95
-    assert more_rows(95, 100, RULES)["same_share"] is None
+    assert fresh_rows(0.95, RULES, 1)["same_share"] is None
+    assert fresh_rows(0.5, ReviewRules(threshold=1.0), 1) == {"none_wrong": None, "same_share": None}
 
 
 def test_the_advice_is_said_and_bounded_by_the_rows_there_are() -> None:
     rows, reviews = reviewed(20, 20)
-    assert "39 more rows with none wrong" in judge(rows, reviews, RULES, "hash", population=900).summary
-    assert "the 10 rows not yet reviewed are too few" in judge(rows, reviews, RULES, "hash", population=30).summary
-    everything = judge(rows, reviews, ReviewRules(require_bound=True), "hash", population=20)
+    strict = ReviewRules(require_bound=True)
+    said = judge(rows, reviews, RULES, "hash", Round(population=900)).summary
+    assert "a round of 72 rows with none wrong would show it" in said
+    refused = judge(rows, reviews, strict, "hash", Round(population=900))
+    assert "round 2 needs 86 fresh rows with none wrong to show it" in refused.summary
+    assert refused.figures["fresh_rows_none_wrong"] == 86
+    few = judge(rows, reviews, strict, "hash", Round(population=30))
+    assert "and 10 are left that nobody has reviewed" in few.summary
+    everything = judge(rows, reviews, strict, "hash", Round(population=20))
     assert everything.passed, "where every row was seen nothing is inferred"
+    assert not judge(rows, reviews[:-1], strict, "hash", Round(population=20)).passed
+
+
+def test_the_verdict_says_which_round_it_is() -> None:
+    verdict = gate(57, 60, drawn=Round(3, 2))
+    assert verdict.summary.startswith("round 3: 57 of 60 fresh rows are right (95.0%)")
+    assert verdict.figures["round"] == 3
+    assert "in round 3" in verdict.checks[1].observed
+    assert verdict.checks[2].name == "lower bound at 98.75% confidence (95% over all rounds)"
+
+
+def test_rows_that_left_after_they_were_drawn_count_as_wrong() -> None:
+    verdict = gate(57, 57, drawn=Round(gone=4, population=500))
+    assert not verdict.passed
+    assert (verdict.figures["rows"], verdict.figures["right"], verdict.figures["gone"]) == (61, 57, 4)
+    assert "4 drawn and no longer in the data, which count as wrong" in verdict.checks[1].observed
+
+
+def test_verdicts_that_were_changed_after_a_refusal_are_told() -> None:
+    rows, reviews = reviewed(20, 20)
+    refused = Decision(False, 18, 20, "hash", "rules", "2026-01-04T10:00:00+00:00")
+    verdict = judge(rows, reviews, RULES, "hash", Round(), [refused])
+    assert verdict.passed
+    (told,) = [check for check in verdict.checks if not check.passed and "refused" in check.name]
+    assert (told.expected, told.observed) == (
+        "refused with 18 of 20 right on 2026-01-04",
+        "20 of 20 verdicts are later",
+    )
 
 
 def test_wrong_rows_are_named() -> None:
