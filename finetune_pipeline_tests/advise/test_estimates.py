@@ -29,8 +29,8 @@ def test_the_adapter_is_as_large_as_pefts() -> None:
 
 
 def test_time_and_memory_are_near_a_measured_training() -> None:
-    """A quarter of an epoch of the sample task (18 steps, 12 of 30 layers) took about 70 s of one thread that multiplies
-    at 194 GFLOP/s in bf16, with its two validations, and 3.2 GB."""
+    """A quarter of an epoch of the sample task (18 steps, 12 of 30 layers) took about 70 s of one thread that
+    multiplies at 194 GFLOP/s in bf16, with its two validations, and 3.2 GB."""
     sample = Facts(
         877, 754, 24, "json", 571, 4, 3, system_tokens=147, question_tokens=33, answer_tokens=30, train_share=0.77
     )
