@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from finetune_pipeline import tracking
-from finetune_pipeline.errors import GateRefused, JobCancelled, ServingError
+from finetune_pipeline.errors import GateRefused, JobCancelled, ServingError, StorageError
 from finetune_pipeline.materialise import materialise
 from finetune_pipeline.records import Artifact, Example, Message, Silent, Verdict, dumps, read_jsonl
 from finetune_pipeline.serve import desired, parity, supervisor
@@ -190,7 +190,7 @@ def test_a_tampered_adapter_moves_nothing(world: World) -> None:
     deploy(task)
     adapter = candidate(task, 2, third, evaluated(task, third))
     (adapter.folder / "adapter_config.json").write_text("{}", "utf-8")
-    with pytest.raises(ServingError, match=r"is not what adapter wrote"):
+    with pytest.raises(StorageError, match=r"is not what adapter wrote"):
         deploy(task)
     assert desired.read(task.store).challenger is None and desired.read(task.store).champion.version == 1  # type: ignore[union-attr]
     assert world.server.ask("tampered").headers["x-finetune-version"] == "1"
