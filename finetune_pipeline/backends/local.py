@@ -60,7 +60,8 @@ def _run(module: str, spec: Mapping[str, Any], folder: Path, report: Reporter, t
     (folder / "job.json").write_text(json.dumps(spec, ensure_ascii=False), "utf-8")
     events = folder / "events.jsonl"
     events.write_text("", "utf-8")
-    with (folder / "output.log").open("wb") as output:
+    log = os.open(folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # it may quote rows
+    with os.fdopen(log, "wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", module, str(folder / "job.json")],
             stdin=subprocess.DEVNULL,

@@ -137,6 +137,7 @@ def test_a_bug_in_a_job_shows_the_end_of_its_output(tmp_path: Path) -> None:
     assert "reading weights" in caught.value.message
     assert "KeyError: 'weights'" in caught.value.message
     assert str(tmp_path / "job" / "output.log") in caught.value.cure
+    assert oct((tmp_path / "job" / "output.log").stat().st_mode)[-3:] == "600"  # it may quote rows
 
 
 def test_a_job_killed_by_the_system_says_so(tmp_path: Path) -> None:
