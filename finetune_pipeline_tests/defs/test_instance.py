@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from finetune_pipeline.defs.run import instance
 
 ROOT = Path(__file__).parents[2]
+MAKE = shutil.which("make")
 OURS = "telemetry: {enabled: false}\n"
 TEAM = "telemetry: {enabled: false}\nconcurrency: {runs: {max_concurrent_runs: 77}}\n"
 
@@ -59,6 +61,7 @@ def test_a_place_without_settings_gets_the_defaults_of_dagster(dagster_home: Pat
     assert (dagster_home / "dagster.yaml").read_text("utf-8") == ""
 
 
+@pytest.mark.skipif(MAKE is None, reason="make is not installed")
 @pytest.mark.parametrize(("before", "after"), [(None, OURS), (TEAM, TEAM)])
 def test_make_keeps_the_settings_of_a_team(tmp_path: Path, before: str | None, after: str) -> None:
     """The recipe that makes the environment, run by the real `make` with stand-ins for python, pip and uv."""
@@ -73,5 +76,5 @@ def test_make_keeps_the_settings_of_a_team(tmp_path: Path, before: str | None, a
     if before is not None:
         settings.parent.mkdir(parents=True)
         settings.write_text(before, "utf-8")
-    subprocess.run(["make", "PYTHON=true", "BIN=bin", ".venv/.ready"], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run([str(MAKE), "PYTHON=true", "BIN=bin", ".venv/.ready"], cwd=tmp_path, check=True, capture_output=True)
     assert settings.read_text("utf-8") == after
