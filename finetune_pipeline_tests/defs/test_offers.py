@@ -23,7 +23,8 @@ def test_a_change_is_offered_once() -> None:
 
 
 def test_there_and_back_are_three_changes_with_keys_of_their_own() -> None:
-    memory, keys = Memory(), []
+    memory = Memory()
+    keys: list[str] = []
     for minute, wanted in enumerate((A, B, A)):
         offer = decide(memory, wanted, DONE if keys else None, NOW + timedelta(minutes=minute))
         assert offer.run

@@ -54,7 +54,7 @@ class Daemon:
         return data
 
     def _run(self, request: dg.RunRequest) -> str:
-        job = self.sensor.job_name
+        job = str(self.sensor.job_name)
         result = self.definitions.resolve_job_def(job).execute_in_process(
             instance=self.dagster,
             asset_selection=[dg.AssetKey(["parcels", asset]) for asset in self.assets],

@@ -172,7 +172,7 @@ def test_a_page_seeks_to_its_rows_and_does_not_read_the_file_again(
         read += 1
         return plain(text, **options)
 
-    monkeypatch.setattr(ledger_rows.json, "loads", counted)
+    monkeypatch.setattr("finetune_pipeline.desk.ledger_rows.json.loads", counted)
     assert len(ledger_rows.texts(raw, [*ids, "unknown"])) == 3
     assert read == 3
     assert ledger_rows.row_places.cache_info().hits > 0
