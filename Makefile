@@ -42,7 +42,8 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements.lock
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
 	@test -e .env || echo "DAGSTER_HOME=$(CURDIR)/.finetune/dagster" > .env
-	@mkdir -p .finetune/dagster && cp dagster.yaml .finetune/dagster/
+	@mkdir -p .finetune/dagster
+	@test -e .finetune/dagster/dagster.yaml || cp dagster.yaml .finetune/dagster/
 	@touch $@
 
 lock: $(READY)

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import difflib
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from finetune_pipeline.errors import DeclarationError
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
+CRON_NAMES = ("@hourly", "@daily", "@weekly", "@monthly", "@yearly")
 
 
 class Declared(BaseModel):
@@ -340,8 +343,26 @@ class Monitor(Declared):
 
 
 class Automation(Declared):
-    schedule: str = Field("0 6 * * 1", description="Cron line of the regular retraining (off until switched on).")
+    schedule: str = Field(
+        "0 6 * * 1",
+        description="Cron line of the regular retraining, in UTC: minute, hour, day of the month, month, day of the "
+        "week; or @daily, @weekly, @monthly. Off until switched on.",
+    )
     cooldown_hours: float = Field(24.0, ge=0, description="Least time between two retrainings started by alarms.")
+
+    @field_validator("schedule")
+    @classmethod
+    def _is_cron(cls, line: str) -> str:
+        """A line that Dagster takes; a wrong one would stop every task of the deployment from loading."""
+        if line in CRON_NAMES:
+            return line
+        if len(line.split()) != 5:
+            raise ValueError(f"a cron line has five fields, as in `0 6 * * 1`; or use one of {', '.join(CRON_NAMES)}")
+        try:
+            CronSim(line, datetime.min)
+        except CronSimError as error:
+            raise ValueError(f"{error}: no such time; Mondays at six are `0 6 * * 1`") from None
+        return line
 
 
 class Task(Declared):
@@ -417,7 +438,7 @@ def load_task(folder: Path) -> Task:
         raise DeclarationError(
             f"{path} does not exist", "run `finetune init` to make a task, or check the name"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date of no calendar, bytes not UTF-8
         raise DeclarationError(f"{path} is no valid YAML: {error}", "check indentation and quotes there") from None
     except OSError as error:
         raise DeclarationError(

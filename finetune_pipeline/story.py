@@ -160,14 +160,19 @@ def overview() -> RenderableType:
 
 def _line(name: str) -> tuple[str, str, str]:
     from finetune_pipeline.defs.run import wait_for_review
+    from finetune_pipeline.ingest.sources import missing
 
     try:
         task, store = open_task(name)
         plans = plan(task, store)
+    except DeclarationError as error:
+        return "", "declaration", "; ".join((error.message, *error.problems))
     except FinetuneError as error:
-        return "", "declaration", error.message
+        return "", "unreadable", error.message
     fresh = [p for p in plans if p.state == "fresh"]
     made = f"{len(fresh)} of {len(plans)}"
+    if lost := missing(task, store.root):
+        return made, "sources", "; ".join(lost)
     refused = next((p for p in fresh if p.artifact and p.artifact.verdict and not p.artifact.verdict.passed), None)
     if refused is not None and refused.artifact is not None and refused.artifact.verdict is not None:
         return made, f"{refused.asset} says no", refused.artifact.verdict.summary

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from finetune_pipeline import errors
 from finetune_pipeline.cli import main
@@ -79,6 +80,23 @@ def test_status_names_a_broken_declaration_and_goes_on(data: Path) -> None:
     assert result.exit_code == 0
     assert "no valid YAML" in " ".join(result.output.split())
     assert "fine" in result.output
+
+
+def test_status_names_what_is_wrong_with_each_task(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    declare(data, "cron", GOOD + "automation: {{schedule: every monday}}\n")
+    declare(data, "no_source")
+    declare(data, "My Task", "name: x")
+    declare(data, "fine")
+    (data / "fine" / "raw").mkdir()
+    (data / "fine" / "raw" / "a.csv").write_text("input,output\na,b\n", "utf-8")
+    monkeypatch.setattr("finetune_pipeline.cli.out", Console(width=400))
+    result = finetune("status")
+    assert result.exit_code == 0
+    lines = {line.strip().split("  ")[0]: line for line in result.output.splitlines()}
+    assert "a cron line has five fields" in lines["cron"]
+    assert "raw/a.csv, which does not exist" in lines["no_source"]
+    assert "declaration" in lines["My Task"]
+    assert "finetune run fine" in lines["fine"]
 
 
 def test_status_without_tasks_says_how_to_make_one(data: Path) -> None:

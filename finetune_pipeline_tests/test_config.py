@@ -123,3 +123,39 @@ def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tickets" / "task.yaml").mkdir(parents=True)
     with pytest.raises(DeclarationError, match="cannot be read"):
         load_task(tmp_path / "tickets")
+
+
+@pytest.mark.parametrize(
+    "line", ["0 6 * * 1", "*/15 8-18 * * MON-FRI", "7 * * * *", "@weekly", "@daily", "0 0 1,15 * *"]
+)
+def test_a_cron_line_that_is_right_is_one_that_dagster_takes(line: str) -> None:
+    from dagster._utils.schedules import is_valid_cron_schedule
+
+    assert task_from(LEAST | {"automation": {"schedule": line}}, "task.yaml").automation.schedule == line
+    assert is_valid_cron_schedule(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("0 25 * * 1", "Bad hour"),
+        ("every monday", "five fields"),
+        ("", "five fields"),
+        ("0 6 * * 1 2026", "five fields"),
+        ("61 * * * *", "Bad minute"),
+        ("0 0 30 2 *", "Bad day"),
+        ("@sometimes", "five fields"),
+        ("0 6 * * 5-1", "Bad day-of-week"),
+    ],
+)
+def test_a_wrong_cron_line_is_a_problem_of_the_declaration(line: str, said: str) -> None:
+    (problem,) = problems(automation={"schedule": line})
+    assert problem.startswith("automation.schedule: ")
+    assert said in problem
+
+
+@pytest.mark.parametrize("text", ["description: 2026-13-45", "description: !!int abc", "a: &a [*a]", "[" * 5000])
+def test_yaml_that_cannot_be_read_is_a_problem_of_the_declaration(tmp_path: Path, text: str) -> None:
+    (tmp_path / "task.yaml").write_text(text, "utf-8")
+    with pytest.raises(DeclarationError):
+        load_task(tmp_path)

@@ -5,7 +5,6 @@ import, and Ctrl-C reaches them.
 """
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,19 +19,22 @@ from finetune_pipeline.errors import FinetuneError, GateRefused, WaitingForPeopl
 from finetune_pipeline.graph import BY_NAME, STEPS
 from finetune_pipeline.materialise import open_task, plan
 from finetune_pipeline.review import inbox
-from finetune_pipeline.store import TaskStore, dagster_home, gate_cure
+from finetune_pipeline.store import TaskStore, dagster_home, gate_cure, write_atomic
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def instance() -> dg.DagsterInstance:
-    """The Dagster instance of $DAGSTER_HOME (default: in the home folder), made ready on first use."""
+    """The Dagster instance of $DAGSTER_HOME (default: in the home folder), made ready on first use.
+
+    The project's dagster.yaml is copied there once. One that is there already is a team's own and stays as it is.
+    """
     home = dagster_home()
     home.mkdir(parents=True, exist_ok=True)
-    settings = Path("dagster.yaml")
-    if settings.exists() and settings.resolve() != (home / "dagster.yaml").resolve():
-        shutil.copyfile(settings, home / "dagster.yaml")
-    (home / "dagster.yaml").touch()  # an empty one is Dagster's defaults, without a warning at every call
+    settings, ours = home / "dagster.yaml", Path("dagster.yaml")
+    if not (settings.exists() or settings.is_symlink()):
+        # without any file Dagster uses its defaults too, and prints a warning at every call
+        write_atomic(settings, ours.read_text("utf-8") if ours.exists() else "")
     os.environ["DAGSTER_HOME"] = str(home)
     os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
     return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home)))

@@ -101,6 +101,11 @@ def with_complaints(form: list[Field], posted: Mapping[str, str], edited: Edited
     ]
 
 
+def shown(each: Field, given: str) -> str:
+    """What was filled in, as a person reads it: a choice holds JSON."""
+    return dict(each.options).get(given, given)
+
+
 def _judged(spec: AnswerFormat, text: str, complaints: Mapping[str, str]) -> Edited:
     if complaints:
         return Edited(text, complaints)
@@ -216,9 +221,13 @@ def _value(each: Field, given: str) -> Any:
         return _number(given)
     if each.kind == "json":
         try:
-            return json.loads(given)
+            value = json.loads(given)
+            dump(value).encode("utf-8")  # "\\ud800" is JSON, and no text that could be written down
         except json.JSONDecodeError as error:
             raise ValueError(f"this is no JSON: {error.msg} at character {error.pos + 1}") from error
+        except (RecursionError, UnicodeEncodeError) as error:
+            raise ValueError("this JSON is nested too deeply, or holds half a character") from error
+        return value
     return given
 
 
@@ -244,7 +253,7 @@ def _label(given: str, spec: AnswerFormat) -> str:
 def _object(text: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

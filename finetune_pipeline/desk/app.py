@@ -25,10 +25,11 @@ from fastapi.responses import PlainTextResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from finetune_pipeline.desk import files, headers, ledger, login, review, tasks, users
+from finetune_pipeline.desk import files, headers, ledger, login, review, settings, tasks, users
+from finetune_pipeline.desk.attempts import Attempts
 from finetune_pipeline.desk.page import page
 from finetune_pipeline.desk.private import signing_secret
-from finetune_pipeline.desk.session import Attempts, Sessions, SignedOut, login_address
+from finetune_pipeline.desk.session import Sessions, SignedOut, login_address
 from finetune_pipeline.errors import FinetuneError, PortInUse, ServingError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def create_app() -> FastAPI:
     """The app. Reads $FINETUNE_DATA and $FINETUNE_HOME at every request, so that new tasks appear by themselves."""
     app = FastAPI(title="desk", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.attempts = Attempts()
-    for module in (login, tasks, ledger, review, files):
+    for module in (login, settings, tasks, ledger, review, files):
         app.include_router(module.router)
     app.add_api_route("/health", lambda: PlainTextResponse("ok"), methods=["GET"])
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

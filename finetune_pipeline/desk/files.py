@@ -41,6 +41,8 @@ def docs(user: SignedIn, task: Known, path: str) -> Response:
 @router.get("/tasks/{task}/reports/{asset}")
 def framed(request: Request, user: SignedIn, task: Known, asset: str) -> Response:
     """The report of an asset below the desk's own heading, so that one finds back."""
+    if asset == "data_quality":  # a page of its own
+        return RedirectResponse(f"/tasks/{task}/quality", 303)
     artifact = _artifact(task, asset)
     name, title = REPORTS[asset]
     file = _file(artifact, name)

@@ -45,7 +45,7 @@ def ledger(
         begun="raw_examples" in stages,
         kind=kind,
         why=why,
-        rows=shown,
+        rows=[ledger_rows.masked(entry) for entry in shown],
         total=len(found),
         first=(number - 1) * ROWS + 1,
         number=number,

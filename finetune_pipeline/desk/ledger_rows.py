@@ -9,13 +9,16 @@ What it is not: the writing of the ledger (each stage does that), or the page (l
 from __future__ import annotations
 
 import json
-import re
+from array import array
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
+from finetune_pipeline.clean.personal import mask
 from finetune_pipeline.records import Artifact, Example, read_jsonl
 from finetune_pipeline.store import TaskStore
 
@@ -26,7 +29,8 @@ MADE_FROM = {
     "expert_review": "clean_examples",
     "data_split": "expert_review",
 }
-ID = re.compile(r'\{"id": "([^"\\]+)"')
+HEAD = b'{"id": "'  # as records.dumps writes a row; ids are hexadecimal digits
+Places: TypeAlias = "tuple[array[int], array[int]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,14 @@ class Entry:
     asset: str
     why: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What a row says, with personal data masked: rows as they were read hold it in clear."""
+
+    question: str
+    answer: str
 
 
 def chain(store: TaskStore) -> dict[str, Artifact]:
@@ -60,7 +72,11 @@ def count(artifact: Artifact, name: str) -> int:
 
 def tally(stages: Mapping[str, Artifact], kind: str) -> Counter[tuple[str, str]]:
     """How often each (asset, reason or rule) occurs."""
-    return Counter((entry.asset, entry.why) for entry in entries(stages, kind))
+    counted: Counter[tuple[str, str]] = Counter()
+    for asset, artifact in stages.items():
+        reasons = _reasons(str(artifact.path(FILES[kind])), artifact.content, asset)
+        counted.update({(asset, why): rows for why, rows in reasons.items()})
+    return counted
 
 
 def entries(stages: Mapping[str, Artifact], kind: str) -> list[Entry]:
@@ -69,16 +85,51 @@ def entries(stages: Mapping[str, Artifact], kind: str) -> list[Entry]:
     return [entry for part in parts for entry in part]
 
 
-def texts(raw: Artifact, ids: Collection[str]) -> dict[str, Example]:
-    """The rows of these ids as they were read; rows that could not be read are not there. Reads until all are found."""
-    wanted, found = set(ids), dict[str, Example]()
-    for line in _lines(raw.path("examples.jsonl")):
-        match = ID.match(line)
-        if match and match.group(1) in wanted:
-            found[match.group(1)] = Example.from_json(json.loads(line))
-            if len(found) == len(wanted):
-                break
-    return found
+def texts(artifact: Artifact, ids: Collection[str]) -> dict[str, Text]:
+    """The texts of these rows; rows that could not be read are not there. Seeks to each row: a file is scanned once."""
+    path = artifact.path("examples.jsonl")
+    places = row_places(str(path), artifact.content)
+    with path.open("rb") as file:
+        found = {id_: _row_at(file, places, id_) for id_ in ids}
+    return {id_: _masked_text(row) for id_, row in found.items() if row is not None}
+
+
+def masked(entry: Entry) -> Entry:
+    """The entry with personal data in its detail masked: a detail may quote the row."""
+    return replace(entry, detail=mask(entry.detail)[0])
+
+
+def _masked_text(row: Example) -> Text:
+    return Text(mask(row.question)[0], mask(row.answer)[0])
+
+
+def _row_at(file: BinaryIO, places: Places, id_: str) -> Example | None:
+    keys, offsets = places
+    key = hash(id_.encode("utf-8", "surrogatepass"))
+    for place in range(bisect_left(keys, key), bisect_right(keys, key)):
+        file.seek(offsets[place])
+        row = json.loads(file.readline())
+        if row["id"] == id_:
+            return Example.from_json(row)
+    return None
+
+
+@lru_cache(maxsize=4)
+def row_places(path: str, content: str) -> Places:
+    """Where each row of a file begins: hashes of ids, sorted, and offsets in bytes; 16 bytes a row are kept. Two ids
+    may share a hash, so that the id itself is compared when the row is read."""
+    import numpy as np
+
+    hashes, offsets, at = array("q"), array("q"), 0
+    with Path(path).open("rb") as lines:
+        for line in lines:
+            if line.startswith(HEAD):
+                hashes.append(hash(line[len(HEAD) : line.find(b'"', len(HEAD))]))
+                offsets.append(at)
+            at += len(line)
+    keys, places = (np.frombuffer(numbers, np.int64) for numbers in (hashes, offsets))
+    order = np.argsort(keys)
+    return array("q", keys[order].tobytes()), array("q", places[order].tobytes())
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -89,6 +140,11 @@ def _lines(path: Path) -> Iterator[str]:
 @lru_cache(maxsize=64)
 def _count(path: str, content: str) -> int:
     return sum(1 for line in _lines(Path(path)) if line.strip())
+
+
+@lru_cache(maxsize=64)
+def _reasons(path: str, content: str, asset: str) -> Counter[str]:
+    return Counter(entry.why for entry in _entries(path, content, asset))
 
 
 @lru_cache(maxsize=12)

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from finetune_pipeline.desk import users
+from finetune_pipeline.desk.attempts import Attempts
 from finetune_pipeline.desk.page import page
-from finetune_pipeline.desk.session import Attempts, CheckedForm, SignedIn, local_address, sign_in, text_of
+from finetune_pipeline.desk.session import CheckedForm, SignedIn, local_address, sign_in, sign_out, text_of
 
 router = APIRouter()
 
@@ -23,7 +24,7 @@ def show(request: Request, next: str = "/") -> Response:
 def login(request: Request, form: CheckedForm) -> Response:
     attempts: Attempts = request.app.state.attempts
     name, wanted = text_of(form, "name").strip(), local_address(text_of(form, "next") or "/")
-    who = (f"name:{name[:64]}", f"address:{request.client.host if request.client else ''}")
+    who = (name, request.client.host if request.client else "")
     seconds = math.ceil(attempts.wait(*who))
     if seconds:
         return _again(request, wanted, name, 429, f"Too many wrong tries. Wait {seconds} s, then try again.", seconds)
@@ -37,7 +38,7 @@ def login(request: Request, form: CheckedForm) -> Response:
 
 @router.post("/logout")
 def logout(request: Request, user: SignedIn, form: CheckedForm) -> Response:
-    request.session.clear()
+    sign_out(request)
     return RedirectResponse("/login", 303)
 
 

@@ -11,7 +11,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from finetune_pipeline.desk import words
+from finetune_pipeline.desk import users, words
 from finetune_pipeline.desk.session import csrf_token
 
 FILTERS = {
@@ -48,8 +48,15 @@ _TEMPLATES = environment()
 def page(request: Request, template: str, title: str, status: int = 200, **shown: Any) -> HTMLResponse:
     """A whole page for whoever is signed in. Takes the message that was left for the next page, if any."""
     session = request.session
+    user: str | None = getattr(request.state, "user", None)  # set by session.signed_in, where a page asks for it
     flash = session.pop("flash", None) if "flash" in session else None
     text = _TEMPLATES.get_template(template).render(
-        title=title, user=session.get("user"), csrf=csrf_token(request), flash=flash, path=request.url.path, **shown
+        title=title,
+        user=user,
+        csrf=csrf_token(request),
+        flash=flash,
+        path=request.url.path,
+        shortcuts=user is not None and users.shortcuts(user),
+        **shown,
     )
     return HTMLResponse(text, status)

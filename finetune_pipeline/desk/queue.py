@@ -48,6 +48,11 @@ class Seat:
         at = self.rows.index(row) if row in self.rows else 0
         return self.rows[at - 1] if at else None
 
+    def taken(self, row: Example) -> bool:
+        """Has the row all the verdicts it needs, from others? Then this expert's is not wanted any more. Flagged rows
+        need none, and everybody may judge them."""
+        return row in self.rows and row.id not in self.left and self.said(row) is None
+
     def said(self, row: Example) -> Review | None:
         """What this expert said of the row as it is now."""
         return next((r for r in self.mine if r.id == row.id and r.content == row.content), None)

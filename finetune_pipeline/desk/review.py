@@ -8,7 +8,8 @@
     POST /tasks/support_tickets/review/undo            takes the expert's last verdict back
 
 A verdict is for exactly the content that was shown: when the data changed meanwhile, nothing is saved, and the page
-says so. A correction goes through the rules for every row (review/edits.py) before it is kept.
+says so. The same where colleagues gave the row all its verdicts meanwhile: one more could turn a majority into a tie.
+A correction goes through the rules for every row (review/edits.py) before it is kept.
 
 What it is not: the gate's arithmetic (review/gate.py), or where verdicts lie (review/inbox.py).
 """
@@ -33,11 +34,11 @@ from finetune_pipeline.desk.session import CheckedForm, SignedIn, flash, text_of
 from finetune_pipeline.desk.tasks import Known
 from finetune_pipeline.desk.words import spelt
 from finetune_pipeline.materialise import open_task
-from finetune_pipeline.records import Artifact, Example, Review, Verdict
+from finetune_pipeline.records import Artifact, Example, Message, Review, Silent, Verdict
 from finetune_pipeline.review import gate, history, inbox
 from finetune_pipeline.review.edits import Edits, without_personal
 from finetune_pipeline.review.flagged import Flagged, flagged_in, flagged_rows
-from finetune_pipeline.store import TaskStore
+from finetune_pipeline.store import TaskStore, machine_lock
 
 router = APIRouter()
 SAID = {"approve": "Approved", "reject": "Rejected", "edit": "Corrected"}
@@ -90,6 +91,11 @@ def show(request: Request, user: SignedIn, task: Known, row: str = "", after: st
 
 @router.post("/tasks/{task}/review")
 def judge(request: Request, user: SignedIn, task: Known, form: CheckedForm) -> Response:
+    with machine_lock(f"{task}-verdicts", Silent(), ""):  # nobody's verdict comes in between the look and the saving
+        return _judged(request, user, task, form)
+
+
+def _judged(request: Request, user: str, task: str, form: FormData) -> Response:
     at, id_ = sit(task, user), text_of(form, "row")
     row = at.seat.row(id_) if at else None
     if at is None or row is None or row.content != text_of(form, "content"):
@@ -100,6 +106,8 @@ def judge(request: Request, user: SignedIn, task: Known, form: CheckedForm) -> R
         )
         return RedirectResponse(f"/tasks/{task}/review" + (f"?row={id_}" if row else ""), 303)
     decision = text_of(form, "decision")
+    if at.seat.taken(row):
+        return _too_late(request, at, row, form)
     if decision == "edit":
         return _edit(request, at, row, form)
     if decision not in ("approve", "reject"):
@@ -129,6 +137,15 @@ def sit(name: str, person: str) -> Sitting | None:
     flagged = flagged_rows(pairs, rows)
     reviews = inbox.load_for(store, task, [*rows, *flagged])
     return Sitting(task, store, sample, reviews, seat_of(rows, reviews, task.review, person, flagged), person, pairs)
+
+
+def _too_late(request: Request, at: Sitting, row: Example, form: FormData) -> Response:
+    """Colleagues judged the row meanwhile. What was typed is shown once more, so that it is not lost."""
+    controls = answerform.fields(at.task.answer, row.answer) if text_of(form, "decision") == "edit" else []
+    typed = [(each.title, answerform.shown(each, text_of(form, f"field:{each.name}"))) for each in controls]
+    given = [*typed, ("Note", text_of(form, "note"))]
+    unsaved = [(title, text) for title, text in given if text.strip()]
+    return _row_page(request, at, row, [], status=409, unsaved=unsaved, too_late=True)
 
 
 def _edit(request: Request, at: Sitting, row: Example, form: FormData) -> Response:
@@ -184,8 +201,11 @@ def _row_page(
     complaints: Mapping[str, str] | None = None,
     note: str = "",
     status: int = 200,
+    unsaved: Sequence[tuple[str, str]] = (),
+    too_late: bool = False,
 ) -> Response:
     verdict = at.verdict
+    taken = at.seat.taken(row)
     return page(
         request,
         "review.html",
@@ -194,10 +214,14 @@ def _row_page(
         task=at.task.name,
         at=at,
         row=row,
-        earlier=[message for message in row.messages if message.content not in (row.question, row.answer)],
+        earlier=earlier(row),
         table=answerform.rows(row.answer),
         complaint=problem(row.answer, at.task.answer),
-        form=form,
+        form=[] if taken else form,
+        taken=taken,
+        judges=[review.reviewer for review in inbox.by_row([row], at.reviews)[row.id]],
+        too_late=too_late,
+        unsaved=unsaved,
         complaints=complaints or {},
         whole=answerform.WHOLE,
         note=note,
@@ -207,6 +231,15 @@ def _row_page(
         verdict=verdict,
         checks=story.checks(verdict.checks),
     )
+
+
+def earlier(row: Example) -> list[Message]:
+    """The turns of a conversation but the question and the answer, found by their place: an earlier turn may read as
+    the question does."""
+    last = len(row.messages) - 1
+    asked = max((n for n, message in enumerate(row.messages) if message.role == "user"), default=-1)
+    answer = last if row.answer_is_last else -1
+    return [message for n, message in enumerate(row.messages) if n not in (asked, answer)]
 
 
 def _finished(request: Request, at: Sitting) -> Response:

@@ -1,12 +1,13 @@
-"""Who is asking: the signed cookie, the CSRF token on every form, and the slowing of guessed passwords.
+"""Who is asking: the signed cookie, and the CSRF token on every form.
 
     @router.get("/")
     def tasks(request: Request, user: SignedIn) -> Response: ...
     @router.post("/tasks/{task}/review")
     def judge(request: Request, user: SignedIn, form: CheckedForm) -> Response: ...
 
-The cookie holds {"user", "stamp", "csrf", "flash"}, signed but readable: nothing secret goes in. It is HttpOnly and
-SameSite=Lax, and Secure where the page came over https (a proxy on this machine says so in X-Forwarded-Proto).
+The cookie holds {"user", "stamp", "session", "csrf", "flash"}, signed but readable: no secret but the session's id,
+which counts as long as the session is open on the server (open_sessions.py). It is HttpOnly and SameSite=Lax, and
+Secure where the page came over https (a proxy on this machine says so in X-Forwarded-Proto).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import Callable
 from typing import Annotated, Literal
 from urllib.parse import quote
 
@@ -23,13 +23,10 @@ from starlette.datastructures import FormData
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from finetune_pipeline.desk import users
+from finetune_pipeline.desk import open_sessions, users
+from finetune_pipeline.desk.open_sessions import DAYS
 
 COOKIE = "finetune_desk"
-DAYS = 7
-FREE_TRIES = 3
-LONGEST_WAIT = 60.0
-MOST_REMEMBERED = 10_000
 
 Tone = Literal["good", "note", "bad"]
 
@@ -57,18 +54,35 @@ class Sessions:
 
 def sign_in(request: Request, name: str) -> None:
     """Begin a session; everything of the old one goes, its CSRF token too."""
+    open_sessions.end(str(request.session.get("session", "")))
     request.session.clear()
-    request.session.update(user=name, stamp=users.stamp(name))
+    request.session.update(user=name, stamp=users.stamp(name), session=open_sessions.begin(name, time.time()))
 
 
-def signed_in(request: Request) -> str:
-    """The user's name. SignedOut if there is none, or the user or the password changed since."""
+def sign_out(request: Request) -> None:
+    """End the session on the server, so that no copy of its cookie counts any more."""
+    open_sessions.end(str(request.session.get("session", "")))
+    request.session.clear()
+
+
+def user_of(request: Request) -> str | None:
+    """The name of whoever is signed in. None where nobody is, the session ended, or the user or password changed."""
     name, kept = request.session.get("user"), request.session.get("stamp")
     now = users.stamp(name) if isinstance(name, str) else None
     if now is None or not hmac.compare_digest(now, str(kept)):
+        return None
+    open_ = open_sessions.is_open(str(request.session.get("session", "")), str(name), time.time())
+    return str(name) if open_ else None
+
+
+def signed_in(request: Request) -> str:
+    """The user's name; SignedOut where there is none."""
+    name = user_of(request)
+    if name is None:
         wanted = request.url.path if request.method == "GET" else "/"
         raise SignedOut(wanted + (f"?{request.url.query}" if request.method == "GET" and request.url.query else ""))
-    return str(name)
+    request.state.user = name
+    return name
 
 
 def login_address(wanted: str) -> str:
@@ -105,34 +119,6 @@ def text_of(form: FormData, name: str) -> str:
 def flash(request: Request, tone: Tone, text: str) -> None:
     """Say something on the next page."""
     request.session["flash"] = {"tone": tone, "text": text}
-
-
-class Attempts:
-    """Slows down guessing: after three wrong passwords of one name or one address, each further one doubles the wait,
-    up to a minute. In memory: a restart forgets, and scrypt still takes its time."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._failed: dict[str, tuple[int, float]] = {}
-
-    def wait(self, *who: str) -> float:
-        """Seconds until another try is taken; 0 when it may be made now."""
-        return max(0.0, *(self._until(key) - self._clock() for key in who))
-
-    def failed(self, *who: str) -> None:
-        if len(self._failed) > MOST_REMEMBERED:
-            self._failed = {key: seen for key, seen in self._failed.items() if self._until(key) > self._clock()}
-        for key in who:
-            self._failed[key] = (self._failed.get(key, (0, 0.0))[0] + 1, self._clock())
-
-    def succeeded(self, *who: str) -> None:
-        for key in who:
-            self._failed.pop(key, None)
-
-    def _until(self, key: str) -> float:
-        count, last = self._failed.get(key, (0, float("-inf")))
-        extra = count - FREE_TRIES
-        return last + min(LONGEST_WAIT, 2.0 ** min(extra, 10)) if extra >= 0 else float("-inf")
 
 
 SignedIn = Annotated[str, Depends(signed_in)]

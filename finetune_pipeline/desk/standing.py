@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from finetune_pipeline.config import Task
-from finetune_pipeline.desk.words import OUTCOMES, bare, plural, refusal
+from finetune_pipeline.desk.words import OUTCOMES, bare, first_up, plural, refusal
 from finetune_pipeline.errors import DeclarationError, FinetuneError
+from finetune_pipeline.ingest.sources import missing
 from finetune_pipeline.materialise import Plan, open_task, plan
 from finetune_pipeline.records import Review
 from finetune_pipeline.review.history import round_of
@@ -102,7 +103,15 @@ def standing(name: str, person: str) -> Standing:
         problems = error.problems if isinstance(error, DeclarationError) else ()
         return Standing(name, problem=error, problems=problems)
     assets = asset_states(plans, review)
-    return Standing(name, task, assets, step_states(assets), waiting(name, assets, review), review)
+    items = (*_lost(name, missing(task, store.root)), *waiting(name, assets, review))
+    return Standing(name, task, assets, step_states(assets), items, review)
+
+
+def _lost(name: str, sources: Sequence[str]) -> list[Waiting]:
+    """Declared files that are not there: the next run would fail."""
+    hint = "Put it there, or correct `sources` in the declaration. What was made so far is kept."
+    told = [f"{first_up(said)}. {hint}" for said in sources]
+    return [Waiting(name, "bad", "A source is missing", text, "See the rows", "#rows") for text in told]
 
 
 def review_state(task: Task, store: TaskStore, person: str) -> ReviewState | None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from finetune_pipeline.desk import ledger_rows
 from finetune_pipeline.desk.ledger_rows import count
-from finetune_pipeline.desk.words import spelt, together, variant
+from finetune_pipeline.desk.words import first_up, spelt, together, variant
 from finetune_pipeline.errors import StorageError
 from finetune_pipeline.records import Artifact, Check
 
@@ -129,17 +129,13 @@ def _check(check: Check) -> CheckRow:
     tone = "good" if check.passed else "warning" if check.severity == "warning" else "bad"
     expected, observed = together(check.expected), together(check.observed)
     if _technical(check.name) and expected:
-        return CheckRow(_first_up(expected), "", observed, tone)
-    return CheckRow(spelt(check.name) if _technical(check.name) else _first_up(check.name), expected, observed, tone)
+        return CheckRow(first_up(expected), "", observed, tone)
+    return CheckRow(spelt(check.name) if _technical(check.name) else first_up(check.name), expected, observed, tone)
 
 
 def _technical(name: str) -> bool:
     """A column's name ("row_ok") or an expectation's ("table: row count to be between")."""
     return ":" in name or ("_" in name and " " not in name)
-
-
-def _first_up(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def comparison(report: Mapping[str, Any]) -> list[VariantRow]:

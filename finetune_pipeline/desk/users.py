@@ -1,6 +1,6 @@
 """Who may use the desk: names and scrypt hashes in home()/desk_users.json, readable by its owner alone.
 
-    {"anna": {"password": "scrypt$16384$8$5$<salt>$<hash>", "made_by": "person"}}
+    {"anna": {"password": "scrypt$16384$8$5$<salt>$<hash>", "made_by": "person", "shortcuts": false}}
 
     add_user("anna", "correct horse battery")     a person makes a user, or gives one a new password
     first_start()                                 makes `steward` with a random password if there is nobody yet
@@ -97,10 +97,26 @@ def read_users() -> dict[str, dict[str, Any]]:
     return users
 
 
+def shortcuts(name: str) -> bool:
+    """Does this user want single keys to act (A approves, and so on)? Speech input and unsteady hands press
+    them unmeant, so that they can be switched off (WCAG 2.1.4)."""
+    return bool(read_users().get(name, {}).get("shortcuts", True))
+
+
+def set_shortcuts(name: str, on: bool) -> None:
+    """Remember it; nothing happens when the user is gone meanwhile."""
+    with one_writer(users_file()):
+        users = read_users()
+        if name in users:
+            users[name]["shortcuts"] = on
+            write_private(users_file(), json.dumps(users, indent=1))
+
+
 def _keep(name: str, password: str, made_by: str) -> None:
     with one_writer(users_file()):
         users = read_users()
-        users[name] = {"password": _hashed(password, secrets.token_bytes(16), COST, BLOCK, LANES), "made_by": made_by}
+        hashed = _hashed(password, secrets.token_bytes(16), COST, BLOCK, LANES)
+        users[name] = {**users.get(name, {}), "password": hashed, "made_by": made_by}
         write_private(users_file(), json.dumps(users, indent=1))
 
 

@@ -132,6 +132,10 @@ def broken(rule: str) -> str:
     return BROKEN.get(rule) or f"Breaks “{spelt(rule).lower()}”"
 
 
+def first_up(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def label(asset: str) -> str:
     return ASSETS[asset][0] if asset in ASSETS else spelt(asset)
 

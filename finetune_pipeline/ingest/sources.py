@@ -117,6 +117,17 @@ def remarks(task: Task, store: TaskStore) -> list[str]:
     return unfit if fitting else []
 
 
+def missing(task: Task, root: UPath) -> list[str]:
+    """The declared files that are not there, a sentence each. Opens none of them."""
+    found: list[str] = []
+    for source in task.sources:
+        try:
+            _ = [] if source.hub else files_of(source, root)
+        except DataError as error:
+            found.append(error.message)
+    return found
+
+
 def _looked_at(task: Task, store: TaskStore) -> tuple[list[str], list[str], int]:
     """Complaints about broken and about unfit files, and how many files can be read."""
     broken: list[str] = []

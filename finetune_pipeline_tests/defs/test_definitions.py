@@ -12,13 +12,18 @@ import yaml
 
 from finetune_pipeline.definitions import build
 from finetune_pipeline.graph import BY_NAME, STEPS, downstream
+from finetune_pipeline.store import task_names
+
+from .conftest import declare
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "mlflow", "great_expectations", "pandas", "scipy", "sklearn", "ray")
 
 
-@pytest.fixture(scope="module")
-def definitions() -> dg.Definitions:
+@pytest.fixture
+def definitions(data: Path) -> dg.Definitions:
+    for name in ("support_tickets", "other_task"):
+        declare(data, name)
     return build(["support_tickets", "other_task"])
 
 
@@ -52,8 +57,9 @@ def test_downstream_follows_needs_gates_and_order() -> None:
     assert "adapter" in downstream("baseline_report")
 
 
-def test_sensors_and_schedules_wait_to_be_switched_on(definitions: dg.Definitions) -> None:
-    assert {s.default_status for s in definitions.sensors or ()} == {dg.DefaultSensorStatus.STOPPED}
+def test_sensors_and_schedules_that_start_runs_wait_to_be_switched_on(definitions: dg.Definitions) -> None:
+    running = [s.name for s in definitions.sensors or () if s.default_status == dg.DefaultSensorStatus.RUNNING]
+    assert running == ["task_folders"]
     schedules = [s for s in definitions.schedules or () if isinstance(s, dg.ScheduleDefinition)]
     assert {s.default_status for s in schedules} == {dg.DefaultScheduleStatus.STOPPED}
 
@@ -70,3 +76,45 @@ def test_workspace_and_dg_load_the_same_code() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["dg"]["project"]
     assert workspace["location_name"] == project["code_location_name"]
     assert workspace["module_name"] == f"{project['root_module']}.definitions"
+
+
+BROKEN = {
+    "my-task": "name: my-task\nsources: [{path: raw/a.csv}]\nbase: {path: model, licence: mit}\n",
+    "My Task": "name: [",
+    "empty": "",
+    "cron": "name: cron\nsources: [{path: a.csv}]\nbase: {path: m, licence: mit}\n"
+    "automation: {schedule: every monday}\n",
+    "last_friday": "name: last_friday\nsources: [{path: a.csv}]\nbase: {path: m, licence: mit}\n"
+    "automation: {schedule: 0 6 * * 5L}\n",  # cron, but none that Dagster knows
+    "keys": "name: keys\nsourcs: []\n",
+    "a b": "1: 2",
+    "a_b": "2026-13-45",
+}
+
+
+def test_a_broken_task_leaves_the_others_alone_and_is_named(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    declare(data, "fine")
+    for name, text in BROKEN.items():
+        (data / name).mkdir()
+        (data / name / "task.yaml").write_text(text, "utf-8")
+    (data / "notes").mkdir()  # a folder that is no task
+    (data / "folder" / "task.yaml").mkdir(parents=True)
+
+    definitions = build(task_names())
+    dg.Definitions.validate_loadable(definitions)
+    graph = definitions.resolve_asset_graph()
+    assert {key.path[1] for key in graph.materializable_asset_keys} == {step.asset for step in STEPS}
+    assert {key.path[0] for key in graph.materializable_asset_keys} == {"fine"}
+    broken = {graph.get(key).metadata["task"]: graph.get(key) for key in graph.external_asset_keys}
+    assert set(broken) == {*BROKEN, "folder"}
+    assert "automation.schedule: a cron line has five fields" in str(broken["cron"].description)
+    assert "Did you mean `sources`?" in str(broken["keys"].description)
+    for name in broken:
+        assert f"the task `{name}` is not loaded" in caplog.text
+    assert definitions.resolve_job_def("fine_prepare") is not None
+
+
+@pytest.mark.parametrize("name", ["class", "input", "default", "context", "x" * 63])
+def test_any_name_that_a_task_may_have_can_be_loaded(data: Path, name: str) -> None:
+    declare(data, name)
+    dg.Definitions.validate_loadable(build([name]))

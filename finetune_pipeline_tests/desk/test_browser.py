@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from finetune_pipeline.materialise import open_task
-from finetune_pipeline.records import Review
+from finetune_pipeline.records import Message, Review
 from finetune_pipeline.review import inbox
 
 from .conftest import PASSWORD
@@ -138,6 +139,34 @@ def test_a_wrong_edit_shows_its_complaint_in_focus(browser: Browser, desk_url: s
     assert verdicts() == []
     press(page, "Escape")
     assert page.locator("text=Proposed answer").count() == 1
+
+
+def test_single_keys_can_be_switched_off_and_stay_off(browser: Browser, desk_url: str) -> None:
+    make("parcels")
+    page = Visit(browser, desk_url, viewport={"width": 400, "height": 800}).goto("/tasks/parcels/review")
+    with page.expect_navigation():
+        page.click("text=Switch them off")
+    assert "shortcuts are off" in page.inner_text("[role=status]")
+    for key in ("a", "r", "e", "s", "u"):
+        page.keyboard.press(key)
+    page.wait_for_timeout(300)
+    assert page.locator("text=Row 1").count() >= 1
+    assert not page.locator("details.reject[open]").count()
+    page = Visit(browser, desk_url).goto("/tasks/parcels/review")  # another browser, the same user
+    page.keyboard.press("a")
+    page.wait_for_timeout(300)
+    assert verdicts() == []
+
+
+def test_arabic_and_hebrew_run_from_the_right(browser: Browser, desk_url: str) -> None:
+    said = "أين طلبي؟\nWhere is my order?"
+    rows = [replace(example(n), messages=(Message("user", said), example(n).messages[-1])) for n in range(30)]
+    make("parcels", rows=rows)
+    page = Visit(browser, desk_url).goto("/tasks/parcels/review")
+    assert page.evaluate("getComputedStyle(document.querySelector('.question')).direction") == "rtl"
+    page = Visit(browser, desk_url).goto(f"/tasks/parcels/review?row={rows[0].id}&edit=1")
+    page.fill("[name=note]", "שלום")
+    assert page.evaluate("getComputedStyle(document.querySelector('[name=note]')).direction") == "rtl"
 
 
 def test_it_works_without_javascript(browser: Browser, desk_url: str) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 
-from finetune_pipeline.desk import files, headers, ledger, login, review, tasks
+from finetune_pipeline.desk import files, headers, ledger, ledger_rows, login, review, settings, tasks
+from finetune_pipeline.desk.app import create_app
 from finetune_pipeline.desk.users import add_user
-from finetune_pipeline.records import Example, Message
+from finetune_pipeline.records import Example, Message, write_jsonl
 from finetune_pipeline.review.inbox import verdicts_folder
 
 from .conftest import PASSWORD, sign_in, token
@@ -24,7 +28,7 @@ def addresses() -> list[tuple[str, str]]:
     """(method, path) of every route, filled in."""
     filled = {"task": "parcels", "asset": "eval_report", "path": "index.html"}
     found = []
-    for module in (files, ledger, login, review, tasks):
+    for module in (files, ledger, login, review, settings, tasks):
         for each in module.router.routes:
             if isinstance(each, APIRoute) and each.path not in OPEN:
                 path = re.sub(r"\{(\w+)(?::path)?\}", lambda match: filled[match[1]], each.path)
@@ -62,7 +66,21 @@ def test_a_wrong_password_says_nothing_and_slows_down(client: TestClient) -> Non
     assert [answer.status_code for answer in answers] == [401, 401, 401, 429]
     assert int(answers[3].headers["retry-after"]) >= 1
     unknown = client.post("/login", data={**data, "name": "nobody"})
-    assert unknown.status_code == 429, "the address is slowed too, not the name alone"
+    assert unknown.status_code == 401, "one wrong name slows no other, until they are many"
+    answers = [client.post("/login", data={**data, "name": f"user{n}"}) for n in range(20)]
+    assert answers[-1].status_code == 429
+
+
+def test_a_stranger_who_guesses_does_not_lock_a_user_out(place: Path) -> None:
+    app = create_app()
+    with TestClient(app, base_url="http://127.0.0.1", client=("203.0.113.9", 1)) as stranger:
+        data = {"name": "anna", "password": "wrong", "csrf": token(stranger, "/login")}
+        for _ in range(10):
+            answer = stranger.post("/login", data=data)
+        assert answer.status_code == 429
+    home = TestClient(app, base_url="http://127.0.0.1", client=("192.0.2.7", 1), follow_redirects=False)
+    with home as client:
+        assert sign_in(client).get("/").status_code == 200
 
 
 def test_the_cookie_is_not_for_scripts_and_secure_over_https(client: TestClient) -> None:
@@ -83,8 +101,100 @@ def test_a_forged_cookie_and_an_old_session_are_nobody(client: TestClient) -> No
 
 def test_signing_out_ends_the_session(client: TestClient) -> None:
     sign_in(client)
+    copied = client.cookies["finetune_desk"]
     assert client.post("/logout", data={"csrf": token(client, "/")}).headers["location"] == "/login"
     assert client.get("/").status_code == 303
+    for _ in range(2):  # nor does a visit to a page that needs no user bring the session back
+        client.cookies.clear()
+        client.cookies.set("finetune_desk", copied)
+        assert client.get("/").status_code == 303
+        assert "Signed in as" not in client.get("/login").text
+        assert client.get("/").status_code == 303
+
+
+def test_shortcuts_are_switched_off_for_a_user_and_stay_so(client: TestClient) -> None:
+    make("parcels")
+    page = "/tasks/parcels/review"
+    text = sign_in(client).get(page).text
+    assert 'data-shortcuts="off"' not in text and "Switch them off" in text and "<kbd>S</kbd> skip" in text
+    data = {"csrf": token(client, page), "on": "no", "next": page}
+    assert client.post("/settings/shortcuts", data=data).headers["location"] == page
+    assert client.post("/settings/shortcuts", data={**data, "next": "//evil.example"}).headers["location"] == "/"
+    assert client.post("/settings/shortcuts", data={**data, "csrf": "x"}).status_code == 403
+    client.cookies.clear()
+    text = sign_in(client).get(page).text
+    assert 'data-shortcuts="off"' in text and "Switch them on" in text and "<kbd>S</kbd> skip" not in text
+    assert 'data-shortcuts="off"' not in sign_in(client, "bert").get(page).text
+
+
+PERSONAL = "please write to jane.doe@example.com or call +44 20 7946 0018"
+
+
+def test_personal_data_of_raw_rows_is_masked_on_every_page(client: TestClient) -> None:
+    """Raw rows hold what customers wrote; the ledger and the quality page show them."""
+    answer = example(0).answer
+    rows = [
+        Example(f"row{n}", (Message("user", f"{PERSONAL} {n}"), Message("assistant", answer)), "shop", f"shop.csv:{n}")
+        for n in range(120)
+    ]
+    _, store = make("parcels", rows=rows, until="data_quality", passed={"data_quality": False})
+    raw = store.current("raw_examples")
+    assert raw is not None
+    with store.scratch("clean_examples") as out:
+        drop = {"id": "row5", "origin": "shop.csv:5", "stage": "clean", "reason": "answer-invalid", "detail": PERSONAL}
+        (out / "drops.jsonl").write_text(json.dumps(drop) + "\n")
+        change = {"id": "row6", "origin": "shop.csv:6", "stage": "clean", "rule": "pii-email", "detail": "1 time"}
+        (out / "changes.jsonl").write_text(json.dumps(change) + "\n")
+        write_jsonl(out / "examples.jsonl", rows)
+        store.commit("clean_examples", "newer", out, {"inputs": {"raw_examples": raw.content}, "summary": {}})
+    sign_in(client)
+    for path, rows_shown in (("/ledger?why=answer-invalid", 1), ("/ledger?kind=mended", 1), ("/quality", 3)):
+        text = client.get(f"/tasks/parcels{path}").text
+        assert "jane.doe" not in text and "7946" not in text, path
+        assert text.count("please write to &lt;EMAIL&gt; or call &lt;PHONE&gt;") >= rows_shown, path
+
+
+def test_a_page_seeks_to_its_rows_and_does_not_read_the_file_again(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, store = make("parcels", rows=[example(n) for n in range(600)], until="clean_examples")
+    raw = store.current("raw_examples")
+    assert raw is not None
+    ids = [row.id for row in raw.examples()][-3:]
+    assert [text.question for text in ledger_rows.texts(raw, ids).values()] == [
+        row.question for row in raw.examples() if row.id in ids
+    ]
+    read = 0
+    plain = json.loads
+
+    def counted(text: Any, **options: Any) -> Any:
+        nonlocal read
+        read += 1
+        return plain(text, **options)
+
+    monkeypatch.setattr("finetune_pipeline.desk.ledger_rows.json.loads", counted)
+    assert len(ledger_rows.texts(raw, [*ids, "unknown"])) == 3
+    assert read == 3
+    assert ledger_rows.row_places.cache_info().hits > 0
+
+
+def test_text_of_any_script_finds_its_own_direction(client: TestClient) -> None:
+    rows = [
+        Example(
+            f"row{n}", (Message("user", "أين طلبي؟"), Message("assistant", example(0).answer)), "shop", "shop.csv:1"
+        )
+        for n in range(30)
+    ]
+    make("parcels", rows=rows)
+    text = sign_in(client).get("/tasks/parcels/review").text
+    assert '<p class="text question" dir="auto">أين طلبي؟</p>' in text
+    edit = client.get("/tasks/parcels/review?row=row3&edit=1").text
+    assert all('dir="auto"' in tag for tag in re.findall(r"<(?:input(?! type=)|textarea)[^>]*>", edit))
+
+
+def test_the_quality_report_has_a_page_of_its_own(client: TestClient) -> None:
+    make("parcels", until="data_quality")
+    assert sign_in(client).get("/tasks/parcels/reports/data_quality").headers["location"] == "/tasks/parcels/quality"
 
 
 @pytest.mark.parametrize("given", [None, "", "guessed"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
+import pytest
 from starlette.testclient import TestClient
 
 from finetune_pipeline.materialise import open_task
-from finetune_pipeline.records import Review
+from finetune_pipeline.records import Example, Message, Review
 from finetune_pipeline.review import inbox
 from finetune_pipeline.review.rounds import Round
 from finetune_pipeline.store import TaskStore
@@ -17,6 +20,7 @@ from .conftest import hidden, sign_in, token
 from .made_up import example, make
 
 PAGE = "/tasks/parcels/review"
+NAMES = ("anna", "bert")
 
 
 def given(store: TaskStore) -> list[Review]:
@@ -140,6 +144,81 @@ def test_two_experts_do_not_see_each_others_verdicts(client: TestClient) -> None
     assert "0 of 12 reviewed" in text and "annas word" not in text and "Row 1 of 12" in text
     judge(client, "approve")
     assert {(review.reviewer, review.decision) for review in given(store)} == {("anna", "reject"), ("bert", "approve")}
+
+
+def test_a_row_that_a_colleague_judged_meanwhile_is_not_judged_again(client: TestClient) -> None:
+    _, store = make("parcels")
+    sign_in(client)
+    text = client.get(f"{PAGE}?row={example(0).id}&edit=1").text
+    data = {name: hidden(text, name) for name in ("csrf", "row", "content")}
+    row = example(0)
+    inbox.save(store, Review(row.id, row.content, "bert", "reject", "2026-01-05T10:00:00+00:00"))
+    answers = [
+        client.post(PAGE, data={**data, "decision": "approve"}),
+        client.post(PAGE, data={**data, "decision": "reject", "note": "my careful note"}),
+        client.post(PAGE, data={**data, "decision": "edit", "field:order": "HV-77777", "note": "a long remark"}),
+    ]
+    assert [answer.status_code for answer in answers] == [409, 409, 409]
+    assert all("Your verdict was not saved: bert judged this row meanwhile" in answer.text for answer in answers)
+    assert "my careful note" in answers[1].text
+    assert "HV-77777" in answers[2].text and "a long remark" in answers[2].text
+    assert [(review.reviewer, review.decision) for review in given(store)] == [("bert", "reject")]
+    seen = client.get(f"{PAGE}?row={row.id}").text
+    assert "Judged by bert" in seen and 'value="approve"' not in seen
+    assert f"{PAGE}?after={row.id}" in seen
+
+
+def test_an_expert_may_change_an_own_verdict(client: TestClient) -> None:
+    _, store = make("parcels")
+    sign_in(client)
+    judge(client, "approve")
+    judge(client, "reject", page=f"{PAGE}?row={example(0).id}")
+    assert [(review.reviewer, review.decision) for review in given(store)] == [("anna", "reject")]
+
+
+def test_two_experts_at_the_same_moment_give_one_verdict(client: TestClient) -> None:
+    """Both have the row open and send at once: one is saved, the other is told."""
+    _, store = make("parcels")
+    texts = {}
+    clients = {name: TestClient(client.app, base_url="http://127.0.0.1", follow_redirects=False) for name in NAMES}
+    for name, browser in clients.items():
+        texts[name] = sign_in(browser, name).get(PAGE).text
+    together = threading.Barrier(2)
+
+    def send(name: str) -> int:
+        data = {field: hidden(texts[name], field) for field in ("csrf", "row", "content")}
+        together.wait()
+        return clients[name].post(PAGE, data={**data, "decision": "approve"}).status_code
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(send, NAMES)) == [303, 409]
+    assert len(given(store)) == 1
+
+
+def test_an_earlier_turn_that_reads_as_the_question_does_is_shown(client: TestClient) -> None:
+    turns = (
+        Message("user", "Where is it?"),
+        Message("assistant", "Which order?"),
+        Message("user", "Where is it?"),
+        Message("assistant", example(0).answer),
+    )
+    rows = [Example(f"row{n}", turns, "shop", f"shop.csv:{n}") for n in range(30)]
+    make("parcels", rows=rows)
+    text = sign_in(client).get(f"{PAGE}?row=row0").text
+    assert text.count("Earlier question") == 1 and text.count("Earlier answer") == 1
+    assert text.count("Where is it?") == 2
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, '"\\ud800"', "9" * 5000, "NaN", "{"])
+def test_an_answer_that_is_no_json_is_a_complaint_and_no_fault(client: TestClient, value: str) -> None:
+    schema = {"type": "object", "properties": {"extra": {"type": ["object", "array", "string"]}}}
+    rows = [example(n).with_answer('{"extra": {}}') for n in range(30)]
+    _, store = make("parcels", rows=rows, sections={"answer": {"format": "json", "schema": schema}})
+    text = sign_in(client).get(f"{PAGE}?row={rows[0].id}&edit=1").text
+    data = {name: hidden(text, name) for name in ("csrf", "row", "content", "decision")}
+    answer = client.post(PAGE, data={**data, "field:extra": value})
+    assert answer.status_code == 422, answer.text[:300]
+    assert given(store) == []
 
 
 def test_recorded_verdicts_are_told(client: TestClient) -> None:

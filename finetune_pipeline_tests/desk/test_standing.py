@@ -70,6 +70,14 @@ def test_a_broken_declaration_is_told_not_raised(place: Path) -> None:
     assert found.problem is not None and len(found.problems) == 2
 
 
+def test_a_source_that_is_missing_is_named(place: Path) -> None:
+    make("parcels", until=UNTIL)
+    (place / "data" / "parcels" / "raw" / "shop.csv").unlink()
+    item = standing("parcels", "anna").waiting[0]
+    assert (item.tone, item.title) == ("bad", "A source is missing")
+    assert "raw/shop.csv, which does not exist" in item.text
+
+
 def test_counts_reconcile_over_all_stages(place: Path) -> None:
     _, store = make("parcels", until=UNTIL)
     counts = story.counts(ledger_rows.chain(store))

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune_pipeline.desk import users
+from finetune_pipeline.desk import attempts as attempts_module
+from finetune_pipeline.desk import open_sessions, users
+from finetune_pipeline.desk.attempts import FREE_FOR_NETWORK, LONGEST_WAIT, Attempts, network_of
 from finetune_pipeline.desk.private import signing_secret
-from finetune_pipeline.desk.session import LONGEST_WAIT, Attempts, local_address
+from finetune_pipeline.desk.session import local_address
 from finetune_pipeline.errors import DataError, StorageError
 from finetune_pipeline.store import home
 
@@ -72,31 +74,102 @@ def test_a_damaged_file_is_named(place: Path) -> None:
         users.check_password("anna", PASSWORD)
 
 
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def test_guessing_gets_slower_and_a_right_password_forgives() -> None:
-    now = [100.0]
-    attempts = Attempts(clock=lambda: now[0])
+    clock = Clock()
+    attempts = Attempts(clock)
     for _ in range(2):
-        attempts.failed("name:anna")
-    assert attempts.wait("name:anna", "address:1") == 0
-    attempts.failed("name:anna")
-    assert attempts.wait("name:anna", "address:1") == 1
-    attempts.failed("name:anna")
-    assert attempts.wait("name:anna") == 2
-    now[0] += 2
-    assert attempts.wait("name:anna") == 0
-    for _ in range(20):
-        attempts.failed("name:anna")
-    assert attempts.wait("name:anna") == LONGEST_WAIT
-    attempts.succeeded("name:anna")
-    assert attempts.wait("name:anna") == 0
+        attempts.failed("anna", "192.0.2.7")
+    assert attempts.wait("anna", "192.0.2.7") == 0
+    attempts.failed("anna", "192.0.2.7")
+    assert attempts.wait("anna", "192.0.2.7") == 1
+    attempts.failed("anna", "192.0.2.7")
+    assert attempts.wait("anna", "192.0.2.7") == 2
+    clock.now += 2
+    assert attempts.wait("anna", "192.0.2.7") == 0
+    for _ in range(10):
+        attempts.failed("anna", "192.0.2.7")
+    assert attempts.wait("anna", "192.0.2.7") == LONGEST_WAIT
+    attempts.succeeded("anna", "192.0.2.7")
+    assert attempts.wait("anna", "192.0.2.7") == 0
 
 
-def test_remembered_guesses_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_pipeline.desk.session.MOST_REMEMBERED", 10)
-    attempts = Attempts(clock=lambda: 0.0)
+def test_a_stranger_who_guesses_locks_nobody_out() -> None:
+    attempts = Attempts(Clock())
+    for _ in range(500):
+        attempts.failed("anna", "203.0.113.9")
+    assert attempts.wait("anna", "203.0.113.9") == LONGEST_WAIT
+    assert attempts.wait("anna", "192.0.2.7") == 0
+
+
+def test_a_network_that_tries_many_names_is_slowed_whoever_it_tries() -> None:
+    attempts = Attempts(Clock())
+    for number in range(FREE_FOR_NETWORK):
+        assert attempts.wait(f"user{number}", "203.0.113.9") == 0
+        attempts.failed(f"user{number}", "203.0.113.9")
+    assert attempts.wait("anna", "203.0.113.9") > 0
+    attempts.failed("mallory", "203.0.113.9")
+    attempts.succeeded("mallory", "203.0.113.9")  # the guesser's own account
+    assert attempts.wait("anna", "203.0.113.9") > 0
+
+
+def test_wrong_tries_are_forgotten_after_a_while() -> None:
+    clock = Clock()
+    attempts = Attempts(clock)
+    for _ in range(50):
+        attempts.failed("anna", "192.0.2.7")
+    clock.now += 1000
+    attempts.failed("anna", "192.0.2.7")
+    assert attempts.wait("anna", "192.0.2.7") == 0
+
+
+def test_one_customers_ipv6_addresses_count_as_one() -> None:
+    assert network_of("2001:db8:1:2::7") == network_of("2001:db8:1:2:ffff::1") != network_of("2001:db8:1:3::7")
+    assert network_of("::ffff:192.0.2.7") == network_of("192.0.2.7")
+    assert network_of("fe80::1%eth0") == "fe80::/64"
+    assert network_of("testclient") == "testclient"
+
+
+def test_remembered_guesses_stay_bounded_even_while_all_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts_module, "MOST_REMEMBERED", 10)
+    attempts = Attempts(Clock())
     for number in range(200):
-        attempts.failed(f"name:{number}")
-    assert len(attempts._failed) <= 12
+        for _ in range(4):
+            attempts.failed(f"user{number}", f"192.0.2.{number}")
+    assert len(attempts._failed) <= 10
+
+
+def test_sessions_end_with_time_and_stay_few(place: Path) -> None:
+    ids = [open_sessions.begin("anna", float(second)) for second in range(open_sessions.PER_USER + 3)]
+    assert [open_sessions.is_open(id_, "anna", 100.0) for id_ in ids] == [False] * 3 + [True] * open_sessions.PER_USER
+    assert not open_sessions.is_open(ids[-1], "bert", 100.0)
+    assert not open_sessions.is_open(ids[-1], "anna", 100.0 + open_sessions.DAYS * 86400)
+    assert not open_sessions.is_open("", "anna", 100.0)
+    text = open_sessions.sessions_file().read_text("utf-8")
+    assert ids[-1] not in text
+    assert stat.S_IMODE(open_sessions.sessions_file().stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", "\xff"])
+def test_damaged_sessions_let_nobody_in_and_are_named(place: Path, text: str) -> None:
+    open_sessions.sessions_file().write_text(text, "latin-1")
+    with pytest.raises(StorageError, match=r"desk_sessions\.json is damaged"):
+        open_sessions.is_open("x", "anna", 0.0)
+
+
+def test_a_new_password_keeps_what_a_user_chose(place: Path) -> None:
+    assert users.shortcuts("anna")
+    users.set_shortcuts("anna", False)
+    users.add_user("anna", PASSWORD + "!")
+    assert not users.shortcuts("anna")
+    assert users.shortcuts("bert")
 
 
 @pytest.mark.parametrize("wanted", ["//evil.example", "https://evil.example", "/\\evil.example", "", "/a\nb"])

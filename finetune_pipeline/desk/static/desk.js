@@ -1,4 +1,5 @@
-// Keyboard for the desk. Every page works without this file: it only presses what is there.
+// Keyboard for the desk. Every page works without this file: it only presses what is there. Who switched the single-key
+// shortcuts off has Escape alone.
 "use strict";
 
 const typing = (element) => element.closest("input, textarea, select, [contenteditable]") !== null;
@@ -13,7 +14,7 @@ document.addEventListener("keydown", (event) => {
       open.querySelector("summary").focus();
       return;
     }
-  } else if (typing(event.target)) return;
+  } else if (typing(event.target) || document.body.dataset.shortcuts === "off") return;
   const target = document.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`);
   if (!target) return;
   event.preventDefault();

@@ -1,0 +1,52 @@
+"""One task's definitions; or, where its declaration is wrong, one asset that says so and leaves the other tasks alone.
+
+    task_definitions("support_tickets")    its assets, jobs, sensors and schedules
+    task_definitions("My Task")            the asset broken_tasks/My_Task-1f0c, which nothing can materialize
+
+A broken task is a warning in the log of the code location as well, and `finetune status` and the desk name it.
+"""
+
+import logging
+import re
+
+import dagster as dg
+
+from finetune_pipeline.defs.assets import task_assets
+from finetune_pipeline.defs.automation import task_automation
+from finetune_pipeline.errors import DeclarationError, FinetuneError
+from finetune_pipeline.materialise import open_task
+from finetune_pipeline.records import content_id
+
+GROUP = "broken_tasks"
+_log = logging.getLogger(__name__)
+
+
+def task_definitions(name: str) -> dg.Definitions:
+    """Never raises for what stands in the task's own folder: one wrong task must not take the others down."""
+    try:
+        task, _ = open_task(name)
+        return dg.Definitions.merge(dg.Definitions(assets=task_assets(name)), task_automation(task))
+    except (FinetuneError, dg.DagsterInvalidDefinitionError) as error:
+        _log.warning("the task `%s` is not loaded: %s", name, error)
+        return dg.Definitions(assets=[_broken(name, error)])
+
+
+def _broken(name: str, error: Exception) -> dg.AssetSpec:
+    problems = error.problems if isinstance(error, DeclarationError) else ()
+    said = error.message if isinstance(error, FinetuneError) else str(error)
+    hint = error.cure if isinstance(error, FinetuneError) else ""
+    todo = f"Correct {name}/task.yaml, then reload the definitions."
+    lines = (f"The task `{name}` is not loaded: {said}", *(f"- {problem}" for problem in problems), hint, todo)
+    return dg.AssetSpec(
+        key=dg.AssetKey([GROUP, key_part(name)]),
+        group_name=GROUP,
+        description="\n".join(line for line in lines if line),
+        metadata={"task": name, "problem": str(error)},
+        kinds={"error"},
+    )
+
+
+def key_part(name: str) -> str:
+    """A folder's name as Dagster takes it in a key; what had to be replaced is told apart by a hash."""
+    plain = re.sub(r"[^A-Za-z0-9_]", "_", name)
+    return plain if plain == name else f"{plain}_{content_id(name)[:4]}"

@@ -1,0 +1,107 @@
+"""The sensor that notices new, removed, repaired and broken tasks, evaluated against a real Dagster instance."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from finetune_pipeline.defs.task_folders import LOCATION, watch_task_folders
+
+from .conftest import declare
+
+ROOT = Path(__file__).parents[2]
+
+
+def tick(sensor: dg.SensorDefinition, dagster: dg.DagsterInstance, cursor: str | None = None) -> tuple[str, str | None]:
+    """What one tick says, and the cursor it leaves."""
+    context = dg.build_sensor_context(instance=dagster, cursor=cursor)
+    said = sensor.evaluate_tick(context)
+    assert said.run_requests == []
+    return str(said.skip_message), said.cursor
+
+
+def test_nothing_changed(data: Path, dagster: dg.DagsterInstance) -> None:
+    declare(data, "parcels")
+    declare(data, "broken", unknown={})
+    said, _ = tick(watch_task_folders(["parcels", "broken"]), dagster)
+    assert said == "every task is loaded as it is declared"
+
+
+def test_what_changed_is_named_with_what_to_press(data: Path, dagster: dg.DagsterInstance) -> None:
+    for name in ("parcels", "gone", "repaired"):
+        declare(data, name)
+    (data / "repaired" / "task.yaml").write_text("name: [", "utf-8")
+    sensor = watch_task_folders(["parcels", "gone", "repaired"])
+    (data / "gone" / "task.yaml").unlink()
+    declare(data, "repaired")
+    declare(data, "added")
+    said, _ = tick(sensor, dagster)
+    assert "`added` is new; the task `gone` is gone; the task `repaired` changed: press Reload" in said
+
+
+def test_an_edit_that_dagster_reads_at_every_run_needs_no_reload(data: Path, dagster: dg.DagsterInstance) -> None:
+    declare(data, "parcels")
+    sensor = watch_task_folders(["parcels"])
+    declare(data, "parcels", train={"epochs": 3})
+    assert tick(sensor, dagster)[0] == "every task is loaded as it is declared"
+    declare(data, "parcels", automation={"schedule": "0 7 * * 1"})
+    assert "`parcels` changed" in tick(sensor, dagster)[0]
+
+
+@contextmanager
+def dagster_ui(asked: list[str]) -> Iterator[str]:
+    """A Dagster UI as far as the reload goes: what it answers is what Dagster 1.13 does."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            asked.append(request.get("variables", {}).get("repositoryLocationName", ""))
+            entry = {
+                "__typename": "WorkspaceLocationEntry",
+                "locationOrLoadError": {"__typename": "RepositoryLocation", "repositories": []},
+            }
+            body = json.dumps({"data": {"reloadRepositoryLocation": entry}}).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            return None
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_reload_is_requested_once_for_each_change(
+    data: Path, dagster: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sensor = watch_task_folders([])
+    declare(data, "added")
+    asked: list[str] = []
+    with dagster_ui(asked) as url:
+        monkeypatch.setenv("FINETUNE_DAGSTER_URL", url)
+        said, cursor = tick(sensor, dagster)
+        assert "loaded again" in said
+        said, cursor = tick(sensor, dagster, cursor)  # where it did not help, a person is asked, and nothing loops
+        assert "press Reload" in said
+        declare(data, "second")
+        tick(sensor, dagster, cursor)
+    assert asked == [LOCATION, LOCATION]
+
+
+def test_the_location_has_the_name_of_the_workspace() -> None:
+    workspace = yaml.safe_load((ROOT / "workspace.yaml").read_text("utf-8"))
+    assert workspace["load_from"][0]["python_module"]["location_name"] == LOCATION
