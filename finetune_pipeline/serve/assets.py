@@ -19,7 +19,7 @@ import shutil
 from typing import Any
 
 from finetune_pipeline.config import Task
-from finetune_pipeline.errors import FinetuneError, GateRefused
+from finetune_pipeline.errors import FinetuneError, GateRefused, ServingError
 from finetune_pipeline.evaluate.partial import AnswerFile, partial_folder
 from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Check, Json, Verdict, dumps, read_jsonl, write_jsonl
@@ -57,6 +57,8 @@ def deployed_endpoint(work: Work) -> Outcome:
                 return _outcome(work, version, verdict, None)
             _move(work, endpoint, version, state.champion)
             sample = _sample(work, endpoint, version)
+        except ServingError as error:
+            raise _explained(work, version, error) from error
         finally:
             desired.change(work.store, lambda s: desired.withdraw(s, version))
         return _outcome(work, version, verdict, sample)
@@ -114,6 +116,18 @@ def _move(work: Work, endpoint: Live, version: Version, champion: Version | None
         raise
     if complaint := desired.follow(work.store):
         work.report.log(complaint)
+
+
+def _explained(work: Work, version: Version, error: ServingError) -> ServingError:
+    """The error, or what is behind it: a model that is not desired any more is not served any more."""
+    now = desired.read(work.store)
+    if version in (now.challenger, now.champion):
+        return error
+    last = f": {now.history[-1].what} at {now.history[-1].at}" if now.history else ""
+    return ServingError(
+        f"version {version.version} is not the desired state of {work.task.name} any more{last}",
+        "somebody moved the traffic during the deployment, and that stands; run again",
+    )
 
 
 def _sample(work: Work, endpoint: Live, version: Version) -> dict[str, Any]:
