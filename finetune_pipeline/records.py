@@ -193,7 +193,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How one answer compares with the reference: `exact` after normalisation, `fields` for JSON answers."""
+    """How one answer compares with the reference. `exact`: means the same, read leniently; `valid`: keeps the declared
+    format as it stands; `fields`: for JSON answers, which of them are right."""
 
     id: str
     variant: str
