@@ -205,6 +205,18 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedVersion:
+    """The registered model behind the endpoint, as an evaluation has to know it: `adapter` and `base` are content
+    hashes, `adapter_key` finds the artifact, `max_new_tokens` is the longest answer that it may give."""
+
+    version: int
+    adapter: str
+    adapter_key: str
+    base: str
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """PROMOTE, REJECT or INCONCLUSIVE, with every reason as a check. `adapter` and `evaluation` are content hashes."""
 

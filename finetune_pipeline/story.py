@@ -29,6 +29,7 @@ NAMES = {
     "few_shot": "base, with examples",
     "retrieved": "base, with the nearest examples",
     "classical": "classical model (no language model)",
+    "champion": "live version",
     "tuned": "tuned",
 }
 

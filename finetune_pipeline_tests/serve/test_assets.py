@@ -14,6 +14,7 @@ from finetune_pipeline.errors import GateRefused, ServingError
 from finetune_pipeline.materialise import materialise
 from finetune_pipeline.records import Artifact, Example, Message, Silent, Verdict, dumps
 from finetune_pipeline.serve import desired, supervisor
+from finetune_pipeline.serve.assets import live_opponent
 from finetune_pipeline.serve.live import Live
 from finetune_pipeline.serve.parity import compare, judge, replay, same
 from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, Deployed, Running, declare, running
@@ -79,9 +80,8 @@ def candidate(task: Deployed, number: int, folder: Path, answers: dict[str, str]
     rows = "\n".join(dumps(row.to_json()) for row in TEST)
     task.finished("data_split", {"test.jsonl": rows})
     lines = [dumps({"id": id_, "variant": "tuned", "text": text}) for id_, text in answers.items()]
-    report = task.finished(
-        "eval_report", {"answers.jsonl": "\n".join(lines), "report.json": json.dumps({"max_new_tokens": LIMIT})}
-    )
+    told = {"max_new_tokens": LIMIT, "champion": live_opponent(task.task, task.store)}
+    report = task.finished("eval_report", {"answers.jsonl": "\n".join(lines), "report.json": json.dumps(told)})
     verdict = Verdict("release_decision", True, report.content, "PROMOTE")
     with task.store.scratch("release_decision") as scratch:
         (scratch / "decision.json").write_text(json.dumps({"outcome": "PROMOTE", "number": number}), "utf-8")
@@ -225,3 +225,15 @@ def test_parity_passes_from_the_threshold_on() -> None:
     refused = judge(parity, 0.97, "x")
     assert not refused.passed and TEST[0].id in refused.summary
     assert not judge(compare(TEST, truth, truth, {TEST[1].id: "a"}, spec), 0.97, "x").passed
+
+
+def test_a_candidate_is_not_deployed_over_a_version_it_was_not_compared_with(world: World) -> None:
+    """Something else went live after the decision: the decision says nothing about that."""
+    task = world.task("overtaken")
+    new = candidate(task, 2, world.make_adapter(2), {row.id: "" for row in TEST})
+    task.promote(1, world.make_adapter(1))
+    task.store.point(new)
+    with pytest.raises(GateRefused, match="compared the candidate with no version, and now version 1 is live"):
+        deploy(task)
+    served = desired.read(task.store).champion
+    assert served is not None and served.version == 1

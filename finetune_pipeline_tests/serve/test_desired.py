@@ -110,3 +110,18 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path: Path, monkeypatch: Monk
     for thread in threads:
         thread.join()
     assert {m.version for m in desired.read(store).history} == set(range(1, 9))
+
+
+def test_the_opponent_is_what_is_live_and_stays_so_when_the_candidate_is_deployed() -> None:
+    def opponent(state: Desired, number: int) -> int | None:
+        found = desired.opponent(state, f"adapter-{number}")
+        return found.version if found else None
+
+    assert opponent(Desired(), 1) is None
+    assert opponent(after(1), 1) is None  # the first one, after its own deployment
+    assert [opponent(after(1), 2), opponent(after(1, 2), 2)] == [1, 1]
+    assert opponent(desired.back(after(1, 2), "2026-02-01", ""), 2) == 1  # and after it was rolled back
+    assert opponent(after(1, 2), 3) == 2
+    again = replace(version(2), registered="registered-2b", version=5)  # the same adapter under another description
+    assert opponent(desired.promote(after(1, 2), again), 2) == 1
+    assert [opponent(after(1, 2), 1), opponent(after(1, 2, 1), 1)] == [2, 2]  # an older candidate comes back
