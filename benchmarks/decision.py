@@ -1,4 +1,4 @@
-"""How often does the release decision promote a model that is no better, and how often one that is?
+"""How often does the release decision promote a model that it should not, and how often one that it should?
 
     python benchmarks/decision.py [--json] [--sets 2000]
 
@@ -7,9 +7,11 @@ independently, 0.9: they err on the same rows). Peer: a bare comparison of means
 rows right than the best baseline", on the very same sets. Where rows come in groups (several messages of one customer)
 the second peer is McNemar's test on rows, as if they were independent.
 
-The first two tables use the rule for exact match alone, which is the part that could promote by luck, vectorised from
-the same functions that `release/decide.py` calls; a sample of the sets also goes through `decide` itself, and both have
-to agree. The last table is the whole decision, with general ability, format and slices.
+The first three tables use the rules for exact match alone, which are the part that could promote by luck, vectorised
+from the same functions that `release/decide.py` calls; a sample of the sets also goes through `decide` itself, and both
+have to agree. A promotion is an error when the candidate is truly no better than the best prompt (first table), or
+truly worse than the classical model or the live version by the margin (third table). The last table is the whole
+decision, with all opponents, general ability, format and slices.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import beta, norm
 
 from finetune_pipeline.config import Release
+from finetune_pipeline.evaluate.metrics import PROMPTED
 from finetune_pipeline.records import Score
 from finetune_pipeline.release import statistics
-from finetune_pipeline.release.decide import PROMPTED, Evidence, decide
+from finetune_pipeline.release.decide import CHAMPION, CLASSICAL, Evidence, decide
 from finetune_pipeline.release.rise import relative_rise
 
 RULES = Release()
@@ -51,6 +54,7 @@ def main() -> None:
         "alpha": RULES.alpha,
         "no_difference": no_difference(options.sets),
         "power": powers(options.sets),
+        "opponents": opponents(options.sets),
         "groups": groups(max(100, options.sets // 4)),
         "general": general(max(50, options.sets // 10)),
         "whole_decision": whole(max(20, options.sets // 50)),
@@ -85,6 +89,34 @@ def gate(right: Bits) -> tuple[Bits, Bits, Bits]:
     reject: Bits = (z <= -norm.isf(RULES.alpha)).any(0)  # the upper bound of a gain is not above 0
     bare: Bits = tuned.sum(-1) > baselines.sum(-1).max(0)
     return promote, reject, bare
+
+
+def no_worse(right: Bits) -> Bits:
+    """Of each set: is the tuned model, right[0], shown to be no worse than all others?"""
+    tuned, others = right[0], right[1:]
+    wins, losses = (tuned & ~others).sum(-1), (~tuned & others).sum(-1)
+    rows, margin = tuned.shape[-1], RULES.non_inferiority_margin
+    p = norm.sf(statistics.score_z(wins, losses, rows, -margin))
+    p = np.where(wins == 0, np.maximum(p, beta.sf(margin, losses + 1, np.maximum(rows - losses, 1))), p)
+    shown_worse = statistics.score_z(wins, losses, rows, 0.0) < -norm.isf(RULES.alpha)
+    passed: Bits = ((p <= RULES.alpha) & ~shown_worse).all(0)
+    return passed
+
+
+def opponents(sets: int) -> list[dict[str, Any]]:
+    """The tuned model beats the prompt by far (80 % against 30 %); the other opponents are better by `behind`. At the
+    margin every promotion is an error, also where both are."""
+    random, lines, margin = np.random.default_rng(SEED + 5), [], RULES.non_inferiority_margin
+    for rows in (100, 200, 400):
+        for correlation in (0.5, 0.9):
+            for behind in ((margin, margin), (margin, -0.10), (-0.10, margin), (0.0, 0.0), (-0.03, -0.10)):
+                right = answers(random, sets, rows, [0.8, 0.8 + behind[0], 0.8 + behind[1], 0.3], correlation)
+                promote = gate(right[[0, 3]])[0] & no_worse(right[:3])
+                agree(right[[0, 3]], promote, right[1:3])
+                line = {"rows": rows, "correlation": correlation, "live_ahead": behind[0], "classical_ahead": behind[1]}
+                wrong = max(behind) >= margin
+                lines.append({**line, "error": wrong, "promoted": float(promote.mean())})
+    return lines
 
 
 def no_difference(sets: int) -> list[dict[str, Any]]:
@@ -150,9 +182,10 @@ def general(sets: int) -> list[dict[str, Any]]:
 # the whole decision -----------------------------------------------------------------------------------------
 
 
-def scores(right: Bits, valid: float, random: np.random.Generator) -> list[Score]:
+def scores(
+    right: Bits, valid: float, random: np.random.Generator, names: Sequence[str] = ("tuned", *PROMPTED)
+) -> list[Score]:
     """models x rows as the evaluation writes them, in ten slices."""
-    names = ("tuned", *PROMPTED)
     found = []
     for name, rows in zip(names, right, strict=False):
         found += [
@@ -162,28 +195,37 @@ def scores(right: Bits, valid: float, random: np.random.Generator) -> list[Score
     return found
 
 
-def agree(right: Bits, promote: Bits) -> None:
-    """The vectorised rule says what `decide` says."""
+def agree(right: Bits, promote: Bits, others: Bits | None = None) -> None:
+    """The vectorised rules say what `decide` says; `others`: the live version and the classical model."""
+    none = np.random.default_rng(0)
     for index in range(THROUGH_DECIDE):
-        evidence = Evidence(scores(right[:, index], 1.1, np.random.default_rng(0)), None, {}, "a", "e")
-        findings: Any = decide(evidence, RULES).figures["findings"]
-        held = all(f["state"] == "holds" for name, f in findings.items() if name.startswith("gain:"))
+        found = scores(right[:, index], 1.1, none)
+        if others is not None:
+            found += scores(others[:, index], 1.1, none, (CHAMPION, CLASSICAL))
+        live = None if others is None else "version 1"
+        findings: Any = decide(Evidence(found, None, {}, "a", "e", champion=live), RULES).figures["findings"]
+        held = all(f["state"] == "holds" for name, f in findings.items() if name.startswith(("gain:", "no_worse:")))
         assert held == bool(promote[index]), "the simulated rule is not the one that decides"
 
 
 def whole(sets: int) -> list[dict[str, Any]]:
-    """300 rows in ten slices, three baselines at 50 %, 60 general texts, 99 % of the answers valid."""
+    """300 rows in ten slices, three prompts and a classical model at 50 %, a live version that is better by
+    `live_ahead`, 60 general texts, 99 % of the answers valid. Errors: no gain, a loss of the margin, general ability
+    lost."""
     random, lines = np.random.default_rng(SEED + 4), []
-    for gain, rise in ((0.0, 0.0), (0.10, 0.0), (0.10, 0.10), (0.20, 0.0)):
+    margin = RULES.non_inferiority_margin
+    cases = ((0.0, 0.0, -0.05), (0.10, 0.0, -0.05), (0.10, 0.0, margin), (0.10, 0.10, -0.05), (0.20, 0.0, 0.0))
+    for gain, rise, ahead in cases:
         outcomes = {"PROMOTE": 0, "REJECT": 0, "INCONCLUSIVE": 0}
-        right = answers(random, sets, 300, [0.5 + gain, 0.5, 0.5, 0.5], 0.5)
+        right = answers(random, sets, 300, [0.5 + gain, 0.5, 0.5, 0.5, 0.5 + gain + ahead, 0.5], 0.5)
         for index in range(sets):
             base = random.gamma(9, 0.35, 60)
             tuned = base * (1 + rise + 0.10 * random.standard_normal(60))
             pairs = list(zip(map(float, base), map(float, tuned), strict=True))
-            found = decide(Evidence(scores(right[:, index], 0.99, random), pairs, {}, "a", "e"), RULES)
-            outcomes[found.outcome] += 1
-        lines.append({"gain": gain, "rise": rise, **{name: count / sets for name, count in outcomes.items()}})
+            found = scores(right[:, index], 0.99, random, ("tuned", *PROMPTED, CHAMPION, CLASSICAL))
+            outcomes[decide(Evidence(found, pairs, {}, "a", "e", champion="version 1"), RULES).outcome] += 1
+        line = {"gain": gain, "rise": rise, "live_ahead": ahead, "error": gain == 0 or rise >= 0.1 or ahead >= margin}
+        lines.append({**line, **{name: count / sets for name, count in outcomes.items()}})
     return lines
 
 
@@ -205,6 +247,13 @@ def show(figures: dict[str, Any]) -> None:
     print(f"{'rows':>6}{'gain':>8}{'ours':>8}{'rejected':>10}{'bare means':>12}")
     for x in figures["power"]:
         print(f"{x['rows']:>6}{x['gain']:>8.0%}{x['ours']:>8.1%}{x['rejected']:>10.1%}{x['bare']:>12.1%}")
+    print("\nPromoted against opponents that are ahead by so much (prompt far behind; at the margin it is an error)")
+    print(f"{'rows':>6}{'correlation':>13}{'live ahead':>12}{'classical ahead':>17}{'promoted':>10}")
+    for x in figures["opponents"]:
+        print(
+            f"{x['rows']:>6}{x['correlation']:>13}{x['live_ahead']:>+12.0%}{x['classical_ahead']:>+17.0%}"
+            f"{x['promoted']:>10.1%}{'  error' if x['error'] else ''}"
+        )
     print("\nPromoted although no better, 300 rows in groups that are right or wrong together")
     print(f"{'group of':>9}{'ours':>8}{'rows as if independent':>24}")
     for x in figures["groups"]:
@@ -214,9 +263,12 @@ def show(figures: dict[str, Any]) -> None:
     for x in figures["general"]:
         print(f"{x['texts']:>6}{x['rise']:>11.0%}{x['passed']:>9.1%}")
     print("\nThe whole decision, 300 rows in ten slices, 60 general texts")
-    print(f"{'gain':>6}{'true rise':>11}{'PROMOTE':>9}{'REJECT':>9}{'INCONCLUSIVE':>14}")
+    print(f"{'gain':>6}{'true rise':>11}{'live ahead':>12}{'PROMOTE':>9}{'REJECT':>9}{'INCONCLUSIVE':>14}")
     for x in figures["whole_decision"]:
-        print(f"{x['gain']:>6.0%}{x['rise']:>11.0%}{x['PROMOTE']:>9.1%}{x['REJECT']:>9.1%}{x['INCONCLUSIVE']:>14.1%}")
+        print(
+            f"{x['gain']:>6.0%}{x['rise']:>11.0%}{x['live_ahead']:>+12.0%}{x['PROMOTE']:>9.1%}{x['REJECT']:>9.1%}"
+            f"{x['INCONCLUSIVE']:>14.1%}{'  error' if x['error'] else ''}"
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ class Step:
     is spent): they order the graph and never make this one stale. `gates`: pairs (gate asset, asset it must have
     judged); the step refuses to run unless that very content passed. `declared`: the sections of the declaration that
     change its result. `version` rises when its code gives another result for the same inputs. `make` and `outside` name
-    functions ("module:function"): the one that makes it, and the one that hashes what it reads beyond its inputs.
+    functions ("module:function"): the one that makes it, and the one that says what it reads beyond its inputs (a hash,
+    or a small value); that is a part of the key, and `make` gets it as `Work.outside`.
     """
 
     asset: str
@@ -157,12 +158,13 @@ STEPS: tuple[Step, ...] = (
         "eval_report",
         "7_eval",
         make=f"{_P}.evaluate.assets:eval_report",
+        outside=f"{_P}.serve.assets:live_opponent",
         needs=("data_split", "base_model", "baseline_report", "adapter"),
         gates=(("adapter", "data_split"),),
         declared=("evaluate", "answer", "prompt", "suitability"),
         version="2",
         kinds=("report",),
-        description="Base, prompted base and tuned model on the same test rows, with slices and general ability.",
+        description="Prompts, classical model, live version and tuned model on the same test rows; general ability.",
     ),
     Step(
         "release_decision",
@@ -170,7 +172,7 @@ STEPS: tuple[Step, ...] = (
         make=f"{_P}.release.assets:release_decision",
         needs=("eval_report", "adapter", "data_split"),
         declared=("release",),
-        version="3",
+        version="4",
         check="release_gate",
         kinds=("report",),
         description="PROMOTE, REJECT or INCONCLUSIVE, with every reason.",

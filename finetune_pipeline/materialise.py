@@ -29,7 +29,8 @@ class Work:
 
     `out` becomes the artifact when the function returns, and vanishes when it raises; `store` is for what lives
     beside the artifacts (checkpoints, verdicts as they come in); `key` names the work (the same work, the same key);
-    `now` is the time of the run (UTC, ISO 8601), so that no stage reads the clock for what it records.
+    `now` is the time of the run (UTC, ISO 8601), so that no stage reads the clock for what it records; `outside` is the
+    value that `Step.outside` gave, the very one that is in the key.
     """
 
     task: Task
@@ -39,6 +40,7 @@ class Work:
     key: str
     now: str
     report: Reporter = field(default_factory=Silent)
+    outside: Json = ""
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,18 @@ def open_task(name: str) -> tuple[Task, TaskStore]:
 
 def step_key(step: Step, task: Task, store: TaskStore, inputs: Mapping[str, Artifact]) -> str:
     """Hash of all that decides the result: inputs' content, the declared sections, code version, what lies outside."""
-    outside = _function(step.outside)(task, store) if step.outside else ""
+    return _key(step, task, inputs, _outside(step, task, store))
+
+
+def _outside(step: Step, task: Task, store: TaskStore) -> Json:
+    beyond: Json = _function(step.outside)(task, store) if step.outside else ""
+    return beyond
+
+
+def _key(step: Step, task: Task, inputs: Mapping[str, Artifact], outside: Json) -> str:
+    beyond = outside if isinstance(outside, str) else json.dumps(outside, sort_keys=True)
     made_from = [f"{name}={inputs[name].content}" for name in sorted(inputs)]
-    return content_id(step.asset, step.version, json.dumps(_declared(step, task), sort_keys=True), outside, *made_from)
+    return content_id(step.asset, step.version, json.dumps(_declared(step, task), sort_keys=True), beyond, *made_from)
 
 
 def gather(step: Step, store: TaskStore) -> dict[str, Artifact] | str:
@@ -105,10 +116,11 @@ def materialise(
         _require_same_rules(require_verdict(store.current(gate), gate, judged), task)
     report = report or Silent()
     with store.lock(asset, report):  # two runs of one task at a time: the second finds what the first has made
-        key = step_key(step, task, store, inputs)
+        outside = _outside(step, task, store)  # asked once: what is made is made of what the key says
+        key = _key(step, task, inputs, outside)
         found = None if force else store.find(asset, key)
         if found is None:
-            return _make(step, task, store, inputs, key, report)
+            return _make(step, task, store, inputs, key, outside, report)
         store.point(found)
         return found
 
@@ -125,14 +137,20 @@ def _require_same_rules(gate: Artifact, task: Task) -> None:
 
 
 def _make(
-    step: Step, task: Task, store: TaskStore, inputs: Mapping[str, Artifact], key: str, report: Reporter
+    step: Step,
+    task: Task,
+    store: TaskStore,
+    inputs: Mapping[str, Artifact],
+    key: str,
+    outside: Json,
+    report: Reporter,
 ) -> Artifact:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     start = time.perf_counter()
     for artifact in inputs.values():
         store.verify(artifact)
     with store.scratch(step.asset) as out:
-        work = Work(task, store, inputs, out, key, now, report)
+        work = Work(task, store, inputs, out, key, now, report, outside)
         try:
             with PeakMemory() as peak:
                 outcome: Outcome = _function(step.make)(work)

@@ -195,7 +195,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How one answer compares with the reference: `exact` after normalisation, `fields` for JSON answers."""
+    """How one answer compares with the reference. `exact`: means the same, read leniently; `valid`: keeps the declared
+    format as it stands; `fields`: for JSON answers, which of them are right."""
 
     id: str
     variant: str
@@ -203,6 +204,18 @@ class Score:
     valid: bool
     fields: Mapping[str, bool] = field(default_factory=dict)
     slice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedVersion:
+    """The registered model behind the endpoint, as an evaluation has to know it: `adapter` and `base` are content
+    hashes, `adapter_key` finds the artifact, `max_new_tokens` is the longest answer that it may give."""
+
+    version: int
+    adapter: str
+    adapter_key: str
+    base: str
+    max_new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ NAMES = {
     "few_shot": "base, with examples",
     "retrieved": "base, with the nearest examples",
     "classical": "classical model (no language model)",
+    "champion": "live version",
     "tuned": "tuned",
 }
 

@@ -79,10 +79,10 @@ def world(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "suitability": {"error_below": 50, "warn_below": 100},
             "quality": {"min_rows": 50},
             "split": {"test": 0.2, "validation": 0.1, "near_duplicate": 1.0},
-            "baseline": {"variants": ["zero_shot", "few_shot", "classical"], "shots": 2},
+            "baseline": {"variants": ["zero_shot", "few_shot"], "shots": 2},
             "train": {"epochs": 12, "learning_rate": 0.01, "rank": 32, "alpha": 64, "checkpoint_seconds": 0},
             "evaluate": {"general": False, "memorisation": False},
-            "release": {"min_slice_rows": 200},
+            "release": {"min_slice_rows": 200, "detectable_gain": 0.2, "non_inferiority_margin": 0.4},  # 48 test rows
         }
         (folder / "task.yaml").write_text(yaml.safe_dump({**plain, **sections}), "utf-8")
         return open_task(name)[1]
@@ -154,7 +154,27 @@ def test_to_the_endpoint_through_a_wait_and_a_kill(world: Callable[..., TaskStor
 
     again = Quiet()
     run_task("colours", again)
-    assert again.made == [], "nothing changed, so nothing is made"
+    assert again.made == [], "nothing changed, so nothing is made: a deployment is no opponent of itself"
+    retrain(store)
+
+
+def retrain(store: TaskStore) -> None:
+    """A better adapter is compared with the one that is live, and replaces it; then nothing is left to be made."""
+    path = Path(str(store.root)) / "task.yaml"
+    declared = yaml.safe_load(path.read_text("utf-8"))
+    path.write_text(yaml.safe_dump({**declared, "train": {**declared["train"], "epochs": 20}}), "utf-8")
+    run_task("colours", Quiet())
+    report = store.current("eval_report")
+    assert report is not None
+    assert report.json("report.json")["champion"]["version"] == 1
+    assert {"champion", "tuned"} <= report.json("report.json")["variants"].keys()
+    decision = store.current("release_decision")
+    assert decision is not None
+    assert "live version 1" in decision.path("decision.md").read_text("utf-8")
+    assert verdict(store, "deployed_endpoint")
+    again = Quiet()
+    run_task("colours", again)
+    assert again.made == [], "the new deployment leaves its evaluation as it was"
 
 
 def kill_in_training(name: str, store: TaskStore) -> int:

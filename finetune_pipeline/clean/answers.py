@@ -1,25 +1,30 @@
 """What a good answer is: `parse` reads one, `problem` says what is wrong with it, `tidy` gives it its one form.
 
-Used wherever an answer is judged: cleaning, quality gate, review, scoring, serving. Strict on purpose: what a program
-that reads the answers could not read is wrong here too.
+Used wherever an answer is judged: cleaning, quality gate, review, scoring, serving. `parse` is strict on purpose: what
+a program that reads the answers could not read is wrong here too. `lenient` is for scoring: it takes the answer out of
+what a model wrote around it, for every variant alike, so that a comparison is about what was answered.
 
     parse('{"intent": "delivery"}', spec)           # {"intent": "delivery"}
     problem('{"intent": "delivry"}', spec)          # "intent: 'delivry' is not one of the 10 allowed values"
     tidy('{ "intent": "Delivery " }', spec)         # ('{"intent": "delivery"}', ["answer-label", "answer-form"])
+    lenient('Sure: {"intent": "Delivery"}', spec)   # '{"intent": "delivery"}'
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from finetune_pipeline.clean.personal import mask
 from finetune_pipeline.config import AnswerFormat
 
 _FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*?)\n?```\Z", re.DOTALL | re.IGNORECASE)
+_QUOTES = " \t\r\n\"'`*“”„‘’«»"  # around a label; with the asterisks of Markdown's bold
+_END_MARKS = ".,;:!?…"
 _SHOWN = 40  # characters of a wrong value that a complaint quotes
+_decoder = json.JSONDecoder()
 _validators: dict[int, tuple[Any, Any]] = {}
 
 
@@ -78,6 +83,19 @@ def tidy(text: str, spec: AnswerFormat) -> tuple[str, list[str]]:
         "answer-form": written != inside and not spelled,
     }
     return written, [slug for slug, applies in rules.items() if applies]
+
+
+def lenient(text: str, spec: AnswerFormat) -> str:
+    """The answer within what a model wrote, in its one form (`tidy`); unchanged where that would be a guess.
+
+    label: the declared label that differs in case, quotes around it, outer space and end marks only. json: the one
+    object in a Markdown fence or between other words; key order and enumerated values as `tidy` writes them. text:
+    outer space is taken off. What comes out may still break the schema: `problem` says so.
+    """
+    if spec.format == "label":
+        return _label(text, spec.labels)
+    found = None if spec.format == "text" or _is_json(text) else _only_object(text)
+    return tidy(text if found is None else found, spec)[0]
 
 
 def load(text: str) -> Any:
@@ -158,6 +176,41 @@ def _declared(text: str, allowed: Iterable[Any]) -> str:
         return bare
     same = [value for value in spellings if value.casefold() == bare.casefold()]
     return same[0] if len(same) == 1 else text
+
+
+def _label(text: str, labels: Sequence[str]) -> str:
+    """The declared label that `text` stands for: with its end marks, if a label has any, else without."""
+    for written in (text, text.strip(_QUOTES)):
+        found = _declared(written, labels)
+        if found in labels:
+            return found
+    same = [label for label in labels if _bare(label) == _bare(text)]
+    return same[0] if len(same) == 1 and _bare(text) else text
+
+
+def _bare(label: str) -> str:
+    return label.lstrip(_QUOTES).rstrip(_QUOTES + _END_MARKS).casefold()
+
+
+def _is_json(text: str) -> bool:
+    try:
+        load(text.strip())
+    except ValueError:
+        return False
+    return True
+
+
+def _only_object(text: str) -> str | None:
+    """The only JSON object in a text of other words; None where there is none, or a second, broken or listed one."""
+    start = text.find("{")
+    if start < 0 or text[:start].rstrip().endswith("["):
+        return None
+    try:
+        _, end = _decoder.raw_decode(text, start)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    found = text[start:end]
+    return None if "{" in text[end:] or not _is_json(found) else found
 
 
 def _conform(value: Any, schema: Any) -> tuple[Any, bool]:

@@ -55,6 +55,7 @@ VARIANTS = {
     "few_shot": "Base model, fixed examples in the prompt",
     "retrieved": "Base model, similar examples in the prompt",
     "classical": "Classical model (no language model)",
+    "champion": "Live version",
     "larger": "Larger model over an API",
     "tuned": "Tuned model",
 }

@@ -1,9 +1,10 @@
 """The two reports: what prompting reaches before training, and what the tuned model reaches on the same rows.
 
     baseline_report    answers.jsonl, scores.jsonl, report.json, report.html
-    eval_report        the same with the tuned model beside the baseline's variants, and general.jsonl
+    eval_report        the same with the tuned model and the live version beside the baseline's variants; general.jsonl
 
     report.json  {"rows": 104, "max_new_tokens": 53, "best_prompted": "few_shot",
+                  "champion": {"version": 3, "adapter": "9be0…", ...},
                   "variants": {"tuned": {"rows": 104, "exact": 0.71, "interval": [0.61, 0.8], "valid": 0.99, ...}},
                   "general": {"texts": 60, "base": 1.9, "tuned": 2.0, "rise": 0.05},
                   "memorisation": {"auc": 0.53, "interval": [0.43, 0.63], ...},
@@ -20,6 +21,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from finetune_pipeline import base_model
 from finetune_pipeline.backends import local
 from finetune_pipeline.config import Suitability
 from finetune_pipeline.errors import GateRefused
-from finetune_pipeline.evaluate import classical, general, metrics
+from finetune_pipeline.evaluate import champion, classical, general, metrics
 from finetune_pipeline.evaluate.memorisation import memorised
 from finetune_pipeline.evaluate.partial import AnswerFile
 from finetune_pipeline.evaluate.report import Facts, page
@@ -35,6 +37,7 @@ from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Answer, Artifact, Example, Json, Score, dumps, read_jsonl, write_jsonl
 from finetune_pipeline.store import home
 
+JOB = "finetune_pipeline.evaluate.job"
 SLACK = 1.2  # an answer may be this much longer than the longest reference
 DAYS_PER_MONTH = 365 / 12
 
@@ -52,7 +55,8 @@ def baseline_report(work: Work) -> Outcome:
 
 
 def eval_report(work: Work) -> Outcome:
-    """Answer the test rows with the tuned model, measure what tuning did besides, and join the baseline's answers.
+    """Answer the test rows with the tuned model and with the live version (variant `champion`, where one is live),
+    measure what tuning did besides, and join the baseline's answers.
 
     GateRefused when the baseline is about other test rows; ModelError, StorageError (the adapter does not fit),
     DataError, JobCancelled.
@@ -61,12 +65,16 @@ def eval_report(work: Work) -> Outcome:
     baseline = work.inputs["baseline_report"]
     before = [Answer(**row) for row in read_jsonl(baseline.path("answers.jsonl"))]
     _same_rows(tests, before)
+    live = champion.served(work.outside)
+    opponent = champion.job_spec(work, _partial(work, "eval_report"), live) if live else None
     partial = _answer(work, "eval_report", ["tuned"], adapter=work.inputs["adapter"])
-    answers = [*before, *AnswerFile(partial / "answers.jsonl").answers]
+    if opponent is not None:
+        local.run(JOB, opponent, partial, work.report)
+    new = AnswerFile(partial / "answers.jsonl").answers
     scores = [Score(**row) for row in read_jsonl(baseline.path("scores.jsonl"))]
-    scores += _scores(work, tests, [answer for answer in answers if answer.variant == "tuned"])
-    variants = [*baseline.json("report.json")["variants"], "tuned"]
-    outcome = _write(work, tests, answers, scores, variants, _measures(work, partial))
+    variants = [*baseline.json("report.json")["variants"], *([champion.VARIANT] if live else []), "tuned"]
+    measures = {"champion": asdict(live) if live else None, **_measures(work, partial)}
+    outcome = _write(work, tests, [*before, *new], [*scores, *_scores(work, tests, new)], variants, measures)
     shutil.rmtree(partial)
     return outcome
 
@@ -84,7 +92,7 @@ def _answer(work: Work, asset: str, variants: Sequence[str], adapter: Artifact |
     """Run the job; gives the folder with what it wrote."""
     partial = _partial(work, asset)
     spec = job_spec(work, partial, variants, adapter)
-    local.run("finetune_pipeline.evaluate.job", spec, partial, work.report)
+    local.run(JOB, spec, partial, work.report)
     return partial
 
 
@@ -146,7 +154,8 @@ def cost(variants: dict[str, Any], prices: Suitability) -> dict[str, Json]:
     tokens = {n: v["prompt_tokens"] + v["answer_tokens"] for n, v in variants.items() if n in metrics.PROMPTED}
     per_1000 = {name: round(count * prices.prompted_price / 1000, 4) for name, count in tokens.items()}
     if prices.requests_per_day:
-        per_1000["tuned"] = round(1000 * prices.hosting_per_month / (DAYS_PER_MONTH * prices.requests_per_day), 4)
+        hosted = round(1000 * prices.hosting_per_month / (DAYS_PER_MONTH * prices.requests_per_day), 4)
+        per_1000 |= dict.fromkeys(("tuned", *({champion.VARIANT} & variants.keys())), hosted)
     return {
         "currency": prices.currency,
         "per_1000": per_1000,
@@ -172,6 +181,7 @@ def _write(
         "rows": len(tests),
         "variants": variants,
         "best_prompted": metrics.best_prompted(variants),
+        "champion": None,
         "max_new_tokens": max_new_tokens(work, folder),
         "general": None,
         "memorisation": None,

@@ -3,9 +3,12 @@
     score(example, answer, spec)             # Score(exact=True, valid=True, fields={"intent": True}, slice="refund")
     variant(scores, answers)                 # one entry of report.json: shares, intervals, fields, slices, tokens, time
 
-An answer is *valid* when `clean.answers.parse` reads it (the same check as in cleaning and serving), and *exact* when
-it is valid and means the same as the reference: order of keys, spacing and 1 against 1.0 do not count; everything else
-does. A field is right when its value is, also in an answer that breaks the schema elsewhere, as long as it is JSON.
+An answer is *exact* when it means the same as the reference. It is read leniently (`clean.answers.lenient`: a Markdown
+fence, words around the one object, case and end marks of a label are no mistakes), by the same reader for every
+variant, the tuned model included: a prompted model must not lose rows to form that any caller would put right. Order
+of keys, spacing and 1 against 1.0 do not count; everything else does. An answer is *valid* when it is so as it stands
+(`clean.answers.parse`, the strict check of cleaning and serving); the share of valid answers is reported beside the
+share of exact ones. A field is right when its value is, also in an answer that breaks the schema elsewhere.
 
 Intervals are exact binomial ones (Clopper and Pearson 1934) at 95 %; each holds for its variant alone. Whether one
 variant is *better* than another on the same rows is another question, which the release decision answers (McNemar).
@@ -18,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from finetune_pipeline.clean.answers import load, parse, problem
+from finetune_pipeline.clean.answers import lenient, load, parse, problem
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.records import Answer, Example, Json, Score
 
@@ -28,9 +31,10 @@ PROMPTED = ("zero_shot", "few_shot", "retrieved")
 
 def score(example: Example, answer: Answer, spec: AnswerFormat) -> Score:
     """One answer against the reference of its row."""
+    said = lenient(answer.text, spec)
     valid = problem(answer.text, spec) is None
-    exact = valid and canonical(parse(answer.text, spec)) == canonical(_reference(example, spec))
-    fields = _fields(example, answer.text, spec)
+    exact = problem(said, spec) is None and canonical(parse(said, spec)) == canonical(_reference(example, spec))
+    fields = _fields(example, said, spec)
     return Score(example.id, answer.variant, exact, valid, fields, slice_of(example, spec))
 
 

@@ -22,6 +22,7 @@ LABELS = {
     "few_shot": ("Base model, fixed examples", "The same training examples stand before every question."),
     "retrieved": ("Base model, fitting examples", "The training examples most like the question stand before it."),
     "classical": ("Classical model", "TF-IDF and logistic regression: no language model at all."),
+    "champion": ("Live version", "The version that the endpoint serves now, asked as it is served."),
     "tuned": ("Tuned model", "The base model with the trained adapter, asked without examples."),
 }
 
@@ -65,7 +66,7 @@ def page(facts: Facts) -> str:
         figures=facts.figures,
         variants=[(name, *LABELS.get(name, (name, "")), figure) for name, figure in variants.items()],
         headline=headline(facts.figures),
-        shown=[name for name in (best, "classical", "tuned") if name in variants],
+        shown=[name for name in (best, "classical", "champion", "tuned") if name in variants],
         fields=list(dict.fromkeys(f for figure in variants.values() for f in figure["fields"])),
         slices=sorted({s for figure in variants.values() for s in figure["slices"]}),
         cases=cases(facts) if "tuned" in variants else {},
@@ -81,6 +82,8 @@ def headline(figures: Mapping[str, Any]) -> str:
         told.append(f"The tuned model answers {_exactly(variants['tuned'])} of {rows} test rows exactly right.")
     if best:
         told.append(f"The best prompt ({label(best).lower()}) reaches {_exactly(variants[best])}.")
+    if "champion" in variants:
+        told.append(f"Live version {figures['champion']['version']} reaches {_exactly(variants['champion'])}.")
     if "classical" in variants:
         told.append(f"A classical model reaches {_exactly(variants['classical'])}.")
     return " ".join(told)

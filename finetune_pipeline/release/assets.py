@@ -75,7 +75,9 @@ def evidence(work: Work, tests: Sequence[Example], past: Reuse) -> Evidence:
     if evaluation.path("general.jsonl").exists():
         general = [(row["base"], row["tuned"]) for row in read_jsonl(evaluation.path("general.jsonl"))]
     groups = together(tests, work.task.split)
-    return Evidence(scores, general, groups, adapter.content, evaluation.content, past)
+    live = evaluation.json("report.json").get("champion")
+    champion = f"version {live['version']}" if live else None
+    return Evidence(scores, general, groups, adapter.content, evaluation.content, past, champion)
 
 
 def together(rows: Sequence[Example], rules: Split) -> dict[str, str | None]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.records import Decision
-from finetune_pipeline.release.page import checks_table, shown, variants_table
+from finetune_pipeline.release.page import checks_table, opponents, shown
 from finetune_pipeline.release.words import percent
 
 LANGUAGE = "und"  # ISO 639 "undetermined": the declaration names no language, and a guess would be taken for a fact
@@ -57,7 +57,7 @@ def card(model: Registration) -> str:
         f"# {task.name}, version {model.version}\n\n{task.description}",
         f"## Intended use\n\n{_use(task)}",
         f"## Data\n\n{_data(model)}",
-        f"## Results\n\n{variants_table(figures)}\n\n{shown(figures)}",
+        f"## Results\n\n{opponents(figures)}\n\n{shown(figures)}",
         f"## Why it was promoted\n\n{model.decision.summary}\n\n{checks_table(model.decision.checks)}",
         f"## Limits\n\n{_limits(model)}",
         f"## Training\n\n{_list(_plain(model.training))}",

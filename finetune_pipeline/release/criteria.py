@@ -1,6 +1,7 @@
 """What is asked of a candidate, one function a question. Pure: each gives a Finding, a check with what it means.
 
-    beats("few_shot", tuned, few_shot, groups, rules)   # holds, harm or undecided; `rows`: what would decide it
+    beats("few_shot", tuned, few_shot, groups, rules)              # superiority: holds, harm or undecided
+    no_worse("live version 3", tuned, champion, groups, rules)     # non-inferiority; `rows`: what would decide it
 
 A finding *holds*, shows *harm* (the opposite of what is asked is itself shown), or is *undecided*: this test set is too
 small for the difference there is. Only what holds counts for a release.
@@ -10,21 +11,22 @@ What it is not: what follows from all findings together (decide.py), or the test
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from finetune_pipeline.config import Release
 from finetune_pipeline.records import Check, Json
 from finetune_pipeline.release import power, statistics
 from finetune_pipeline.release.rise import relative_rise
 from finetune_pipeline.release.statistics import Paired
-from finetune_pipeline.release.words import between_points, gain, interval_name, percent, points, share, signed
+from finetune_pipeline.release.words import gain, interval_name, percent, points, share, signed
 
 SEED = 0  # of the bootstraps; they are a function of the data and this
 SHOWN = 0.95  # confidence of the interval that reports show; the decision's own bounds are one-sided, at 1 - alpha
 WORN = 5  # decisions from which a test set counts as worn
+TEST_ROWS = "test rows"
 Right: TypeAlias = Mapping[str, bool]  # row id -> is this variant's answer exactly right (or valid)?
 Groups: TypeAlias = Mapping[str, str | None]
 State = Literal["holds", "harm", "undecided"]
@@ -32,13 +34,13 @@ State = Literal["holds", "harm", "undecided"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`rows`: how many test rows in all (`unit`: or general texts) would decide it, None if nothing tells."""
+    """`unit`: what it rests on; `rows`: how many of these in all would decide it, None if nothing tells."""
 
     check: Check
     state: State
     figures: Mapping[str, Json] = field(default_factory=dict)
     rows: int | None = None
-    unit: str = "test rows"
+    unit: str = TEST_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,35 @@ class Reuse:
 
     adapters: int = 1
     rules: int = 1
+
+
+def enough_rows(rows: Collection[str], groups: Groups, rules: Release) -> Finding:
+    """Are there as many test rows as the declared power needs at least? Rows of one group count once: they are right or
+    wrong together.
+
+    Five rows, all won, are significant at 5 %, and the test is right about that; but so small a set finds only gains
+    that are huge, or luck, and five rows stand for no one's questions. How many it takes follows from the declaration
+    alone, never from the answers.
+    """
+    needed = power.fewest_rows(rules.min_gain + rules.detectable_gain, rules.min_gain, rules.alpha, rules.power)
+    single = sum(groups.get(row) is None for row in rows)
+    independent = single + len({groups.get(row) for row in rows} - {None})
+    enough = independent >= needed
+    expected = (
+        f"at least {needed} independent test rows: fewer cannot show a gain of "
+        f"{points(rules.min_gain + rules.detectable_gain)} with a chance of {rules.power:.0%}"
+    )
+    observed = f"{len(rows)} test rows"
+    if independent < len(rows):
+        observed += f", {independent} independent (rows of one group count once)"
+    wanted = math.ceil(needed * len(rows) / independent) if independent else needed
+    figures: dict[str, Json] = {"rows": len(rows), "independent": independent, "needed": needed}
+    return Finding(
+        Check("enough test rows", enough, expected, observed),
+        "holds" if enough else "undecided",
+        figures,
+        None if enough else wanted,
+    )
 
 
 def beats(name: str, tuned: Right, baseline: Right, groups: Groups, rules: Release) -> Finding:
@@ -65,8 +96,37 @@ def beats(name: str, tuned: Right, baseline: Right, groups: Groups, rules: Relea
     expected = f"exactly right {least}, with a risk of at most {rules.alpha:.0%} to be wrong about that"
     observed = f"{share(tuned)} against {share(baseline)}: {gain(pair, low, high, p, rules.alpha)}"
     figures = _pair_figures(pair, low, high, p, rules.alpha)
-    rows = power.rows_needed(pair, rules.min_gain, rules.alpha) if state == "undecided" else None
+    rows = power.rows_needed(pair, rules.min_gain, rules.alpha, rules.power) if state == "undecided" else None
     return Finding(Check(f"better than {name}", state == "holds", expected, observed), state, figures, rows)
+
+
+def no_worse(name: str, tuned: Right, other: Right, groups: Groups, rules: Release) -> Finding:
+    """Non-inferiority: does the interval exclude that the tuned model is worse by `non_inferiority_margin` or more?
+
+    Harm is shown where the whole interval lies below 0, within the margin too: the margin covers what these rows cannot
+    tell, not a loss that they show.
+    """
+    pair = statistics.paired(tuned, other, groups)
+    margin = rules.non_inferiority_margin
+    p = statistics.p_value(pair, -margin)
+    low, high = statistics.difference_bounds(pair, 1 - 2 * rules.alpha)
+    state: State = "holds" if p <= rules.alpha and low > -margin else "undecided"
+    if high < 0:
+        state = "harm"
+    expected = f"not shown to be worse, and a loss of {points(margin)} or more excluded at a risk of {rules.alpha:.0%}"
+    observed = f"{share(tuned)} against {share(other)}: {gain(pair, low, high, p, rules.alpha)}"
+    if state == "harm":
+        observed += "; shown to be worse"
+    figures = _pair_figures(pair, low, high, p, rules.alpha) | {"margin": margin}
+    rows = power.rows_needed(pair, -margin, rules.alpha, rules.power) if state == "undecided" else None
+    return Finding(Check(f"no worse than {name}", state == "holds", expected, observed), state, figures, rows)
+
+
+def nothing_live() -> Finding:
+    """Said where the criterion against the live version does not apply."""
+    observed = "no version is live, so there is none to compare with"
+    check = Check("no worse than the live version", True, "only asked where a version is live", observed)
+    return Finding(check, "holds")
 
 
 def cheaper(name: str, tuned: Right, other: Right, groups: Groups, rules: Release) -> Finding:
@@ -102,7 +162,7 @@ def keeps_general_ability(losses: Sequence[tuple[float, float]] | None, rules: R
     )
     figures: dict[str, Json] = {"measured": True, "texts": rise.rows, "rise": _finite(rise.rise)}
     figures |= {"low": _finite(rise.low), "high": _finite(rise.high), "margin": rules.general_margin}
-    texts = power.texts_needed(rise, rules.general_margin, rules.alpha) if state == "undecided" else None
+    texts = power.texts_needed(rise, rules.general_margin, rules.alpha, rules.power) if state == "undecided" else None
     return Finding(Check(name, state == "holds", expected, observed), state, figures, texts, "general texts")
 
 
@@ -121,86 +181,14 @@ def answers_valid(valid: Right, rules: Release) -> Finding:
     observed = f"{share(valid)}, between {percent(low)} and {percent(high)} ({interval_name(rules.alpha)})"
     if passed and low < rules.min_schema:
         observed += f"; so few rows cannot exclude a share below {percent(rules.min_schema)}"
-    needed = power.share_rows_needed(right, rows, rules.min_schema, rules.alpha) if state == "undecided" else None
+    needed = None
+    if state == "undecided":
+        needed = power.share_rows_needed(right, rows, rules.min_schema, rules.alpha, rules.power)
     figures: dict[str, Json] = {"rows": rows, "valid": right, "low": low, "high": high, "bar": rules.min_schema}
     check = Check(
         "answers keep the format", passed, f"at least {percent(rules.min_schema)} of the answers valid", observed
     )
     return Finding(check, state, figures, needed)
-
-
-def slices_unharmed(
-    against: str, tuned: Right, baseline: Right, slices: Mapping[str, str], groups: Groups, rules: Release
-) -> tuple[Finding, Finding]:
-    """Two findings: is a slice shown to be harmed (it blocks), and which slices cannot exclude harm (a warning).
-
-    A slice is harmed when it loses more than `slice_margin` against the best prompted baseline: score test of that
-    margin and exact test, one-sided, Holm's step-down over the slices with at least `min_slice_rows` rows.
-
-    Why not non-inferiority in each slice, as for general ability: a slice of 10 rows in which both models give the very
-    same answers still leaves a loss of up to 21 points possible; it takes 25 such rows, or 100 to 200 with the usual
-    disagreement, to exclude 10 points. Such a gate would pass nothing, or make people declare fewer slices. So a slice
-    blocks on evidence, and what the evidence cannot exclude is named, with the rows it would take, for people to weigh.
-    """
-    parts: defaultdict[str, dict[str, bool]] = defaultdict(dict)
-    for row, right in tuned.items():
-        parts[slices[row]][row] = right
-    named = {name: rows for name, rows in sorted(parts.items()) if name}
-    pairs = {
-        name: statistics.paired(rows, {row: baseline[row] for row in rows}, groups) for name, rows in named.items()
-    }
-    tested = [name for name, pair in pairs.items() if pair.rows >= rules.min_slice_rows]
-    chances = [statistics.p_value(statistics.mirrored(pairs[name]), rules.slice_margin) for name in tested]
-    adjusted = dict(zip(tested, statistics.holm(chances), strict=True))
-    table = {name: _slice(pair, adjusted.get(name), named[name], rules) for name, pair in pairs.items()}
-    harmed = [name for name in tested if table[name]["state"] == "harmed"]
-    open_ = [name for name in tested if table[name]["state"] == "undecided"]
-    return _blocking(against, harmed, tested, table, rules), _undecided(open_, tested, table, rules)
-
-
-def _slice(pair: Paired, adjusted: float | None, right: Right, rules: Release) -> dict[str, Any]:
-    low, high = statistics.difference_bounds(pair, 1 - 2 * rules.alpha)
-    state = "unharmed" if low > -rules.slice_margin else "undecided"
-    if adjusted is not None and adjusted <= rules.alpha:
-        state = "harmed"
-    exact = sum(right.values())
-    return {
-        "rows": pair.rows,
-        "tuned": exact,
-        "baseline": exact - pair.wins + pair.losses,
-        "difference": pair.difference,
-        "low": low,
-        "high": high,
-        "p_harm": adjusted,
-        "state": state if adjusted is not None else "too few rows",
-        "rows_needed": power.rows_needed(pair, -rules.slice_margin, rules.alpha) if state == "undecided" else None,
-    }
-
-
-def _blocking(
-    against: str, harmed: Sequence[str], tested: Sequence[str], table: Mapping[str, dict[str, Any]], rules: Release
-) -> Finding:
-    lost = "; ".join(
-        f"{name}: {table[name]['tuned']} of {table[name]['rows']} right, {against} {table[name]['baseline']}"
-        for name in harmed
-    )
-    fine = f"none of {len(tested)} slices with at least {rules.min_slice_rows} rows" if tested else "no slice to test"
-    expected = f"no slice shown to lose more than {points(rules.slice_margin)} against {against}"
-    check = Check("no slice harmed", not harmed, expected, lost or fine)
-    return Finding(check, "harm" if harmed else "holds", {"against": against, "slices": dict(table)})
-
-
-def _undecided(
-    names: Sequence[str], tested: Sequence[str], table: Mapping[str, dict[str, Any]], rules: Release
-) -> Finding:
-    listed = "; ".join(f"{name} ({between_points(table[name]['low'], table[name]['high'])})" for name in names)
-    observed = f"{len(names)} of {len(tested)} cannot: {listed}" if names else f"all {len(tested)} do"
-    small = sum(row["state"] == "too few rows" for row in table.values())
-    if small:
-        observed += f"; {small} more have fewer than {rules.min_slice_rows} rows and were not tested"
-    expected = f"every slice excludes a loss of more than {points(rules.slice_margin)}"
-    check = Check("slices without doubt", not names, expected, observed, "warning")
-    return Finding(check, "holds", {"undecided": list(names), "untested": small})
 
 
 def fresh_test_set(reuse: Reuse, rules: Release) -> Finding:

@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_pipeline.evaluate.report import label
 from finetune_pipeline.records import Check, Decision
 from finetune_pipeline.release.words import percent, points
 
+SHOWN = {"holds": "yes", "undecided": "**not shown**"}
+HARM = {"gain": "**no: shown to be no better**", "no_worse": "**no: shown to be worse**"}
 MEANING = {
     "PROMOTE": "The evidence supports shipping this model.",
     "REJECT": "The evidence speaks against shipping this model.",
-    "INCONCLUSIVE": "The evidence is too thin to tell. This is not a pass.",
+    "INCONCLUSIVE": "The evidence does not decide. This is not a pass.",
 }
 
 
@@ -27,8 +30,8 @@ def markdown(decision: Decision, at: str) -> str:
     figures: Mapping[str, Any] = decision.figures
     parts = (
         f"# {decision.outcome}\n\n{MEANING[decision.outcome]}\n\n{_sentence(decision.summary)}",
-        "## Reasons\n\n" + checks_table(decision.checks),
-        "## On the same test rows\n\n" + variants_table(figures),
+        "## The tuned model and its opponents\n\n" + opponents(figures),
+        "## Every check\n\n" + checks_table(decision.checks),
         _slices(figures),
         "## What this test set can show\n\n" + shown(figures),
         f"## What was judged\n\nAdapter `{decision.adapter}`, evaluation `{decision.evaluation}`, at {at}, "
@@ -46,29 +49,68 @@ def checks_table(checks: tuple[Check, ...]) -> str:
 
 
 def variants_table(figures: Mapping[str, Any]) -> str:
-    """Every variant's share exactly right, and what the tuned model is ahead by."""
-    lines = ["| variant | exactly right | tuned is ahead by | 95 % interval |", "|---|---|---|---|"]
-    for name, row in figures["variants"].items():
-        found = figures["findings"].get(f"gain:{name}") or figures["findings"].get(name)
-        ahead, interval = "", ""
-        if found and "interval" in found:
-            low, high = found["interval"]
-            ahead, interval = points(found["difference"]), f"{points(low)} to {points(high)}"
-        share = percent(row["exact"] / row["rows"]) if row["rows"] else "no rows"
-        lines.append(f"| {name} | {row['exact']} of {row['rows']} ({share}) | {ahead} | {interval} |")
+    """The tuned model and its opponents: who has how many rows right, what was asked of the difference, the answer."""
+    confidence = f"{1 - 2 * figures['rules']['alpha']:.0%}"
+    lines = [
+        f"| who | exactly right | tuned is ahead by | {confidence} interval | asked of the tuned model | shown |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = ["tuned", *(name for name in figures["variants"] if name != "tuned")]
+    lines += ["| " + " | ".join(_variant(name, figures)) + " |" for name in names if name in figures["variants"]]
     return "\n".join(lines)
+
+
+def _variant(name: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
+    row = figures["variants"][name]
+    share = percent(row["exact"] / row["rows"]) if row["rows"] else "no rows"
+    right = f"{row['exact']} of {row['rows']} ({share})"
+    gain, margin = (figures["findings"].get(f"{kind}:{name}") for kind in ("gain", "no_worse"))
+    found = gain or margin
+    if not found:
+        return title(name, figures), right, "", "", "", ""
+    low, high = found["bounds"]
+    least = figures["rules"]["min_gain"]
+    asked = f"no worse (by at most {points(margin['margin'])})" if margin else "better"
+    if gain and least:
+        asked += f" by more than {points(least)}"
+    answer = SHOWN.get(found["state"]) or HARM["gain" if gain else "no_worse"]
+    between = f"{100 * low:+.1f} to {100 * high:+.1f}"
+    return title(name, figures), right, points(found["difference"]), between, asked, answer
+
+
+def title(name: str, figures: Mapping[str, Any]) -> str:
+    """What a variant is, for people, with the name that it has elsewhere: "Live version 3 (champion)"."""
+    told = f"Live {figures['champion']}" if name == "champion" else label(name)
+    return f"{told} ({name})"
+
+
+def opponents(figures: Mapping[str, Any]) -> str:
+    """The table, how to read it, and who is missing from it."""
+    text = (
+        "All answered the same test rows, and their answers are read by the same rules. Where the lower end of the "
+        "interval lies above 0 the tuned model is shown to be better; where the upper end lies below 0, to be worse."
+    )
+    missing = []
+    if figures["champion"] is None:
+        missing.append("No version is live, so there is none to compare with.")
+    if "classical" not in figures["variants"]:
+        missing.append("No classical model was evaluated (there is none for answers in free text).")
+    return "\n\n".join([text, variants_table(figures), *missing])
 
 
 def shown(figures: Mapping[str, Any]) -> str:
     """Power, reuse and, where undecided, how many rows it would take."""
     smallest, reuse = figures["smallest_gain_shown"], figures["findings"]["reuse"]
-    rows = figures["rows"]
+    rows, chance = figures["rows"], f"{figures['rules']['power']:.0%}"
     text = (
-        f"{rows} test rows show a gain of {points(smallest)} or more with a chance of 80 %; smaller ones they may miss."
+        f"{rows} test rows show a gain of {points(smallest)} or more over the best prompt with a chance of {chance}, "
+        "with as many rows lost as here; smaller ones they may miss."
         if smallest is not None
-        else f"{rows} test rows cannot show any gain with a chance of 80 %."
+        else f"{rows} test rows cannot show any gain with a chance of {chance}."
     )
     text += f" They have decided on {reuse['adapters']} adapter{'s' if reuse['adapters'] != 1 else ''} so far."
+    if figures["findings"]["rows"]["state"] != "holds":
+        return text + f" To decide anything it takes at least {figures['findings']['rows']['rows_needed']}."
     for unit, count in figures["rows_needed"].items():
         text += f" At the rates seen here it takes about {count} {unit} in all to decide."
     return text

@@ -16,13 +16,14 @@ What it is not: the endpoint (app.py). The asset is the desired state and the pr
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from typing import Any
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import FinetuneError, GateRefused, ServingError
 from finetune_pipeline.evaluate.partial import AnswerFile, partial_folder
 from finetune_pipeline.materialise import Outcome, Work
-from finetune_pipeline.records import Check, Json, Verdict, dumps, read_jsonl, write_jsonl
+from finetune_pipeline.records import Check, Json, ServedVersion, Verdict, dumps, read_jsonl, write_jsonl
 from finetune_pipeline.serve import desired
 from finetune_pipeline.serve.desired import Desired, Version
 from finetune_pipeline.serve.live import Live, live_endpoint, wait_served
@@ -37,6 +38,17 @@ def desired_fingerprint(task: Task, store: TaskStore) -> str:
     return str(desired.moves_of(desired.read(store), registered.content)) if registered else "0"
 
 
+def live_opponent(task: Task, store: TaskStore) -> dict[str, Json] | None:
+    """The live version that the current adapter has to hold its own against (a ServedVersion), None if there is none.
+    A part of the evaluation's key: another live version makes the evaluation stale, the candidate's own deployment does
+    not."""
+    adapter = store.current("adapter")
+    live = desired.opponent(desired.read(store), adapter.content if adapter else "")
+    if live is None:
+        return None
+    return asdict(ServedVersion(live.version, live.adapter, live.adapter_key, live.base, live.max_new_tokens))
+
+
 def deployed_endpoint(work: Work) -> Outcome:
     """Prove parity on the challenger, then move the traffic. ServingError when the endpoint does not do what it is
     told; the champion so far goes on serving."""
@@ -44,6 +56,7 @@ def deployed_endpoint(work: Work) -> Outcome:
     state = desired.read(work.store)
     if version.adapter in state.held:
         return _held(work, version, state)
+    _same_opponent(work)
     with live_endpoint(work.task, work.store, work.report) as endpoint:
         desired.change(work.store, lambda s: desired.challenge(s, version))
         try:
@@ -87,6 +100,24 @@ def candidate(work: Work) -> Version:
         log_text=serve.log_text,
         at=work.now,
     )
+
+
+def _same_opponent(work: Work) -> None:
+    """GateRefused when the candidate was compared with another version than the one that it would replace."""
+    compared, live = (
+        work.inputs["eval_report"].json("report.json").get("champion"),
+        live_opponent(work.task, work.store),
+    )
+    before, now = (version["version"] if version else None for version in (compared, live))
+    if (compared or {}).get("adapter") != (live or {}).get("adapter"):
+        raise GateRefused(
+            f"the evaluation compared the candidate with {_live(before)}, and now {_live(now)} is live",
+            "run `finetune run`: it evaluates and decides again",
+        )
+
+
+def _live(version: Json) -> str:
+    return "no version" if version is None else f"version {version}"
 
 
 def _replayed(work: Work, endpoint: Live, version: Version, kept: AnswerFile) -> Parity:

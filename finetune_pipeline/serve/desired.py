@@ -185,6 +185,13 @@ def moves_of(state: Desired, registered: str) -> int:
     return sum(m.before == registered and m.before != m.after for m in state.history if m.what in taken)
 
 
+def opponent(state: Desired, adapter: str) -> Version | None:
+    """What a candidate with this adapter has to hold its own against: the version that serves, or the newest one before
+    it where the candidate itself serves already. Thus deploying a candidate does not change its opponent."""
+    served = (state.champion, *state.previous)
+    return next((version for version in served if version is not None and version.adapter != adapter), None)
+
+
 def _refuse_held(state: Desired, candidate: Version) -> None:
     reason = state.held.get(candidate.adapter)
     if reason is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_pipeline.clean.answers import Truncated, parse, problem, tidy
+from finetune_pipeline.clean.answers import Truncated, lenient, parse, problem, tidy
 from finetune_pipeline.config import AnswerFormat
 
 JSON = AnswerFormat(
@@ -84,3 +84,56 @@ def test_labels_are_spelled_as_declared_only_where_one_fits() -> None:
     assert tidy("delivery", LABEL) == ("delivery", [])
     assert tidy("refunds", LABEL) == ("refunds", [])
     assert tidy(" a text ", TEXT) == ("a text", ["answer-space"])
+
+
+WHOLE = '{"intent": "refund", "order": null}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```json\n{WHOLE}\n```",
+        f"```{WHOLE}```",
+        f"Sure, here it is:\n```json\n{WHOLE}\n```\nAnything else?",
+        f"The answer is {WHOLE}.",
+        '{"order": null,\n "intent": " Refund"}',
+    ],
+)
+def test_a_lenient_reader_takes_the_one_object(text: str) -> None:
+    assert lenient(text, JSON) == WHOLE
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{WHOLE} or {WHOLE}",  # which of them?
+        f'{{"who": {WHOLE}, "order": ',  # what is complete here is only a part
+        f"Use {{braces}}: {WHOLE}",
+        f"Choose from: [{WHOLE}]",
+        '```json\n{"intent": "refund", "intent": "delivery", "order": null}\n```',
+        "I would refund it",
+        "{" * 5000,
+    ],
+)
+def test_a_lenient_reader_does_not_guess(text: str) -> None:
+    assert lenient(text, JSON) == text
+    assert problem(lenient(text, JSON), JSON) is not None
+
+
+@pytest.mark.parametrize("text", ["refund.", '"Refund"', " `REFUND`!\n", "“refund”.", "'Refund.'", "**Refund**"])
+def test_a_lenient_reader_takes_a_label_without_quotes_and_end_marks(text: str) -> None:
+    assert lenient(text, LABEL) == "Refund"
+
+
+@pytest.mark.parametrize("text", ["Delivery", "delivery?!x", "Refund, please", "", "..."])
+def test_a_label_that_fits_none_or_two_stays(text: str) -> None:
+    assert lenient(text, LABEL) == text
+
+
+def test_end_marks_that_belong_to_a_label_count() -> None:
+    spec = AnswerFormat(format="label", labels=("Yes!", "Yes?", "no."))
+    assert [lenient(text, spec) for text in ('"yes!"', "No", "yes")] == ["Yes!", "no.", "yes"]
+
+
+def test_a_text_is_read_as_it_is() -> None:
+    assert lenient(' "Hello." ', TEXT) == '"Hello."'

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from finetune_pipeline.config import Task
-from finetune_pipeline.errors import GateRefused, JobCancelled
+from finetune_pipeline.config import Prompt, Task
+from finetune_pipeline.errors import GateRefused, JobCancelled, StorageError
 from finetune_pipeline.evaluate import job
 from finetune_pipeline.evaluate.assets import baseline_report, cost, eval_report, job_spec
 from finetune_pipeline.evaluate.partial import AnswerFile
 from finetune_pipeline.materialise import Outcome, Work
-from finetune_pipeline.records import Answer, Artifact, Silent, read_jsonl
+from finetune_pipeline.records import Answer, Artifact, ServedVersion, Silent, read_jsonl
 from finetune_pipeline.store import TaskStore
 from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
 
@@ -109,6 +111,58 @@ def test_both_reports(
     assert isinstance(outcome, Outcome)
     assert {"tuned", "general_rise", "memorisation_auc"} <= set(outcome.summary)
     assert "<svg" in (second.out / "report.html").read_text("utf-8")
+
+
+def test_the_live_version_answers_the_same_rows_as_it_is_served(
+    tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]], adapter: Path
+) -> None:
+    """Beside the candidate, under the system prompt it was trained with; another prompt, other answers."""
+    store, artifacts = inputs
+    old = declared.model_copy(update={"prompt": Prompt(system="Name the colour of the door, please.")})
+    live = committed(store, "adapter", adapter, old)
+    base = committed(store, "base_model", artifacts["base_model"].folder, declared)
+    version = ServedVersion(3, live.content, live.key, base.content, 5)
+    baseline = finished(
+        store, "baseline_report", {"answers.jsonl": [], "scores.jsonl": [], "report.json": {"variants": {}}}
+    )
+    made = work(quick(declared), store, tmp_path, **artifacts, baseline_report=baseline, adapter=live)
+    made = replace(made, outside=asdict(version))
+    eval_report(made)
+    report = json.loads((made.out / "report.json").read_text("utf-8"))
+    assert report["champion"] == asdict(version)
+    assert list(report["variants"]) == ["champion", "tuned"]
+    said = {(row["variant"], row["id"]): row for row in read_jsonl(made.out / "answers.jsonl")}
+    assert len(said) == 2 * 9
+    assert all(said["champion", f"q{i}"]["answer_tokens"] <= 5 for i in range(9))
+    lengths = {name: said[name, "q0"]["prompt_tokens"] for name in ("champion", "tuned")}
+    assert lengths["champion"] > lengths["tuned"]
+    page = (made.out / "report.html").read_text("utf-8")
+    assert "Live version 3 reaches" in page
+
+
+def test_a_live_version_whose_files_are_gone_is_named(
+    tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]], adapter: Path
+) -> None:
+    store, artifacts = inputs
+    baseline = finished(store, "baseline_report", {"answers.jsonl": [], "scores.jsonl": []})
+    tuned = Artifact("adapter", "k", "c", adapter, {"files": {}})
+    made = work(declared, store, tmp_path, **artifacts, baseline_report=baseline, adapter=tuned)
+    gone = asdict(ServedVersion(3, "gone", "gone", artifacts["base_model"].content, 5))
+    with pytest.raises(StorageError, match="version 3 is live, and its adapter gone"):
+        eval_report(replace(made, outside=gone))
+
+
+def committed(store: TaskStore, asset: str, files: Path, declared: Task) -> Artifact:
+    """The files as an artifact that was made under this declaration."""
+    plain = {name: getattr(declared, name).model_dump(mode="json", by_alias=True) for name in ("base", "prompt")}
+    with store.scratch(asset) as scratch:
+        shutil.copytree(files, scratch, dirs_exist_ok=True)
+        return store.commit(asset, f"{asset} made", scratch, {"summary": {}, "declaration": plain, "verdict": None})
+
+
+def quick(declared: Task) -> Task:
+    evaluate = declared.evaluate.model_copy(update={"general": False, "memorisation": False})
+    return declared.model_copy(update={"evaluate": evaluate})
 
 
 def test_a_stopped_evaluation_goes_on_where_it_was(

@@ -42,6 +42,7 @@ def evidence(
     valid: float = 1.0,
     slices: int = 1,
     groups: Mapping[str, str | None] | None = None,
+    champion: str | None = None,
 ) -> Evidence:
     found = losses() if general is None else general
-    return Evidence(scores(right, valid, slices), found, groups or {}, "adapter0", "evaluation0")
+    return Evidence(scores(right, valid, slices), found, groups or {}, "adapter0", "evaluation0", champion=champion)

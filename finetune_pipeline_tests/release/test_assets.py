@@ -50,12 +50,15 @@ def questions() -> list[Example]:
 def commit_eval(
     store: TaskStore, adapter: Artifact, right: dict[str, Sequence[bool]], general: bool = True
 ) -> Artifact:
+    live = {"version": 3, "adapter": "9be0"} if "champion" in right else None
     with store.scratch("eval_report") as folder:
         write_jsonl(folder / "scores.jsonl", scores(right, slices=2))
         if general:
             rows = [{"id": f"t{i}", "base": b, "tuned": t} for i, (b, t) in enumerate(losses())]
             write_jsonl(folder / "general.jsonl", rows)
-        (folder / "report.json").write_text(json.dumps({"rows": ROWS, "memorisation": {"auc": 0.52}}), "utf-8")
+        (folder / "report.json").write_text(
+            json.dumps({"rows": ROWS, "memorisation": {"auc": 0.52}, "champion": live}), "utf-8"
+        )
         facts = {"summary": {}, "inputs": {"adapter": adapter.content}, "verdict": None}
         return store.commit("eval_report", adapter.content + str(sum(right["tuned"])), folder, facts)
 
@@ -118,7 +121,9 @@ def test_a_promotion_is_a_verdict_on_the_evaluation(store: TaskStore, decided: C
     assert made.summary["outcome"] == "PROMOTE"
     page = made.path("decision.md").read_text("utf-8")
     assert page.startswith("# PROMOTE")
-    assert "| few_shot | 40 of 100 (40.0 %) | 45.0 points |" in page
+    assert "| Base model, fixed examples (few_shot) | 40 of 100 (40.0 %) | 45.0 points |" in page
+    assert "| better | yes |" in page
+    assert "No version is live" in page
 
 
 def test_a_refusal_is_stored_and_refuses(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
@@ -127,6 +132,19 @@ def test_a_refusal_is_stored_and_refuses(store: TaskStore, decided: Callable[[In
     assert made.json("decision.json")["outcome"] == "REJECT"
     with pytest.raises(GateRefused, match="better than few_shot"):
         require_verdict(made, "release_decision", inputs["eval_report"])
+
+
+def test_a_retraining_worse_than_the_live_version_is_refused_and_the_page_says_so(
+    store: TaskStore, decided: Callable[[Inputs], Artifact]
+) -> None:
+    made = decided(inputs_of(store, adapter_of(store, "w"), {**GOOD, "champion": bits(ROWS, 97)}))
+    assert made.json("decision.json")["outcome"] == "REJECT"
+    assert made.verdict is not None
+    assert not made.verdict.passed
+    assert "no worse than live version 3" in made.verdict.summary
+    page = made.path("decision.md").read_text("utf-8")
+    assert "| Live version 3 (champion) | 97 of 100 (97.0 %) | -12.0 points |" in page
+    assert "| no worse (by at most 5.0 points) | **no: shown to be worse** |" in page
 
 
 def test_without_general_texts_the_decision_warns(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:

@@ -136,6 +136,98 @@ def test_a_classical_model_as_good_is_a_warning_that_does_not_block() -> None:
     assert check(better, "worth more than classical").passed
 
 
+def of_counts(rows: int, both: int, first: int, second: int) -> tuple[list[bool], list[bool]]:
+    """Two models: so many rows right with both, with the first alone, with the second alone."""
+    return (
+        [i < both + first for i in range(rows)],
+        [i < both or both + first <= i < both + first + second for i in range(rows)],
+    )
+
+
+def test_a_retraining_that_is_worse_than_what_is_live_is_not_promoted() -> None:
+    """It beats the prompt by far, and has 18 rows fewer right than the live version."""
+    tuned, live = of_counts(200, 140, 4, 22)
+    right = {"few_shot": bits(200, 60), "tuned": tuned}
+    assert decide(evidence(right), RULES).outcome == "PROMOTE"
+    found = decide(evidence({**right, "champion": live}, champion="version 3"), RULES)
+    assert found.outcome == "REJECT"
+    assert "no worse than live version 3" in found.summary
+    assert "live version 3 has 162 of 200 (81.0 %)" in found.summary
+    assert not check(found, "no worse than live version 3").passed
+
+
+def test_what_cannot_exclude_a_loss_against_the_live_version_is_inconclusive() -> None:
+    tuned, live = of_counts(100, 70, 8, 8)
+    right = {"few_shot": bits(100, 30), "tuned": tuned, "champion": live}
+    found = decide(evidence(right, champion="version 3"), RULES)
+    assert found.outcome == "INCONCLUSIVE"
+    needed: Any = found.figures["rows_needed"]
+    assert needed["test rows"] > 300  # for no more than 5 points fewer, at these rates
+    wider = replace_rules(non_inferiority_margin=0.15)
+    assert decide(evidence(right, champion="version 3"), wider).outcome == "PROMOTE"
+
+
+def test_a_better_retraining_replaces_the_live_version() -> None:
+    tuned, live = of_counts(200, 150, 12, 6)
+    found = decide(evidence({"few_shot": bits(200, 60), "tuned": tuned, "champion": live}, champion="version 3"), RULES)
+    assert found.outcome == "PROMOTE"
+    assert check(found, "no worse than live version 3").passed
+
+
+def test_a_loss_that_is_shown_is_refused_even_within_the_margin() -> None:
+    """The margin covers what the test rows cannot tell, not a loss that they show."""
+    tuned, live = of_counts(2000, 1700, 2, 42)  # two points fewer, without doubt
+    found = decide(evidence({"few_shot": bits(2000, 600), "tuned": tuned, "champion": live}, champion="v"), RULES)
+    assert found.outcome == "REJECT"
+    assert "shown to be worse" in check(found, "no worse than live v").observed
+
+
+def test_without_a_live_version_there_is_none_to_hold_against_and_it_is_said() -> None:
+    found = decide(evidence({"few_shot": bits(100, 40), "tuned": bits(100, 80)}), RULES)
+    assert found.outcome == "PROMOTE"
+    said = check(found, "no worse than the live version")
+    assert said.passed
+    assert "no version is live" in said.observed
+
+
+def test_a_live_version_without_answers_is_refused() -> None:
+    with pytest.raises(DataError, match="live version 3 has no answers"):
+        decide(evidence({"few_shot": bits(100, 40), "tuned": bits(100, 80)}, champion="version 3"), RULES)
+
+
+def test_a_candidate_that_loses_to_the_classical_model_is_not_promoted() -> None:
+    tuned, classical = of_counts(200, 120, 5, 30)
+    found = decide(evidence({"few_shot": bits(200, 40), "tuned": tuned, "classical": classical}), RULES)
+    assert found.outcome == "REJECT"
+    assert "no worse than classical" in found.summary
+
+
+@pytest.mark.parametrize(("rows", "outcome"), [(5, "INCONCLUSIVE"), (65, "INCONCLUSIVE"), (66, "PROMOTE")])
+def test_too_few_test_rows_decide_nothing(rows: int, outcome: str) -> None:
+    """Five rows, all won, are significant (p = 0.03), and no basis for a release."""
+    found = decide(evidence({"few_shot": bits(rows, 0), "tuned": bits(rows, rows)}), RULES)
+    assert found.outcome == outcome
+    assert check(found, "enough test rows").passed is (outcome == "PROMOTE")
+    if outcome == "INCONCLUSIVE":
+        assert f"it takes at least 66 test rows to decide, and there are {rows}" in found.summary
+        assert found.figures["rows_needed"] == {"test rows": 66}
+
+
+def test_too_few_rows_do_not_reject_either_but_general_texts_do() -> None:
+    few = {"few_shot": bits(5, 5), "tuned": bits(5, 0)}
+    assert decide(evidence(few), RULES).outcome == "INCONCLUSIVE"
+    assert decide(evidence(few, losses(60, rise=0.30)), RULES).outcome == "REJECT"
+
+
+def test_rows_of_one_group_count_once_for_what_is_enough() -> None:
+    right = {"few_shot": bits(100, 0), "tuned": bits(100, 100)}
+    groups = {f"r{i:04}": f"customer {i // 20}" for i in range(100)}
+    found = decide(evidence(right, groups=groups), RULES)
+    assert found.outcome == "INCONCLUSIVE"
+    assert "5 independent" in check(found, "enough test rows").observed
+    assert found.figures["rows_needed"] == {"test rows": 1320}
+
+
 def test_without_a_prompted_baseline_nothing_is_promoted() -> None:
     found = decide(evidence({"classical": bits(100, 5), "tuned": bits(100, 95)}), RULES)
     assert found.outcome == "INCONCLUSIVE"
@@ -144,8 +236,8 @@ def test_without_a_prompted_baseline_nothing_is_promoted() -> None:
 
 def test_rows_that_belong_together_count_once() -> None:
     """18 rows won and 6 lost look convincing; they are 6 customers won and 2 lost."""
-    tuned = [i < 18 for i in range(24)]
-    right = {"few_shot": [not bit for bit in tuned], "tuned": tuned}
+    tuned = [i < 18 for i in range(100)]
+    right = {"few_shot": [18 <= i < 24 for i in range(100)], "tuned": tuned}
     groups = {f"r{i:04}": f"customer {i // 3}" for i in range(24)}
     assert decide(evidence(right), RULES).outcome == "PROMOTE"
     assert decide(evidence(right, groups=groups), RULES).outcome == "INCONCLUSIVE"

@@ -41,6 +41,22 @@ def test_no_better_than_the_best_baseline(benchmark: ModuleType, rows: int, rate
     assert bare.mean() > 0.15  # what is at stake: the bare comparison promotes this often
 
 
+@pytest.mark.parametrize("rows", [100, 400])
+@pytest.mark.parametrize("behind", [(0.05, 0.05), (0.05, -0.1), (-0.1, 0.05)])
+def test_a_true_loss_of_the_margin_against_an_opponent(
+    benchmark: ModuleType, rows: int, behind: tuple[float, float]
+) -> None:
+    """The candidate beats the prompt by far, and is truly worse than the live version, the classical model, or both."""
+    sets = 2000
+    rates = [0.8, 0.8 + behind[0], 0.8 + behind[1], 0.3]
+    right = benchmark.answers(np.random.default_rng(rows), sets, rows, rates, 0.5)
+    beaten = benchmark.gate(right[[0, 3]])[0]
+    promote = beaten & benchmark.no_worse(right[:3])
+    benchmark.agree(right[[0, 3]], promote, right[1:3])
+    assert promote.mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / sets)
+    assert beaten.mean() > 0.95  # what is at stake: against the prompt alone, it would be promoted
+
+
 def test_a_gain_worth_having_is_found(benchmark: ModuleType) -> None:
     right = benchmark.answers(np.random.default_rng(1), 1000, 300, [0.65, 0.5, 0.5, 0.5], 0.5)
     assert benchmark.gate(right)[0].mean() > 0.95

@@ -17,6 +17,7 @@ from finetune_pipeline.errors import GateRefused, JobCancelled, ServingError, St
 from finetune_pipeline.materialise import materialise
 from finetune_pipeline.records import Artifact, Example, Message, Silent, Verdict, dumps, read_jsonl
 from finetune_pipeline.serve import desired, parity, supervisor
+from finetune_pipeline.serve.assets import live_opponent
 from finetune_pipeline.serve.keys import client_key
 from finetune_pipeline.serve.live import Live, wait_served
 from finetune_pipeline.serve.parity import CONCURRENCY, compare, judge, replay, same
@@ -84,9 +85,8 @@ def candidate(task: Deployed, number: int, folder: Path, answers: dict[str, str]
     rows = "\n".join(dumps(row.to_json()) for row in TEST)
     task.finished("data_split", {"test.jsonl": rows})
     lines = [dumps({"id": id_, "variant": "tuned", "text": text}) for id_, text in answers.items()]
-    report = task.finished(
-        "eval_report", {"answers.jsonl": "\n".join(lines), "report.json": json.dumps({"max_new_tokens": LIMIT})}
-    )
+    told = {"max_new_tokens": LIMIT, "champion": live_opponent(task.task, task.store)}
+    report = task.finished("eval_report", {"answers.jsonl": "\n".join(lines), "report.json": json.dumps(told)})
     verdict = Verdict("release_decision", True, report.content, "PROMOTE")
     with task.store.scratch("release_decision") as scratch:
         (scratch / "decision.json").write_text(json.dumps({"outcome": "PROMOTE", "number": number}), "utf-8")
@@ -374,3 +374,15 @@ def test_parity_passes_from_the_threshold_on() -> None:
     refused = judge(result, 0.97, "x")
     assert not refused.passed and TEST[0].id in refused.summary
     assert not judge(compare(TEST, truth, truth, {TEST[1].id: "a"}, spec), 0.97, "x").passed
+
+
+def test_a_candidate_is_not_deployed_over_a_version_it_was_not_compared_with(world: World) -> None:
+    """Something else went live after the decision: the decision says nothing about that."""
+    task = world.task("overtaken")
+    new = candidate(task, 2, world.make_adapter(2), {row.id: "" for row in TEST})
+    task.promote(1, world.make_adapter(1))
+    task.store.point(new)
+    with pytest.raises(GateRefused, match="compared the candidate with no version, and now version 1 is live"):
+        deploy(task)
+    served = desired.read(task.store).champion
+    assert served is not None and served.version == 1

@@ -152,3 +152,18 @@ def test_fields_of_a_newer_release_are_kept(tmp_path: Path, monkeypatch: MonkeyP
     desired.change(store, lambda s: desired.promote(s, version(3), s.champion))
     again = json.loads(path.read_text())
     assert again["previous"][0]["engine"] is None and "unknown" not in json.dumps(again)
+
+
+def test_the_opponent_is_what_is_live_and_stays_so_when_the_candidate_is_deployed() -> None:
+    def opponent(state: Desired, number: int) -> int | None:
+        found = desired.opponent(state, f"adapter-{number}")
+        return found.version if found else None
+
+    assert opponent(Desired(), 1) is None
+    assert opponent(after(1), 1) is None  # the first one, after its own deployment
+    assert [opponent(after(1), 2), opponent(after(1, 2), 2)] == [1, 1]
+    assert opponent(desired.back(after(1, 2), "2026-02-01", ""), 2) == 1  # and after it was rolled back
+    assert opponent(after(1, 2), 3) == 2
+    again = replace(version(2), registered="registered-2b", version=5)  # the same adapter under another description
+    assert opponent(desired.promote(after(1, 2), again, version(2)), 2) == 1
+    assert [opponent(after(1, 2), 1), opponent(after(1, 2, 1), 1)] == [2, 2]  # an older candidate comes back
