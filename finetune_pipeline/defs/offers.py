@@ -79,7 +79,7 @@ def decide(memory: Memory, wanted: Wanted, last: LastRun | None, now: datetime) 
         return Offer(memory, False, f"run {last.id[:8]} is under way")
     if wanted.content != memory.content:
         if wanted.changed:
-            turn = now.isoformat(timespec="seconds")
+            turn = now.isoformat()  # to the microsecond: two changes may follow within a second
             return Offer(replace(memory, content=wanted.content, turn=turn, attempt=1), True, "changed")
         # what was offered is gone; should it come back, that is a change
         return Offer(replace(memory, content="", attempt=0), False, UNCHANGED)

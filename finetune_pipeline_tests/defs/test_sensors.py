@@ -223,6 +223,7 @@ def test_train_starts_with_the_last_verdict_and_again_after_a_failure(
     daemon = Daemon(dagster, "review_finished", ["expert_review"])
     _, store = open_task("parcels")
     assert daemon.tick() == "there is no sample yet: run `prepare`"
+    commit(store, "base_model")
     commit(store, "clean_examples", rows=30)
     commit(store, "review_sample", rows=3)
     approve(store, 2)

@@ -212,9 +212,9 @@ def test_a_rollback_during_a_deployment_stands(world: World, monkeypatch: pytest
 
     waiting = wait_served
     monkeypatch.setattr(assets, "wait_served", rolling_back)
-    candidate(task, 3, world.make_adapter(3), evaluated(task, world.make_adapter(3)))
     at = [""]
     for at[0], serves, held in (("challenger", 1, 1), ("champion", 1, 2)):
+        candidate(task, 3, world.make_adapter(3), evaluated(task, world.make_adapter(3)))  # against what is live now
         with pytest.raises(ServingError, match="is not the desired state of crossed any more"):
             deploy(task)
         state = desired.read(task.store)
