@@ -31,11 +31,10 @@ from finetune_pipeline.config import Suitability
 from finetune_pipeline.errors import GateRefused
 from finetune_pipeline.evaluate import champion, classical, general, metrics
 from finetune_pipeline.evaluate.memorisation import memorised
-from finetune_pipeline.evaluate.partial import AnswerFile
+from finetune_pipeline.evaluate.partial import AnswerFile, partial_folder
 from finetune_pipeline.evaluate.report import Facts, page
 from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Answer, Artifact, Example, Json, Score, dumps, read_jsonl, write_jsonl
-from finetune_pipeline.store import home
 
 JOB = "finetune_pipeline.evaluate.job"
 SLACK = 1.2  # an answer may be this much longer than the longest reference
@@ -66,7 +65,7 @@ def eval_report(work: Work) -> Outcome:
     before = [Answer(**row) for row in read_jsonl(baseline.path("answers.jsonl"))]
     _same_rows(tests, before)
     live = champion.served(work.outside)
-    opponent = champion.job_spec(work, _partial(work, "eval_report"), live) if live else None
+    opponent = champion.job_spec(work, partial_folder(work.store, "eval_report", work.key), live) if live else None
     partial = _answer(work, "eval_report", ["tuned"], adapter=work.inputs["adapter"])
     if opponent is not None:
         local.run(JOB, opponent, partial, work.report)
@@ -90,7 +89,7 @@ def max_new_tokens(work: Work, folder: Path) -> int:
 
 def _answer(work: Work, asset: str, variants: Sequence[str], adapter: Artifact | None = None) -> Path:
     """Run the job; gives the folder with what it wrote."""
-    partial = _partial(work, asset)
+    partial = partial_folder(work.store, asset, work.key)
     spec = job_spec(work, partial, variants, adapter)
     local.run(JOB, spec, partial, work.report)
     return partial
@@ -110,13 +109,6 @@ def job_spec(work: Work, partial: Path, variants: Sequence[str], adapter: Artifa
         "general": adapter is not None and work.task.evaluate.general,
         "memorisation": adapter is not None and work.task.evaluate.memorisation,
     }
-
-
-def _partial(work: Work, asset: str) -> Path:
-    """Where answers are kept until the artifact is there: beside it, or on this machine for an object store."""
-    if work.store.is_local:
-        return work.store.local_root / work.store.folders[asset] / "partial" / work.key
-    return home() / "partial" / work.store.task / work.key
 
 
 def _scores(work: Work, tests: Sequence[Example], answers: Sequence[Answer]) -> list[Score]:

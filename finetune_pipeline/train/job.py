@@ -50,7 +50,7 @@ def _train(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
     return _tracked(spec, report, made, state) | {
         "resumed_at": resumed_at,
         "trainable_parameters": sum(weight.numel() for weight in made.weights.values()),
-        "precision": name_of(_bf16(rules)),
+        "precision": name_of(uses_bf16(rules.precision)),
         "shared_prefix_tokens": made.packed.prefix_tokens,
         "supervised_tokens": made.audit.supervised_tokens,
     }
@@ -72,7 +72,7 @@ class Assembled:
 
     def loop(self, folder: Path, report: Reporter, tell: Callable[[dict[str, float], int], None]) -> Loop:
         """The loop, with its checkpoints in `folder` and its metrics told to `tell`."""
-        packed, bf16 = self.packed, _bf16(self.rules)
+        packed, bf16 = self.packed, uses_bf16(self.rules.precision)
         return Loop(packed, self.weights, self.rules, packed.prefix_tokens, bf16, folder, report, tell, self.replay)
 
 
@@ -120,7 +120,7 @@ def load(base: Path, rules: Train) -> tuple[Any, Any, frozenset[int]]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    dtype = torch.bfloat16 if _bf16(rules) else torch.float32
+    dtype = torch.bfloat16 if uses_bf16(rules.precision) else torch.float32
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True, use_safetensors=True)
     if not hasattr(getattr(model, "model", None), "layers") or not hasattr(model, "lm_head"):
         raise ModelError(
@@ -139,7 +139,7 @@ def replay_for(
     if not rules.keep_general.weight:
         return None
     texts = encode(general_texts(), tokenizer, "", end_ids)
-    return Replay(packed, texts, rules.keep_general, rules.seed, wrapped.disable_adapter, _bf16(rules))
+    return Replay(packed, texts, rules.keep_general, rules.seed, wrapped.disable_adapter, uses_bf16(rules.precision))
 
 
 def save_adapter(wrapped: Any, out: Path, base_id: str) -> None:
@@ -186,10 +186,6 @@ def _write_audit(found: Audit, out: Path) -> None:
             "the audit before training failed: " + "; ".join(broken),
             "mend or drop these rows, or choose a base model whose chat template ends every turn",
         )
-
-
-def _bf16(rules: Train) -> bool:
-    return uses_bf16(rules.precision)
 
 
 if __name__ == "__main__":
