@@ -35,12 +35,12 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def tiny(kind: str, dtype: str = "float32") -> Any:
-    """A model of this kind (see KINDS); the same weights every time."""
+def tiny(kind: str, dtype: str = "float32", **sizes: int) -> Any:
+    """A model of this kind (see KINDS), with `sizes` of its own; the same weights every time."""
     import torch
     import transformers
 
     model, config, special = KINDS[kind]
     torch.manual_seed(0)
-    made = getattr(transformers, model)(getattr(transformers, config)(**SIZES, **special))
+    made = getattr(transformers, model)(getattr(transformers, config)(**SIZES | special | sizes))
     return made.to(getattr(torch, dtype))

@@ -3,21 +3,23 @@ does, and what cannot end well is stopped before or while it is paid for."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_pipeline.config import Train
-from finetune_pipeline.errors import JobCancelled, StorageError, TrainingFailed
-from finetune_pipeline.records import Example, Message, Silent
-from finetune_pipeline.train import checkpoint, job
+from finetune_pipeline.errors import JobCancelled, ModelError, StorageError, TrainingFailed
+from finetune_pipeline.records import Example, Message, Silent, write_jsonl
+from finetune_pipeline.train import checkpoint, job, packed
 from finetune_pipeline.train.adapter import with_adapter
 from finetune_pipeline.train.audit import audit
 from finetune_pipeline.train.encode import Encoded, encode, shared_prefix
 from finetune_pipeline.train.loop import BETAS, Loop
 from finetune_pipeline.train.packed import PackedModel, _Masks
 from finetune_pipeline.train.schedule import batch_at, pieces, rate_at, total_steps
+from finetune_pipeline_tests.train.architectures import tiny
 
 RULES = Train(rank=4, alpha=8, epochs=2, batch_rows=4, learning_rate=0.01, precision="fp32", checkpoint_seconds=0)
 SYSTEM = "Answer with the colour that the sentence names, in one word."
@@ -108,6 +110,17 @@ def test_pieces_change_nothing(tiny_model: Path) -> None:
     assert sum(float(part.detach()) for part in parts) == pytest.approx(float(whole.detach()), rel=1e-5)
 
 
+def test_the_output_of_frozen_layers_is_kept_up_to_a_bound(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup(tiny_model, RULES.model_copy(update={"layers": 1}))
+    whole = float(setup.packed.loss(setup.rows)[0].detach())
+    all_of_it = sum(part.untyped_storage().nbytes() for part in setup.packed._kept.values())
+    monkeypatch.setattr(packed, "CACHE_BYTES", all_of_it // 2)
+    bounded = PackedModel(setup.model, setup.prefix)
+    for _ in range(2):  # the second time one half comes from memory
+        assert float(bounded.loss(setup.rows)[0].detach()) == pytest.approx(whole, rel=1e-5)
+        assert 0 < sum(part.untyped_storage().nbytes() for part in bounded._kept.values()) <= all_of_it // 2
+
+
 def test_masks_of_many_lengths_take_the_memory_of_the_longest() -> None:
     """And each is what it would be by itself."""
     import torch
@@ -181,6 +194,19 @@ def test_a_full_disk_is_said_and_leaves_no_half_checkpoint(tiny_model: Path, tmp
     (tmp_path / "file").write_text("not a folder", "utf-8")
     with pytest.raises(StorageError, match="cannot write"):
         checkpoint.save(tmp_path / "file", checkpoint.State(step=1), setup.weights, setup.optimiser)
+
+
+@pytest.mark.parametrize("kind", ["granite", "gemma2"])
+def test_the_job_refuses_a_model_that_would_train_on_another_loss(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    base = tmp_path / kind
+    shutil.copytree(tiny_model, base)
+    tiny(kind, vocab_size=384).save_pretrained(base)
+    for side in ("train", "validation"):
+        write_jsonl(tmp_path / f"{side}.jsonl", rows(4))
+    spec = {"base": str(base), "system": SYSTEM, "out": str(tmp_path)}
+    spec |= {side: str(tmp_path / f"{side}.jsonl") for side in ("train", "validation")}
+    with pytest.raises(ModelError, match=f"(?i){kind}ForCausalLM"):
+        job.assemble(spec, RULES)
 
 
 def test_divergence_stops_the_training(tiny_model: Path, tmp_path: Path) -> None:
