@@ -84,7 +84,7 @@ def test_no_password_stands_in_the_process_list(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_server_that_starts_slowly_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "STALLED_SECONDS", 1.0)
-    monkeypatch.setattr(progress, "CPU_SECONDS", 0.1)
+    monkeypatch.setattr(progress, "CPU_SECONDS", 0.01)
     server = slow("desk", "FINETUNE_DESK_URL", "3")
     process = module._start(server)
     try:
@@ -102,6 +102,22 @@ def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
             module._wait_until_up(server, process, module._Stop(), module._Saying(print))
     finally:
         module._stop_all([process])
+
+
+def test_an_mlflow_that_hangs_keeps_nobody_waiting_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "STALLED_SECONDS", 2.0)
+    monkeypatch.setattr(progress, "CPU_SECONDS", 0.01)
+    hung = slow("MLflow", "FINETUNE_MLFLOW_URL", "0", "hang")
+    monkeypatch.setattr(module, "servers", lambda: [hung, slow("desk", "FINETUNE_DESK_URL", "0")])
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if text.startswith("desk"):
+            signal.raise_signal(signal.SIGINT)
+
+    up(say)
+    assert said[0].startswith("desk") and said[-1] == "all stopped"
 
 
 def test_the_logs_can_be_read_by_their_owner_alone(tmp_path: Path) -> None:
