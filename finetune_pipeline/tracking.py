@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def _tolerated(what: str, send: Callable[[], object]) -> bool:
     try:
         send()
     except outages() as error:
-        log.warning("MLflow does not take %s, and the run goes on: %s", what, str(error).splitlines()[0])
+        log.warning("MLflow does not take %s, and the run goes on: %s", what, said(error))
         return False
     return True
 
@@ -92,8 +93,8 @@ def training_run(
     must not depend on who tidied up in MLflow. StorageError when MLflow does not answer at the beginning: better before
     the hours of training than after them.
     """
-    mlflow = _mlflow()
     try:
+        mlflow = _mlflow()
         known = run_id if run_id and _exists(run_id) else None
         active = mlflow.start_run(
             run_id=known, experiment_id=_experiment(task), tags=dict(tags or {}), log_system_metrics=True
@@ -102,7 +103,7 @@ def training_run(
             mlflow.log_params(dict(params))
     except outages() as error:
         raise StorageError(
-            f"MLflow at {_shown()} does not open a run: {str(error).splitlines()[0]}",
+            f"MLflow at {_shown()} does not open a run: {said(error)}",
             "start it, or unset MLFLOW_TRACKING_URI to keep the runs on this machine; then run again",
         ) from error
     open_id, status = active.info.run_id, "FINISHED"
@@ -177,6 +178,12 @@ def outages() -> tuple[type[Exception], ...]:
     from requests import RequestException
 
     return MlflowException, RequestException, OSError
+
+
+def said(error: Exception) -> str:
+    """The first line of an error, for people. MLflow names the address that it asked, with user and password: these
+    are left out."""
+    return re.sub(r"://[^/?#\s]*@", "://", str(error).splitlines()[0])
 
 
 def _shown() -> str:

@@ -21,6 +21,7 @@ from finetune_pipeline.addresses import without_credentials
 from finetune_pipeline.backends.progress import activity, until
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import JobCancelled, StorageError
+from finetune_pipeline.outbox import Outbox
 from finetune_pipeline.records import Example, Message, Silent, write_jsonl
 
 
@@ -171,6 +172,39 @@ def test_what_a_run_could_not_log_is_logged_when_it_is_registered(home: Path) ->
     assert [f.path for f in mlflow.MlflowClient().list_artifacts(run.run_id, "adapter")] == [
         "adapter/adapter_config.json"
     ]
+
+
+AWAY = "http://anna:secret@127.0.0.1:9"
+
+
+def test_an_mlflow_that_hangs_is_given_up_within_a_minute(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's own limits are 120 s, eight times; these are what MLflow itself reads."""
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+
+    for limit in (MLFLOW_HTTP_REQUEST_TIMEOUT, MLFLOW_HTTP_REQUEST_MAX_RETRIES):
+        monkeypatch.setenv(limit.name, "")
+        monkeypatch.delenv(limit.name)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    with pytest.raises(tracking.outages()):
+        tracking.set_alias("parcels", "champion", 1)
+    assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() * (1 + MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()) <= 60
+
+
+def test_no_password_is_shown_where_mlflow_is_away(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    import mlflow
+
+    mlflow.set_tracking_uri("http://127.0.0.1:9/other")  # so that MLflow is set up anew, which asks it already
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{AWAY}/mlflow")
+    opened = tracking.training_run("parcels", None, {})
+    with pytest.raises(StorageError, match=r"MLflow at http://127\.0\.0\.1:9/mlflow does not") as caught, opened:
+        pass
+    tracking.Run("r1", Outbox(lambda *_: True)).set_tags({"state": "done"})
+    assert "MLflow does not take a tag" in caplog.text
+    assert "secret" not in caplog.text and "secret" not in str(caught.value)
 
 
 def test_no_password_is_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

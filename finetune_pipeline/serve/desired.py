@@ -259,7 +259,7 @@ def follow(store: TaskStore) -> str:
         try:
             tracking.set_alias(name, "champion", champion.version)
         except tracking.outages() as error:
-            return f"MLflow's alias `champion` could not follow: {str(error).splitlines()[0]}"
+            return f"MLflow's alias `champion` could not follow: {tracking.said(error)}"
         set_to = champion.version  # once more around: it may have moved while MLflow was asked
     return ""
 
