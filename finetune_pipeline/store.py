@@ -209,7 +209,7 @@ class TaskStore:
             manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or no UTF-8
             raise StorageError(f"{folder / MANIFEST} is damaged: {error}", f"delete {folder} and run again") from error
         return manifest
 

@@ -136,8 +136,9 @@ def test_a_damaged_or_missing_file_is_found(store: TaskStore) -> None:
         store.verify(made)
 
 
-def test_a_damaged_manifest_is_an_error_with_a_cure(store: TaskStore) -> None:
-    write(store, "k1").path(MANIFEST).write_text("{", "utf-8")
+@pytest.mark.parametrize("raw", [b"{", b"", b"\xff\x00"])
+def test_a_damaged_manifest_is_an_error_with_a_cure(store: TaskStore, raw: bytes) -> None:
+    write(store, "k1").path(MANIFEST).write_bytes(raw)
     with pytest.raises(StorageError, match=r"is damaged.*\n.*delete"):
         store.find(ASSET, "k1")
 

@@ -215,7 +215,7 @@ def read(store: TaskStore) -> Desired:
         return Desired.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return Desired()
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # ValueError: no JSON, or no UTF-8
         raise StorageError(f"{path} is damaged: {error!r}", f"delete {path} and deploy again") from error
 
 

@@ -96,8 +96,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, monkeypatch: MonkeyPatch) -> No
     store = task_store(tmp_path, monkeypatch)
     desired.change(store, lambda _: after(1))
     path = tmp_path / "data" / "parcels" / "9_traffic" / "desired.json"
-    for text in ("{", "{}", "[]"):
-        path.write_text(text)
+    for text in (
+        b"{",
+        b"{}",
+        b"[]",
+        b"\xff",
+        b'{"champion": null, "challenger": null, "held": [1], "history": [], "previous": []}',
+    ):
+        path.write_bytes(text)
         with pytest.raises(StorageError, match=r"desired\.json is damaged"):
             desired.read(store)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -480,6 +480,12 @@ def test_one_damaged_manifest_takes_one_task_down_and_health_says_so(world: Worl
     assert health()["status"] == "degraded" and health()["failing_tasks"] == failing + 1
     desired.desired_file(task.store).write_text('{"champion": 5, "previous": 7}')
     world.server.until(lambda: "state" in world.server.standing("damaged")["errors"], "the error")
+    state: dict[str, Any] = {"champion": {**asdict(task.version(3, adapter)), "adapter": ["x"]}, "challenger": None}
+    state |= {"previous": [], "held": {}, "history": []}
+    desired.desired_file(task.store).write_text(json.dumps(state))  # a value of a kind that nobody foresaw
+    world.server.until(lambda: "TypeError" in world.server.standing("damaged")["errors"]["state"], "the error")
+    other.promote(3, make_adapter(2))
+    world.server.until_serves("unharmed", 3)
     assert world.server.ask("damaged").status_code == world.server.ask("unharmed").status_code == 200
     shutil.rmtree(Path(str(task.store.root)))
     world.server.until(lambda: health()["failing_tasks"] == failing, "its end")
