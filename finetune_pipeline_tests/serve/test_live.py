@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,11 +22,12 @@ import psutil
 import pytest
 from pytest import MonkeyPatch
 
-from finetune_pipeline.backends.progress import until
+from finetune_pipeline.backends import progress
+from finetune_pipeline.backends.progress import activity, until
 from finetune_pipeline.errors import JobCancelled, ServingError
 from finetune_pipeline.records import Silent
-from finetune_pipeline.serve import desired, live
-from finetune_pipeline.serve.live import is_ours, live_endpoint, temporary
+from finetune_pipeline.serve import desired, live, routes, supervisor
+from finetune_pipeline.serve.live import Live, is_ours, live_endpoint, temporary, wait_served
 from finetune_pipeline_tests.serve.deployment import KEY, Deployed, declare, running
 
 MakeAdapter = Callable[[int], Path]
@@ -106,6 +108,61 @@ def test_a_wait_ends_when_nothing_moves_and_not_before() -> None:
     assert until(lambda: next(asked) == 5, lambda: next(moved), "it", Silent(), stalled=0.3)  # a second, moving
 
 
+def test_what_a_child_computes_is_progress() -> None:
+    """As `dagster dev` does, which only waits for those it started."""
+    child = [sys.executable, "-c", "while True: pass"]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"import subprocess; subprocess.run({child})"], start_new_session=True
+    )
+    try:
+        until(lambda: activity(parent.pid, 0.5)[0] > 0, lambda: 0, "half a second of its child", Silent(), stalled=60.0)
+    finally:
+        os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait()
+    assert activity(parent.pid) == (-1, -1)
+
+
+BUSY = """
+import time
+while time.process_time() < 2.5:
+    pass
+"""
+
+
+@pytest.fixture
+def impatient(monkeypatch: MonkeyPatch) -> None:
+    """Waits end after 1.5 s of no progress; any tick of the processor's clock is progress."""
+    monkeypatch.setattr(progress, "STALLED_SECONDS", 1.5)
+    monkeypatch.setattr(progress, "CPU_SECONDS", 0.01)
+
+
+def test_an_endpoint_that_takes_long_to_start_is_waited_for(
+    task: Deployed, impatient: None, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BUSY, "utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with temporary("parcels", KEY, Silent()) as found:
+        assert is_ours(found.url)
+
+
+def test_a_version_that_loads_slowly_is_waited_for(
+    task: Deployed, make_adapter: MakeAdapter, impatient: None, monkeypatch: MonkeyPatch
+) -> None:
+    real = routes.base_folder
+
+    def slowly(found: Any) -> Path:
+        end = time.thread_time() + 2.5
+        while time.thread_time() < end:
+            pass
+        return real(found)
+
+    monkeypatch.setattr(supervisor, "base_folder", slowly)
+    with running() as server:
+        version = task.promote(1, make_adapter(1))
+        wait_served(Live(server.url, KEY), "parcels", "champion", version.adapter, Silent())
+        assert server.ask("parcels").headers["x-finetune-version"] == "1"
+
+
 def test_a_busy_endpoint_is_asked_again(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(live, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(live, "TRIES", 4)
@@ -177,6 +234,25 @@ def test_an_mlflow_that_hangs_delays_nothing_that_serves(
         line = desired.rollback("parcels", "worse")
         server.until_serves("parcels", 1)
         assert "version 1 serves again" in line and "could not follow" in line
+
+
+def test_a_rollback_moves_the_traffic_before_it_asks_mlflow(
+    task: Deployed, make_adapter: MakeAdapter, monkeypatch: MonkeyPatch
+) -> None:
+    """Version 1 answers while the alias still waits for an MLflow that never says a word."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for number in (1, 2):
+        task.promote(number, make_adapter(number))
+    with running() as server:
+        server.until_serves("parcels", 2)
+        with socket.create_server(("127.0.0.1", 0)) as hung:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{hung.getsockname()[1]}")
+            rolling = threading.Thread(target=desired.rollback, args=("parcels", "worse"))
+            rolling.start()
+            server.until_serves("parcels", 1)
+            assert rolling.is_alive()
+        rolling.join()
 
 
 SLOW = """
