@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ import pytest
 
 from finetune_pipeline import tracking
 from finetune_pipeline.errors import GateRefused, JobCancelled, ServingError, StorageError
+from finetune_pipeline.evaluate.partial import AnswerFile
 from finetune_pipeline.materialise import materialise
-from finetune_pipeline.records import Artifact, Example, Message, Silent, Verdict, dumps, read_jsonl
+from finetune_pipeline.records import Answer, Artifact, Example, Message, Silent, Verdict, dumps, read_jsonl
 from finetune_pipeline.serve import desired, parity, supervisor
 from finetune_pipeline.serve.assets import live_opponent
 from finetune_pipeline.serve.keys import client_key
@@ -275,6 +277,19 @@ def test_an_interrupted_replay_goes_on_where_it_was(world: World, tmp_path: Path
     assert sum(row["model"] == "resumed@1" for row in checks if row["status"] == "ok") <= ROWS + CONCURRENCY - 5
 
 
+def test_what_is_answered_is_not_asked_again(tmp_path: Path) -> None:
+    """Nobody listens at this address."""
+    kept = AnswerFile(tmp_path / "answers.jsonl")
+    for row in TEST:
+        kept.append(Answer(row.id, "parcels", "a"))
+    nobody = Live("http://127.0.0.1:9", KEY)
+    assert replay(nobody, "parcels", TEST, Silent(), AnswerFile(tmp_path / "answers.jsonl")) == {
+        e.id: "a" for e in TEST
+    }
+    with pytest.raises(ServingError, match="broke off at row"):
+        replay(nobody, "parcels@base", TEST, Silent(), kept)  # the answers of another model are not its own
+
+
 class Slow(ThreadingHTTPServer):
     """An endpoint that answers when it is let; `steps` are those it says it has computed."""
 
@@ -328,7 +343,16 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     server.server_close()
 
 
-def test_a_slow_replay_says_so_and_goes_on(slow: Slow) -> None:
+class Hasty(asyncio.SelectorEventLoop):
+    """Its clock runs a thousand times too fast, so that a limit of half an hour is reached in two seconds."""
+
+    def time(self) -> float:
+        return super().time() * 1000
+
+
+@pytest.mark.parametrize("loop", [asyncio.SelectorEventLoop, Hasty])
+def test_a_slow_replay_says_so_and_goes_on(slow: Slow, loop: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asyncio.events, "new_event_loop", loop)  # which asyncio.run calls
     said: list[str] = []
 
     class Listening(Silent):
