@@ -54,6 +54,19 @@ def test_a_training_cancelled_early_goes_on_to_the_same_weights(tiny_model: Path
         assert torch.equal(weight, resumed.weights[name]), name
 
 
+def test_a_training_with_dropout_drops_the_same_after_a_stop(tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+
+    rules = RULES.model_copy(update={"dropout": 0.5})
+    straight, stopped, resumed = (Setup(tiny_model, rules) for _ in range(3))
+    trained(straight, tmp_path / "straight")
+    with pytest.raises(JobCancelled):
+        trained(stopped, tmp_path / "stopped", StopsIn(2))
+    trained(resumed, tmp_path / "stopped")
+    for name, weight in straight.weights.items():
+        assert torch.equal(weight, resumed.weights[name]), name
+
+
 def test_cancelled_before_step_1_it_can_be_cancelled_and_resumed_again(tiny_model: Path, tmp_path: Path) -> None:
     for _ in range(3):
         with pytest.raises(JobCancelled):
