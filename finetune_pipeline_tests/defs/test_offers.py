@@ -18,7 +18,9 @@ FAILED = LastRun("0123456789", "failed", NOW)
 def test_a_change_is_offered_once() -> None:
     first = decide(Memory(), A, None, NOW)
     assert first.run
-    assert not decide(first.memory, A, LastRun("r", "active"), NOW).run
+    for wanted in (A, B):  # what changes during a run is offered after it
+        offer = decide(first.memory, wanted, LastRun("r", "active"), NOW)
+        assert not offer.run and offer.memory == first.memory and "under way" in offer.reason
     assert not decide(first.memory, replace(A, changed=False, unmade=()), DONE, NOW).run
 
 
