@@ -132,7 +132,7 @@ PERSONAL = "please write to jane.doe@example.com or call +44 20 7946 0018"
 
 def test_personal_data_of_raw_rows_is_masked_on_every_page(client: TestClient) -> None:
     """Raw rows hold what customers wrote; the ledger and the quality page show them."""
-    answer = example(0).answer
+    answer = "Ask for Mr Smith, +44 20 7946 0018, bob.roe@example.com"
     rows = [
         Example(f"row{n}", (Message("user", f"{PERSONAL} {n}"), Message("assistant", answer)), "shop", f"shop.csv:{n}")
         for n in range(120)
@@ -150,7 +150,7 @@ def test_personal_data_of_raw_rows_is_masked_on_every_page(client: TestClient) -
     sign_in(client)
     for path, rows_shown in (("/ledger?why=answer-invalid", 1), ("/ledger?kind=mended", 1), ("/quality", 3)):
         text = client.get(f"/tasks/parcels{path}").text
-        assert "jane.doe" not in text and "7946" not in text, path
+        assert not [word for word in ("jane.doe", "bob.roe", "7946") if word in text], path
         assert text.count("please write to &lt;EMAIL&gt; or call &lt;PHONE&gt;") >= rows_shown, path
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from finetune_pipeline.desk import review as pages
 from finetune_pipeline.materialise import open_task
 from finetune_pipeline.records import Example, Message, Review
 from finetune_pipeline.review import inbox
@@ -176,8 +179,15 @@ def test_an_expert_may_change_an_own_verdict(client: TestClient) -> None:
     assert [(review.reviewer, review.decision) for review in given(store)] == [("anna", "reject")]
 
 
-def test_two_experts_at_the_same_moment_give_one_verdict(client: TestClient) -> None:
-    """Both have the row open and send at once: one is saved, the other is told."""
+def test_two_experts_at_the_same_moment_give_one_verdict(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have the row open and send at once: one is saved, the other is told. To look takes long enough for both."""
+
+    def looks(*given: str, look: Any = pages.sit) -> Any:
+        found = look(*given)
+        time.sleep(0.3)
+        return found
+
+    monkeypatch.setattr(pages, "sit", looks)
     _, store = make("parcels")
     texts = {}
     clients = {name: TestClient(client.app, base_url="http://127.0.0.1", follow_redirects=False) for name in NAMES}
