@@ -23,12 +23,14 @@ KEPT = 2
 
 @dataclass
 class State:
-    """Where a training stands: steps done, its MLflow run, and one line of history a step."""
+    """Where a training stands: steps done, its MLflow run, one line of history a step, and what it computed in: more
+    than one precision where `precision: auto` went on on a machine of another kind."""
 
     step: int = 0
     run_id: str | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    precisions: list[str] = field(default_factory=list)
 
 
 def save(folder: Path, state: State, weights: Mapping[str, Any], optimiser: Any) -> None:

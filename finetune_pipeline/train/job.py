@@ -47,13 +47,23 @@ def _train(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     state = checkpoint.load(folder, made.weights, made.optimiser, report)
     resumed_at = state.step
+    note_precision(state, name_of(uses_bf16(rules.precision)), report)
     return _tracked(spec, report, made, state) | {
         "resumed_at": resumed_at,
         "trainable_parameters": sum(weight.numel() for weight in made.weights.values()),
-        "precision": name_of(uses_bf16(rules.precision)),
+        "precision": ", then ".join(state.precisions),
         "shared_prefix_tokens": made.packed.prefix_tokens,
         "supervised_tokens": made.audit.supervised_tokens,
     }
+
+
+def note_precision(state: checkpoint.State, precision: str, report: Reporter) -> None:
+    """Keep in `state` what this machine computes in, and say so when the checkpoint came from another kind."""
+    before = state.precisions[-1:]
+    if before != [precision]:
+        if before:
+            report.log(f"the checkpoint was made in {before[0]}; this machine goes on in {precision}")
+        state.precisions.append(precision)
 
 
 @dataclass(frozen=True)
