@@ -157,7 +157,7 @@ def test_a_job_without_a_result_has_failed(tmp_path: Path) -> None:
 
 def test_a_job_that_died_on_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither its error nor its output could be written: what is left is that there is no room."""
-    monkeypatch.setattr(local.shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
     with pytest.raises(errors.StorageError, match="no room left to write") as caught:
         run(tmp_path, do="break")
     assert "free some space" in caught.value.cure
