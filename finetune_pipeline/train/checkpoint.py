@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.records import Reporter
-from finetune_pipeline.store import sha256_file, storage_error
+from finetune_pipeline.store import sha256_file
+from finetune_pipeline.weights import writing
 
 KEPT = 2
 
@@ -40,18 +41,17 @@ def save(folder: Path, state: State, weights: Mapping[str, Any], optimiser: Any)
     target = folder / f"step-{state.step:08d}"
     scratch = folder / f".{target.name}.{os.getpid()}"
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        tensors = {name: weight.detach().contiguous() for name, weight in weights.items()}
-        for name, weight in weights.items():  # nothing before the first step, or for a weight without a gradient
-            tensors |= {f"{part}/{name}": value for part, value in optimiser.state.get(weight, {}).items()}
-        save_file(tensors, scratch / "tensors.safetensors")
-        plain = asdict(state) | {"sha256": sha256_file(scratch / "tensors.safetensors")}
-        (scratch / "state.json").write_text(json.dumps(plain), "utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
-    except OSError as error:
-        raise storage_error(error, str(target)) from error
+        with writing(target):
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            tensors = {name: weight.detach().contiguous() for name, weight in weights.items()}
+            for name, weight in weights.items():  # nothing before the first step, or for a weight without a gradient
+                tensors |= {f"{part}/{name}": value for part, value in optimiser.state.get(weight, {}).items()}
+            save_file(tensors, scratch / "tensors.safetensors")
+            plain = asdict(state) | {"sha256": sha256_file(scratch / "tensors.safetensors")}
+            (scratch / "state.json").write_text(json.dumps(plain), "utf-8")
+            shutil.rmtree(target, ignore_errors=True)
+            scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     for old in sorted(folder.glob("step-*"))[:-KEPT]:

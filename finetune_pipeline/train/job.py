@@ -29,6 +29,7 @@ from finetune_pipeline.train.encode import Encoded, encode, shared_prefix
 from finetune_pipeline.train.loop import BETAS, Loop
 from finetune_pipeline.train.packed import PackedModel
 from finetune_pipeline.train.replay import Replay, general_texts
+from finetune_pipeline.weights import writing
 
 
 def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
@@ -158,7 +159,8 @@ def save_adapter(wrapped: Any, out: Path, base_id: str) -> None:
         config.base_model_name_or_path = base_id
         config.target_modules = sorted(config.target_modules)  # a set: its order, and the file's hash, would vary
         config.target_parameters = sorted(config.target_parameters or ()) or None
-    wrapped.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
+    with writing(out):
+        wrapped.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
     (out / "README.md").unlink(missing_ok=True)  # peft's empty model card; ours is written on registration
 
 
