@@ -16,6 +16,7 @@ from typing import Any
 from finetune_pipeline.backends import inside
 from finetune_pipeline.errors import ModelError
 from finetune_pipeline.records import Reporter
+from finetune_pipeline.weights import writing
 
 
 def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
@@ -44,8 +45,9 @@ def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
     if broken:
         raise ModelError(f"{source} holds numbers that are not finite, in {broken[0]}", "download the file again")
     report.alive()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with writing(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return {"parameters": model.num_parameters()}
 
 

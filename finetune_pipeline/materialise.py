@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -46,10 +47,14 @@ class Work:
 @dataclass(frozen=True)
 class Outcome:
     """What a stage's function gives back: figures for people (shown in Dagster, the desk and `finetune status`), and
-    the verdict where the asset is a gate or has one. A failed verdict is stored like a passed one: it is data."""
+    the verdict where the asset is a gate or has one. A failed verdict is stored like a passed one: it is data.
+
+    `unfinished`: the folder from which the work would go on (checkpoints, partial answers); it is removed when the
+    artifact is there."""
 
     summary: Mapping[str, Json]
     verdict: Verdict | None = None
+    unfinished: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,10 @@ def _make(
             "summary": dict(outcome.summary),
             "verdict": outcome.verdict.to_json() if outcome.verdict else None,
         }
-        return store.commit(step.asset, key, out, facts)
+        artifact = store.commit(step.asset, key, out, facts)
+        if outcome.unfinished:  # not before: on a full disk, or after a kill, it is all there is
+            shutil.rmtree(outcome.unfinished, ignore_errors=True)
+        return artifact
 
 
 def plan(task: Task, store: TaskStore) -> list[Plan]:

@@ -3,12 +3,16 @@
 Reads headers and JSON only; no torch. What it is not: the way to the folder (`base_model.py`).
 
     check(folder)             # ModelError: no safetensors, no tokenizer, no chat template, or code of its own
+    with writing(folder): ...  # StorageError on a full disk, however the library words it
     dimensions(folder)        # {"parameters": 134515008, "hidden": 576, "layers": 30, "vocabulary": 49152, ...}
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -16,6 +20,7 @@ from typing import Any
 
 from finetune_pipeline.errors import ModelError
 from finetune_pipeline.file_hashes import file_hash
+from finetune_pipeline.store import storage_error
 
 
 def check(folder: Path) -> None:
@@ -46,6 +51,21 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}", "get the model's files again") from error
     return found
+
+
+@contextmanager
+def writing(where: Path) -> Iterator[None]:
+    """Around what writes weights: StorageError when there is no room. safetensors reports that as an error of its own,
+    which is no OSError and holds the system's number in its text alone."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise storage_error(OSError(int(number[1]) if number else None, str(error)), str(where)) from error
+    except OSError as error:
+        raise storage_error(error, str(where)) from error
 
 
 def template(folder: Path) -> str:

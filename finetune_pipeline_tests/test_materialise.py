@@ -21,11 +21,14 @@ from finetune_pipeline.errors import GateRefused, StorageError
 from finetune_pipeline.graph import Step
 from finetune_pipeline.materialise import Outcome, Work, open_task, plan
 from finetune_pipeline.records import Artifact, Verdict
-from finetune_pipeline.store import TaskStore, sha256_file
+from finetune_pipeline.store import TaskStore, sha256_file, write_atomic
 
 HERE = "finetune_pipeline_tests.test_materialise"
 MADE: list[str] = []  # the assets whose functions were called
 RAW = ["one", "two"]  # what lies outside: the rows that the first step reads
+
+
+UNFINISHED = Path("unfinished")
 
 
 def rows(work: Work) -> Outcome:
@@ -54,7 +57,7 @@ def use(work: Work) -> Outcome:
     if "full" in RAW:
         raise OSError(errno.ENOSPC, "No space left on device")
     time.sleep(0.3)
-    return Outcome({"rows": 1})
+    return Outcome({"rows": 1}, unfinished=UNFINISHED)
 
 
 STEPS = (
@@ -263,3 +266,27 @@ def test_the_real_graph_is_in_order_and_names_only_what_there_is() -> None:
     assert graph.downstream("adapter")[0] == "adapter"
     assert "release_decision" in graph.downstream("adapter")
     assert "data_split" not in graph.downstream("adapter")
+
+
+def test_what_the_work_would_go_on_from_stays_until_the_artifact_is_there(
+    store: TaskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished training must not be lost because there was no room for its manifest."""
+    monkeypatch.chdir(tmp_path)
+    UNFINISHED.mkdir()
+    task = declare()
+    make(store, task, "raw_examples", "data_quality")
+    write = write_atomic
+
+    def full(path: Any, text: str) -> None:
+        if path.name == "manifest.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, text)
+
+    with monkeypatch.context() as edge:
+        edge.setattr("finetune_pipeline.store.write_atomic", full)
+        with pytest.raises(StorageError, match="no room left"):
+            make(store, task, "data_split")
+    assert UNFINISHED.exists()
+    make(store, task, "data_split")
+    assert not UNFINISHED.exists()

@@ -8,8 +8,10 @@ The description goes to `<folder>/job.json`; the job appends its events to `<fol
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,11 +26,12 @@ import psutil
 from finetune_pipeline import errors
 from finetune_pipeline.backends.progress import activity
 from finetune_pipeline.records import Reporter
-from finetune_pipeline.store import machine_lock
+from finetune_pipeline.store import machine_lock, storage_error
 
 GRACE_SECONDS = 30.0  # a job that is told to end, and neither computes nor writes for so long, is killed
 GRACE_CPU_SECONDS = 0.1
 POLL_SECONDS = 0.2
+FULL_BYTES = 2**20
 # glibc hands every large block back to the system and gets it anew, page by page: an elementwise product of matrices
 # of 4 MB took three times as long as it needs. Jobs keep what they have, in huge pages. Other allocators ignore this.
 ALLOCATOR = {
@@ -102,7 +105,10 @@ def _follow(process: subprocess.Popen[bytes], events: Path, output: Path, report
             rest += lines.read()
             *whole, rest = rest.split("\n")
             for line in whole:
-                event = json.loads(line)
+                try:
+                    event = json.loads(line)
+                except ValueError:  # torn by a full disk
+                    continue
                 if event["event"] == "log":
                     report.log(event["text"])
                 elif event["event"] == "progress":
@@ -122,11 +128,18 @@ def _follow(process: subprocess.Popen[bytes], events: Path, output: Path, report
     if failure is not None:
         raise failure
     if process.returncode != 0 or result is None:
-        raise errors.TrainingFailed(
-            f"the job ended with {_ending(process.returncode)} and no result; its last lines:\n{_tail(output)}",
-            f"the whole output is in {output}; run again to go on from the last checkpoint",
-        )
+        raise _without_result(process.returncode, output)
     return result
+
+
+def _without_result(code: int, output: Path) -> errors.FinetuneError:
+    """Why a job ended that could not say it itself: on a full disk, neither error nor output could be written."""
+    if shutil.disk_usage(output.parent).free < FULL_BYTES:
+        return storage_error(OSError(errno.ENOSPC, ""), str(output.parent))
+    return errors.TrainingFailed(
+        f"the job ended with {_ending(code)} and no result; its last lines:\n{_tail(output)}",
+        f"the whole output is in {output}; run again: what is finished is kept",
+    )
 
 
 def end_group(process: subprocess.Popen[bytes], grace: float | None = None) -> None:

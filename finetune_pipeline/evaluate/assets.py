@@ -19,7 +19,6 @@ What it is not: a verdict. Whether the difference is worth a release is decided 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -48,9 +47,7 @@ def baseline_report(work: Work) -> Outcome:
     tests = list(work.inputs["data_split"].examples("test.jsonl"))
     answers = AnswerFile(partial / "answers.jsonl").answers
     scores = _scores(work, tests, answers)
-    outcome = _write(work, tests, answers, scores, wanted, {})
-    shutil.rmtree(partial)
-    return outcome
+    return Outcome(_write(work, tests, answers, scores, wanted, {}), unfinished=partial)
 
 
 def eval_report(work: Work) -> Outcome:
@@ -73,9 +70,8 @@ def eval_report(work: Work) -> Outcome:
     scores = [Score(**row) for row in read_jsonl(baseline.path("scores.jsonl"))]
     variants = [*baseline.json("report.json")["variants"], *([champion.VARIANT] if live else []), "tuned"]
     measures = {"champion": asdict(live) if live else None, **_measures(work, partial)}
-    outcome = _write(work, tests, [*before, *new], [*scores, *_scores(work, tests, new)], variants, measures)
-    shutil.rmtree(partial)
-    return outcome
+    figures = _write(work, tests, [*before, *new], [*scores, *_scores(work, tests, new)], variants, measures)
+    return Outcome(figures, unfinished=partial)
 
 
 def max_new_tokens(work: Work, folder: Path) -> int:
@@ -163,7 +159,8 @@ def _write(
     scores: Sequence[Score],
     names: Sequence[str],
     measures: dict[str, Any],
-) -> Outcome:
+) -> dict[str, Json]:
+    """Write the artifact's files; gives the figures for its manifest."""
     variants = {
         name: metrics.variant([s for s in scores if s.variant == name], [a for a in answers if a.variant == name])
         for name in names
@@ -187,7 +184,7 @@ def _write(
     base = str(work.inputs["base_model"].json("base_model.json")["id"])
     facts = Facts(work.task.name, work.task.description, base, work.now, figures, tests, answers, scores)
     (work.out / "report.html").write_text(page(facts), "utf-8")
-    return Outcome(_summary(figures))
+    return _summary(figures)
 
 
 def _summary(figures: dict[str, Any]) -> dict[str, Json]:

@@ -7,7 +7,6 @@ step, the loss stayed finite and did not diverge, and the validation loss fell.
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,9 @@ def adapter(work: Work) -> Outcome:
     job = _job_folder(work)
     spec = _spec(work, job)
     training = local.run("finetune_pipeline.train.job", spec, job, work.report, work.task.train.threads)
-    shutil.rmtree(job, ignore_errors=True)
     shown = {name: training[name] for name in SHOWN}
     summary = {**shown, "mlflow_run_id": training["mlflow_run_id"], "resumed_at": training["resumed_at"]}
-    return Outcome(summary, judge(training, work.inputs["data_split"].content))
+    return Outcome(summary, judge(training, work.inputs["data_split"].content), unfinished=job)
 
 
 def judge(training: dict[str, Any], about: str) -> Verdict:

@@ -16,19 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.records import Reporter
-from finetune_pipeline.store import sha256_file, storage_error
+from finetune_pipeline.store import sha256_file
+from finetune_pipeline.weights import writing
 
 KEPT = 2
 
 
 @dataclass
 class State:
-    """Where a training stands: steps done, its MLflow run, and one line of history a step."""
+    """Where a training stands: steps done, its MLflow run, one line of history a step, and what it computed in: more
+    than one precision where `precision: auto` went on on a machine of another kind."""
 
     step: int = 0
     run_id: str | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    precisions: list[str] = field(default_factory=list)
 
 
 def save(folder: Path, state: State, weights: Mapping[str, Any], optimiser: Any) -> None:
@@ -38,18 +41,17 @@ def save(folder: Path, state: State, weights: Mapping[str, Any], optimiser: Any)
     target = folder / f"step-{state.step:08d}"
     scratch = folder / f".{target.name}.{os.getpid()}"
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        tensors = {name: weight.detach().contiguous() for name, weight in weights.items()}
-        for name, weight in weights.items():  # nothing before the first step, or for a weight without a gradient
-            tensors |= {f"{part}/{name}": value for part, value in optimiser.state.get(weight, {}).items()}
-        save_file(tensors, scratch / "tensors.safetensors")
-        plain = asdict(state) | {"sha256": sha256_file(scratch / "tensors.safetensors")}
-        (scratch / "state.json").write_text(json.dumps(plain), "utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
-    except OSError as error:
-        raise storage_error(error, str(target)) from error
+        with writing(target):
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            tensors = {name: weight.detach().contiguous() for name, weight in weights.items()}
+            for name, weight in weights.items():  # nothing before the first step, or for a weight without a gradient
+                tensors |= {f"{part}/{name}": value for part, value in optimiser.state.get(weight, {}).items()}
+            save_file(tensors, scratch / "tensors.safetensors")
+            plain = asdict(state) | {"sha256": sha256_file(scratch / "tensors.safetensors")}
+            (scratch / "state.json").write_text(json.dumps(plain), "utf-8")
+            shutil.rmtree(target, ignore_errors=True)
+            scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     for old in sorted(folder.glob("step-*"))[:-KEPT]:

@@ -29,6 +29,7 @@ from finetune_pipeline.train.encode import Encoded, encode, shared_prefix
 from finetune_pipeline.train.loop import BETAS, Loop
 from finetune_pipeline.train.packed import PackedModel
 from finetune_pipeline.train.replay import Replay, general_texts
+from finetune_pipeline.weights import writing
 
 
 def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
@@ -47,13 +48,23 @@ def _train(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     state = checkpoint.load(folder, made.weights, made.optimiser, report)
     resumed_at = state.step
+    note_precision(state, name_of(uses_bf16(rules.precision)), report)
     return _tracked(spec, report, made, state) | {
         "resumed_at": resumed_at,
         "trainable_parameters": sum(weight.numel() for weight in made.weights.values()),
-        "precision": name_of(uses_bf16(rules.precision)),
+        "precision": ", then ".join(state.precisions),
         "shared_prefix_tokens": made.packed.prefix_tokens,
         "supervised_tokens": made.audit.supervised_tokens,
     }
+
+
+def note_precision(state: checkpoint.State, precision: str, report: Reporter) -> None:
+    """Keep in `state` what this machine computes in, and say so when the checkpoint came from another kind."""
+    before = state.precisions[-1:]
+    if before != [precision]:
+        if before:
+            report.log(f"the checkpoint was made in {before[0]}; this machine goes on in {precision}")
+        state.precisions.append(precision)
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,8 @@ def save_adapter(wrapped: Any, out: Path, base_id: str) -> None:
         config.base_model_name_or_path = base_id
         config.target_modules = sorted(config.target_modules)  # a set: its order, and the file's hash, would vary
         config.target_parameters = sorted(config.target_parameters or ()) or None
-    wrapped.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
+    with writing(out):
+        wrapped.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
     (out / "README.md").unlink(missing_ok=True)  # peft's empty model card; ours is written on registration
 
 

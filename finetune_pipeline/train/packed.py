@@ -263,13 +263,17 @@ def _attend(
         raise ModelError(f"{type(module).__name__} does not pass `parts` on to its attention", "choose another model")
     refuse(module, arguments, parts.longest)
 
+    dtype, on_processor = query.dtype, query.device.type == "cpu"
+    if on_processor:  # its kernels take 16 ms a layer in fp32 where they take 24 in bf16, gradient included
+        query, key, value = query.float(), key.float(), value.float()
     attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, scale=scaling, enable_gqa=True)
     queries, keys, values = (tensor.split(parts.lengths, dim=2) for tensor in (query, key, value))
     outs = []
-    for place, (q, k, v) in enumerate(zip(queries, keys, values, strict=True)):
-        if 0 < place < parts.shared:
-            both = torch.cat((keys[0], k), 2), torch.cat((values[0], v), 2)
-            outs.append(attend(q, *both, attn_mask=parts.masks(q.shape[2], q)))
-        else:
-            outs.append(attend(q, k, v, is_causal=True))
-    return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
+    with torch.autocast(query.device.type, enabled=not on_processor and torch.is_autocast_enabled(query.device.type)):
+        for place, (q, k, v) in enumerate(zip(queries, keys, values, strict=True)):
+            if 0 < place < parts.shared:
+                both = torch.cat((keys[0], k), 2), torch.cat((values[0], v), 2)
+                outs.append(attend(q, *both, attn_mask=parts.masks(q.shape[2], q)))
+            else:
+                outs.append(attend(q, k, v, is_causal=True))
+    return torch.cat(outs, 2).to(dtype).transpose(1, 2).contiguous(), None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -42,6 +43,10 @@ def work(spec, report):
     if do == "die":
         print("eating memory", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
+    if do == "tear":
+        with open(sys.argv[1].replace("job.json", "events.jsonl"), "a") as events:
+            events.write('{"event": "progr\\n')
+        return {"sum": sum(spec["numbers"])}
     if do == "leave":
         return None
     if do == "finish":
@@ -148,6 +153,18 @@ def test_a_job_killed_by_the_system_says_so(tmp_path: Path) -> None:
 def test_a_job_without_a_result_has_failed(tmp_path: Path) -> None:
     with pytest.raises(errors.TrainingFailed, match="no result"):
         run(tmp_path, do="leave")
+
+
+def test_a_job_that_died_on_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its error nor its output could be written: what is left is that there is no room."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
+    with pytest.raises(errors.StorageError, match="no room left to write") as caught:
+        run(tmp_path, do="break")
+    assert "free some space" in caught.value.cure
+
+
+def test_a_torn_line_of_a_job_is_passed_over(tmp_path: Path) -> None:
+    assert run(tmp_path, do="tear", numbers=[1]) == {"sum": 1}
 
 
 def test_events_of_an_earlier_job_are_not_taken_for_those_of_this_one(tmp_path: Path) -> None:

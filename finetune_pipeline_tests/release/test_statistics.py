@@ -86,7 +86,26 @@ def test_pairing_counts_rows_and_groups() -> None:
     grouped = statistics.paired(first, second, {"a": "x", "b": "x", "c": "y", "e": "y"})
     assert grouped.sums == (2,)  # c and e belong together and cancel out
     assert statistics.paired(first, second, {"a": "x", "b": "x"}).design > 1
-    assert grouped.design == 1.0  # here the groups make the difference steadier; that buys no certainty
+    assert grouped.design == pytest.approx((4 + 4 + 1) / 5)  # too few to tell: taken as wholly alike
+
+
+def test_groups_that_make_a_difference_steadier_buy_no_certainty() -> None:
+    rows = [f"{n}{side}" for n in range(12) for side in "ab"]
+    first = {row: row.endswith("a") for row in rows}  # each group wins one row and loses one
+    second = {row: not right for row, right in first.items()}
+    assert statistics.paired(first, second, {row: row[:-1] for row in rows}).design == 1.0
+
+
+@pytest.mark.parametrize(("groups", "size", "margin"), [(66, 20, 0.03), (70, 10, 0.02), (66, 20, 0.01)])
+def test_rows_of_one_group_are_no_evidence_where_hardly_any_differs(groups: int, size: int, margin: float) -> None:
+    """Whole customers are lost as often as the margin allows: to be passed in at most 5 % of the test sets."""
+    dice, passed, sets = np.random.default_rng(1), 0, 200
+    for _ in range(sets):
+        lost = dice.random(groups) < margin
+        rows = {f"{g}/{n}": bool(lost[g]) for g in range(groups) for n in range(size)}
+        pair = statistics.paired(dict.fromkeys(rows, False), rows, {row: row.split("/")[0] for row in rows})
+        passed += statistics.p_value(pair, -margin) <= 0.05
+    assert passed <= 0.05 * sets
 
 
 def test_pairing_refuses_other_rows() -> None:

@@ -12,7 +12,7 @@ import pytest
 from finetune_pipeline.errors import JobCancelled, TrainingFailed
 from finetune_pipeline.records import Silent
 from finetune_pipeline.store import sha256_file
-from finetune_pipeline.train import checkpoint
+from finetune_pipeline.train import checkpoint, job
 from finetune_pipeline.train.encode import Encoded
 from finetune_pipeline.train.schedule import _order, batch_at
 from finetune_pipeline_tests.train.test_training import RULES, Setup, StopAfter
@@ -30,6 +30,14 @@ class StopsIn(Silent):
     def alive(self) -> None:
         if self.stopped:
             raise JobCancelled("stopped", "go on")
+
+
+class Hears(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def log(self, text: str) -> None:
+        self.said.append(text)
 
 
 def trained(setup: Setup, folder: Path, report: Any = None) -> checkpoint.State:
@@ -95,6 +103,22 @@ def test_a_weight_without_a_gradient_has_no_optimizer_state_and_is_resumed_so(ti
     resumed = Setup(tiny_model)
     assert checkpoint.load(tmp_path, resumed.weights, resumed.optimiser, Silent()).step == 1
     assert len(resumed.optimiser.state) == len(resumed.weights) - 1
+
+
+def test_going_on_in_another_precision_is_said_and_kept(tiny_model: Path, tmp_path: Path) -> None:
+    report = Hears()
+    said = report.said
+    first, state = Setup(tiny_model), checkpoint.State()
+    job.note_precision(state, "bf16", report)
+    with pytest.raises(JobCancelled):
+        first.loop(tmp_path, StopAfter(2)).run(first.rows, first.rows[:3], state, first.optimiser)
+    again = Setup(tiny_model)
+    resumed = checkpoint.load(tmp_path, again.weights, again.optimiser, Silent())
+    job.note_precision(resumed, "bf16", report)
+    assert (said, resumed.precisions) == ([], ["bf16"])
+    job.note_precision(resumed, "fp32", report)
+    assert resumed.precisions == ["bf16", "fp32"]
+    assert said == ["the checkpoint was made in bf16; this machine goes on in fp32"]
 
 
 @pytest.mark.parametrize("what", ["no optimizer state", "other names", "another shape"])

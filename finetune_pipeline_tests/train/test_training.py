@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import JobCancelled, ModelError, StorageError, TrainingFailed
@@ -189,7 +190,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(tiny_model: Pa
     assert "step-00000002 is damaged" in heard[0]
 
 
-def test_a_full_disk_is_said_and_leaves_no_half_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_said(tiny_model: Path, tmp_path: Path) -> None:
     setup = Setup(tiny_model)
     (tmp_path / "file").write_text("not a folder", "utf-8")
     with pytest.raises(StorageError, match="cannot write"):
@@ -207,6 +208,20 @@ def test_the_job_refuses_a_model_that_would_train_on_another_loss(tiny_model: Pa
     spec |= {side: str(tmp_path / f"{side}.jsonl") for side in ("train", "validation")}
     with pytest.raises(ModelError, match=f"(?i){kind}ForCausalLM"):
         job.assemble(spec, RULES)
+
+
+def test_a_full_disk_is_said_and_leaves_no_half_checkpoint(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)  # what it raises, word for word
+    setup = Setup(tiny_model)
+    with pytest.raises(StorageError, match=r"no room left to write .*step-00000001"):
+        checkpoint.save(tmp_path, checkpoint.State(step=1), setup.weights, setup.optimiser)
+    assert not list(tmp_path.iterdir())
 
 
 def test_divergence_stops_the_training(tiny_model: Path, tmp_path: Path) -> None:
