@@ -159,8 +159,9 @@ class Clean(Declared):
     )
     contradictions: Literal["drop", "keep"] = Field(
         "drop",
-        description="Rows with one question (but for case, spaces, closing marks) and different answers: drop all of "
-        "them, since nobody knows who is right. Answers of format text are always kept: one question may have several.",
+        description="Rows with the identical question and different answers: drop all of them, since nobody knows who "
+        "is right. Questions that differ in case or punctuation are kept, and shown to the reviewers. Answers of "
+        "format text are always kept: one question may have several.",
     )
     personal_data: Literal["mask", "drop", "keep"] = Field(
         "mask", description="E-mail, phone, card, IBAN, IP: replaced by <EMAIL> and so on, or the row dropped."

@@ -1,13 +1,13 @@
 """Rows that say the same twice, and rows that contradict each other.
 
-exact-duplicate   the identical question with the identical answer: the first in order of input stays. Identical but for
-                  case, spaces and closing sentence marks (normalise.py): "C" and "C#" are two questions
+exact-duplicate   the identical question with the identical answer: the first in order of input stays. Identical means
+                  every character (normalise.py): "polish" and "Polish" are two questions
 contradiction     the identical question with different answers: all of them go, since nobody knows which is right.
                   Not where answers are free text: there one question may have several good answers
 near-duplicate    nearly the same question with the same answer: the first in order of input stays
 
 A question that is nearly the same and has another answer may be right, and stays ("40 C" and "-40 C"). Where the two
-differ in nothing but punctuation, light words ("please") or spelling, they are a conflict, for people to look at.
+differ in nothing but case, punctuation, light words ("please") or spelling, they are a conflict, for people to look at.
 
 In this order: a contradiction is evidence that no later rule may remove. Pure: values in, records out. What it is not:
 how alike two texts are (similarity.py).
@@ -79,23 +79,24 @@ class _Twin:
 
 def without_duplicates(rows: Sequence[Example], rules: Clean, answer: AnswerFormat) -> Duplicates:
     """Drop exact duplicates, contradictions (where declared), and near duplicates. The order of rows stays."""
-    said = [_Said(row, _question_of(row), _answer_of(row, answer)) for row in rows]
+    said = [_Said(row, _question_of(row), identity(row.answer)) for row in rows]
     exact = _exact(said)
     repeated = {twin.dropped.id for twin in exact}
     said = [one for one in said if one.row.id not in repeated]
     several = _several_answers(said)
-    against = [] if answer.format == "text" or rules.contradictions == "keep" else several
+    may_differ = answer.format == "text" or rules.contradictions == "keep"
+    against = [] if may_differ else several
     drops = [twin.drop("exact-duplicate") for twin in exact]
     drops += [drop for group in against for drop in _contradictions(group)]
     gone = {drop.id for drop in drops}
     said = [one for one in said if one.row.id not in gone]
     similarity = measure([asked_of(one.row) for one in said], rules.near_duplicate)
-    near = list(similarity.pairs()) if rules.near_duplicate < 1 else []
-    alike = _alike(said, near)
+    near = list(similarity.pairs())
+    alike = _alike(said, near) if rules.near_duplicate < 1 else []
     drops += [twin.drop("near-duplicate") for twin in alike]
     gone = {drop.id for drop in drops}
-    conflicts = [] if answer.format == "text" or rules.contradictions == "keep" else _conflicts(said, near, gone)
-    stay = several if answer.format == "text" or rules.contradictions == "keep" else []
+    conflicts = [] if may_differ else _conflicts(said, near, gone)
+    stay = several if may_differ else []
     return Duplicates(
         tuple(one.row for one in said if one.row.id not in gone),
         tuple(drops),
@@ -118,11 +119,6 @@ def _question_of(row: Example) -> str:
 
 def _before_answer(row: Example) -> tuple[Message, ...]:
     return row.messages[:-1] if row.answer_is_last else row.messages
-
-
-def _answer_of(row: Example, answer: AnswerFormat) -> str:
-    """Answers are the same when they are read the same: free text without regard to case and spaces."""
-    return identity(row.answer) if answer.format == "text" else row.answer
 
 
 def _exact(said: Iterable[_Said]) -> list[_Twin]:

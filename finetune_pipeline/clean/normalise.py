@@ -4,9 +4,8 @@ normalise("Where's my  ORDER (HV-48213)?!")    # "where s my order hv 48213": no
 normalise("what is 3 - 4?")                    # "what is 3 - 4": between numbers a mark is meaning
 normalise("???")                               # "???": nothing but punctuation stays as it is
 
-identity("Where's my  ORDER (HV-48213)?!")     # "where's my order (hv-48213)": only case, spaces, closing marks
-identity("What is C#?")                        # "what is c#", which is not "what is c"
-identity("what is 5!")                         # "what is 5!": behind a digit it is a factorial
+identity(" cd ..\n")                            # "cd ..", which is not "cd ."
+identity("Polish")                             # "Polish", which is not "polish"
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import unicodedata
 
 _BETWEEN_NUMBERS = re.compile(r"(?<=\d) ?([-*/%]) ?(?=\d)")
 _KEPT = {"-": "\ue000", "*": "\ue001", "/": "\ue002", "%": "\ue003"}  # private use: survive the table below
-_CLOSING = re.compile(r"(?:[.?…。！？\s]|(?<!\d)!)+\Z")
 _BACK = {ord(mark): sign for sign, mark in _KEPT.items()}
 
 
@@ -43,6 +41,5 @@ def normalise(text: str) -> str:
 
 
 def identity(text: str) -> str:
-    """Unicode NFC, case folded, single spaces, without closing sentence marks; every other character stays."""
-    folded = " ".join(unicodedata.normalize("NFC", text).casefold().split())
-    return _CLOSING.sub("", folded) or folded
+    """Unicode NFC, without space around it. Every other character can mean something ("-v" and "-V") and stays."""
+    return unicodedata.normalize("NFC", text).strip()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from finetune_pipeline.clean import lengths
-from finetune_pipeline.clean.normalise import normalise
+from finetune_pipeline.clean.normalise import identity
 from finetune_pipeline.clean.personal import mask
 from finetune_pipeline.clean.single import Refused, Single
 from finetune_pipeline.config import Task
@@ -56,7 +56,7 @@ def without_personal(review: Review, task: Task) -> Review:
 def without_repeated(rows: Sequence[Example], edited: frozenset[str], task: Task) -> tuple[list[Example], list[Drop]]:
     """The rows without those that a correction made duplicates, and their drops. Before the corrections there were
     none, so only pairs with a corrected row are looked for; of each, the first stays."""
-    said = [normalise(row.answer) if task.answer.format == "text" else row.answer for row in rows]
+    said = [identity(row.answer) for row in rows]
     corrected = [i for i, row in enumerate(rows) if row.id in edited]
     answers = {said[i] for i in corrected}
     same = [i for i, answer in enumerate(said) if answer in answers]

@@ -74,14 +74,28 @@ def test_lengths_count_the_system_prompt_and_drop_what_does_not_fit() -> None:
 
 
 def test_the_first_of_exact_duplicates_stays() -> None:
-    rows = [("Where is my order?", "delivery"), ("where is MY order", "delivery"), ("where is my order!!", "delivery")]
+    rows = [("Where is my order?", "delivery"), (" Where is  my order?", "delivery"), ("where is MY order", "delivery")]
     result = cleaned(rows)
     assert [row.id for row in result.kept] == ["0"]
-    assert dropped(result) == {"1": "exact-duplicate", "2": "exact-duplicate"}
+    assert dropped(result) == {"1": "exact-duplicate", "2": "near-duplicate"}
     assert [(c["kept"], c["dropped"]) for c in result.clusters] == [("0", "1"), ("0", "2")]
 
 
 NEAR = "I have been waiting for the blue kettle since last Monday and nobody has told me anything at all"
+
+
+SAME_BUT_FOR_MARKS = (
+    ("what does cd .. do", "what does cd . do"),
+    ("what does cd ..", "what does cd ."),
+    ("is it 5 mW", "is it 5 MW"),
+    ("what does grep -v print", "what does grep -V print"),
+    ("translate Polish", "translate polish"),
+    ("what is n!", "what is n"),
+    ("match a?", "match a"),
+    ("define π", "define Π"),
+    ("if a:\n    b()\nc()", "if a:\n    b()\n    c()"),
+    ("Where is my order?", "where is my order"),
+)
 
 
 def test_near_duplicates_need_the_same_answer_and_the_similarity() -> None:
@@ -107,7 +121,7 @@ def test_a_chain_of_near_duplicates_does_not_swallow_its_far_end() -> None:
 
 
 def test_contradictions_are_all_dropped_or_kept_as_declared() -> None:
-    rows = [(NEAR, "delivery"), (NEAR + "!", "refund"), (NEAR, "delivery"), ("else", "refund")]
+    rows = [(NEAR, "delivery"), (NEAR, "refund"), (NEAR, "delivery"), ("else", "refund")]
     assert dropped(cleaned(rows)) == {"0": "contradiction", "1": "contradiction", "2": "exact-duplicate"}
     assert dropped(cleaned(rows, contradictions="keep")) == {"2": "exact-duplicate"}
 
@@ -130,12 +144,21 @@ def test_a_near_question_with_another_answer_stays(one: str, other: str) -> None
     assert dropped(cleaned([(one, "delivery"), (other, "refund")])) == {}
 
 
-def test_a_question_is_identical_but_for_case_spaces_and_closing_marks() -> None:
-    rows = [("Caf\u00e9 near  ME?", "delivery"), ("cafe\u0301 near me", "refund")]
+def test_a_question_is_identical_in_every_character() -> None:
+    rows = [("Caf\u00e9 near  me?", "delivery"), ("Cafe\u0301 near me? ", "refund")]
     assert set(dropped(cleaned(rows)).values()) == {"contradiction"}
     two = [("is C typed?", "delivery"), ("is C# typed?", "delivery")]
     assert dropped(cleaned(two)) == {"1": "near-duplicate"}
     assert dropped(cleaned(two, near_duplicate=1.0)) == {}
+
+
+@pytest.mark.parametrize("near_duplicate", [0.8, 1.0])
+@pytest.mark.parametrize(("one", "other"), SAME_BUT_FOR_MARKS)
+def test_questions_that_differ_in_case_marks_or_line_breaks_are_proposed_to_people(
+    one: str, other: str, near_duplicate: float
+) -> None:
+    result = cleaned([(one, "delivery"), (other, "refund")], near_duplicate=near_duplicate)
+    assert (dropped(result), [line["rows"] for line in result.conflicts]) == ({}, [["0", "1"]])
 
 
 def test_near_questions_that_disagree_for_no_reason_are_proposed_to_people() -> None:
@@ -155,7 +178,8 @@ def test_free_text_may_have_several_answers_to_one_question() -> None:
     result = cleaned([*rows, rows[0]], AnswerFormat())
     assert dropped(result) == {"3": "exact-duplicate"}
     assert result.summary()["several_answers"] == {"questions": 1, "rows": 3}
-    assert set(dropped(cleaned([("one", "C"), ("one", "C#")], AnswerFormat()))) == set()
+    for one, other in (("C", "C#"), ("polish", "Polish"), ("if a:\n    b()\nc()", "if a:\n    b()\n    c()")):
+        assert dropped(cleaned([("one", one), ("one", other)], AnswerFormat())) == {}
     checks = ledger(4, result, "hash").checks
     assert [(check.severity, check.passed) for check in checks] == [("error", True), ("warning", False)]
     assert "1 questions have several answers, in 3 rows" in checks[1].observed
