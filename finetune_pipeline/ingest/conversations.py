@@ -34,7 +34,7 @@ class Parsed:
 
 
 class RowRefused(Exception):
-    """A row that is no example. `reason` is a slug (missing-column, wrong-layout, no-question, no-answer)."""
+    """A row that is no example. `reason` is a slug (missing-column, wrong-layout, no-question, no-answer, not-json)."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason)
@@ -62,8 +62,16 @@ def conversation(row: Mapping[str, Any], layout: Layout, schema: Mapping[str, An
 
 
 def text_of(value: Any) -> str:
-    """A cell as text: strings as they are, all else as JSON (true, 3, {"intent": ...})."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    """A cell as text: strings as they are, all else as JSON (true, 3, {"intent": ...}). RowRefused for NaN and
+    Infinity, also within lists and objects: JSON does not have them, and their names must not be learned."""
+    return value if isinstance(value, str) else _dumped(value)
+
+
+def _dumped(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError as error:
+        raise RowRefused("not-json", f"a value cannot be written as JSON: {error}") from error
 
 
 def _from_columns(row: Mapping[str, Any], layout: Layout, schema: Mapping[str, Any] | None) -> tuple[Message, ...]:
@@ -83,7 +91,7 @@ def _json_answer(row: Mapping[str, Any], columns: Sequence[str], schema: Mapping
     if all(row[name] is None or row[name] == "" for name in columns):
         return ""
     fields = (schema or {}).get("properties", {})
-    return json.dumps({name: _typed(row[name], fields.get(name)) for name in columns}, ensure_ascii=False, default=str)
+    return _dumped({name: _typed(row[name], fields.get(name)) for name in columns})
 
 
 def _typed(value: Any, field: Any) -> Any:

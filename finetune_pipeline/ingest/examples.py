@@ -68,10 +68,9 @@ class Reading:
         if isinstance(self.layout, Unfit):
             return self._drop(row, "wrong-column", f"{self.name} lacks {self.layout.needed}")
         try:
-            parsed = conversation(row.value, self.layout, self._schema)
+            return self._example(row, self.layout, conversation(row.value, self.layout, self._schema))
         except RowRefused as refusal:
             return self._drop(row, refusal.reason, refusal.detail)
-        return self._example(row, self.layout, parsed)
 
     def _example(self, row: Row, layout: Layout, parsed: Parsed) -> Example | PreferencePair:
         messages = [[m.role, m.content] for m in parsed.messages]

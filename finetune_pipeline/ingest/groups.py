@@ -20,7 +20,8 @@ from finetune_pipeline.records import content_id
 
 
 def group_of(value: Any) -> str | None:
-    """16 hexadecimal digits for the group that a cell names; None for an empty cell (null, blanks, NaN)."""
+    """16 hexadecimal digits for the group that a cell names; None for an empty cell (null, blanks, NaN). RowRefused
+    for Infinity."""
     if value is None or value != value:  # NaN is what pandas writes for a gap
         return None
     text = " ".join(unicodedata.normalize("NFKC", text_of(value)).casefold().split())

@@ -58,6 +58,44 @@ def test_a_bad_line_or_element_is_dropped_and_the_others_are_read(tmp_path: Path
         assert reason is None or found[1] == reason
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", '{"a": [1, {"b": NaN}]}'])
+def test_a_number_that_json_does_not_have_is_dropped_where_it_is_used(tmp_path: Path, number: str) -> None:
+    asked, answered = f'{{"prompt": {number}, "completion": "x"}}', f'{{"prompt": "hi", "completion": {number}}}'
+    unused = f'{{"prompt": "hi", "completion": "y", "score": {number}}}'
+    lines = [GOOD, asked, answered, unused]
+    for found in (
+        read(tmp_path / "a.jsonl", "\n".join(lines)),
+        read(tmp_path / "a.json", f"[{','.join(lines)}]"),
+        read(tmp_path / "b.json", f'{{"data": [{",".join(lines)}]}}'),
+    ):
+        assert found == ["x", "not-json", "not-json", "y"]
+    pair = f'{{"prompt": "hi", "chosen": "x", "rejected": {number}}}'
+    assert read(tmp_path / "c.jsonl", pair) == ["not-json"]
+
+
+def test_nan_in_parquet_is_dropped_within_answers_and_is_no_group(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, nan, inf = tmp_path / "a.parquet", float("nan"), float("inf")
+    answers = [{"a": [1.0, 2.0]}, {"a": [1.0, nan]}, {"a": [inf]}, {"a": None}, {"a": [3.0]}]
+    columns = {"prompt": list("abcde"), "completion": answers, "who": [nan, 1.0, 2.0, nan, inf], "score": [nan] * 5}
+    pq.write_table(pa.table(columns), path)
+    found = read(path, path.read_bytes(), group="who")
+    assert found == ['{"a": [1.0, 2.0]}', "not-json", "not-json", '{"a": null}', "not-json"]
+
+
+def test_nan_in_a_csv_cell_is_no_number(tmp_path: Path) -> None:
+    from upath import UPath
+
+    declared = AnswerFormat(format="json", json_schema={"properties": {"n": {"type": "number"}}})
+    (tmp_path / "a.csv").write_text("text,n\nhi,NaN\nho,1e999\nhu,2.5\n", "utf-8")
+    source = Source(path="a.csv", outputs=("n",))
+    found = list(Reading("a.csv", source, open_rows(UPath(tmp_path / "a.csv")), declared).records())
+    assert [one.reason for one in found if isinstance(one, Drop)] == ["not-json", "not-json"]
+    assert found[2].answer == '{"n": 2.5}'  # type: ignore[union-attr]
+
+
 def test_two_arrays_one_after_the_other_are_refused_and_not_read_by_half(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 2, column 1: Extra data"):
         read(tmp_path / "a.json", f"[{GOOD}]\n[{GOOD}]")
