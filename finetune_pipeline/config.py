@@ -21,6 +21,7 @@ import yaml
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from finetune_pipeline.answer_schema import unresolved
 from finetune_pipeline.errors import DeclarationError
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -116,6 +117,12 @@ class AnswerFormat(Declared):
                 Draft202012Validator.check_schema(self.json_schema)
             except SchemaError as error:
                 raise ValueError(f"`schema` is no valid JSON Schema: {error.message}") from error
+            foreign = unresolved(self.json_schema)
+            if foreign:
+                raise ValueError(
+                    f"`schema` refers to {', '.join(foreign)}, which is no schema within it, and nothing is fetched: "
+                    "put what is meant under `$defs`, and refer to it by `#/$defs/<name>`"
+                )
         return self
 
 

@@ -85,6 +85,43 @@ def test_an_answer_format_has_to_be_complete(answer: dict[str, Any], said: str) 
     assert said in problems(answer=answer)[0]
 
 
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "https://example.com/intent.json",
+        "intent.json",
+        "file:///etc/passwd",
+        "http://[",
+        "#/$defs/gone",
+        "#gone",
+        "#/$defs/a/enum",
+        "#/$defs/a/enum/x",
+        "#/$defs/a/minLength/x",
+    ],
+)
+def test_a_schema_that_refers_to_what_is_not_in_it_is_refused(reference: str) -> None:
+    target = {"enum": ["x"], "minLength": 1}
+    directly = {"$defs": {"a": target}, "properties": {"n": {"items": {"$ref": reference}}}}
+    by_another = {"$defs": {"a": target}, "$ref": "#/components/b", "components": {"b": {"not": {"$ref": reference}}}}
+    for schema in (directly, by_another):
+        (problem,) = problems(answer={"format": "json", "schema": schema})
+        assert problem.startswith(f"answer: `schema` refers to {reference}, which is no schema within it")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"child": {"$ref": "#"}, "$ref": {"type": "string"}}},
+        {"$defs": {"a": {"$anchor": "here", "type": "object"}}, "$ref": "#here"},
+        {"$id": "https://example.com/a", "$defs": {"b": {"$id": "b", "not": {"$ref": "a"}}}, "$ref": "b"},
+        {"$ref": "https://json-schema.org/draft/2020-12/schema"},
+        {"const": {"$ref": "https://example.com/is-a-value"}},
+    ],
+)
+def test_a_schema_that_refers_to_its_own_parts_is_accepted(schema: dict[str, Any]) -> None:
+    task_from(LEAST | {"answer": {"format": "json", "schema": schema}}, "task.yaml")
+
+
 def test_a_task_cannot_be_changed_once_it_is_read() -> None:
     task = task_from(LEAST, "task.yaml")
     with pytest.raises(ValueError, match="frozen"):

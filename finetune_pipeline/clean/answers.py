@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from finetune_pipeline.answer_schema import validator_of
 from finetune_pipeline.clean.personal import mask
 from finetune_pipeline.config import AnswerFormat
 
@@ -129,9 +130,7 @@ def _validator(schema: Mapping[str, Any]) -> Any:
     """Compiled once for each declared schema: found by identity, since a schema cannot be hashed."""
     known = _validators.get(id(schema))
     if known is None or known[0] is not schema:
-        from jsonschema import Draft202012Validator
-
-        known = _validators[id(schema)] = (schema, Draft202012Validator(schema))
+        known = _validators[id(schema)] = (schema, validator_of(schema))
     return known[1]
 
 

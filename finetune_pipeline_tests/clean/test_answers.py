@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from referencing.exceptions import Unresolvable
 
 from finetune_pipeline.clean.answers import Truncated, lenient, parse, problem, tidy
 from finetune_pipeline.config import AnswerFormat
@@ -50,6 +51,14 @@ def test_json_answers(text: str, complaint: str | None) -> None:
 def test_json_that_ends_early_is_known_as_such(text: str) -> None:
     with pytest.raises(Truncated):
         parse(text, JSON)
+
+
+def test_a_schema_never_fetches_what_it_refers_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a schema is refused with the declaration; this is about one that came past it."""
+    spec = AnswerFormat.model_construct(format="json", json_schema={"$ref": "http://127.0.0.1:9/x.json"})
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("it was fetched"))
+    with pytest.raises(Unresolvable):
+        parse("{}", spec)
 
 
 def test_labels_and_texts() -> None:
