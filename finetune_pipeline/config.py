@@ -162,7 +162,7 @@ class Clean(Declared):
         0.8,
         gt=0,
         description="Jaccard similarity of 5-grams from which two questions are near duplicates; 1: only exact. What "
-        "most questions share, such as an instruction, does not count.",
+        "many questions share, such as an instruction, does not count.",
     )
     contradictions: Literal["drop", "keep"] = Field(
         "drop",

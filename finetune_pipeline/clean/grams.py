@@ -103,25 +103,6 @@ def _pieces(texts: Sequence[str]) -> Iterator[list[str]]:
         yield piece
 
 
-def in_passages(texts: Sequence[str], grams: U32, least: int) -> I64:
-    """In how many texts each of `grams` (sorted) stands within `least` or more of them, one after the other."""
-    counts = np.zeros(len(grams), np.int64)
-    for piece in _pieces(texts):
-        hashed, row, inside = _windows(piece)
-        found = inside & _among(hashed, grams)
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], found, [False]])))  # where runs begin and end
-        starts, ends = edges[::2], edges[1::2]
-        long = ends - starts >= least
-        steps = np.zeros(len(found) + 1, np.int64)
-        steps[starts[long]] += 1
-        steps[ends[long]] -= 1
-        kept = np.cumsum(steps[:-1]) > 0
-        at = np.searchsorted(grams, hashed[kept]).astype(np.uint64)
-        keys = np.unique((row[kept] << np.uint64(32)) | at)
-        counts += np.bincount((keys & np.uint64(0xFFFFFFFF)).astype(np.int64), minlength=len(grams))
-    return counts
-
-
 def _windows(piece: Sequence[str]) -> tuple[U32, U64, npt.NDArray[np.bool_]]:
     """Every window of 5 characters of the joined texts: its hash, the text it begins in, and whether it ends there."""
     codes = np.frombuffer("".join(piece).encode("utf-32-le", "surrogatepass"), np.uint32)

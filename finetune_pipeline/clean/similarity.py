@@ -7,8 +7,8 @@ words but a tenth of its 5-grams, and since they need no word boundaries.
 What many texts share does not make two of them alike. An instruction of 500 characters before each question, or one
 template with other names in it, would make every two rows near duplicates. So:
 
-1. Passages of 60 characters and more that over half of all texts hold are left out (from 20 texts on). Shorter ones,
-   such as common phrases, count like any other text.
+1. Passages of 64 characters and more that many texts hold are cut out of them (passages.py, from 20 texts on). Shorter
+   ones, such as common phrases, count like any other text.
 2. Texts that are then still linked in a crowd (more than 5 % of the texts, 50 at least) come from one template: what
    more than half of the crowd holds is left out of its texts. Where that does not part them, they are near duplicates
    of each other only from a higher similarity, a tenth more each time.
@@ -34,15 +34,13 @@ from finetune_pipeline.clean.grams import (
     gathered,
     grams_of,
     held,
-    in_passages,
     taken,
     without,
 )
 from finetune_pipeline.clean.near import F64, Pairs, component_sizes, linked
 from finetune_pipeline.clean.normalise import normalise
+from finetune_pipeline.clean.passages import without_passages
 
-FEW_TEXTS = 20  # with fewer nothing is known about what they share
-PASSAGE = 56  # grams, one after the other: 60 characters
 CROWD, CROWD_SHARE = 50, 0.05  # a component of more distinct texts than both is a crowd
 HOLDS_MOST = 0.8  # share of a template's grams from which a text is taken to come from it
 FEW_GRAMS = 8  # fewer say nothing about where a text comes from
@@ -127,11 +125,10 @@ def measure(texts: Sequence[str], threshold: float) -> Similarity:
         raise ValueError(f"threshold {threshold} is not in (0, 1]")
     plain: dict[str, int] = {}
     of_text = np.array([plain.setdefault(normalise(text), len(plain)) for text in texts], np.int64)
-    grams = whole = grams_of(list(plain))
     least = np.full(len(plain), threshold)
     if threshold >= 1 or not texts:  # equal texts, not equal sets
-        return _similarity(threshold, grams, least, np.arange(len(plain))[of_text], (), 0.0)
-    grams = _without_passages(list(plain), grams)
+        return _similarity(threshold, grams_of(list(plain)), least, np.arange(len(plain))[of_text], (), 0.0)
+    grams, total = _compared(list(plain))
     for number in range(ROUNDS + 1):
         first, at = distinct(grams)
         need = np.full(len(first), threshold)
@@ -144,8 +141,17 @@ def measure(texts: Sequence[str], threshold: float) -> Similarity:
         for crowd in crowds:
             grams = _parted(grams, least, crowd, last=number == ROUNDS - 1)
     links = tuple(zip(found.left.tolist(), found.right.tolist(), found.similarity.tolist(), strict=True))
-    ignored = 1 - len(grams.values) / len(whole.values)
+    ignored = 1 - len(grams.values) / total
     return _similarity(threshold, taken(first, grams), need, at[of_text], links, ignored)
+
+
+def _compared(texts: Sequence[str]) -> tuple[Grams, int]:
+    """The grams without shared passages, and how many there were with them."""
+    left = without_passages(texts)
+    grams = grams_of(left)
+    cut = [i for i, text in enumerate(texts) if len(left[i]) < len(text)]
+    before = len(grams_of([texts[i] for i in cut]).values)
+    return grams, len(grams.values) - int(grams.sizes[cut].sum()) + before
 
 
 def _crowds(found: Pairs, at: I64, limit: int) -> list[I64]:
@@ -162,15 +168,6 @@ def _parted(grams: Grams, least: F64, crowd: I64, last: bool) -> Grams:
     elif len(grams.values) - len(slim.values) < STEP * int(grams.sizes[crowd].sum()):
         least[crowd] = np.minimum(1.0, least[crowd] + STEP)
     return slim
-
-
-def _without_passages(texts: Sequence[str], grams: Grams) -> Grams:
-    """Without the passages that more than half of all texts hold."""
-    shared = _shared(grams.values, len(texts))
-    if len(texts) < FEW_TEXTS or not len(shared):
-        return grams
-    shared = shared[in_passages(texts, shared, PASSAGE) > len(texts) / 2]
-    return without(grams, shared, np.ones(len(texts), bool)) if len(shared) else grams
 
 
 def _stripped(grams: Grams, rows: I64) -> Grams:

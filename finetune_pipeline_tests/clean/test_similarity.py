@@ -46,6 +46,17 @@ def test_each_of_several_instructions_is_left_out() -> None:
     assert alike.clusters() == measure(plain, 0.6).clusters()
 
 
+@pytest.mark.parametrize("count", [1, 2, 20])
+def test_instructions_made_of_the_words_of_the_questions_change_nothing(count: int) -> None:
+    """What is left out is left out where the instruction stands; the same words in a question count."""
+    plain = questions(1200)
+    words = [word for text in plain[:200] for word in text.split()]
+    told = [" ".join(random.Random(n).choices(words, k=60)) for n in range(count)]
+    alike = measure([f"{told[n // 10 % count]} {text}" for n, text in enumerate(plain)], 0.8)
+    assert set(alike.pairs()) == set(measure(plain, 0.8).pairs())
+    assert alike.clusters() == measure(plain, 0.8).clusters()
+
+
 def test_rows_of_one_template_are_not_one_cluster() -> None:
     texts = [f"dear team please cancel order number {n} as soon as you can, thanks a lot" for n in range(2000)]
     assert max(map(len, measure(texts, 0.6).clusters()), default=0) < 100
