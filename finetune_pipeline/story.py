@@ -160,16 +160,21 @@ def overview() -> RenderableType:
 
 
 def _line(name: str) -> tuple[str, str, str]:
-    from finetune_pipeline.defs.run import wait_for_review
-    from finetune_pipeline.ingest.sources import missing
-
+    """What the overview says of a task; whatever is wrong with it is said in its own line."""
     try:
-        task, store = open_task(name)
-        plans = plan(task, store)
+        return _stands_at(name)
     except DeclarationError as error:
         return "", "declaration", "; ".join((error.message, *error.problems))
     except FinetuneError as error:
-        return "", "unreadable", error.message
+        return "", "unreadable", f"{error.message}; {error.cure}" if error.cure else error.message
+
+
+def _stands_at(name: str) -> tuple[str, str, str]:
+    from finetune_pipeline.defs.run import wait_for_review
+    from finetune_pipeline.ingest.sources import missing
+
+    task, store = open_task(name)
+    plans = plan(task, store)
     fresh = [p for p in plans if p.state == "fresh"]
     made = f"{len(fresh)} of {len(plans)}"
     if lost := missing(task, store.root):

@@ -64,6 +64,32 @@ def test_check_reports_every_problem_of_a_declaration_at_once(data: Path) -> Non
     assert "quality.mostly" in said
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("1_raw/raw_examples/current", b"../../raw"),
+        ("2_clean/clean_examples/current", b"\xff\xfe"),
+        ("2_clean/clean_examples/k1/manifest.json", b"[]"),
+    ],
+)
+def test_status_names_a_damaged_file_in_the_line_of_its_task(
+    data: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: bytes
+) -> None:
+    for name in ("damaged", "fine"):
+        declare(data, name, GOOD.replace("raw/a.csv", "{name}.csv"))
+        (data / name / f"{name}.csv").write_text("input,output\na,b\n", "utf-8")
+        (data / name / "2_clean" / "clean_examples" / "k1").mkdir(parents=True)
+    (data / "damaged" / "2_clean" / "clean_examples" / "current").write_text("k1", "utf-8")
+    (data / "damaged" / file).parent.mkdir(parents=True, exist_ok=True)
+    (data / "damaged" / file).write_bytes(content)
+    monkeypatch.setattr("finetune_pipeline.cli.out", Console(width=400))
+    result = finetune("status")
+    assert result.exit_code == 0, result.exception
+    lines = {line.strip().split("  ")[0]: line for line in result.output.splitlines()}
+    assert "finetune run fine" in lines["fine"]
+    assert Path(file).name in lines["damaged"] and "is damaged" in lines["damaged"], lines["damaged"]
+
+
 def test_check_looks_at_sources_and_base_model(data: Path) -> None:
     declare(data, "t")
     result = finetune("check", "t")

@@ -126,8 +126,11 @@ class Supervisor:
         """`_stand`, of which no failure concerns another task, whatever it is (a manifest nobody foresaw)."""
         try:
             return self._stand(task, now)
-        except Exception as error:  # noqa: BLE001 - it stands under `errors`, in the log and in /health
-            return replace(now, errors={"state": f"{type(error).__name__}: {error}"})
+        except Exception as error:
+            errors = {"state": f"{type(error).__name__}: {error}"}
+            if now.errors != errors:  # a round later it is no news
+                log.exception("%s: its desired state cannot be applied", task)
+            return replace(now, errors=errors)
 
     def _stand(self, task: str, now: Standing) -> Standing:
         """Where the task stands after its desired state was read and, as far as possible, loaded."""
