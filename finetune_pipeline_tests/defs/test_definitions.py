@@ -89,6 +89,9 @@ BROKEN = {
     "keys": "name: keys\nsourcs: []\n",
     "a b": "1: 2",
     "a_b": "2026-13-45",
+    "twice": "name: twice\nname: twice\nsources: [{path: a.csv}]\nbase: {path: m, licence: mit}\n",
+    "deep": "name: " + "[" * 100_000,
+    "tagged": "name: !!python/name:os.system\n",
 }
 
 
