@@ -458,7 +458,7 @@ def load_task(folder: Path) -> Task:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise DeclarationError(
-            f"{path} does not exist", "run `finetune init` to make a task, or check the name"
+            f"{path} does not exist", "run `finetune init` to make a task, or check the name, and where a link leads"
         ) from None
     except OSError as error:
         raise DeclarationError(

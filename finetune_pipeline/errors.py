@@ -96,11 +96,14 @@ def reading(what: object, cure: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = error.strerror or error
-        raise StorageError(f"{what} cannot be read: {why}", f"check {what}: its rights, and the disk") from error
+        raise unreadable(what, error) from error
     except DAMAGE as error:
         missing = f"there is no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise StorageError(f"{what} is damaged: {missing.splitlines()[0]}", cure) from error
+
+
+def unreadable(what: object, error: OSError) -> StorageError:
+    return StorageError(f"{what} cannot be read: {error.strerror or error}", f"check {what}: its rights, and the disk")
 
 
 class PortInUse(FinetuneError):

@@ -37,6 +37,7 @@ from finetune_pipeline.errors import GateRefused, StorageError, reading
 from finetune_pipeline.records import Artifact, Reporter, Verdict, content_id
 
 MANIFEST = "manifest.json"
+LOCAL = ("", "file", "local")  # fsspec's names of this machine's file system
 KEY = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}")  # the name of a folder, not the path of another
 Location: TypeAlias = Path | UPath
 
@@ -74,11 +75,28 @@ def traffic_folder(task: str) -> Path:
 
 
 def task_names() -> list[str]:
-    """Every folder of the data root that holds a task.yaml, sorted."""
+    """Every folder of the data root that holds a task.yaml, sorted; also one that cannot be looked into (no permission,
+    a link to nothing): whoever opens such a task is told what is wrong. StorageError when the root cannot be read."""
     root = data_root()
-    if not root.exists():
-        return []
-    return sorted(p.name for p in root.iterdir() if (p / "task.yaml").exists())
+    with reading(root):
+        folders = list(root.iterdir()) if root.exists() or _is_link(root) else []
+    return sorted(folder.name for folder in folders if _may_be_task(folder))
+
+
+def _may_be_task(folder: UPath) -> bool:
+    try:
+        (folder / "task.yaml").stat()
+    except FileNotFoundError:
+        return _is_link(folder / "task.yaml") or (_is_link(folder) and not folder.exists())
+    except NotADirectoryError:
+        return False  # a file beside the tasks
+    except OSError:
+        return True
+    return True
+
+
+def _is_link(path: UPath) -> bool:
+    return path.protocol in LOCAL and Path(str(path)).is_symlink()
 
 
 def sha256_file(path: Path) -> str:
@@ -89,7 +107,7 @@ def sha256_file(path: Path) -> str:
 def write_atomic(path: Location, text: str) -> None:
     """Replace a small file as a whole: readers see the old text or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(path, UPath) and path.protocol not in ("", "file", "local"):
+    if isinstance(path, UPath) and path.protocol not in LOCAL:
         path.write_text(text, encoding="utf-8")  # object stores put a whole object or nothing
         return
     handle, scratch = tempfile.mkstemp(dir=str(path.parent), prefix=".", suffix=".tmp")
@@ -131,7 +149,7 @@ class TaskStore:
 
     @property
     def is_local(self) -> bool:
-        return self.root.protocol in ("", "file", "local")
+        return self.root.protocol in LOCAL
 
     @property
     def local_root(self) -> Path:

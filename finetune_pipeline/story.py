@@ -196,6 +196,7 @@ def check_report(name: str) -> str:
     """What a look at declaration, sources and base model finds. DeclarationError with all problems, or good news."""
     from finetune_pipeline.base_model import available
     from finetune_pipeline.ingest.sources import problems, remarks
+    from finetune_pipeline.review.inbox import recorded_file
 
     task, store = open_task(name)
     found = list(problems(task, store))
@@ -203,9 +204,10 @@ def check_report(name: str) -> str:
         available(task)
     except ModelError as error:
         found.append(f"base: {error.message} ({error.cure})")
-    recorded = task.review.recorded
-    if recorded and not (store.root / recorded).exists():
-        found.append(f"review.recorded: {recorded} does not exist; remove the key, or put the file there")
+    try:
+        recorded_file(store, task)
+    except FinetuneError as error:
+        found.append(f"{error.message} ({error.cure})")
     if found:
         raise DeclarationError(f"{name}: {len(found)} to mend", problems=tuple(found))
     good = f"{name}: the declaration, its sources ({len(task.sources)}) and the base model are in order"

@@ -280,6 +280,16 @@ def test_tasks_are_the_folders_with_a_declaration(tmp_path: Path, monkeypatch: p
     assert stores.task_names() == ["a", "b"]
 
 
+def test_a_data_root_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "tasks"))
+    (tmp_path / "tasks").symlink_to(tmp_path / "gone")
+    with pytest.raises(StorageError, match=r"tasks cannot be read: No such file"):
+        stores.task_names()
+    (tmp_path / "gone").write_text("a file")
+    with pytest.raises(StorageError, match=r"tasks cannot be read: Not a directory"):
+        stores.task_names()
+
+
 def test_a_verdict_counts_only_for_the_very_data_it_saw(store: TaskStore) -> None:
     data = write(store, "k1", "data")
 

@@ -62,12 +62,13 @@ def recorded_file(store: TaskStore, task: Task) -> UPath | None:
     if task.review.recorded is None:
         return None
     path = store.root / task.review.recorded
-    if not path.exists():
-        raise DataError(
-            f"review.recorded names {path}, which does not exist",
-            "correct the path (it is relative to the task's folder), or remove `review.recorded`",
-        )
-    return path
+    with reading(path):
+        if path.exists():
+            return path
+    raise DataError(
+        f"review.recorded names {path}, which does not exist",
+        "correct the path (it is relative to the task's folder), or remove `review.recorded`",
+    )
 
 
 def save(store: TaskStore, review: Review) -> None:
@@ -104,7 +105,8 @@ def load_all(store: TaskStore, task: Task) -> dict[tuple[str, str], list[Review]
     """Every verdict that was ever given, by row id and content; also on rows that are no longer in the data. A declared
     file of recorded verdicts may be missing: before the first draw nobody knows which rows it has to be about."""
     declared = store.root / task.review.recorded if task.review.recorded else None
-    recorded = declared if declared is not None and declared.exists() else None
+    with reading(declared):
+        recorded = declared if declared is not None and declared.exists() else None
     found: dict[tuple[str, str], dict[str, Review]] = defaultdict(dict)
     for review in (*_recorded(recorded), *_given(verdicts_folder(store), None)):
         found[review.id, review.content][review.reviewer] = review
