@@ -1,7 +1,7 @@
 """Dagster's table of contents, in the data's order. Loaded by `dagster dev -w workspace.yaml`, `dg dev`, `make up`.
 
 Every folder data/<task>/ with a task.yaml becomes an asset group of that name; one whose declaration is wrong becomes
-an asset of the group `broken_tasks` that says what is wrong:
+an asset of the group `_broken_tasks` that says what is wrong:
 
     base_model      the base model, pinned and licence checked
     raw_examples    rows as read

@@ -78,6 +78,7 @@ def test_workspace_and_dg_load_the_same_code() -> None:
     assert workspace["module_name"] == f"{project['root_module']}.definitions"
 
 
+STEPS_NAMES = ("base_model", "adapter")
 BROKEN = {
     "my-task": "name: my-task\nsources: [{path: raw/a.csv}]\nbase: {path: model, licence: mit}\n",
     "My Task": "name: [",
@@ -115,6 +116,17 @@ def test_a_broken_task_leaves_the_others_alone_and_is_named(data: Path, caplog: 
     for name in broken:
         assert f"the task `{name}` is not loaded" in caplog.text
     assert definitions.resolve_job_def("fine_prepare") is not None
+
+
+def test_a_task_may_be_called_as_the_group_of_broken_ones(data: Path) -> None:
+    declare(data, "broken_tasks")
+    for name in (*STEPS_NAMES, "_broken_tasks"):
+        declare(data, name, unknown={})
+    definitions = build(task_names())
+    dg.Definitions.validate_loadable(definitions)
+    graph = definitions.resolve_asset_graph()
+    assert {key.path[0] for key in graph.materializable_asset_keys} == {"broken_tasks"}
+    assert {graph.get(key).metadata["task"] for key in graph.external_asset_keys} == {*STEPS_NAMES, "_broken_tasks"}
 
 
 @pytest.mark.parametrize("name", ["class", "input", "default", "context", "x" * 63])
