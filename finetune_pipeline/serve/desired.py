@@ -29,7 +29,7 @@ from typing import Any, Literal
 from filelock import FileLock
 from upath import UPath
 
-from finetune_pipeline.errors import GateRefused, reading
+from finetune_pipeline.errors import GateRefused, StorageError, reading
 from finetune_pipeline.graph import FOLDERS
 from finetune_pipeline.store import TaskStore, home, write_atomic
 
@@ -258,8 +258,8 @@ def follow(store: TaskStore) -> str:
         name = str(registered.json("model.json")["name"]) if registered else store.task
         try:
             tracking.set_alias(name, "champion", champion.version)
-        except tracking.outages() as error:
-            return f"MLflow's alias `champion` could not follow: {tracking.said(error)}"
+        except StorageError as error:
+            return f"MLflow's alias `champion` could not follow: {error.message}"
         set_to = champion.version  # once more around: it may have moved while MLflow was asked
     return ""
 
