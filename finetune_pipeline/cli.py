@@ -94,12 +94,13 @@ def status(task: str | None) -> None:
 @main.command()
 def up() -> None:
     """Start the Dagster UI and daemon, the MLflow UI, the desk and the endpoint; Ctrl-C stops them."""
+    from finetune_pipeline.defs.orphans import end_orphans
     from finetune_pipeline.defs.run import instance
     from finetune_pipeline.desk.users import first_start
     from finetune_pipeline.up import up as start
 
-    with instance():
-        pass  # DAGSTER_HOME is made ready
+    with instance() as dagster:  # DAGSTER_HOME is made ready
+        end_orphans(dagster)
     password = first_start()
     if password:
         say(f"the desk's first user is steward, password {password} (shown once)")

@@ -17,12 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from finetune_pipeline.answer_schema import unresolved
 from finetune_pipeline.errors import DeclarationError
+from finetune_pipeline.task_yaml import MAX_BYTES, parse
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
@@ -30,7 +30,7 @@ CRON_NAMES = ("@hourly", "@daily", "@weekly", "@monthly", "@yearly")
 
 
 class Declared(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class Source(Declared):
@@ -462,18 +462,17 @@ def load_task(folder: Path) -> Task:
     """Read `folder`/task.yaml. DeclarationError when it is missing, no YAML, or wrong in any key."""
     path = folder / "task.yaml"
     try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise DeclarationError(
-            f"{path} does not exist", "run `finetune init` to make a task, or check the name"
+            f"{path} does not exist", "run `finetune init` to make a task, or check the name, and where a link leads"
         ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date of no calendar, bytes not UTF-8
-        raise DeclarationError(f"{path} is no valid YAML: {error}", "check indentation and quotes there") from None
     except OSError as error:
         raise DeclarationError(
             f"{path} cannot be read: {error.strerror}", "check its rights; it has to be a file"
         ) from None
-    task = task_from(raw, str(path))
+    task = task_from(parse(raw, str(path)), str(path))
     if task.name != folder.name:
         raise DeclarationError(
             f"{path} declares `name: {task.name}`, but its folder is {folder.name}", "give both the same name"

@@ -1,7 +1,7 @@
 """Dagster's table of contents, in the data's order. Loaded by `dagster dev -w workspace.yaml`, `dg dev`, `make up`.
 
 Every folder data/<task>/ with a task.yaml becomes an asset group of that name; one whose declaration is wrong becomes
-an asset of the group `broken_tasks` that says what is wrong:
+an asset of the group `_broken_tasks` that says what is wrong:
 
     base_model      the base model, pinned and licence checked
     raw_examples    rows as read
@@ -24,6 +24,7 @@ What they do is in the library (`ingest/` to `monitor/`); `graph.py` says what e
 
 import dagster as dg
 
+from finetune_pipeline.defs.orphans import watch_orphans
 from finetune_pipeline.defs.task_folders import watch_task_folders
 from finetune_pipeline.defs.tasks import task_definitions
 from finetune_pipeline.store import task_names
@@ -31,7 +32,7 @@ from finetune_pipeline.store import task_names
 
 def build(names: list[str]) -> dg.Definitions:
     """Definitions of these tasks. One run is one process: what is heavy runs in a job process of its own anyway."""
-    shared = dg.Definitions(sensors=[watch_task_folders(names)], executor=dg.in_process_executor)
+    shared = dg.Definitions(sensors=[watch_task_folders(names), watch_orphans()], executor=dg.in_process_executor)
     return dg.Definitions.merge(*(task_definitions(name) for name in names), shared)
 
 

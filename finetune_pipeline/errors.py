@@ -17,6 +17,9 @@ Each says what is wrong (`message`), and what to do about it (`cure`). The exit 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FinetuneError(Exception):
     """Base of all. `message` names the thing and the value, `cure` says what to do."""
@@ -72,6 +75,35 @@ class ServingError(FinetuneError):
 
 class StorageError(FinetuneError):
     exit_code = 9
+
+
+# what parsing raises where the content is not what this project wrote
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+
+
+@contextmanager
+def reading(what: object, cure: str = "") -> Iterator[None]:
+    """What is wrong with the file `what`, which is read and parsed in the block, as a StorageError that names it.
+
+        with reading(path, f"delete {path} and run again"):
+            row = json.loads(path.read_text("utf-8"))["row"]
+
+    An OSError (no permission, a folder in its place, a failing disk) says that it cannot be read; anything else that
+    is wrong with its content (no UTF-8, no JSON, a key that is missing) that it is damaged, and `cure` says what to do.
+    A file that need not exist is caught in the block. The block holds nothing but the reading: a fault of other code in
+    it would be taken for damage.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(what, error) from error
+    except DAMAGE as error:
+        missing = f"there is no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise StorageError(f"{what} is damaged: {missing.splitlines()[0]}", cure) from error
+
+
+def unreadable(what: object, error: OSError) -> StorageError:
+    return StorageError(f"{what} cannot be read: {error.strerror or error}", f"check {what}: its rights, and the disk")
 
 
 class PortInUse(FinetuneError):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.config import Task, load_task
-from finetune_pipeline.errors import GateRefused
+from finetune_pipeline.errors import GateRefused, unreadable
 from finetune_pipeline.graph import BY_NAME, FOLDERS, STEPS, Step
 from finetune_pipeline.memory import PeakMemory
 from finetune_pipeline.records import Artifact, Json, Reporter, Silent, Verdict, content_id
@@ -80,7 +80,11 @@ def step_key(step: Step, task: Task, store: TaskStore, inputs: Mapping[str, Arti
 
 
 def _outside(step: Step, task: Task, store: TaskStore) -> Json:
-    beyond: Json = _function(step.outside)(task, store) if step.outside else ""
+    """What the step reads beyond its inputs. StorageError when a file of that cannot be read."""
+    try:
+        beyond: Json = _function(step.outside)(task, store) if step.outside else ""
+    except OSError as error:
+        raise unreadable(error.filename or f"what {step.asset} of {task.name} reads", error) from error
     return beyond
 
 

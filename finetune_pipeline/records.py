@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
+from finetune_pipeline.errors import reading
+
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 
@@ -257,10 +259,14 @@ class Artifact:
         return self.folder / name
 
     def json(self, name: str) -> Any:
-        return json.loads(self.path(name).read_text("utf-8"))
+        """The content of a JSON file. StorageError when it is missing or damaged."""
+        with reading(self.path(name), f"delete {self.folder} and run again"):
+            return json.loads(self.path(name).read_text("utf-8"))
 
     def examples(self, name: str = "examples.jsonl") -> Iterator[Example]:
-        return (Example.from_json(row) for row in read_jsonl(self.path(name)))
+        """The rows of a file. StorageError when it is missing or damaged."""
+        with reading(self.path(name), f"delete {self.folder} and run again"):
+            yield from map(Example.from_json, read_jsonl(self.path(name)))
 
 
 class Reporter(Protocol):
@@ -292,7 +298,8 @@ def dumps(row: Any) -> str:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
+    """The lines of an artifact's file. StorageError when it is missing or damaged."""
+    with reading(path, f"delete {path.parent} and run again"), path.open(encoding="utf-8") as lines:
         for line in lines:
             if line.strip():
                 yield json.loads(line)

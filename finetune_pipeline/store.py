@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -32,10 +33,12 @@ import psutil
 from filelock import FileLock, Timeout
 from upath import UPath
 
-from finetune_pipeline.errors import GateRefused, StorageError
-from finetune_pipeline.records import Artifact, Reporter, content_id
+from finetune_pipeline.errors import GateRefused, StorageError, reading
+from finetune_pipeline.records import Artifact, Reporter, Verdict, content_id
 
 MANIFEST = "manifest.json"
+LOCAL = ("", "file", "local")  # fsspec's names of this machine's file system
+KEY = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}")  # the name of a folder, not the path of another
 Location: TypeAlias = Path | UPath
 
 
@@ -72,11 +75,28 @@ def traffic_folder(task: str) -> Path:
 
 
 def task_names() -> list[str]:
-    """Every folder of the data root that holds a task.yaml, sorted."""
+    """Every folder of the data root that holds a task.yaml, sorted; also one that cannot be looked into (no permission,
+    a link to nothing): whoever opens such a task is told what is wrong. StorageError when the root cannot be read."""
     root = data_root()
-    if not root.exists():
-        return []
-    return sorted(p.name for p in root.iterdir() if (p / "task.yaml").exists())
+    with reading(root):
+        folders = list(root.iterdir()) if root.exists() or _is_link(root) else []
+    return sorted(folder.name for folder in folders if _may_be_task(folder))
+
+
+def _may_be_task(folder: UPath) -> bool:
+    try:
+        (folder / "task.yaml").stat()
+    except FileNotFoundError:
+        return _is_link(folder / "task.yaml") or (_is_link(folder) and not folder.exists())
+    except NotADirectoryError:
+        return False  # a file beside the tasks
+    except OSError:
+        return True
+    return True
+
+
+def _is_link(path: UPath) -> bool:
+    return path.protocol in LOCAL and Path(str(path)).is_symlink()
 
 
 def sha256_file(path: Path) -> str:
@@ -87,7 +107,7 @@ def sha256_file(path: Path) -> str:
 def write_atomic(path: Location, text: str) -> None:
     """Replace a small file as a whole: readers see the old text or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(path, UPath) and path.protocol not in ("", "file", "local"):
+    if isinstance(path, UPath) and path.protocol not in LOCAL:
         path.write_text(text, encoding="utf-8")  # object stores put a whole object or nothing
         return
     handle, scratch = tempfile.mkstemp(dir=str(path.parent), prefix=".", suffix=".tmp")
@@ -129,7 +149,7 @@ class TaskStore:
 
     @property
     def is_local(self) -> bool:
-        return self.root.protocol in ("", "file", "local")
+        return self.root.protocol in LOCAL
 
     @property
     def local_root(self) -> Path:
@@ -163,24 +183,17 @@ class TaskStore:
 
     def current(self, asset: str) -> Artifact | None:
         """The artifact that counts now, or None if there never was one."""
-        pointer = self.folder(asset) / "current"
-        try:
-            key = pointer.read_text(encoding="utf-8").strip()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return self.find(asset, key)
+        key = self._current_key(asset)
+        return self.find(asset, key) if key is not None else None
 
     def by_content(self, asset: str, content: str) -> Artifact | None:
         """An older artifact of this asset, found by its content hash (for rollback and lineage)."""
-        folder = self.folder(asset)
-        keys = [p.name for p in folder.iterdir() if p.is_dir()] if folder.exists() else []
-        found = (self.find(asset, key) for key in keys)
+        found = (self.find(asset, folder.name) for folder in self._made(asset))
         return next((a for a in found if a is not None and a.content == content), None)
 
     def manifests(self, asset: str) -> Iterator[Mapping[str, Any]]:
         """The manifests of every finished artifact of this asset, of which only the current one counts now."""
-        folder = self.folder(asset)
-        found = (self._manifest(p) for p in folder.iterdir() if p.is_dir()) if folder.exists() else ()
+        found = map(self._manifest, self._made(asset))
         yield from (manifest for manifest in found if manifest is not None)
 
     def verify(self, artifact: Artifact) -> None:
@@ -188,14 +201,8 @@ class TaskStore:
 
         A file is read once for each of its states (file_hashes.py), so that asking again costs nothing.
         """
-        from finetune_pipeline.file_hashes import file_hash  # which remembers with what is in this module
-
         files = artifact.manifest["files"]
-        changed = [
-            name
-            for name, stated in files.items()
-            if not artifact.path(name).exists() or file_hash(artifact.path(name)) != stated["sha256"]
-        ]
+        changed = [name for name, stated in files.items() if not _holds(artifact.path(name), stated["sha256"])]
         if not changed and _content_of(files) != artifact.content:
             changed = [MANIFEST]
         if changed:
@@ -204,14 +211,25 @@ class TaskStore:
                 f"delete {artifact.folder} and run again: it will be made anew from its inputs",
             )
 
+    def _made(self, asset: str) -> list[UPath]:
+        """The folders of all artifacts of this asset, finished or not."""
+        folder = self.folder(asset)
+        with reading(folder):
+            return [p for p in folder.iterdir() if p.is_dir()] if folder.exists() else []
+
     def _manifest(self, folder: UPath) -> dict[str, Any] | None:
-        try:
-            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError as error:  # no JSON, or no UTF-8
-            raise StorageError(f"{folder / MANIFEST} is damaged: {error}", f"delete {folder} and run again") from error
-        return manifest
+        with reading(folder / MANIFEST, f"delete {folder} and run again"):
+            text = _text_of(folder / MANIFEST)
+            return None if text is None else _sound(json.loads(text))
+
+    def _current_key(self, asset: str) -> str | None:
+        """The key that `current` names, None where there is no such file."""
+        pointer = self.folder(asset) / "current"
+        with reading(pointer, f"delete {pointer} and run again: what it stood for is found by its key"):
+            text = _text_of(pointer)
+            if text is not None and not KEY.fullmatch(text.strip()):
+                raise ValueError(f"{text[:40]!r} is no key of an artifact")
+            return None if text is None else text.strip()
 
     def _fetch(self, folder: UPath, manifest: Mapping[str, Any]) -> Path:
         local = home() / "cache" / self.task / str(manifest["content"])
@@ -270,15 +288,42 @@ class TaskStore:
 
     def point(self, artifact: Artifact) -> None:
         """Make this artifact the one that counts now."""
-        pointer = self.folder(artifact.asset) / "current"
-        if not pointer.exists() or pointer.read_text(encoding="utf-8") != artifact.key:
-            write_atomic(pointer, artifact.key)
+        if self._current_key(artifact.asset) != artifact.key:
+            write_atomic(self.folder(artifact.asset) / "current", artifact.key)
 
     @contextmanager
     def lock(self, asset: str, report: Reporter) -> Iterator[None]:
         """One writer of an asset on this machine at a time; the system releases it when the process dies."""
         with machine_lock(f"{self.task}-{asset}", report, f"{asset}: another run is making it; waiting"):
             yield
+
+
+def _text_of(path: UPath) -> str | None:
+    """The text of a small file; None where there is none."""
+    try:
+        text: str = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return text
+
+
+def _sound(manifest: Any) -> dict[str, Any]:
+    """The manifest, checked to hold what every reader relies on: its files with their hashes, and a whole verdict."""
+    if not isinstance(manifest, dict) or not isinstance(manifest["content"], str):
+        raise ValueError("it is no manifest")
+    _content_of(manifest["files"])
+    dict(manifest["summary"])
+    if manifest.get("verdict"):
+        Verdict.from_json(manifest["verdict"])
+    return manifest
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    """Whether the file is there and has this hash. StorageError when it cannot be read."""
+    from finetune_pipeline.file_hashes import file_hash  # which remembers with what is in this module
+
+    with reading(path):
+        return path.exists() and file_hash(path) == sha256
 
 
 def _content_of(files: Mapping[str, Mapping[str, Any]]) -> str:

@@ -160,16 +160,21 @@ def overview() -> RenderableType:
 
 
 def _line(name: str) -> tuple[str, str, str]:
-    from finetune_pipeline.defs.run import wait_for_review
-    from finetune_pipeline.ingest.sources import missing
-
+    """What the overview says of a task; whatever is wrong with it is said in its own line."""
     try:
-        task, store = open_task(name)
-        plans = plan(task, store)
+        return _stands_at(name)
     except DeclarationError as error:
         return "", "declaration", "; ".join((error.message, *error.problems))
     except FinetuneError as error:
-        return "", "unreadable", error.message
+        return "", "unreadable", f"{error.message}; {error.cure}" if error.cure else error.message
+
+
+def _stands_at(name: str) -> tuple[str, str, str]:
+    from finetune_pipeline.defs.run import wait_for_review
+    from finetune_pipeline.ingest.sources import missing
+
+    task, store = open_task(name)
+    plans = plan(task, store)
     fresh = [p for p in plans if p.state == "fresh"]
     made = f"{len(fresh)} of {len(plans)}"
     if lost := missing(task, store.root):
@@ -191,6 +196,7 @@ def check_report(name: str) -> str:
     """What a look at declaration, sources and base model finds. DeclarationError with all problems, or good news."""
     from finetune_pipeline.base_model import available
     from finetune_pipeline.ingest.sources import problems, remarks
+    from finetune_pipeline.review.inbox import recorded_file
 
     task, store = open_task(name)
     found = list(problems(task, store))
@@ -198,9 +204,10 @@ def check_report(name: str) -> str:
         available(task)
     except ModelError as error:
         found.append(f"base: {error.message} ({error.cure})")
-    recorded = task.review.recorded
-    if recorded and not (store.root / recorded).exists():
-        found.append(f"review.recorded: {recorded} does not exist; remove the key, or put the file there")
+    try:
+        recorded_file(store, task)
+    except FinetuneError as error:
+        found.append(f"{error.message} ({error.cure})")
     if found:
         raise DeclarationError(f"{name}: {len(found)} to mend", problems=tuple(found))
     good = f"{name}: the declaration, its sources ({len(task.sources)}) and the base model are in order"

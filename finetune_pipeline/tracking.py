@@ -35,6 +35,19 @@ log = logging.getLogger("finetune.tracking")
 HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
 
+CURE = "see that it runs, and that MLFLOW_TRACKING_URI with user and password is right; then run again"
+
+
+@contextmanager
+def _asking(what: str, cure: str = CURE) -> Iterator[None]:
+    """Asks MLflow within the block (or the decorated function). What it does not do is a StorageError without the
+    password of its address, which MLflow's own errors name: hence it is not kept as the cause either."""
+    try:
+        yield
+    except outages() as error:
+        raise StorageError(f"MLflow at {_shown()} does not {what}: {said(error)}", cure) from None
+
+
 def _batch(run_id: str, metrics: Mapping[str, float], step: int, at: int) -> None:
     from mlflow.entities import Metric
 
@@ -93,7 +106,8 @@ def training_run(
     must not depend on who tidied up in MLflow. StorageError when MLflow does not answer at the beginning: better before
     the hours of training than after them.
     """
-    try:
+    local = "start it, or unset MLFLOW_TRACKING_URI to keep the runs on this machine; then run again"
+    with _asking("open a run", local):
         mlflow = _mlflow()
         known = run_id if run_id and _exists(run_id) else None
         active = mlflow.start_run(
@@ -101,11 +115,6 @@ def training_run(
         )
         if known is None:
             mlflow.log_params(dict(params))
-    except outages() as error:
-        raise StorageError(
-            f"MLflow at {_shown()} does not open a run: {said(error)}",
-            "start it, or unset MLFLOW_TRACKING_URI to keep the runs on this machine; then run again",
-        ) from error
     open_id, status = active.info.run_id, "FINISHED"
     outbox = Outbox(lambda *item: _tolerated("metrics", lambda: _batch(open_id, *item)))
     try:
@@ -119,6 +128,7 @@ def training_run(
         _tolerated("the run's end", lambda: mlflow.end_run(status))
 
 
+@_asking("register a model")
 def register(
     name: str, run_id: str, artifact_path: str, tags: Mapping[str, str], description: str, folder: Path | None = None
 ) -> int:
@@ -136,22 +146,26 @@ def register(
     return int(made.version)
 
 
+@_asking("say which versions there are")
 def find_version(name: str, tag: str, value: str) -> int | None:
     """The newest version of the model `name` that was registered with this tag, or None (no such version or model)."""
     found = _mlflow().MlflowClient().search_model_versions(f"name = '{name}'")
     return max((int(version.version) for version in found if version.tags.get(tag) == value), default=None)
 
 
+@_asking("set an alias")
 def set_alias(name: str, alias: str, version: int) -> None:
     _mlflow().MlflowClient().set_registered_model_alias(name, alias, str(version))
 
 
+@_asking("delete an alias")
 def delete_alias(name: str, alias: str) -> None:
     """Take an alias away; nothing happens when there is none."""
     if alias_version(name, alias) is not None:
         _mlflow().MlflowClient().delete_registered_model_alias(name, alias)
 
 
+@_asking("say where an alias points to")
 def alias_version(name: str, alias: str) -> int | None:
     """The version an alias points to, or None (no such alias, no such model)."""
     found = _mlflow().MlflowClient().search_registered_models(f"name = '{name}'")
@@ -159,31 +173,30 @@ def alias_version(name: str, alias: str) -> int | None:
     return int(version) if version is not None else None
 
 
+@_asking("give the tags of a version")
 def version_tags(name: str, version: int) -> dict[str, str]:
     """The tags a version was registered with. StorageError when there is no such version."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return dict(_mlflow().MlflowClient().get_model_version(name, str(version)).tags)
-    except MlflowException as error:
-        raise StorageError(
-            f"MLflow at {_shown()} knows no version {version} of {name}",
-            "see `finetune status` for those there are",
-        ) from error
+    found = _unless_missing(lambda: _mlflow().MlflowClient().get_model_version(name, str(version)))
+    if found is None:
+        cure = "see `finetune status` for those there are"
+        raise StorageError(f"MLflow at {_shown()} knows no version {version} of {name}", cure)
+    return dict(found.tags)
 
 
 def outages() -> tuple[type[Exception], ...]:
-    """What the functions here raise when MLflow does not do what it is asked for."""
+    """What MLflow raises when it does not do what it is asked for: its server, or the database it writes to itself."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowException, RequestException, OSError
+    return MlflowException, RequestException, SQLAlchemyError, OSError
 
 
 def said(error: Exception) -> str:
     """The first line of an error, for people. MLflow names the address that it asked, with user and password: these
     are left out."""
-    return re.sub(r"://[^/?#\s]*@", "://", str(error).splitlines()[0])
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return re.sub(r"://[^/?#\s]*@", "://", line)
 
 
 def _shown() -> str:
@@ -220,10 +233,17 @@ def _experiment(task: str) -> str:
 
 
 def _exists(run_id: str) -> bool:
+    run = _unless_missing(lambda: _mlflow().MlflowClient().get_run(run_id))
+    return run is not None and bool(run.info.lifecycle_stage == "active")
+
+
+def _unless_missing(ask: Callable[[], Any]) -> Any:
+    """What MLflow gives, None where it knows no such thing. An outage is no such answer, and is raised."""
     from mlflow.exceptions import MlflowException
 
     try:
-        run = _mlflow().MlflowClient().get_run(run_id)
-    except MlflowException:
-        return False
-    return bool(run.info.lifecycle_stage == "active")
+        return ask()
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # the latter: no id of a run
+            return None
+        raise

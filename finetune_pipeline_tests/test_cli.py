@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
+from upath import UPath
 
 from finetune_pipeline import errors
 from finetune_pipeline.cli import main
+from finetune_pipeline.definitions import build
 from finetune_pipeline.reference import command_line, configuration
+from finetune_pipeline.store import task_names
 
 ROOT = Path(__file__).parents[1]
 GOOD = "name: {name}\nsources: [{{path: raw/a.csv}}]\nbase: {{path: ../model, licence: mit}}\n"
@@ -62,6 +68,81 @@ def test_check_reports_every_problem_of_a_declaration_at_once(data: Path) -> Non
     assert "trian: unknown key. Did you mean `train`?" in said
     assert "split.test" in said
     assert "quality.mostly" in said
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("1_raw/raw_examples/current", b"../../raw"),
+        ("2_clean/clean_examples/current", b"\xff\xfe"),
+        ("2_clean/clean_examples/k1/manifest.json", b"[]"),
+    ],
+)
+def test_status_names_a_damaged_file_in_the_line_of_its_task(
+    data: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: bytes
+) -> None:
+    for name in ("damaged", "fine"):
+        declare(data, name, GOOD.replace("raw/a.csv", "{name}.csv"))
+        (data / name / f"{name}.csv").write_text("input,output\na,b\n", "utf-8")
+        (data / name / "2_clean" / "clean_examples" / "k1").mkdir(parents=True)
+    (data / "damaged" / "2_clean" / "clean_examples" / "current").write_text("k1", "utf-8")
+    (data / "damaged" / file).parent.mkdir(parents=True, exist_ok=True)
+    (data / "damaged" / file).write_bytes(content)
+    monkeypatch.setattr("finetune_pipeline.cli.out", Console(width=400))
+    result = finetune("status")
+    assert result.exit_code == 0, result.exception
+    lines = {line.strip().split("  ")[0]: line for line in result.output.splitlines()}
+    assert "finetune run fine" in lines["fine"]
+    assert Path(file).name in lines["damaged"] and "is damaged" in lines["damaged"], lines["damaged"]
+
+
+def no_search_permission(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """What the system says of a folder's files to a user who may not search it (root may search every folder)."""
+    kind, stat = type(UPath(folder)), os.stat
+    opened = kind.open
+
+    def require(path: object) -> None:
+        if str(path).startswith(f"{folder}/"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    def stat_of(path: Any, *given: Any, **named: Any) -> os.stat_result:
+        require(path)
+        return stat(path, *given, **named)
+
+    def open_of(path: Any, *given: Any, **named: Any) -> Any:
+        require(path)
+        return opened(path, *given, **named)
+
+    monkeypatch.setattr(os, "stat", stat_of)
+    monkeypatch.setattr(kind, "open", open_of)
+
+
+def test_a_task_that_cannot_be_looked_into_is_named_and_leaves_the_others_alone(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("fine", "locked", "locked_raw"):
+        declare(data, name)
+        (data / name / "raw").mkdir()
+        (data / name / "raw" / "a.csv").write_text("input,output\na,b\n", "utf-8")
+    (data / "gone").symlink_to(data / "nowhere")
+    (data / "linked").mkdir()
+    (data / "linked" / "task.yaml").symlink_to(data / "nowhere")
+    (data / "README.md").write_text("no task", "utf-8")
+    no_search_permission(monkeypatch, data / "locked")
+    no_search_permission(monkeypatch, data / "locked_raw" / "raw")
+    monkeypatch.setattr("finetune_pipeline.cli.out", Console(width=400))
+    result = finetune("status")
+    assert result.exit_code == 0, result.exception
+    lines = {line.strip().split("  ")[0]: line for line in result.output.splitlines()}
+    assert lines.keys() == {"task", "fine", "gone", "linked", "locked", "locked_raw"}
+    assert "finetune run fine" in lines["fine"]
+    assert "task.yaml cannot be read: Permission denied" in lines["locked"]
+    assert "raw/a.csv" in lines["locked_raw"] and "Permission denied" in lines["locked_raw"]
+    assert "task.yaml does not exist" in lines["gone"] and "task.yaml does not exist" in lines["linked"]
+
+    build(task_names())
+    assert all(f"the task `{name}` is not loaded" in caplog.text for name in ("gone", "linked", "locked"))
+    assert "the task `fine`" not in caplog.text
 
 
 def test_check_looks_at_sources_and_base_model(data: Path) -> None:

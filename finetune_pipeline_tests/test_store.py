@@ -136,11 +136,60 @@ def test_a_damaged_or_missing_file_is_found(store: TaskStore) -> None:
         store.verify(made)
 
 
-@pytest.mark.parametrize("raw", [b"{", b"", b"\xff\x00"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"{", b"", b"\xff\x00", b"[]", b"7", b"{}", b"[" * 100_000,
+        b'{"content": "0", "files": [], "summary": {}}',
+        b'{"content": 1, "files": {}, "summary": {}}',
+        b'{"content": "0", "files": {"a": {}}, "summary": {}}',
+        b'{"content": "0", "files": {}, "summary": {}, "verdict": {"gate": "x"}}',
+    ],
+)  # fmt: skip
 def test_a_damaged_manifest_is_an_error_with_a_cure(store: TaskStore, raw: bytes) -> None:
     write(store, "k1").path(MANIFEST).write_bytes(raw)
-    with pytest.raises(StorageError, match=r"is damaged.*\n.*delete"):
+    with pytest.raises(StorageError, match=r"manifest\.json is damaged.*\n.*delete"):
         store.find(ASSET, "k1")
+    with pytest.raises(StorageError, match=r"manifest\.json is damaged"):
+        list(store.manifests(ASSET))
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff\xfe", b"../raw", b"a/b", b"..", b"k1\x00", b"k" * 1000])
+def test_a_damaged_pointer_is_an_error_with_a_cure(store: TaskStore, raw: bytes) -> None:
+    made = write(store, "k1")
+    pointer = made.folder.parent / "current"
+    pointer.write_bytes(raw)
+    with pytest.raises(StorageError, match=r"current is damaged.*\n.*delete"):
+        store.current(ASSET)
+    pointer.unlink()  # the cure
+    store.point(made)
+    assert store.current(ASSET) == made
+
+
+def test_a_file_that_cannot_be_read_is_named_and_not_to_be_deleted(
+    store: TaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = write(store, "k1")
+    (made.folder.parent / "current").unlink()
+    (made.folder.parent / "current").mkdir()
+    with pytest.raises(StorageError, match=r"current cannot be read: Is a directory"):
+        store.current(ASSET)
+
+    def refused(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(type(store.root), "read_text", refused)
+    with pytest.raises(StorageError, match=r"manifest\.json cannot be read: Permission denied") as caught:
+        store.find(ASSET, "k1")
+    assert isinstance(caught.value.__cause__, PermissionError) and "delete" not in str(caught.value)
+
+
+def test_a_damaged_file_of_an_artifact_is_named(store: TaskStore) -> None:
+    made = write(store, "k1", '{"id": "a"}\n')
+    with pytest.raises(StorageError, match=r"examples\.jsonl is damaged: there is no 'messages'"):
+        list(made.examples())
+    with pytest.raises(StorageError, match=r"report\.json cannot be read: No such file"):
+        made.json("report.json")
 
 
 def test_an_object_store_holds_artifacts_as_a_folder_does(tmp_path: Path) -> None:
@@ -229,6 +278,16 @@ def test_tasks_are_the_folders_with_a_declaration(tmp_path: Path, monkeypatch: p
         if name != "none":
             (tmp_path / "tasks" / name / "task.yaml").touch()
     assert stores.task_names() == ["a", "b"]
+
+
+def test_a_data_root_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "tasks"))
+    (tmp_path / "tasks").symlink_to(tmp_path / "gone")
+    with pytest.raises(StorageError, match=r"tasks cannot be read: No such file"):
+        stores.task_names()
+    (tmp_path / "gone").write_text("a file")
+    with pytest.raises(StorageError, match=r"tasks cannot be read: Not a directory"):
+        stores.task_names()
 
 
 def test_a_verdict_counts_only_for_the_very_data_it_saw(store: TaskStore) -> None:

@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ def test_an_mlflow_that_hangs_is_given_up_within_a_minute(home: Path, monkeypatc
         monkeypatch.delenv(limit.name)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
-    with pytest.raises(tracking.outages()):
+    with pytest.raises(StorageError, match="does not set an alias"):
         tracking.set_alias("parcels", "champion", 1)
     assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() * (1 + MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()) <= 60
 
@@ -205,6 +206,36 @@ def test_no_password_is_shown_where_mlflow_is_away(
     tracking.Run("r1", Outbox(lambda *_: True)).set_tags({"state": "done"})
     assert "MLflow does not take a tag" in caplog.text
     assert "secret" not in caplog.text and "secret" not in str(caught.value)
+
+
+def test_whatever_is_asked_of_an_mlflow_that_is_away_is_an_error_of_ours_without_its_password(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{AWAY}/mlflow")
+    asked: list[Callable[[], object]] = [
+        lambda: tracking.register("parcels", "r1", "adapter", {}, "why"),
+        lambda: tracking.find_version("parcels", "adapter", "a1"),
+        lambda: tracking.set_alias("parcels", "champion", 1),
+        lambda: tracking.delete_alias("parcels", "champion"),
+        lambda: tracking.alias_version("parcels", "champion"),
+        lambda: tracking.version_tags("parcels", 1),
+        lambda: tracking.training_run("parcels", "0" * 32, {}).__enter__(),
+    ]
+    for ask in asked:
+        with pytest.raises(StorageError, match=r"MLflow at http://127\.0\.0\.1:9/mlflow does not") as caught:
+            ask()
+        shown = "".join(traceback.format_exception(caught.value))
+        assert "secret" not in shown and "MLFLOW_TRACKING_URI" in caught.value.cure
+        assert "no version" not in shown and caught.value.__cause__ is None
+
+
+def test_a_database_that_is_none_is_an_error_of_ours(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "mlflow.db").write_text("no database" * 100)
+    with pytest.raises(StorageError, match=r"MLflow at sqlite:.* does not set an alias: .*not a database"):
+        tracking.set_alias("parcels", "champion", 1)
+    assert tracking.said(ValueError("")) == "ValueError"
+    assert tracking.said(ValueError("no postgresql://anna:secret@db/x\nmore")) == "no postgresql://db/x"
 
 
 def test_no_password_is_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

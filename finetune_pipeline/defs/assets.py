@@ -9,6 +9,7 @@ import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from finetune_pipeline.addresses import address
+from finetune_pipeline.defs.orphans import mark
 from finetune_pipeline.defs.reporter import DagsterReporter, console
 from finetune_pipeline.errors import FinetuneError, JobCancelled
 from finetune_pipeline.graph import STEPS, Step
@@ -50,6 +51,7 @@ def _asset(name: str, step: Step) -> dg.AssetsDefinition:
 
 def _make(context: dg.AssetExecutionContext, name: str, asset: str) -> Artifact:
     terminal = console.get()
+    mark(context.instance, context.run_id)
     try:
         if terminal is not None:
             terminal.begins(asset)

@@ -5,15 +5,16 @@ import, and Ctrl-C reaches them.
 """
 
 import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
-import psutil
 from dagster._core.instance.ref import InstanceRef
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.defs.automation import PREPARE, TRAIN
+from finetune_pipeline.defs.orphans import end_orphans, tag
 from finetune_pipeline.defs.reporter import Terminal, console
 from finetune_pipeline.errors import FinetuneError, GateRefused, WaitingForPeople
 from finetune_pipeline.graph import BY_NAME, STEPS
@@ -77,23 +78,6 @@ def wait_for_review(task: Task, store: TaskStore) -> None:
         )
 
 
-def end_orphans(dagster: dg.DagsterInstance) -> None:
-    """Runs of a `finetune` process that was killed are still marked as started: say that they are over, or they would
-    hold up every later run of their task."""
-    live = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
-    for run in dagster.get_runs(live):
-        owner = run.tags.get("finetune/process", "")
-        if owner and owner not in {_process(p.pid) for p in psutil.process_iter() if str(p.pid) == owner.split("@")[0]}:
-            dagster.report_run_failed(run, f"the process {owner} that ran this is gone")
-
-
-def _process(pid: int) -> str:
-    try:
-        return f"{pid}@{psutil.Process(pid).create_time():.0f}"
-    except psutil.NoSuchProcess:
-        return ""
-
-
 def _run(
     dagster: dg.DagsterInstance,
     definitions: dg.Definitions,
@@ -107,7 +91,7 @@ def _run(
     if not todo:
         _refuse_failed_gates(store, assets)
         return
-    heard = _Listener(terminal)
+    heard, run_id = _Listener(terminal), str(uuid.uuid4())
     token = console.set(heard)
     try:
         result = definitions.resolve_job_def(f"{task.name}_{part}").execute_in_process(
@@ -115,7 +99,8 @@ def _run(
             asset_selection=[dg.AssetKey([task.name, asset]) for asset in todo],
             run_config=QUIET,
             raise_on_error=False,
-            tags={"finetune/process": _process(os.getpid()), "finetune/task": task.name},
+            run_id=run_id,
+            tags={**tag(run_id), "finetune/task": task.name},
         )
     finally:
         console.reset(token)

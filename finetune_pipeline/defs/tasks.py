@@ -1,7 +1,7 @@
 """One task's definitions; or, where its declaration is wrong, one asset that says so and leaves the other tasks alone.
 
     task_definitions("support_tickets")    its assets, jobs, sensors and schedules
-    task_definitions("My Task")            the asset broken_tasks/My_Task-1f0c, which nothing can materialize
+    task_definitions("My Task")            the asset _broken_tasks/My_Task_1f0c, which nothing can materialize
 
 A broken task is a warning in the log of the code location as well, and `finetune status` and the desk name it.
 """
@@ -17,7 +17,7 @@ from finetune_pipeline.errors import DeclarationError, FinetuneError
 from finetune_pipeline.materialise import open_task
 from finetune_pipeline.records import content_id
 
-GROUP = "broken_tasks"
+GROUP = "_broken_tasks"  # no task can have this name: config.py wants a letter first
 _log = logging.getLogger(__name__)
 
 

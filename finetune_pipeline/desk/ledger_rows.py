@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from finetune_pipeline.clean.personal import mask
+from finetune_pipeline.errors import reading
 from finetune_pipeline.records import Artifact, Example, read_jsonl
 from finetune_pipeline.store import TaskStore
 
@@ -88,9 +89,10 @@ def entries(stages: Mapping[str, Artifact], kind: str) -> list[Entry]:
 def texts(artifact: Artifact, ids: Collection[str]) -> dict[str, Text]:
     """The texts of these rows; rows that could not be read are not there. Seeks to each row: a file is scanned once."""
     path = artifact.path("examples.jsonl")
-    places = row_places(str(path), artifact.content)
-    with path.open("rb") as file:
-        found = {id_: _row_at(file, places, id_) for id_ in ids}
+    with reading(path, f"delete {artifact.folder} and run again"):
+        places = row_places(str(path), artifact.content)
+        with path.open("rb") as file:
+            found = {id_: _row_at(file, places, id_) for id_ in ids}
     return {id_: _masked_text(row) for id_, row in found.items() if row is not None}
 
 
@@ -133,7 +135,7 @@ def row_places(path: str, content: str) -> Places:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
+    with reading(path, f"delete {path.parent} and run again"), path.open(encoding="utf-8") as lines:
         yield from lines
 
 
@@ -151,6 +153,8 @@ def _reasons(path: str, content: str, asset: str) -> Counter[str]:
 def _entries(path: str, content: str, asset: str) -> tuple[Entry, ...]:
     file = Path(path)
     rows = read_jsonl(file) if file.exists() else ()  # a stage that mends nothing writes no changes.jsonl
-    return tuple(
-        Entry(row["id"], row["origin"], asset, row.get("reason") or row["rule"], row.get("detail", "")) for row in rows
-    )
+    with reading(file, f"delete {file.parent} and run again"):
+        return tuple(
+            Entry(row["id"], row["origin"], asset, row.get("reason") or row["rule"], row.get("detail", ""))
+            for row in rows
+        )

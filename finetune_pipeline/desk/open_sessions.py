@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from finetune_pipeline.desk.private import one_writer, write_private
-from finetune_pipeline.errors import StorageError
+from finetune_pipeline.errors import reading
 from finetune_pipeline.store import home
 
 DAYS = 7
@@ -69,12 +69,12 @@ def _key(id_: str) -> str:
 
 
 def _read() -> dict[str, Open]:
-    try:
-        sessions = json.loads(sessions_file().read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        sessions = None
-    if not isinstance(sessions, dict):
-        raise StorageError(f"{sessions_file()} is damaged", "delete it; everybody has to sign in again")
+    with reading(sessions_file(), "delete it; everybody has to sign in again"):
+        try:
+            text = sessions_file().read_text("utf-8")
+        except FileNotFoundError:
+            return {}
+        sessions: dict[str, Open] = json.loads(text)
+        for each in sessions.values():
+            float(each["began"])
     return sessions

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from finetune_pipeline.errors import reading
 from finetune_pipeline.store import home, storage_error
 
 
@@ -47,4 +48,5 @@ def signing_secret() -> str:
     with one_writer(path):
         if not path.exists():
             write_private(path, secrets.token_hex(32))
-        return path.read_text("utf-8").strip()
+        with reading(path, f"delete {path}; everybody has to sign in again"):
+            return path.read_text("utf-8").strip()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.desk.words import OUTCOMES, bare, first_up, plural, refusal
-from finetune_pipeline.errors import DeclarationError, FinetuneError
+from finetune_pipeline.errors import DeclarationError, FinetuneError, reading
 from finetune_pipeline.ingest.sources import missing
 from finetune_pipeline.materialise import Plan, open_task, plan
 from finetune_pipeline.records import Review
@@ -96,13 +96,16 @@ class Standing:
 def standing(name: str, person: str) -> Standing:
     """Read all of it from the store. Whatever a person can cure is told in `problem`, never raised."""
     try:
-        task, store = open_task(name)
-        plans = plan(task, store)
-        review = review_state(task, store, person)
+        return _standing(name, person)
     except FinetuneError as error:
         problems = error.problems if isinstance(error, DeclarationError) else ()
         return Standing(name, problem=error, problems=problems)
-    assets = asset_states(plans, review)
+
+
+def _standing(name: str, person: str) -> Standing:
+    task, store = open_task(name)
+    review = review_state(task, store, person)
+    assets = asset_states(plan(task, store), review)
     items = (*_lost(name, missing(task, store.root)), *waiting(name, assets, review))
     return Standing(name, task, assets, step_states(assets), items, review)
 
@@ -173,7 +176,8 @@ def _refusal(name: str, each: AssetState) -> Waiting:
     artifact = each.plan.artifact
     title, cure = refusal(each.asset)
     if artifact is not None and each.asset == "release_decision":
-        title = OUTCOMES[artifact.json("decision.json")["outcome"]]
+        with reading(artifact.path("decision.json"), f"delete {artifact.folder} and run again"):
+            title = OUTCOMES[artifact.json("decision.json")["outcome"]]
     page = {"data_quality": "/quality", "expert_review": "/review"}.get(each.asset, f"#{each.asset}")
     said = bare(artifact.verdict.summary).rstrip(".") if artifact and artifact.verdict else ""
     return Waiting(name, "bad", title, f"{said}. {cure}", "Read why", page)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.desk.private import one_writer, write_private
-from finetune_pipeline.errors import DataError, StorageError
+from finetune_pipeline.errors import DataError, reading
 from finetune_pipeline.store import home
 
 # OWASP Password Storage Cheat Sheet: N=2^14, r=8, p=5 is as strong as N=2^17, p=1, and takes 16 MiB, not 128
@@ -86,14 +86,14 @@ def stamp(name: str) -> str | None:
 
 
 def read_users() -> dict[str, dict[str, Any]]:
-    try:
-        users: dict[str, dict[str, Any]] = json.loads(users_file().read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except json.JSONDecodeError as error:
-        raise StorageError(
-            f"{users_file()} is damaged: {error}", "delete it; the next start makes `steward` with a new password"
-        ) from error
+    with reading(users_file(), "delete it; the next start makes `steward` with a new password"):
+        try:
+            text = users_file().read_text("utf-8")
+        except FileNotFoundError:
+            return {}
+        users: dict[str, dict[str, Any]] = json.loads(text)
+        for user in users.values():
+            str(user["password"])
     return users
 
 

@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from finetune_pipeline.errors import reading
 from finetune_pipeline.records import Answer, dumps
 from finetune_pipeline.store import TaskStore, home, storage_error
 
@@ -27,12 +28,13 @@ class AnswerFile:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        raw = path.read_bytes() if path.exists() else b""
-        whole = raw[: raw.rfind(b"\n") + 1]
+        self._path = path
+        with reading(path, f"delete {path} and run again: all its rows are answered anew"):
+            raw = path.read_bytes() if path.exists() else b""
+            whole = raw[: raw.rfind(b"\n") + 1]
+            self.answers = [Answer(**json.loads(line)) for line in whole.decode("utf-8").split("\n")[:-1]]
         if whole != raw:
             path.write_bytes(whole)
-        self._path = path
-        self.answers = [Answer(**json.loads(line)) for line in whole.decode("utf-8").split("\n")[:-1]]
 
     def of(self, variant: str) -> dict[str, Answer]:
         """The answers of one variant by row id."""

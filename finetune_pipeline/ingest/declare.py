@@ -15,7 +15,7 @@ import yaml
 from upath import UPath
 
 from finetune_pipeline.config import task_from
-from finetune_pipeline.errors import DeclarationError
+from finetune_pipeline.errors import DeclarationError, reading
 from finetune_pipeline.ingest.infer import Inferred, infer
 from finetune_pipeline.store import data_root, storage_error, write_atomic
 
@@ -43,13 +43,14 @@ def create(
     """
     folder = data_root() / name
     path = folder / "task.yaml"
-    if path.exists():
-        raise DeclarationError(f"{path} exists already", "choose another name, or edit that file")
+    with reading(path):
+        if path.exists():
+            raise DeclarationError(f"{path} exists already", "choose another name, or edit that file")
     text = declaration(name, infer(UPath(source), input, output, outputs), f"raw/{source.name}")
     task_from(yaml.safe_load(text), str(path))
     target = folder / "raw" / source.name
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.fs.put(str(source), target.path, recursive=source.is_dir())
     except OSError as error:
         raise storage_error(error, str(target)) from error

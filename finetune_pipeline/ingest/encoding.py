@@ -1,6 +1,7 @@
 """Which encoding a text file has, and how to read it without losing a byte.
 
-UTF-8 is the rule (with or without a byte order mark); UTF-16 and UTF-32 are known by theirs. A file that is UTF-8 but
+UTF-8 is the rule (with or without a byte order mark); UTF-16 and UTF-32 are known by theirs, UTF-16 without one by
+its line ends, spaces, commas and quotes, each of which has a NUL byte beside it. A file that is UTF-8 but
 for a few odd bytes (two exports pasted together) stays UTF-8: each odd byte is read as Windows-1252, which is what it
 nearly always was. Only a file that is not UTF-8 at all is given to charset-normalizer.
 
@@ -37,6 +38,8 @@ _PIECE = 1 << 20
 _HEAD = 1 << 16
 _CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")  # not NUL, of which UTF-16 is full, nor what terminals use
 _FEW = 0.01  # control characters that a text may hold
+_STRUCTURE = b'\t\n\r ",:;{}'  # what separates fields and words, in any script
+_MANY = 0.1  # share of NUL bytes that no damage to a text explains
 _SAMPLE = 1 << 18  # charset-normalizer needs no more, and is slow
 _CLOSE = 0.1  # difference of charset-normalizer's figures that says nothing
 _NO_LEAD = bytes(range(0xC2))  # in UTF-8, a byte from here on begins a character of several
@@ -87,9 +90,14 @@ def detect(path: UPath) -> str:
     """Name of the file's encoding. Reads the whole file once, in pieces. DataError for what is no text at all."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
-    for mark, name in _MARKS:
-        if head.startswith(mark):
-            return name
+    by_head = of_head(head)
+    if by_head:
+        return by_head
+    if head.count(0) > _MANY * len(head):
+        raise DataError(
+            f"{path} is no text: of its first {len(head)} bytes, {head.count(0)} are NUL",
+            "export it again as UTF-8, or set the source's `encoding` (utf-32?) or `format` to what it is",
+        )
     controls = len(_CONTROL.findall(head))
     if controls > _FEW * len(head):
         raise DataError(
@@ -105,6 +113,24 @@ def detect(path: UPath) -> str:
     if odd == 0 or good > odd:
         return "utf-8"
     return _guess(bytes(sample))
+
+
+def of_head(head: bytes) -> str | None:
+    """The encoding that the beginning of a file shows: by its mark, or UTF-16 without one; None for any other."""
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    if head[: len(head) & ~3].count(b"\0\0\0"):  # UTF-32, or no text
+        return None
+    return next((name for name, first in (("utf-16-le", 0), ("utf-16-be", 1)) if _is_utf16(head, first)), None)
+
+
+def _is_utf16(head: bytes, first: int) -> bool:
+    """Whether most characters of structure have a NUL in the byte of their pair that is not the `first` one."""
+    even = head[: len(head) & ~1]
+    low, high = even[first::2], even[1 - first :: 2]
+    beside = [zero == 0 for byte, zero in zip(low, high, strict=True) if byte in _STRUCTURE]
+    return 2 * sum(beside) > len(beside)
 
 
 def pieces(path: UPath) -> Iterator[bytes]:

@@ -25,7 +25,7 @@ from upath import UPath
 
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest import csv_rows
-from finetune_pipeline.ingest.encoding import LongLine, detect, lines, open_text
+from finetune_pipeline.ingest.encoding import LongLine, detect, lines, of_head, open_text
 from finetune_pipeline.ingest.json_rows import DuplicateKey, array_rows, line_rows
 from finetune_pipeline.ingest.rows import Row, Rows, too_long
 
@@ -101,7 +101,7 @@ def format_of(path: UPath) -> str:
     for mark, (what, cure) in _PACKED.items():
         if head.startswith(mark):
             raise DataError(f"{path} is {what}", cure)
-    text = head.decode("utf-8-sig", "replace").lstrip()
+    text = head.decode(of_head(head) or "utf-8-sig", "replace").lstrip()
     by_name = _SUFFIXES.get(path.suffix.lower())
     if by_name == "jsonl" and _ARRAY.match(text):
         return "json"

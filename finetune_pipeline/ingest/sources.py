@@ -25,7 +25,7 @@ from finetune_pipeline.ingest.readers import Opened, numbered, open_rows
 from finetune_pipeline.ingest.rows import writable
 from finetune_pipeline.ingest.saved_dataset import open_hub
 from finetune_pipeline.records import content_id
-from finetune_pipeline.store import TaskStore
+from finetune_pipeline.store import LOCAL, TaskStore
 
 _GLOB = re.compile(r"[*?\[]")
 
@@ -172,7 +172,7 @@ def _source_parts(source: Source, root: UPath) -> Iterator[str]:
 
 
 def _state(path: UPath) -> str:
-    if path.protocol not in ("", "file", "local"):
+    if path.protocol not in LOCAL:
         return str(path.fs.ukey(path.path))  # an object store knows its objects' versions: no need to fetch them
     try:
         return file_hash(Path(str(path)))

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from upath import UPath
 
 from finetune_pipeline.config import Release
+from finetune_pipeline.errors import reading
 from finetune_pipeline.records import Decision, content_id, dumps
 from finetune_pipeline.release.criteria import Reuse
 from finetune_pipeline.store import TaskStore, write_atomic
@@ -59,8 +60,15 @@ def count(past: Iterable[Look], now: Look) -> Reuse:
 def recall(store: TaskStore) -> list[Look]:
     """Every decision of this task, on any test set."""
     folder = _folder(store)
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")] if folder.exists() else []
-    return [Look(row["adapter"], row["rules"], frozenset(row["ids"])) for row in rows]
+    with reading(folder):
+        paths = sorted(folder.glob("*.json"), key=str) if folder.exists() else []
+    return [_look(path) for path in paths]
+
+
+def _look(path: UPath) -> Look:
+    with reading(path, f"restore {path} from a backup; without it this test set seems to have decided less often"):
+        row = json.loads(path.read_text(encoding="utf-8"))
+        return Look(row["adapter"], row["rules"], frozenset(row["ids"]))
 
 
 def remember(store: TaskStore, look: Look, decision: Decision, at: str) -> None:

@@ -16,13 +16,14 @@ from typing import Any
 from upath import UPath
 
 from finetune_pipeline.config import Task
-from finetune_pipeline.errors import StorageError
+from finetune_pipeline.errors import StorageError, reading
 from finetune_pipeline.records import Artifact, content_id, dumps
 from finetune_pipeline.review.rounds import Decision, History, Round, rules_hash
 from finetune_pipeline.store import TaskStore, write_atomic
 
 ROUND = "round.json"  # in the artifact review_sample
 _DECIDED = ".decided.json"
+RESTORE = "restore it from version control; without it rows that were reviewed could be counted again"
 
 
 def rounds_folder(store: TaskStore) -> UPath:
@@ -32,21 +33,17 @@ def rounds_folder(store: TaskStore) -> UPath:
 def load_history(store: TaskStore) -> History:
     """All rounds that were written down. StorageError names a damaged file."""
     folder = rounds_folder(store)
-    paths = sorted(folder.iterdir(), key=lambda path: path.name) if folder.exists() else []
+    with reading(folder):
+        paths = sorted(folder.iterdir(), key=lambda path: path.name) if folder.exists() else []
     rounds: list[Round] = []
     decisions: dict[int, tuple[Decision, ...]] = {}
     for path in (path for path in paths if path.name.endswith(".json") and not path.name.startswith(".")):
-        try:
+        with reading(f"{path}, which says what earlier rounds of the review drew,", RESTORE):
             plain = json.loads(path.read_text(encoding="utf-8"))
             if path.name.endswith(_DECIDED):
                 decisions[int(path.name.removesuffix(_DECIDED))] = tuple(Decision(**each) for each in plain)
             else:
                 rounds.append(Round.from_json(plain))
-        except (ValueError, TypeError, KeyError) as error:
-            raise StorageError(
-                f"{path}, which says what earlier rounds of the review drew, is damaged: {error}",
-                "restore it from version control; without it rows that were reviewed could be counted again",
-            ) from error
     return History(tuple(sorted(rounds, key=lambda each: each.number)), decisions)
 
 
@@ -57,7 +54,8 @@ def round_of(sample: Artifact) -> Round:
             f"{sample.folder} does not say which round of the review it belongs to",
             f"delete {sample.folder.parent} and run again: the sample is drawn anew, the verdicts stay",
         )
-    return Round.from_json(sample.json(ROUND))
+    with reading(sample.path(ROUND), f"delete {sample.folder} and run again"):
+        return Round.from_json(sample.json(ROUND))
 
 
 def open_round(store: TaskStore, sample: Artifact) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 from upath import UPath
 
 from finetune_pipeline.config import ReviewRules, Task
-from finetune_pipeline.errors import DataError
+from finetune_pipeline.errors import DataError, reading
 from finetune_pipeline.records import Artifact, Example, Review, content_id, dumps
 from finetune_pipeline.store import TaskStore, write_atomic
 
@@ -62,12 +62,13 @@ def recorded_file(store: TaskStore, task: Task) -> UPath | None:
     if task.review.recorded is None:
         return None
     path = store.root / task.review.recorded
-    if not path.exists():
-        raise DataError(
-            f"review.recorded names {path}, which does not exist",
-            "correct the path (it is relative to the task's folder), or remove `review.recorded`",
-        )
-    return path
+    with reading(path):
+        if path.exists():
+            return path
+    raise DataError(
+        f"review.recorded names {path}, which does not exist",
+        "correct the path (it is relative to the task's folder), or remove `review.recorded`",
+    )
 
 
 def save(store: TaskStore, review: Review) -> None:
@@ -104,7 +105,8 @@ def load_all(store: TaskStore, task: Task) -> dict[tuple[str, str], list[Review]
     """Every verdict that was ever given, by row id and content; also on rows that are no longer in the data. A declared
     file of recorded verdicts may be missing: before the first draw nobody knows which rows it has to be about."""
     declared = store.root / task.review.recorded if task.review.recorded else None
-    recorded = declared if declared is not None and declared.exists() else None
+    with reading(declared):
+        recorded = declared if declared is not None and declared.exists() else None
     found: dict[tuple[str, str], dict[str, Review]] = defaultdict(dict)
     for review in (*_recorded(recorded), *_given(verdicts_folder(store), None)):
         found[review.id, review.content][review.reviewer] = review
@@ -158,25 +160,31 @@ def _name(review: Review) -> str:
 
 def _given(folder: UPath, content: Mapping[str, str] | None) -> list[Review]:
     """The verdicts from the desk on exactly these rows, or on all; others are not even opened."""
-    if not folder.exists():
-        return []
+    with reading(folder):
+        paths = list(folder.iterdir()) if folder.exists() else []
     wanted = None if content is None else {f"{id_}-{shown}" for id_, shown in content.items()}
-    files = sorted(path.name for path in folder.iterdir() if path.name.endswith(".json") and path.name[0] != ".")
+    files = sorted(path.name for path in paths if path.name.endswith(".json") and path.name[0] != ".")
     names = [name for name in files if wanted is None or name.rpartition("-")[0] in wanted]
-    return [_parse((folder / name).read_text(encoding="utf-8"), str(folder / name)) for name in names]
+    return [_parse(_text(folder / name), str(folder / name)) for name in names]
 
 
 def _recorded(path: UPath | None) -> list[Review]:
     if path is None:
         return []
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    lines = enumerate(_text(path).splitlines(), start=1)
     return [replace(_parse(line, f"{path}:{n}"), recorded=True) for n, line in lines if line.strip()]
+
+
+def _text(path: UPath) -> str:
+    with reading(path, "restore it from version control, or remove it and review again"):
+        text: str = path.read_text(encoding="utf-8")
+    return text
 
 
 def _parse(text: str, where: str) -> Review:
     try:
         row = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is no verdict: {error}", "mend the line, or remove it and review again") from error
     _check(row, where)
     return Review(**row)

@@ -29,7 +29,7 @@ from typing import Any, Literal
 from filelock import FileLock
 from upath import UPath
 
-from finetune_pipeline.errors import GateRefused, StorageError
+from finetune_pipeline.errors import GateRefused, StorageError, reading
 from finetune_pipeline.graph import FOLDERS
 from finetune_pipeline.store import TaskStore, home, write_atomic
 
@@ -211,12 +211,12 @@ def desired_file(store: TaskStore) -> UPath:
 def read(store: TaskStore) -> Desired:
     """The desired state; an empty one when nothing was ever deployed. StorageError when the file is damaged."""
     path = desired_file(store)
-    try:
-        return Desired.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        return Desired()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # ValueError: no JSON, or no UTF-8
-        raise StorageError(f"{path} is damaged: {error!r}", f"delete {path} and deploy again") from error
+    with reading(path, f"delete {path} and deploy again"):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return Desired()
+        return Desired.from_json(json.loads(text))
 
 
 def change(store: TaskStore, how: Callable[[Desired], Desired]) -> Desired:
@@ -258,8 +258,8 @@ def follow(store: TaskStore) -> str:
         name = str(registered.json("model.json")["name"]) if registered else store.task
         try:
             tracking.set_alias(name, "champion", champion.version)
-        except tracking.outages() as error:
-            return f"MLflow's alias `champion` could not follow: {tracking.said(error)}"
+        except StorageError as error:
+            return f"MLflow's alias `champion` could not follow: {error.message}"
         set_to = champion.version  # once more around: it may have moved while MLflow was asked
     return ""
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_pipeline.errors import ServingError
+from finetune_pipeline.errors import ServingError, reading
 from finetune_pipeline.store import storage_error
 
 VARIABLE = "FINETUNE_API_KEYS"
@@ -94,9 +94,10 @@ def file_key(path: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             _write_new(path, "ft-" + secrets.token_urlsafe(32))
-        key = path.read_text("utf-8").strip()
     except OSError as error:
         raise storage_error(error, str(path)) from error
+    with reading(path, f"delete {path}; a new one is made at the next start"):
+        key = path.read_text("utf-8").strip()
     if len(key) < MIN_LENGTH:
         raise ServingError(f"{path} holds no key", f"delete {path}; a new one is made at the next start")
     return key

@@ -63,6 +63,7 @@ class Supervisor:
         self._metrics, self._only, self._make_engine = metrics, only, make_engine
         self._engines: dict[str, Engine] = {}
         self._failed: dict[tuple[str, Version], tuple[str, float]] = {}
+        self._said = ""  # the error of the last round, which is told once
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
@@ -105,6 +106,11 @@ class Supervisor:
         while not self._stop.is_set():
             try:
                 self.converge()
+                self._said = ""
+            except StorageError as error:  # the data root cannot be read: what is served goes on
+                if self._said != str(error):
+                    log.error("%s", error)
+                self._said = str(error)
             except Exception:  # the thread has to live: whatever it was, the next round may do better
                 log.exception("the desired states could not be applied")
             self.rounds += 1
@@ -126,8 +132,11 @@ class Supervisor:
         """`_stand`, of which no failure concerns another task, whatever it is (a manifest nobody foresaw)."""
         try:
             return self._stand(task, now)
-        except Exception as error:  # noqa: BLE001 - it stands under `errors`, in the log and in /health
-            return replace(now, errors={"state": f"{type(error).__name__}: {error}"})
+        except Exception as error:
+            errors = {"state": f"{type(error).__name__}: {error}"}
+            if now.errors != errors:  # a round later it is no news
+                log.exception("%s: its desired state cannot be applied", task)
+            return replace(now, errors=errors)
 
     def _stand(self, task: str, now: Standing) -> Standing:
         """Where the task stands after its desired state was read and, as far as possible, loaded."""

@@ -28,7 +28,7 @@ from upath import UPath
 
 from finetune_pipeline.clean.grams import taken
 from finetune_pipeline.clean.near import HASHES, band_keys, bands_for, signatures
-from finetune_pipeline.errors import StorageError
+from finetune_pipeline.errors import StorageError, reading
 from finetune_pipeline.records import Example, content_id, dumps
 from finetune_pipeline.split.overlap import Alike, asked
 from finetune_pipeline.split.sides import Side
@@ -36,6 +36,10 @@ from finetune_pipeline.store import TaskStore, write_atomic
 
 MARGIN = 0.08  # two standard errors of the estimated similarity: of what is just near enough one in 40 is missed
 CHANCE = 1 / 256  # how often two different hashes have the same lowest 8 bits
+RESTORE = (
+    "restore it from version control or a backup; without it trained rows could become test rows unnoticed. If there "
+    "is none, remove it and declare another `split.seed`"
+)
 _SAME_KEY = 64  # frozen rows of one key that a row is compared with, in each band
 
 
@@ -163,22 +167,17 @@ def _lines(seeds: Mapping[int, Memory]) -> Iterator[str]:
 
 
 def _read(path: UPath) -> dict[int, dict[str, Decided]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+    with reading(path, RESTORE):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
     seeds: dict[int, dict[str, Decided]] = {}
     for number, line in enumerate(lines, 1):
-        try:
+        with reading(f"{path}:{number}: the file that says which rows are test rows for good", RESTORE):
             row = json.loads(line)
             decided = Decided(row["side"], row["question"], row.get("signature", ""))
             seeds.setdefault(row["seed"], {})[row["id"]] = _sound(decided)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StorageError(
-                f"{path}:{number}: the file that says which rows are test rows for good is damaged: {error!r}",
-                "restore it from version control or a backup; without it trained rows could become test rows "
-                "unnoticed. If there is none, remove it and declare another `split.seed`",
-            ) from error
     return seeds
 
 

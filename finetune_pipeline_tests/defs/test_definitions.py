@@ -59,7 +59,7 @@ def test_downstream_follows_needs_gates_and_order() -> None:
 
 def test_sensors_and_schedules_that_start_runs_wait_to_be_switched_on(definitions: dg.Definitions) -> None:
     running = [s.name for s in definitions.sensors or () if s.default_status == dg.DefaultSensorStatus.RUNNING]
-    assert running == ["task_folders"]
+    assert running == ["task_folders", "orphans"]
     schedules = [s for s in definitions.schedules or () if isinstance(s, dg.ScheduleDefinition)]
     assert {s.default_status for s in schedules} == {dg.DefaultScheduleStatus.STOPPED}
 
@@ -78,6 +78,7 @@ def test_workspace_and_dg_load_the_same_code() -> None:
     assert workspace["module_name"] == f"{project['root_module']}.definitions"
 
 
+STEPS_NAMES = ("base_model", "adapter")
 BROKEN = {
     "my-task": "name: my-task\nsources: [{path: raw/a.csv}]\nbase: {path: model, licence: mit}\n",
     "My Task": "name: [",
@@ -89,6 +90,9 @@ BROKEN = {
     "keys": "name: keys\nsourcs: []\n",
     "a b": "1: 2",
     "a_b": "2026-13-45",
+    "twice": "name: twice\nname: twice\nsources: [{path: a.csv}]\nbase: {path: m, licence: mit}\n",
+    "deep": "name: " + "[" * 100_000,
+    "tagged": "name: !!python/name:os.system\n",
 }
 
 
@@ -112,6 +116,17 @@ def test_a_broken_task_leaves_the_others_alone_and_is_named(data: Path, caplog: 
     for name in broken:
         assert f"the task `{name}` is not loaded" in caplog.text
     assert definitions.resolve_job_def("fine_prepare") is not None
+
+
+def test_a_task_may_be_called_as_the_group_of_broken_ones(data: Path) -> None:
+    declare(data, "broken_tasks")
+    for name in (*STEPS_NAMES, "_broken_tasks"):
+        declare(data, name, unknown={})
+    definitions = build(task_names())
+    dg.Definitions.validate_loadable(definitions)
+    graph = definitions.resolve_asset_graph()
+    assert {key.path[0] for key in graph.materializable_asset_keys} == {"broken_tasks"}
+    assert {graph.get(key).metadata["task"] for key in graph.external_asset_keys} == {*STEPS_NAMES, "_broken_tasks"}
 
 
 @pytest.mark.parametrize("name", ["class", "input", "default", "context", "x" * 63])

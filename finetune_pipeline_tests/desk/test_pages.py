@@ -384,3 +384,23 @@ def test_a_damaged_artifact_is_told_with_its_cure(client: TestClient) -> None:
     for path in ("/", "/tasks/parcels", "/tasks/parcels/review"):
         answer = client.get(path)
         assert answer.status_code in (200, 409) and "is damaged" in answer.text and "and run again" in answer.text, path
+
+
+def test_a_damaged_file_of_one_task_leaves_the_others_on_the_front_page(client: TestClient) -> None:
+    _, damaged = make("damaged", until="release_decision", passed={"release_decision": False})
+    make("parcels")
+    decision = damaged.current("release_decision")
+    assert decision is not None
+    sign_in(client)
+    for path, content in (
+        (decision.folder.parent / "current", b"../x"),
+        (decision.path("decision.json"), b"[]"),
+        (damaged.local_root / "9_traffic" / "desired.json", b"\xff"),
+    ):
+        before = path.read_bytes() if path.exists() else None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        answer = client.get("/")
+        assert answer.status_code == 200, path
+        assert f"{path.name} is damaged" in answer.text and "parcels" in answer.text
+        path.write_bytes(before) if before is not None else path.unlink()

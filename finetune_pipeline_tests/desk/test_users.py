@@ -68,8 +68,9 @@ def test_short_passwords_and_unknown_users_are_named(place: Path) -> None:
         users.remove_user("carl")
 
 
-def test_a_damaged_file_is_named(place: Path) -> None:
-    users.users_file().write_text("{")
+@pytest.mark.parametrize("text", ["{", "[]", '{"anna": {}}', "\xff"])
+def test_a_damaged_file_is_named(place: Path, text: str) -> None:
+    users.users_file().write_text(text, "latin-1")
     with pytest.raises(StorageError, match=r"desk_users\.json is damaged"):
         users.check_password("anna", PASSWORD)
 
@@ -157,7 +158,7 @@ def test_sessions_end_with_time_and_stay_few(place: Path) -> None:
     assert stat.S_IMODE(open_sessions.sessions_file().stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "3", "\xff"])
+@pytest.mark.parametrize("text", ["{", "[]", "3", "\xff", '{"x": {}}'])
 def test_damaged_sessions_let_nobody_in_and_are_named(place: Path, text: str) -> None:
     open_sessions.sessions_file().write_text(text, "latin-1")
     with pytest.raises(StorageError, match=r"desk_sessions\.json is damaged"):

@@ -125,6 +125,40 @@ def test_text_is_read_in_its_encoding(tmp_path: Path, encoding: str) -> None:
     assert [r.value["q"] for r in found] == [f"Où est le café n° {n} à l'hôtel “Été” ?" for n in range(50)]
 
 
+TEXTS = {
+    "latin": ("where is my parcel, please", "delivery"),
+    "cyrillic": ("где моя посылка", "доставка"),
+    "chinese": ("我的包裹在哪里我想退货" * 30, "退货"),
+    "mixed": ("我的 parcel где é 🙂", "ok"),
+}
+
+
+@pytest.mark.parametrize("script", TEXTS)
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_is_read(tmp_path: Path, script: str, encoding: str) -> None:
+    question, answer = TEXTS[script]
+    lines = [{"q": f"{question} {n}", "a": answer} for n in range(20)]
+    table = "q;a\n" + "".join(f"{row['q']};{row['a']}\n" for row in lines)
+    objects = "\n".join(json.dumps(row, ensure_ascii=False) for row in lines)
+    whole = json.dumps(lines, ensure_ascii=False, indent=1)
+    for name, text in (("a.csv", table), ("a.jsonl", objects), ("a.json", whole), ("b.jsonl", whole)):
+        path = tmp_path / name
+        found = rows(path, text.encode(encoding))
+        assert detect(UPath(path)) == encoding
+        assert [row.value for row in found] == lines, name
+
+
+def test_other_bytes_with_nul_are_no_text_or_what_they_were_before(tmp_path: Path) -> None:
+    for encoding in ("utf-32-le", "utf-32-be"):
+        (tmp_path / "a.csv").write_bytes("q,a\nwhere is it?,delivery\n".encode(encoding))
+        with pytest.raises(DataError, match=r"a\.csv is no text: of its first \d+ bytes, \d+ are NUL"):
+            detect(UPath(tmp_path / "a.csv"))
+    table = "q,a\n" + "where is it?,delivery\n" * 20
+    for damaged in (table + "\0" * 10, table.replace("delivery\nw", "deli\0\0ery\nw", 3), "q,a\0\n" + "12,2\n" * 9):
+        (tmp_path / "b.csv").write_text(damaged, "utf-8")
+        assert detect(UPath(tmp_path / "b.csv")) == "utf-8"
+
+
 def test_a_declared_encoding_is_taken_at_its_word(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("q,a\nSiparişim nerede?,kargo\n".encode("cp1254"))
     assert next(iter(open_rows(UPath(tmp_path / "a.csv"), encoding="cp1254").rows)).value["q"] == "Siparişim nerede?"

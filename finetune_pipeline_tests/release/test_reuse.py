@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from finetune_pipeline.config import Release
+from finetune_pipeline.errors import StorageError
 from finetune_pipeline.records import Decision
 from finetune_pipeline.release.criteria import Reuse
 from finetune_pipeline.release.reuse import Look, count, recall, remember, rules_hash
@@ -48,3 +49,13 @@ def test_decisions_are_remembered_across_stores(tmp_path: Path, monkeypatch: pyt
     assert recall(task_store(tmp_path, monkeypatch)) == [look]
     text = next((tmp_path / "data").rglob("decisions/*.json")).read_text("utf-8")
     assert "2026-01-05" in text  # its first time is kept
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"adapter": "a"}', "\xff"])
+def test_a_damaged_decision_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    store = task_store(tmp_path, monkeypatch)
+    remember(store, Look("a", "rules", IDS), Decision("REJECT", "a", "e", (), "no"), "2026-01-05T10:00:00+00:00")
+    path = next((tmp_path / "data").rglob("decisions/*.json"))
+    path.write_text(text, "latin-1")
+    with pytest.raises(StorageError, match=f"{path.name} is damaged"):
+        recall(store)

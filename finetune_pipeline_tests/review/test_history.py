@@ -79,7 +79,7 @@ def test_a_new_draw_is_due_when_data_or_rules_changed_since_a_refusal(store: Tas
     assert ended_fingerprint(task(), store) != before
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"number": 1}', '{"drawn": [["a"]]}'])
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"number": 1}', '{"drawn": [["a"]]}', "[" * 100_000])
 def test_a_damaged_file_is_named(store: TaskStore, text: str) -> None:
     path = rounds_folder(store) / "1.json"
     path.parent.mkdir(parents=True)

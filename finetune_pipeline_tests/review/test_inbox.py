@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from finetune_pipeline.config import ReviewRules
-from finetune_pipeline.errors import DataError
+from finetune_pipeline.errors import DataError, StorageError
 from finetune_pipeline.records import Artifact, Example, Review
 from finetune_pipeline.review import inbox
 from finetune_pipeline.store import TaskStore
@@ -88,6 +88,17 @@ def test_a_damaged_recorded_line_is_named(store: TaskStore, sample: Artifact, li
     with pytest.raises(DataError, match=complaint) as caught:
         inbox.load(store, task(review={"recorded": "review/verdicts.jsonl"}), sample)
     assert "verdicts.jsonl:2" in str(caught.value)
+
+
+def test_a_verdict_that_is_no_text_is_named(store: TaskStore, sample: Artifact) -> None:
+    inbox.save(store, verdict(ROWS[0]))
+    path = next(Path(str(inbox.verdicts_folder(store))).iterdir())
+    path.write_bytes(b"\xff")
+    with pytest.raises(StorageError, match=f"{path.name} is damaged"):
+        inbox.load(store, task(), sample)
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match=f"{path.name} is no verdict"):
+        inbox.load(store, task(), sample)
 
 
 def test_a_missing_recorded_file_is_an_error(store: TaskStore, sample: Artifact) -> None:

@@ -228,14 +228,16 @@ def test_a_rollback_during_a_deployment_stands(world: World, monkeypatch: pytest
 
 def test_a_registry_that_is_down_does_not_undo_what_serves(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def down(*_: object) -> None:
-        raise OSError("connection refused")
+        raise StorageError("MLflow at http://db does not set an alias: connection refused")
 
     task = world.task("unlisted")
     for number in (1, 2):
         candidate(task, number, world.make_adapter(number), evaluated(task, world.make_adapter(number)))
         deploy(task)
     monkeypatch.setattr(tracking, "set_alias", down)
-    assert "could not follow: connection refused" in desired.rollback("unlisted", "complaints")
+    assert "could not follow: MLflow at http://db does not set an alias: connection refused" in desired.rollback(
+        "unlisted", "complaints"
+    )
     world.server.until_serves("unlisted", 1)
     candidate(task, 3, world.make_adapter(3), evaluated(task, world.make_adapter(3)))
     assert deploy(task).summary["version"] == 3

@@ -106,6 +106,10 @@ def test_a_damaged_file_is_named(tmp_path: Path, monkeypatch: MonkeyPatch) -> No
         path.write_bytes(text)
         with pytest.raises(StorageError, match=r"desired\.json is damaged"):
             desired.read(store)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StorageError, match=r"desired\.json cannot be read: Is a directory"):
+        desired.read(store)
 
 
 def test_writers_at_the_same_time_lose_nothing(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:

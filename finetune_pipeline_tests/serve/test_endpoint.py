@@ -475,7 +475,7 @@ def test_one_damaged_manifest_takes_one_task_down_and_health_says_so(world: Worl
     other.promote(2, make_adapter(3))
     world.server.until_serves("unharmed", 2)
     world.server.until(lambda: bool(world.server.standing("damaged")["errors"]), "the error")
-    assert "make the artifact again" in world.server.standing("damaged")["errors"]["champion"]
+    assert "manifest.json is damaged" in world.server.standing("damaged")["errors"]["champion"]
     assert world.server.ask("damaged").headers["x-finetune-version"] == "1"
     assert health()["status"] == "degraded" and health()["failing_tasks"] == failing + 1
     desired.desired_file(task.store).write_text('{"champion": 5, "previous": 7}')

@@ -1,0 +1,137 @@
+"""Runs of killed processes end, those of live ones do not: real processes, a real Dagster instance."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from finetune_pipeline.defs import orphans
+from finetune_pipeline.defs.orphans import TAG, end_orphans, mark, started, tag, watch_orphans
+from finetune_pipeline.defs.run import instance
+
+# A run in a process of its own, as `finetune run` has it: it says its id when it is under way, and goes on for ever.
+CHILD = """
+import time, uuid
+import dagster as dg
+from finetune_pipeline.defs.orphans import mark, tag
+from finetune_pipeline.defs.run import instance
+
+@dg.op
+def work(context):
+    if {marked}:
+        mark(context.instance, context.run_id)
+    print("run", context.run_id, flush=True)
+    time.sleep(600)
+
+@dg.job
+def forever():
+    work()
+
+with instance() as dagster:
+    run_id = str(uuid.uuid4())
+    tags = {{}} if {marked} else tag(run_id)
+    forever.execute_in_process(instance=dagster, run_id=run_id, tags=tags)
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    return tmp_path
+
+
+def child(marked: bool) -> tuple[subprocess.Popen[str], str]:
+    code = CHILD.format(marked=marked)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    words = next(line.split() for line in process.stdout if line.startswith("run "))
+    return process, words[1]
+
+
+def test_the_run_of_a_killed_process_ends_and_that_of_a_live_one_does_not(home: Path) -> None:
+    killed, first = child(marked=False)
+    unreaped, second = child(marked=True)
+    alive, third = child(marked=True)
+    try:
+        with instance() as dagster:
+            assert end_orphans(dagster) == []
+            killed.kill()
+            killed.wait()
+            unreaped.kill()
+            while started(unreaped.pid):  # it ended, and waits for its parent
+                time.sleep(0.01)
+            assert sorted(end_orphans(dagster)) == sorted([first, second])
+            assert end_orphans(dagster) == []
+            statuses = [run.status.value for id_ in (first, second, third) if (run := dagster.get_run_by_id(id_))]
+            assert statuses == ["FAILURE", "FAILURE", "STARTED"]
+            alive.kill()
+            alive.wait()
+            said = watch_orphans().evaluate_tick(dg.build_sensor_context(instance=dagster))
+            assert third[:8] in str(said.skip_message)
+    finally:
+        for process in (killed, unreaped, alive):
+            process.kill()
+            process.wait()
+
+
+@dg.op
+def nothing() -> None:
+    return None
+
+
+@dg.job
+def job() -> None:
+    nothing()
+
+
+GONE = "999999999"  # beyond the largest process number
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "ends"),
+    [(3, GONE, True), (4, "1", True), (1, "other-host", False), (2, "other-boot", False), (0, "00000000", False)],
+)
+def test_only_what_can_be_known_is_judged(dagster: dg.DagsterInstance, place: int, value: str, ends: bool) -> None:
+    run = dagster.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    parts = tag(run.run_id)[TAG].split("|")
+    parts[place] = value
+    dagster.add_run_tags(run.run_id, {TAG: "|".join(parts)})
+    assert end_orphans(dagster) == ([run.run_id] if ends else [])
+
+
+def test_a_run_that_ended_while_it_was_looked_at_is_left_alone(
+    dagster: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = dagster.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    dagster.add_run_tags(run.run_id, tag(run.run_id))
+
+    def ended(pid: int) -> str:
+        dagster.report_run_canceled(run)
+        return ""
+
+    monkeypatch.setattr(orphans, "started", ended)
+    assert end_orphans(dagster) == []
+
+
+@pytest.mark.parametrize("found", ["", "x", "1@2", "|||x|", "a|b|c|d|e"])
+def test_other_tags_and_finished_runs_are_left_alone(dagster: dg.DagsterInstance, found: str) -> None:
+    run = dagster.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags={TAG: found})
+    done = dagster.create_run_for_job(job, status=dg.DagsterRunStatus.SUCCESS)
+    dagster.add_run_tags(done.run_id, {TAG: tag(done.run_id)[TAG].rpartition("|")[0] + "|1"})
+    assert end_orphans(dagster) == []
+    mark(dagster, run.run_id)
+    marked = dagster.get_run_by_id(run.run_id)
+    assert marked is not None and marked.tags[TAG] == tag(run.run_id)[TAG]
+
+
+def test_where_there_is_no_proc_the_clock_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(orphans, "BOOT", tmp_path / "none")
+    assert started(os.getpid()).isdecimal() and started(int(GONE)) == ""
