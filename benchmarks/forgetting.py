@@ -101,6 +101,7 @@ def trained(
     way: str, seed: int, task: Any, split: Any, base: Path, options: argparse.Namespace, folder: Path
 ) -> dict[str, Any]:
     """Train one way; the adapter is saved in `folder`."""
+    from finetune_pipeline.models.device import uses_bf16
     from finetune_pipeline.train import checkpoint, job
 
     changed: dict[str, Any] = {"seed": seed, "checkpoint_seconds": 1e9}
@@ -112,7 +113,10 @@ def trained(
     made = job.assemble({"base": str(base), "system": task.prompt.system, "out": str(folder), **sides}, rules)
     replay = made.replay
     if replay and way == "rehearsal":
-        replay.divergence = lambda step, logits: learned(replay.at(step), logits)  # type: ignore[method-assign]
+        bf16 = uses_bf16(rules.precision)
+        replay.divergence = lambda step, hidden: learned(  # type: ignore[method-assign]
+            replay.at(step), hidden, made.packed, bf16
+        )
     ticks: list[float] = []
     state = checkpoint.State()
     loop = made.loop(folder, Silent(), lambda metrics, step: ticks.append(time.perf_counter()))
@@ -123,11 +127,15 @@ def trained(
     return {"steps": state.step, "task_loss": round(loss, 4), "seconds_a_step": round(statistics.median(seconds), 3)}
 
 
-def learned(texts: Any, logits: Any) -> Any:
-    """Rehearsal: mean negative log likelihood (nats) of the texts' tokens."""
+def learned(texts: Any, hidden: Any, packed: Any, bf16: bool) -> Any:
+    """Rehearsal: mean negative log likelihood (nats) of the texts' tokens; `hidden`: the tuned model's states."""
     import torch
 
-    targets = torch.tensor([token for text in texts for token in text.ids[1:]], device=logits.device)
+    from finetune_pipeline.models.device import autocast
+
+    targets = torch.tensor([token for text in texts for token in text.ids[1:]], device=hidden.device)
+    with autocast(bf16):
+        logits = packed.logits(hidden)
     return torch.nn.functional.cross_entropy(logits, targets)
 
 

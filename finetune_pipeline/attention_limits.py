@@ -4,6 +4,7 @@ transformers hands these settings of a model to the attention function as argume
 another model without a word.
 
     refuse(module, {"softcap": 50.0}, longest=300)     # ModelError: Gemma2Attention uses `softcap` ...
+    longest_row(model.config)                          # 8192: what is longer is left out, or refused, beforehand
 """
 
 from __future__ import annotations
@@ -12,6 +13,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_pipeline.errors import ModelError
+
+
+def longest_row(config: Any) -> int:
+    """Tokens that a row may have with this model: its context, or its attention window where that is shorter."""
+    text = config.get_text_config()
+    context = int(getattr(text, "max_position_embeddings", None) or 1 << 30)
+    window, kinds = getattr(text, "sliding_window", None), getattr(text, "layer_types", None)
+    if window is None or (kinds is not None and "sliding_attention" not in kinds):
+        return context
+    return min(context, int(window))
 
 
 def refuse(module: Any, arguments: Mapping[str, Any], longest: int) -> None:

@@ -129,7 +129,7 @@ def _measures(work: Work, partial: Path) -> dict[str, Any]:
         found = json.loads((partial / "general.json").read_text("utf-8"))
         rows = general.compared(found["base"], found["tuned"])
         write_jsonl(work.out / "general.jsonl", rows)
-        measures["general"] = general.summary(rows)
+        measures["general"] = general.summary(rows) if rows else None  # where the model can read no text as a whole
     if work.task.evaluate.memorisation:
         found = json.loads((partial / "memorisation.json").read_text("utf-8"))
         measures["memorisation"] = memorised(found["train"], found["test"])

@@ -22,7 +22,7 @@ from finetune_pipeline.config import Task, task_from
 from finetune_pipeline.evaluate import classical, general
 from finetune_pipeline.evaluate.generate import Generation, encode, generate, label_choice
 from finetune_pipeline.evaluate.loading import Loaded, base_only, load
-from finetune_pipeline.evaluate.loss import losses
+from finetune_pipeline.evaluate.loss import fitting, losses
 from finetune_pipeline.evaluate.memorisation import MOST_ROWS
 from finetune_pipeline.evaluate.metrics import PROMPTED
 from finetune_pipeline.evaluate.partial import AnswerFile
@@ -98,7 +98,7 @@ def _generate(
 
 
 def _general(loaded: Loaded, report: Reporter) -> dict[str, dict[str, float]]:
-    rows = general.conversations(general.questions())
+    rows = fitting(loaded, general.conversations(general.questions()), "general texts", report)
     bf16 = fast_bf16()
     tuned = losses(loaded, rows, "general ability, tuned", report, bf16)
     with base_only(loaded):

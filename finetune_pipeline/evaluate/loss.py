@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from finetune_pipeline.attention_limits import longest_row
 from finetune_pipeline.evaluate.forward import Joining, RowModel
 from finetune_pipeline.evaluate.generate import Messages, encode, shared_prefix
 from finetune_pipeline.evaluate.loading import Loaded
@@ -44,6 +45,23 @@ def losses(
             result |= dict(zip(piece, _piece(model, [(prompts[key], answers[key]) for key in piece]), strict=True))
             report.progress(what, len(result), len(rows))
     return result
+
+
+def fitting(
+    loaded: Loaded, rows: Mapping[str, tuple[Messages, str]], what: str, report: Reporter
+) -> dict[str, tuple[Messages, str]]:
+    """The rows that the model can read as a whole. How many are left out is told: they are `what` ("general texts")."""
+    limit = longest_row(loaded.model.config)
+    lengths = {
+        key: len(encode(loaded.tokenizer, messages))
+        + len(loaded.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        for key, (messages, answer) in rows.items()
+    }
+    kept = {key: row for key, row in rows.items() if lengths[key] <= limit}
+    if len(kept) < len(rows):
+        left = len(rows) - len(kept)
+        report.log(f"{left} of {len(rows)} {what} are left out: longer than the {limit} tokens that the model can read")
+    return kept
 
 
 def _piece(model: RowModel, rows: list[tuple[list[int], list[int]]]) -> list[float]:

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_pipeline.attention_limits import longest_row
 from finetune_pipeline.backends import inside
 from finetune_pipeline.base_model import end_ids
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import ModelError, TrainingFailed
 from finetune_pipeline.memory import PeakMemory
 from finetune_pipeline.models.device import name_of, uses_bf16
-from finetune_pipeline.records import Example, Reporter, read_jsonl, write_jsonl
+from finetune_pipeline.records import Example, Reporter, Silent, read_jsonl, write_jsonl
 from finetune_pipeline.train import checkpoint, yardstick
 from finetune_pipeline.train.adapter import with_adapter
 from finetune_pipeline.train.audit import Audit, audit
@@ -43,7 +44,7 @@ def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
 
 def _train(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
     rules = Train.model_validate(spec["rules"])
-    made = assemble(spec, rules)
+    made = assemble(spec, rules, report)
     folder = Path(spec["checkpoints"])
     folder.mkdir(parents=True, exist_ok=True)
     state = checkpoint.load(folder, made.weights, made.optimiser, report)
@@ -87,7 +88,7 @@ class Assembled:
         return Loop(packed, self.weights, self.rules, packed.prefix_tokens, bf16, folder, report, tell, self.replay)
 
 
-def assemble(spec: dict[str, Any], rules: Train) -> Assembled:
+def assemble(spec: dict[str, Any], rules: Train, report: Reporter | None = None) -> Assembled:
     """Read model and rows, audit what will be learned (audit.json in `out`), put the adapter on, and check the packed
     loss. ModelError, TrainingFailed."""
     import torch
@@ -105,7 +106,7 @@ def assemble(spec: dict[str, Any], rules: Train) -> Assembled:
     optimiser = torch.optim.AdamW(
         list(weights.values()), lr=rules.learning_rate, betas=BETAS, weight_decay=rules.weight_decay
     )
-    replay = replay_for(wrapped, packed, tokenizer, end_ids, rules)
+    replay = replay_for(wrapped, packed, tokenizer, end_ids, rules, report or Silent())
     return Assembled(rules, wrapped, packed, weights, optimiser, rows, found, replay)
 
 
@@ -144,12 +145,19 @@ def load(base: Path, rules: Train) -> tuple[Any, Any, frozenset[int]]:
 
 
 def replay_for(
-    wrapped: Any, packed: PackedModel, tokenizer: Any, end_ids: frozenset[int], rules: Train
+    wrapped: Any, packed: PackedModel, tokenizer: Any, end_ids: frozenset[int], rules: Train, report: Reporter
 ) -> Replay | None:
-    """The general texts of the training; None where `train.keep_general.weight` is 0."""
+    """The general texts of the training, without those that the model cannot read as a whole; None where there are
+    none, or `train.keep_general.weight` is 0."""
     if not rules.keep_general.weight:
         return None
-    texts = encode(general_texts(), tokenizer, "", end_ids)
+    every, limit = encode(general_texts(), tokenizer, "", end_ids), longest_row(wrapped.config)
+    texts = [text for text in every if len(text.ids) <= limit]
+    if len(texts) < len(every):
+        left = f"{len(every) - len(texts)} of {len(every)} general texts are left out"
+        report.log(f"{left} of the training: longer than the {limit} tokens that the model can read")
+    if not texts:
+        return None
     return Replay(packed, texts, rules.keep_general, rules.seed, wrapped.disable_adapter, uses_bf16(rules.precision))
 
 

@@ -84,11 +84,11 @@ class Loop:
         general = self.replay.at(step) if self.replay else []
         for piece in pieces(batch, self.prefix, self.rules.max_tokens_per_batch):
             with autocast(self.bf16):
-                part, logits = self.model.forward(piece, general)
+                part, hidden = self.model.forward(piece, general)
             loss += float(part.detach()) / supervised
             objective = part / supervised
             if self.replay and general:
-                divergence = self.replay.divergence(step, logits)
+                divergence = self.replay.divergence(step, hidden)
                 objective = objective + self.replay.weight * divergence
                 general, kept = [], {"general_divergence": float(divergence.detach())}  # with the first piece alone
             objective.backward()

@@ -170,24 +170,32 @@ class PackedModel:
                 part.training = training
 
     def forward(self, rows: Sequence[Encoded], apart: Sequence[Encoded] = ()) -> tuple[Any, Any]:
-        """The summed loss of `rows` (see `loss`), and the logits [tokens, vocabulary] that predict every token of
-        `apart` but each row's first, both with gradient. Rows in `apart` need not begin with the prefix."""
+        """The summed loss of `rows` (see `loss`), and the hidden states [tokens, hidden] whose `logits` predict every
+        token of `apart` but each row's first, both with gradient. Rows in `apart` need not begin with the prefix."""
         packed = _Sequence(self._prefix if rows else [], rows, apart)
         hidden = self._hidden(packed)
         loss = self._losses(packed, hidden, "sum") if rows else None
-        return loss, self._logits(hidden, packed.apart_places) if apart else None
+        return loss, self._at(hidden, packed.apart_places) if apart else None
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self._head.weight.shape[0])
+
+    def logits(self, hidden: Any) -> Any:
+        """Logits [tokens, vocabulary] in fp32 of hidden states [tokens, hidden]."""
+        return self._head(hidden).float()
 
     def _losses(self, packed: _Sequence, hidden: Any, reduction: str) -> Any:
         import torch
 
         targets = torch.tensor([token for row in packed.rows for token in row.answer], device=hidden.device)
-        logits = self._logits(hidden, packed.supervised)
+        logits = self.logits(self._at(hidden, packed.supervised))
         return torch.nn.functional.cross_entropy(logits, targets, reduction=reduction)
 
-    def _logits(self, hidden: Any, places: list[int]) -> Any:
+    def _at(self, hidden: Any, places: list[int]) -> Any:
         import torch
 
-        return self._head(hidden.index_select(0, torch.tensor(places, device=hidden.device))).float()
+        return hidden.index_select(0, torch.tensor(places, device=hidden.device))
 
     def _hidden(self, packed: _Sequence) -> Any:
         """Last hidden states of the packed sequence, (tokens, hidden)."""

@@ -8,8 +8,10 @@ knowledge distillation (Hinton, Vinyals and Dean, 2015) from the model's own bas
 themselves. What evaluation measures are other texts (evaluate/general.jsonl).
 
 The texts lie in the packed sequence of the step (packed.py), so that they cost what their tokens cost. The base model's
-distribution is computed for `BLOCK` steps at a time, with the adapter switched off. Which texts a step gets depends on
-seed and step alone: a resumed training is the same.
+hidden states are computed for `BLOCK` steps at a time, with the adapter switched off. Logits, [tokens, vocabulary], are
+computed for so many tokens at a time that they stay small; where that takes several pieces, they are computed again for
+the gradient (Chen et al., Training deep nets with sublinear memory cost, 2016). Which texts a step gets depends on seed
+and step alone: a resumed training is the same.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from finetune_pipeline.records import Example, Message
 from finetune_pipeline.train.encode import Encoded
 from finetune_pipeline.train.packed import PackedModel
 
-BLOCK = 4  # steps; more saves time, and takes tokens x vocabulary x 4 bytes of memory each
+BLOCK = 4  # steps; more saves time, and takes the memory of their hidden states
+LOGITS_BYTES = 128 * 1024**2  # of a piece; with the base model's, distributions and gradients up to seven times that
 
 
 def general_texts() -> list[Example]:
@@ -72,24 +75,42 @@ class Replay:
             made.append(self._texts[order[within]])
         return made
 
-    def divergence(self, step: int, logits: Any) -> Any:
-        """Mean KL(base || tuned) of a token of the step's texts (nats), with gradient; `logits`: the tuned model's, as
-        `PackedModel.forward` gives them."""
-        import torch
+    def divergence(self, step: int, hidden: Any) -> Any:
+        """Mean KL(base || tuned) of a token of the step's texts (nats), with gradient; `hidden`: the tuned model's
+        states [tokens, hidden], as `PackedModel.forward` gives them."""
+        from torch.utils.checkpoint import checkpoint
 
         base = self._base(step)
-        tuned = torch.log_softmax(logits, dim=-1)
-        return torch.nn.functional.kl_div(tuned, base, reduction="sum", log_target=True) / len(base)
+        size = self.piece_tokens
+        if len(base) <= size:
+            return self._divergence(hidden, base) / len(base)
+        pieces = zip(hidden.split(size), base.split(size), strict=True)
+        return sum(checkpoint(self._divergence, *pair, use_reentrant=False) for pair in pieces) / len(base)
+
+    @property
+    def piece_tokens(self) -> int:
+        """Tokens whose logits are computed together."""
+        return max(1, LOGITS_BYTES // (4 * self._model.vocabulary))
+
+    def _divergence(self, hidden: Any, base: Any) -> Any:
+        """Sum of KL(base || tuned) over these tokens. Both have the same head: no adapter is put on it."""
+        import torch
+
+        with autocast(self._bf16):
+            with torch.no_grad():
+                target = torch.log_softmax(self._model.logits(base), dim=-1)
+            tuned = torch.log_softmax(self._model.logits(hidden), dim=-1)
+        return torch.nn.functional.kl_div(tuned, target, reduction="sum", log_target=True)
 
     def _base(self, step: int) -> Any:
-        """Log-probabilities [tokens, vocabulary] of the base model for the texts of `step`."""
+        """Hidden states [tokens, hidden] of the base model for the texts of `step`."""
         import torch
 
         block = step // BLOCK
         if block != self._block:  # always whole blocks: a resumed training computes what an unbroken one does
             steps = [self.at(each) for each in range(block * BLOCK, (block + 1) * BLOCK)]
             with torch.no_grad(), self._base_only(), autocast(self._bf16):
-                _, logits = self._model.forward([], [text for texts in steps for text in texts])
+                _, hidden = self._model.forward([], [text for texts in steps for text in texts])
             sizes = [sum(len(text.ids) - 1 for text in texts) for texts in steps]
-            self._block, self._teacher = block, list(torch.log_softmax(logits, dim=-1).split(sizes))
+            self._block, self._teacher = block, list(hidden.split(sizes))
         return self._teacher[step % BLOCK]

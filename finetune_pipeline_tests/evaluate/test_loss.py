@@ -9,8 +9,9 @@ import pytest
 from finetune_pipeline.evaluate import general
 from finetune_pipeline.evaluate.generate import encode
 from finetune_pipeline.evaluate.loading import Loaded
-from finetune_pipeline.evaluate.loss import losses
+from finetune_pipeline.evaluate.loss import fitting, losses
 from finetune_pipeline.evaluate.memorisation import memorised
+from finetune_pipeline.records import Silent
 
 
 def test_losses_equal_those_of_a_plain_forward_pass(loaded: Loaded) -> None:
@@ -32,6 +33,30 @@ def test_losses_in_bf16_have_the_same_mean(loaded: Loaded) -> None:
     exact, fast = losses(loaded, rows), losses(loaded, rows, bf16=True)
     assert exact != fast
     assert sum(fast.values()) == pytest.approx(sum(exact.values()), rel=2e-3)
+
+
+def test_texts_that_the_model_cannot_read_as_a_whole_are_left_out_and_told(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Heard(Silent):
+        said = ""
+
+        def log(self, text: str) -> None:
+            self.said += text
+
+    rows, heard = general.conversations(general.questions()), Heard()
+    assert fitting(loaded, rows, "general texts", heard) == rows and not heard.said
+    prompts = {key: len(encode(loaded.tokenizer, messages)) for key, (messages, _) in rows.items()}
+    answers = {key: len(loaded.tokenizer(answer)["input_ids"]) for key, (_, answer) in rows.items()}
+    lengths = {key: prompts[key] + answers[key] for key in rows}
+    limit = sorted(lengths.values())[20]
+    monkeypatch.setattr(loaded.model.config, "max_position_embeddings", limit)
+    kept = fitting(loaded, rows, "general texts", heard)
+    assert kept.keys() == {key for key, length in lengths.items() if length <= limit}
+    assert heard.said.startswith(f"{len(rows) - len(kept)} of {len(rows)} general texts are left out")
+    assert losses(loaded, kept).keys() == kept.keys()
+    monkeypatch.setattr(loaded.model.config, "max_position_embeddings", 1)
+    assert fitting(loaded, rows, "general texts", heard) == {}
 
 
 def test_general_questions_are_many_and_different() -> None:

@@ -87,7 +87,7 @@ def test_a_stranger_is_not_used_and_a_temporary_endpoint_is_gone_afterwards(
 def test_an_endpoint_that_does_not_start_shows_why(task: Deployed, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.delenv("FINETUNE_API_KEYS")
     (tmp_path / "home" / "pipeline_key").mkdir(parents=True)
-    why = r"exit code 9\n.*\n.*pipeline_key: Is a directory"
+    why = r"exit code 9\n.*\n.*pipeline_key cannot be read: Is a directory"
     with pytest.raises(ServingError, match=why), temporary("parcels", "any", Silent()):
         pass
 

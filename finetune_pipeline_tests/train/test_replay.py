@@ -14,7 +14,8 @@ import pytest
 from finetune_pipeline.config import KeepGeneral
 from finetune_pipeline.errors import JobCancelled
 from finetune_pipeline.records import Silent
-from finetune_pipeline.train import checkpoint
+from finetune_pipeline.train import checkpoint, job
+from finetune_pipeline.train import replay as module
 from finetune_pipeline.train.encode import encode
 from finetune_pipeline.train.loop import Loop
 from finetune_pipeline.train.replay import Replay, general_texts
@@ -46,8 +47,8 @@ def test_the_divergence_and_its_gradient_are_those_of_the_plain_way(tiny_model: 
     import torch
 
     fast, replay = setup_with(tiny_model, layers)
-    task, logits = fast.packed.forward(fast.rows, replay.at(5))
-    divergence = replay.divergence(5, logits)
+    task, hidden = fast.packed.forward(fast.rows, replay.at(5))
+    divergence = replay.divergence(5, hidden)
     divergence.backward()
     plain, again = setup_with(tiny_model, layers)
     plain.model.config._attn_implementation = "eager"
@@ -65,6 +66,72 @@ def test_the_divergence_and_its_gradient_are_those_of_the_plain_way(tiny_model: 
     for name, weight in fast.weights.items():
         difference = torch.linalg.norm(weight.grad - plain.weights[name].grad) / torch.linalg.norm(weight.grad)
         assert float(difference) < 1e-3, name
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 30])
+def test_logits_computed_in_pieces_give_the_same_divergence_and_gradient(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    import torch
+
+    found = []
+    for limit in (None, tokens):
+        setup, replay = setup_with(tiny_model, keep=KeepGeneral(texts=5))
+        if limit:
+            monkeypatch.setattr(module, "LOGITS_BYTES", 4 * setup.packed.vocabulary * limit)
+        sizes: list[int] = []
+        head = setup.packed.logits
+
+        def seen(hidden: Any, head: Any = head, sizes: list[int] = sizes) -> Any:
+            sizes.append(len(hidden))
+            return head(hidden)
+
+        monkeypatch.setattr(setup.packed, "logits", seen)
+        divergence = replay.divergence(3, setup.packed.forward([], replay.at(3))[1])
+        divergence.backward()
+        found.append((float(divergence.detach()), {n: w.grad for n, w in setup.weights.items()}, max(sizes)))
+    (whole, gradients, most), (pieces, others, few) = found
+    assert few == tokens < most
+    assert pieces == pytest.approx(whole, rel=1e-6)
+    for name, gradient in gradients.items():
+        assert float(torch.linalg.norm(gradient - others[name]) / torch.linalg.norm(gradient)) < 1e-5, name
+
+
+def test_the_logits_of_a_large_vocabulary_take_less_than_a_gigabyte(tiny_model: Path) -> None:
+    import torch
+
+    setup, replay = setup_with(tiny_model)
+    setup.packed._head = torch.nn.Linear(64, 262_144, device="meta")
+    assert 7 * 4 * 262_144 * replay.piece_tokens <= 1024**3
+
+
+def test_general_texts_that_the_model_cannot_read_are_left_out_and_told(tiny_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    setup = Setup(tiny_model)
+    given = AutoTokenizer.from_pretrained(tiny_model), setup.ends, RULES.model_copy(update={"keep_general": KEEP})
+    lengths = [len(text.ids) for text in encode(general_texts(), given[0], "", setup.ends)]
+    limit = sorted(lengths)[10]
+    for name in ("max_position_embeddings", "sliding_window"):
+        before = getattr(setup.model.config, name, None)
+        setattr(setup.model.config, name, limit)
+        heard = Heard()
+        replay = job.replay_for(setup.wrapped, setup.packed, *given, heard)
+        assert replay is not None
+        kept = sum(length <= limit for length in lengths)
+        assert len(replay._texts) == kept < len(lengths)
+        assert f"{len(lengths) - kept} of {len(lengths)} general texts are left out" in heard.said[0]
+        setattr(setup.model.config, name, before)
+    setup.model.config.max_position_embeddings = 3
+    assert job.replay_for(setup.wrapped, setup.packed, *given, Heard()) is None
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def log(self, text: str) -> None:
+        self.said.append(text)
 
 
 def test_every_pass_over_the_texts_sees_each_once(tiny_model: Path) -> None:
