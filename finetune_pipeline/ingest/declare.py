@@ -157,8 +157,9 @@ def _training() -> str:
     return "\n".join(
         [
             "train:",
-            "  learning_rate: 1.0e-3  # right for a model this small; billions of parameters take 2.0e-4",
+            "  learning_rate: 2.0e-3  # right for a model this small; billions of parameters take 2.0e-4",
             "  epochs: 2",
+            "  batch_rows: 8",
             "",
         ]
     )
