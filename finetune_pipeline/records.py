@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -258,14 +259,18 @@ class Artifact:
     def path(self, name: str) -> Path:
         return self.folder / name
 
+    def reading(self, name: str) -> AbstractContextManager[None]:
+        """A block that reads and parses the file `name`: what is wrong with it is a StorageError with its cure."""
+        return reading(self.path(name), f"delete {self.folder} and run again")
+
     def json(self, name: str) -> Any:
         """The content of a JSON file. StorageError when it is missing or damaged."""
-        with reading(self.path(name), f"delete {self.folder} and run again"):
+        with self.reading(name):
             return json.loads(self.path(name).read_text("utf-8"))
 
     def examples(self, name: str = "examples.jsonl") -> Iterator[Example]:
         """The rows of a file. StorageError when it is missing or damaged."""
-        with reading(self.path(name), f"delete {self.folder} and run again"):
+        with self.reading(name):
             yield from map(Example.from_json, read_jsonl(self.path(name)))
 
 

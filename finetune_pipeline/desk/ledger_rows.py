@@ -89,7 +89,7 @@ def entries(stages: Mapping[str, Artifact], kind: str) -> list[Entry]:
 def texts(artifact: Artifact, ids: Collection[str]) -> dict[str, Text]:
     """The texts of these rows; rows that could not be read are not there. Seeks to each row: a file is scanned once."""
     path = artifact.path("examples.jsonl")
-    with reading(path, f"delete {artifact.folder} and run again"):
+    with artifact.reading("examples.jsonl"):
         places = row_places(str(path), artifact.content)
         with path.open("rb") as file:
             found = {id_: _row_at(file, places, id_) for id_ in ids}

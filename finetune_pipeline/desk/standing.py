@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.desk.words import OUTCOMES, bare, first_up, plural, refusal
-from finetune_pipeline.errors import DeclarationError, FinetuneError, reading
+from finetune_pipeline.errors import DeclarationError, FinetuneError
 from finetune_pipeline.ingest.sources import missing
 from finetune_pipeline.materialise import Plan, open_task, plan
 from finetune_pipeline.records import Review
@@ -176,7 +176,7 @@ def _refusal(name: str, each: AssetState) -> Waiting:
     artifact = each.plan.artifact
     title, cure = refusal(each.asset)
     if artifact is not None and each.asset == "release_decision":
-        with reading(artifact.path("decision.json"), f"delete {artifact.folder} and run again"):
+        with artifact.reading("decision.json"):
             title = OUTCOMES[artifact.json("decision.json")["outcome"]]
     page = {"data_quality": "/quality", "expert_review": "/review"}.get(each.asset, f"#{each.asset}")
     said = bare(artifact.verdict.summary).rstrip(".") if artifact and artifact.verdict else ""

@@ -54,7 +54,7 @@ def round_of(sample: Artifact) -> Round:
             f"{sample.folder} does not say which round of the review it belongs to",
             f"delete {sample.folder.parent} and run again: the sample is drawn anew, the verdicts stay",
         )
-    with reading(sample.path(ROUND), f"delete {sample.folder} and run again"):
+    with sample.reading(ROUND):
         return Round.from_json(sample.json(ROUND))
 
 
