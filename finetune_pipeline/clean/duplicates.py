@@ -4,7 +4,8 @@ exact-duplicate   the identical question with the identical answer: the first in
                   every character (normalise.py): "polish" and "Polish" are two questions
 contradiction     the identical question with different answers: all of them go, since nobody knows which is right.
                   Not where answers are free text: there one question may have several good answers
-near-duplicate    nearly the same question with the same answer: the first in order of input stays
+near-duplicate    nearly the same question with the same answer: the first in order of input stays. Under another
+                  instruction the same text is another question
 
 A question that is nearly the same and has another answer may be right, and stays ("40 C" and "-40 C"). Where the two
 differ in nothing but case, punctuation, light words ("please") or spelling, they are a conflict, for people to look at.
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune_pipeline.clean.normalise import identity, normalise
-from finetune_pipeline.clean.similarity import measure
+from finetune_pipeline.clean.similarity import measure, resemblance
 from finetune_pipeline.config import AnswerFormat, Clean
 from finetune_pipeline.records import Drop, Example, Json, Message
 
@@ -92,7 +93,7 @@ def without_duplicates(rows: Sequence[Example], rules: Clean, answer: AnswerForm
     said = [one for one in said if one.row.id not in gone]
     similarity = measure([asked_of(one.row) for one in said], rules.near_duplicate)
     near = list(similarity.pairs())
-    alike = _alike(said, near) if rules.near_duplicate < 1 else []
+    alike = _alike(said, near, rules.near_duplicate) if rules.near_duplicate < 1 else []
     drops += [twin.drop("near-duplicate") for twin in alike]
     gone = {drop.id for drop in drops}
     conflicts = [] if may_differ else _conflicts(said, near, gone)
@@ -156,12 +157,13 @@ def _conflicts(said: Sequence[_Said], near: Iterable[tuple[int, int, float]], go
     return found
 
 
-def _alike(said: Sequence[_Said], near: Iterable[tuple[int, int, float]]) -> list[_Twin]:
-    """A row goes if a row before it stays, is near, and says the same. No chains: what only resembles a row that goes
-    stays."""
+def _alike(said: Sequence[_Said], near: Iterable[tuple[int, int, float]], threshold: float) -> list[_Twin]:
+    """A row goes if a row before it stays, is near (also with all that many rows share), and says the same. No chains:
+    what only resembles a row that goes stays."""
     found: dict[int, _Twin] = {}
     for i, j, similarity in sorted(near, key=lambda pair: (pair[1], -pair[2], pair[0])):
-        if i not in found and j not in found and said[i].answer == said[j].answer:
+        same = i not in found and j not in found and said[i].answer == said[j].answer
+        if same and resemblance(asked_of(said[i].row), asked_of(said[j].row)) >= threshold:
             found[j] = _Twin(said[i].row, said[j].row, similarity)
     return list(found.values())
 

@@ -11,7 +11,9 @@ instruction and a question have in common stay in the question.
    instruction ends where the texts go on differently, though many of them go on with "how do I".
 2. What a text has of a run is cut if many texts have exactly the same of it. Variants of one long text, each changed
    somewhere else, share windows but no such passage, and stay whole: they are duplicates. Variants that all differ in
-   the same place (a number at the end) cannot be told from an instruction, and are cut.
+   the same place (a number at the end) cannot be told from an instruction, and are cut. Where rows must not be parted
+   by mistake (the split), `least_left` asks for more: of a passage that fewer than 5 % of the texts have, so many
+   characters have to be left beside it, or the text stays whole.
 
 Both steps are repeated until nothing is left to cut, since behind a passage that all share may stand one that some do.
 Windows are counted in 16 million characters at most, of texts drawn by their hashes; passages in all texts. Pure.
@@ -30,6 +32,7 @@ from finetune_pipeline.clean.grams import I64, U64
 
 WINDOW = 64  # characters; a power of two
 MANY, SHARE = 50, 0.002  # of the texts hold a passage, at least; half of them where that is less
+USUAL = 0.05  # of the texts hold what is taken for an instruction, whatever is left beside it
 FEW_TEXTS = 20  # with fewer nothing is known about what they share
 _SAMPLE_CHARS = 1 << 24
 _PIECE_CHARS = 1 << 20
@@ -38,12 +41,13 @@ _ROUNDS = 6
 _ROW_BITS = np.uint64(24)  # of a key; the other 40 are the window's hash
 
 
-def without_passages(texts: Sequence[str]) -> list[str]:
-    """The texts without the passages that many of them share. A text that is nothing else stays as it is. Texts are
-    to be normalised (single spaces) and distinct: what is said twice is no passage."""
+def without_passages(texts: Sequence[str], least_left: int = 1) -> list[str]:
+    """The texts without the passages that many of them share. A text that is nothing else stays as it is, and one of
+    which fewer than `least_left` characters would be left if the passage is no usual one (see above). Texts are to be
+    normalised (single spaces) and distinct: what is said twice is no passage."""
     left = list(texts)
     for _ in range(_ROUNDS if len(texts) >= FEW_TEXTS else 0):
-        found = _found(left)
+        found = _found(left, least_left)
         for row, places in found.items():
             left[row] = _cut(left[row], places)
         if not found:
@@ -55,7 +59,7 @@ def _many(texts: int) -> float:
     return max(SHARE * texts, min(MANY, texts / 2))
 
 
-def _found(texts: Sequence[str]) -> dict[int, list[tuple[int, int]]]:
+def _found(texts: Sequence[str], least_left: int) -> dict[int, list[tuple[int, int]]]:
     """The places (begin, end) of passages, in order, by the position of the text; none that is the whole text."""
     sample = _sample(texts)
     least = _many(len(texts))
@@ -69,11 +73,15 @@ def _found(texts: Sequence[str]) -> dict[int, list[tuple[int, int]]]:
         if WINDOW <= end - start < len(texts[row])
     ]
     held = Counter(name for name, _ in {(name, row) for row, _, _, name in places})
-    found: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    found, usual = defaultdict[int, list[tuple[int, int]]](list), defaultdict[int, list[tuple[int, int]]](list)
     for row, start, end, name in places:
         if held[name] >= least:
             found[row].append((start, end))
-    return found
+        if held[name] >= max(least, USUAL * len(texts)):
+            usual[row].append((start, end))
+    for row in [row for row in found if len(_cut(texts[row], found[row])) < least_left]:
+        found[row] = usual[row]
+    return {row: cut for row, cut in found.items() if cut}
 
 
 def _cut(text: str, places: Sequence[tuple[int, int]]) -> str:

@@ -13,6 +13,10 @@ template with other names in it, would make every two rows near duplicates. So:
    more than half of the crowd holds is left out of its texts. Where that does not part them, they are near duplicates
    of each other only from a higher similarity, a tenth more each time.
 
+What is left out makes two rows alike that are not (one message under two instructions), and parts rows that belong
+together (fifty copies of one complaint that differ in its number). So a row is dropped as a duplicate only where the
+whole texts are alike as well (`resemblance`), and the split asks that enough is left to tell rows apart (`least_left`).
+
     alike = measure(["where is my order?", "Where is my orders", "refund!"], 0.6)
     list(alike.pairs())          # [(0, 1, 0.86)]        alike.clusters()      # [[0, 1]]
     list(alike.between([0], [1, 2]))                     # [(0, 1, 0.86)], every pair, found without chance
@@ -118,9 +122,16 @@ def star(left: Sequence[int], right: Sequence[int], similarity: float) -> Iterat
     yield from ((left[0], j, similarity) for j in right[1:])
 
 
-def measure(texts: Sequence[str], threshold: float) -> Similarity:
+def resemblance(one: str, other: str) -> float:
+    """The Jaccard similarity of two whole texts, nothing left out."""
+    left, right = (set(grams_of([normalise(text)]).values.tolist()) for text in (one, other))
+    return len(left & right) / len(left | right)
+
+
+def measure(texts: Sequence[str], threshold: float, least_left: int = 1) -> Similarity:
     """What of these texts is compared, and how alike two have to be. With a threshold of 1 only texts that are equal
-    (after normalise.py) count. ValueError for a threshold outside (0, 1]."""
+    (after normalise.py) count. `least_left`: characters that have to be left beside a passage that is no usual one
+    (passages.py). ValueError for a threshold outside (0, 1]."""
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold {threshold} is not in (0, 1]")
     plain: dict[str, int] = {}
@@ -128,7 +139,7 @@ def measure(texts: Sequence[str], threshold: float) -> Similarity:
     least = np.full(len(plain), threshold)
     if threshold >= 1 or not texts:  # equal texts, not equal sets
         return _similarity(threshold, grams_of(list(plain)), least, np.arange(len(plain))[of_text], (), 0.0)
-    grams, total = _compared(list(plain))
+    grams, total = _compared(list(plain), least_left)
     for number in range(ROUNDS + 1):
         first, at = distinct(grams)
         need = np.full(len(first), threshold)
@@ -145,9 +156,9 @@ def measure(texts: Sequence[str], threshold: float) -> Similarity:
     return _similarity(threshold, taken(first, grams), need, at[of_text], links, ignored)
 
 
-def _compared(texts: Sequence[str]) -> tuple[Grams, int]:
+def _compared(texts: Sequence[str], least_left: int) -> tuple[Grams, int]:
     """The grams without shared passages, and how many there were with them."""
-    left = without_passages(texts)
+    left = without_passages(texts, least_left)
     grams = grams_of(left)
     cut = [i for i, text in enumerate(texts) if len(left[i]) < len(text)]
     before = len(grams_of([texts[i] for i in cut]).values)

@@ -76,13 +76,16 @@ def _exact(rows: Sequence[Example], task: Task) -> Sequence[Drop]:
 def _near(rows: Sequence[Example], corrected: Sequence[int], said: Sequence[str], task: Task) -> dict[str, Drop]:
     """Of near questions with one answer the later row; how near is measured among all rows, as the cleaning does."""
     from finetune_pipeline.clean.duplicates import asked_of
-    from finetune_pipeline.clean.similarity import measure
+    from finetune_pipeline.clean.similarity import measure, resemblance
 
-    alike = measure([asked_of(row) for row in rows], task.clean.near_duplicate)
+    asked = [asked_of(row) for row in rows]
+    alike = measure(asked, task.clean.near_duplicate)
     drops: dict[str, Drop] = {}
     for i in corrected:
         same = [j for j, answer in enumerate(said) if answer == said[i] and j != i]
         for _, j, similarity in alike.between([i], same) if same else ():
+            if resemblance(asked[i], asked[j]) < task.clean.near_duplicate:
+                continue  # alike only without their instructions
             first, later = rows[min(i, j)], rows[max(i, j)]
             if first.id not in drops:
                 detail = f"of {first.id} ({first.origin}), similarity {similarity:.2f}, since a correction"

@@ -9,6 +9,10 @@ known which side it was on. A reworded test row is recognised by its MinHash sig
 question says beyond what many rows share (Li and König, "b-Bit Minwise Hashing", WWW 2010), from which no text can be
 read. The estimate is off by 0.04 (one standard error), so rows that are nearly near enough count as test rows as well.
 
+What many rows share changes with the data: a web form's header does when its fiftieth row comes. So the whole question
+is signed too (`whole`, where it differs), and either way of comparing recognises a row. As wholes a test row resembles
+every other behind one long header: where it does so with as many new rows as make a passage, that says nothing.
+
 The memory belongs to the seed: another `split.seed` deliberately draws a new test set (and returning to the old seed
 finds the old one). The file is written only for a split that passed its check, and its absence beside such a split is
 an error: without it trained rows could become test rows unnoticed. What it is not: the rules that use it (sides.py).
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -26,8 +31,9 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
-from finetune_pipeline.clean.grams import taken
+from finetune_pipeline.clean.grams import Grams, grams_of, taken
 from finetune_pipeline.clean.near import HASHES, band_keys, bands_for, signatures
+from finetune_pipeline.clean.passages import MANY
 from finetune_pipeline.errors import StorageError, reading
 from finetune_pipeline.records import Example, content_id, dumps
 from finetune_pipeline.split.overlap import Alike, asked
@@ -45,11 +51,13 @@ _SAME_KEY = 64  # frozen rows of one key that a row is compared with, in each ba
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """The side a row was put on, the hash of its question, and (test rows) the signature of what it asks."""
+    """The side a row was put on, the hash of its question, and (test rows) the signatures of what it asks: without
+    what many rows shared then, and whole where that is something else."""
 
     side: Side
     question: str
     signature: str = ""
+    whole: str = ""
 
 
 Memory: TypeAlias = Mapping[str, Decided]
@@ -98,29 +106,65 @@ def known_sides(rows: Sequence[Example], memory: Memory) -> dict[str, Side]:
 def resembling(rows: Sequence[Example], known: Mapping[str, Side], memory: Memory, alike: Alike) -> dict[str, str]:
     """New rows (not `known`) that are near duplicates of a frozen test row: the id of each, and that of the test row.
     The test row need not be among the rows any more."""
-    new = [row.id for row in rows if row.id not in known]
-    frozen = [(id_, decided.signature) for id_, decided in memory.items() if decided.signature]
-    if not new or not frozen or alike.similarity.threshold >= 1:
+    new = [row for row in rows if row.id not in known]
+    frozen = {id_: decided for id_, decided in memory.items() if decided.signature}
+    threshold = alike.similarity.threshold
+    if not new or not frozen or threshold >= 1:
         return {}
-    theirs = np.stack([np.frombuffer(base64.b64decode(signature), np.uint8) for _, signature in frozen])
-    places = alike.similarity.at[[alike.at[id_] for id_ in new]]
-    ours, need = _bytes_of(places, alike), alike.similarity.least[places]
+    places = alike.similarity.at[[alike.at[row.id] for row in new]]
+    bare = _near(
+        _signed(taken(places, alike.similarity.grams)),
+        _read_signatures([one.signature for one in frozen.values()]),
+        alike.similarity.least[places],
+        threshold,
+    )
+    whole = _near(
+        _signed(grams_of([asked(row) for row in new])),
+        _read_signatures([one.whole or one.signature for one in frozen.values()]),
+        np.full(len(new), threshold),
+        threshold,
+        fewer_than=MANY,
+    )
+    ids = list(frozen)
     nearest: dict[str, str] = {}
-    for i, j in _sharing_a_band(ours, theirs, *bands_for(alike.similarity.threshold)):
-        estimate = ((ours[i] == theirs[j]).mean(axis=1) - CHANCE) / (1 - CHANCE)
-        for hit in np.flatnonzero(estimate >= need[i] - MARGIN):
-            nearest.setdefault(new[i[hit]], frozen[j[hit]][0])
+    for i, j in (*bare, *whole):
+        nearest.setdefault(new[i].id, ids[j])
     return nearest
+
+
+def _near(
+    ours: npt.NDArray[np.uint8],
+    theirs: npt.NDArray[np.uint8],
+    need: npt.NDArray[np.float64],
+    threshold: float,
+    fewer_than: int | None = None,
+) -> list[tuple[int, int]]:
+    """Pairs (position in ours, in theirs) whose estimated similarity is what ours `need`, or nearly, in order; those of
+    theirs that resemble not `fewer_than` so many of ours are left out."""
+    most = len(ours) + 1 if fewer_than is None else fewer_than
+    found: set[tuple[int, int]] = set()
+    crowded: set[int] = set()
+    for i, j in _sharing_a_band(ours, theirs, *bands_for(threshold)):
+        estimate = ((ours[i] == theirs[j]).mean(axis=1) - CHANCE) / (1 - CHANCE)
+        hit = estimate >= need[i] - MARGIN
+        many = np.bincount(j[hit], minlength=len(theirs)) >= most  # a pair comes once in a piece
+        crowded.update(np.flatnonzero(many).tolist())
+        hit &= ~many[j]
+        found.update(zip(i[hit].tolist(), j[hit].tolist(), strict=True))
+    count = Counter(j for _, j in found)
+    return sorted((i, j) for i, j in found if j not in crowded and count[j] < most)
 
 
 def extended(memory: Memory, rows: Sequence[Example], side: Mapping[str, Side], alike: Alike) -> Memory:
     """The memory with this split's decisions; rows that were dropped or are gone keep what was said of them before."""
     decided = {row.id: Decided(side[row.id], question(row)) for row in rows if row.id in side}
-    tests = [id_ for id_, one in decided.items() if one.side == "test"]
+    tests = [row for row in rows if row.id in decided and decided[row.id].side == "test"]
     if tests:
-        signed = _bytes_of(alike.similarity.at[[alike.at[id_] for id_ in tests]], alike)
-        for id_, signature in zip(tests, signed, strict=True):
-            decided[id_] = replace(decided[id_], signature=base64.b64encode(signature.tobytes()).decode())
+        places = alike.similarity.at[[alike.at[row.id] for row in tests]]
+        bare = _written(_signed(taken(places, alike.similarity.grams)))
+        whole = _written(_signed(grams_of([asked(row) for row in tests])))
+        for row, one, other in zip(tests, bare, whole, strict=True):
+            decided[row.id] = replace(decided[row.id], signature=one, whole=other if other != one else "")
     return {**memory, **decided}
 
 
@@ -129,9 +173,17 @@ def question(row: Example) -> str:
     return content_id(asked(row))
 
 
-def _bytes_of(places: npt.NDArray[np.int64], alike: Alike) -> npt.NDArray[np.uint8]:
+def _signed(grams: Grams) -> npt.NDArray[np.uint8]:
     """The lowest 8 bits of each hash: rows × HASHES."""
-    return (signatures(taken(places, alike.similarity.grams)) & np.uint32(0xFF)).astype(np.uint8)
+    return (signatures(grams) & np.uint32(0xFF)).astype(np.uint8)
+
+
+def _written(signed: npt.NDArray[np.uint8]) -> list[str]:
+    return [base64.b64encode(row.tobytes()).decode() for row in signed]
+
+
+def _read_signatures(written: Sequence[str]) -> npt.NDArray[np.uint8]:
+    return np.stack([np.frombuffer(base64.b64decode(one), np.uint8) for one in written])
 
 
 def _sharing_a_band(
@@ -161,7 +213,8 @@ def _lines(seeds: Mapping[int, Memory]) -> Iterator[str]:
     """A line a row, by seed, test rows first, then by id: a version control shows what a split added."""
     for seed, memory in sorted(seeds.items()):
         for id_, decided in sorted(memory.items(), key=lambda item: (item[1].side != "test", item[0])):
-            signed = {"signature": decided.signature} if decided.signature else {}
+            said = {"signature": decided.signature, "whole": decided.whole}
+            signed = {key: value for key, value in said.items() if value}
             row = {"seed": seed, "side": decided.side, "id": id_, "question": decided.question, **signed}
             yield dumps(row) + "\n"
 
@@ -176,7 +229,7 @@ def _read(path: UPath) -> dict[int, dict[str, Decided]]:
     for number, line in enumerate(lines, 1):
         with reading(f"{path}:{number}: the file that says which rows are test rows for good", RESTORE):
             row = json.loads(line)
-            decided = Decided(row["side"], row["question"], row.get("signature", ""))
+            decided = Decided(row["side"], row["question"], row.get("signature", ""), row.get("whole", ""))
             seeds.setdefault(row["seed"], {})[row["id"]] = _sound(decided)
     return seeds
 
@@ -184,6 +237,7 @@ def _read(path: UPath) -> dict[int, dict[str, Decided]]:
 def _sound(decided: Decided) -> Decided:
     if decided.side not in ("train", "validation", "test"):
         raise ValueError(f"side {decided.side!r} is none of train, validation, test")
-    if decided.signature and len(base64.b64decode(decided.signature, validate=True)) != HASHES:
+    signed = [one for one in (decided.signature, decided.whole) if one]
+    if any(len(base64.b64decode(one, validate=True)) != HASHES for one in signed):
         raise ValueError(f"a signature is {HASHES} bytes")
     return decided

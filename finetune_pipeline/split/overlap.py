@@ -20,6 +20,8 @@ from finetune_pipeline.clean.normalise import normalise
 from finetune_pipeline.clean.similarity import Similarity, measure, star
 from finetune_pipeline.records import Example
 
+LEAST_LEFT = 16  # characters of its own by which a row is told from the others that share a passage: three words
+
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
@@ -40,8 +42,10 @@ class Alike:
 
 
 def alike_of(rows: Sequence[Example], threshold: float) -> Alike:
-    """Measure what these rows ask. Always of all rows: what most of them share does not make two alike."""
-    return Alike(measure([asked(row) for row in rows], threshold), {row.id: i for i, row in enumerate(rows)})
+    """Measure what these rows ask. Always of all rows: what most of them share does not make two alike. Rows of one
+    text that differ in a number or a name are kept together, unless so many rows share it that it is an instruction."""
+    similarity = measure([asked(row) for row in rows], threshold, LEAST_LEFT)
+    return Alike(similarity, {row.id: i for i, row in enumerate(rows)})
 
 
 def asked(row: Example) -> str:

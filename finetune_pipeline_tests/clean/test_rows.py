@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,18 @@ def test_an_instruction_of_every_row_makes_no_duplicates() -> None:
     rows += [(f"{told}{word * 5} or {word}", "refund") for word in ("vwx", "yza", "bcd", "efg", "hij", "klm", "nop")]
     rows += [(f"{told}{word * 6} not {word}", "refund") for word in ("qrs", "tuv", "wxy", "zab", "cde", "fgh", "ijk")]
     assert dropped(cleaned(rows, max_tokens=500)) == {}
+
+
+def test_one_text_under_two_instructions_is_two_questions() -> None:
+    dice = random.Random(1)
+    texts = [" ".join("".join(dice.choices("abcdefghijklmno", k=6)) for _ in range(9)) for _ in range(100)]
+    angry = (
+        "Read the following message of a customer and tell whether the customer is angry or complains about something."
+    )
+    parcel = "Read the following message of a customer and tell whether it is about a parcel, a shipment or a driver."
+    rows = [(f"{told}\n\n{text}", "delivery") for text in texts for told in (angry, parcel)]
+    again = [(f"{parcel}\n\n{texts[0]} please", "delivery")]
+    assert dropped(cleaned(rows + again)) == {"200": "near-duplicate"}
 
 
 def test_ten_thousand_equal_rows_and_as_many_contradictions() -> None:

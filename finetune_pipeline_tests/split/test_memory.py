@@ -97,6 +97,31 @@ def test_a_reworded_test_row_is_recognised_though_the_row_itself_is_gone(instruc
     assert found == {f"back-{row.id}": row.id for row in old[:60]}
 
 
+FORM = (
+    "Sent from the contact form of our web shop by a customer who is signed in. The message of the customer follows. "
+)
+
+
+@pytest.mark.parametrize("before", ["", FORM], ids=["header", "instruction too"])
+def test_a_reworded_test_row_is_recognised_when_its_header_becomes_one_of_many(before: str) -> None:
+    plain, form = long_rows(400, "plain", before), long_rows(40, "form", before + FORM)
+    side = {row.id: "test" if n < 12 else "train" for n, row in enumerate([*form, *plain])}
+    memory = extended({}, [*form, *plain], side, alike_of([*form, *plain], 0.6))  # type: ignore[arg-type]
+    back = [reworded(row, f"back-{row.id}") for row in form[:12]]
+    rows = [*plain, *form[12:], *back, *long_rows(60, "more", before + FORM)]
+    found = resembling(rows, known_sides(rows, memory), memory, alike_of(rows, 0.6))
+    assert found == {f"back-{row.id}": row.id for row in form[:12]}
+
+
+def test_a_header_that_is_most_of_a_row_makes_no_row_a_test_row() -> None:
+    plain, form = long_rows(400, "plain"), [example(f"form{n}", FORM * 3 + VOCABULARY[n], "x") for n in range(30)]
+    side = {row.id: "test" if n < 30 else "train" for n, row in enumerate([*form, *plain])}
+    memory = extended({}, [*form, *plain], side, alike_of([*form, *plain], 0.6))  # type: ignore[arg-type]
+    more = [example(f"more{n}", f"{FORM * 3}{VOCABULARY[100 + n]} {VOCABULARY[300 + n]}", "x") for n in range(100)]
+    rows = [*plain, *more]
+    assert resembling(rows, known_sides(rows, memory), memory, alike_of(rows, 0.6)) == {}
+
+
 def test_signatures_stay_what_they_are_in_files_of_earlier_versions() -> None:
     """A change of what is hashed makes every committed signature useless: recognise it here, not in a leak."""
     rows = [example("a", "Where is my parcel, order HV-48213?", "x")]

@@ -48,6 +48,16 @@ def test_an_instruction_of_all_rows_is_no_overlap() -> None:
     assert overlaps(rows[:10], rows[10:], alike_of(rows, 0.6)) == []
 
 
+def test_copies_of_one_text_that_differ_in_a_number_overlap_however_many_they_are() -> None:
+    said = "I have been waiting for my parcel for three weeks now and nobody answers the phone. Where is it? Order HV-"
+    other = [example(f"o{n}", f"{n * 7919 % 9973} " * 9, "x") for n in range(2000)]
+    for copies in (49, 50, 90):
+        rows = [*(example(f"c{n}", f"{said}{10007 + 37 * n}", "late") for n in range(copies)), *other]
+        alike = alike_of(rows, 0.6)
+        assert list(range(copies)) in alike.similarity.clusters()
+        assert {o.test for o in overlaps(rows[:10], rows[10:copies], alike)} == {row.id for row in rows[:10]}
+
+
 def test_many_equal_rows_are_all_named_without_all_pairs() -> None:
     test = [example(f"t{n}", "Where is it?", "x") for n in range(300)]
     train = [example(f"o{n}", "where is it", "x") for n in range(3000)]
