@@ -19,7 +19,7 @@ from finetune_pipeline.materialise import materialise
 from finetune_pipeline.records import Artifact, Example, Review, Silent, Verdict, read_jsonl
 from finetune_pipeline.review import history, inbox
 from finetune_pipeline.review.assets import expert_review, review_sample, reviews_fingerprint, settle
-from finetune_pipeline.review.edits import Edits, without_personal
+from finetune_pipeline.review.edits import Edits, without_personal, without_repeated
 from finetune_pipeline.review.flagged import flagged_in, flagged_rows
 from finetune_pipeline.store import TaskStore
 from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
@@ -272,6 +272,20 @@ def test_an_edit_that_repeats_another_row_takes_one_of_them_out(
     (drop,) = read_jsonl(made.path("drops.jsonl"))
     assert (drop["id"], drop["stage"], drop["reason"]) == ("t1", "review", "near-duplicate")
     assert len(list(made.examples())) == 9
+
+
+def test_an_edit_makes_no_twin_of_the_same_text_under_another_instruction() -> None:
+    told = ("tell whether the customer is angry or complains about", "tell whether it is about a parcel or a driver or")
+    head = "Read the following message of a customer, which came by the form of the shop, and "
+    dice = random.Random(1)
+    texts = [" ".join("".join(dice.choices("abcdefghijklmno", k=6)) for _ in range(9)) for _ in range(60)]
+    rows = [
+        example(f"{n}{i}", f"{head}{one} {text}", "yes") for n, text in enumerate(texts) for i, one in enumerate(told)
+    ]
+    assert without_repeated(rows, frozenset({"01", "11"}), task()) == (rows, [])
+    again = example("again", f"{rows[0].question} please", "yes")
+    kept, drops = without_repeated([*rows, again], frozenset({"again"}), task())
+    assert (kept, [drop.id for drop in drops]) == (rows, ["again"])
 
 
 def plain(row: Example, answer: str) -> tuple[Example, list[str]]:
