@@ -27,6 +27,7 @@ from finetune_pipeline.task_yaml import MAX_BYTES, parse
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 CRON_NAMES = ("@hourly", "@daily", "@weekly", "@monthly", "@yearly")
+TASK_NAME = re.compile("[a-z][a-z0-9_]{0,62}")
 
 
 class Declared(BaseModel):
@@ -117,6 +118,8 @@ class AnswerFormat(Declared):
                 Draft202012Validator.check_schema(self.json_schema)
             except SchemaError as error:
                 raise ValueError(f"`schema` is no valid JSON Schema: {error.message}") from error
+            except RecursionError:
+                raise ValueError("`schema` is nested too deep: put its parts under `$defs`") from None
             foreign = unresolved(self.json_schema)
             if foreign:
                 raise ValueError(
@@ -437,7 +440,7 @@ class Task(Declared):
     @field_validator("name")
     @classmethod
     def _named(cls, name: str) -> str:
-        if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name):
+        if not TASK_NAME.fullmatch(name):
             raise ValueError("may hold lower-case letters, digits and _, beginning with a letter")
         return name
 

@@ -33,6 +33,7 @@ import psutil
 from filelock import FileLock, Timeout
 from upath import UPath
 
+from finetune_pipeline.config import TASK_NAME
 from finetune_pipeline.errors import GateRefused, StorageError, reading
 from finetune_pipeline.records import Artifact, Reporter, Verdict, content_id
 
@@ -76,7 +77,8 @@ def traffic_folder(task: str) -> Path:
 
 def task_names() -> list[str]:
     """Every folder of the data root that holds a task.yaml, sorted; also one that cannot be looked into (no permission,
-    a link to nothing): whoever opens such a task is told what is wrong. StorageError when the root cannot be read."""
+    a link to nothing) and has a name that a task may have, as `lost+found` and an editor's `.#README.md` have not:
+    whoever opens such a task is told what is wrong. StorageError when the root cannot be read."""
     root = data_root()
     with reading(root):
         folders = list(root.iterdir()) if root.exists() or _is_link(root) else []
@@ -84,14 +86,15 @@ def task_names() -> list[str]:
 
 
 def _may_be_task(folder: UPath) -> bool:
+    named = bool(TASK_NAME.fullmatch(folder.name))
     try:
         (folder / "task.yaml").stat()
     except FileNotFoundError:
-        return _is_link(folder / "task.yaml") or (_is_link(folder) and not folder.exists())
+        return _is_link(folder / "task.yaml") or (named and _is_link(folder) and not folder.exists())
     except NotADirectoryError:
         return False  # a file beside the tasks
     except OSError:
-        return True
+        return named
     return True
 
 

@@ -163,6 +163,28 @@ def test_status_names_a_broken_declaration_and_goes_on(data: Path) -> None:
     assert "fine" in result.output
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        r'description: "a \U00110000 b"',
+        r'description: "thanks \ud83d"',
+        "seed: 1" + ":00" * 300 + ".5",
+    ],
+)
+def test_a_declaration_that_cannot_be_read_leaves_the_other_tasks_alone(
+    data: Path, line: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(data, "broken", GOOD + line + "\n")
+    declare(data, "fine")
+    monkeypatch.setattr("finetune_pipeline.cli.out", Console(width=400))
+    result = finetune("status")
+    assert result.exit_code == 0, result.exception
+    lines = {row.strip().split("  ")[0]: row for row in result.output.splitlines()}
+    assert "declaration" in lines["broken"] and "fine" in lines
+    build(task_names())
+    assert "the task `broken` is not loaded" in caplog.text and "the task `fine`" not in caplog.text
+
+
 def test_status_names_what_is_wrong_with_each_task(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(data, "cron", GOOD + "automation: {{schedule: every monday}}\n")
     declare(data, "no_source")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,19 @@ def test_a_schema_that_refers_to_what_is_not_in_it_is_refused(reference: str) ->
 )
 def test_a_schema_that_refers_to_its_own_parts_is_accepted(schema: dict[str, Any]) -> None:
     task_from(LEAST | {"answer": {"format": "json", "schema": schema}}, "task.yaml")
+
+
+def test_a_schema_that_python_cannot_follow_is_a_problem_of_the_declaration() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(45):
+        schema = {"properties": {"a": schema}}
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 250)
+    try:
+        (problem,) = problems(answer={"format": "json", "schema": schema})
+    finally:
+        sys.setrecursionlimit(limit)
+    assert problem.startswith("answer: `schema` is nested too deep: put its parts under `$defs`")
 
 
 def test_a_task_cannot_be_changed_once_it_is_read() -> None:

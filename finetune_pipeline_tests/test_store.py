@@ -280,6 +280,19 @@ def test_tasks_are_the_folders_with_a_declaration(tmp_path: Path, monkeypatch: p
     assert stores.task_names() == ["a", "b"]
 
 
+def test_what_cannot_be_looked_into_is_a_task_only_by_a_name_that_a_task_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_DATA", str(tmp_path))
+    for name in ("lost+found", "locked"):
+        (tmp_path / name).symlink_to(name)  # a circle, which nobody can look into, not even root
+    for name in (".#README.md", "gone"):
+        (tmp_path / name).symlink_to("user@host.1234:1700000000")  # what Emacs makes while a file is edited
+    (tmp_path / "My Task").mkdir()
+    (tmp_path / "My Task" / "task.yaml").touch()
+    assert stores.task_names() == ["My Task", "gone", "locked"]
+
+
 def test_a_data_root_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "tasks"))
     (tmp_path / "tasks").symlink_to(tmp_path / "gone")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,12 +48,80 @@ def refusal(raw: bytes) -> str:
         ("a: 1\n---\na: 2\n", 2, "but found another document"),
         ("a: 1\nb: \x07\n", 2, "the control character U+0007"),
         ("a: 1\n? [x]\n: 2\n", 2, "unhashable"),
+        ('a: 1\nb: "x\n  y \\U00110000 z"\n', 3, r"the escape \U00110000 is no character"),
+        ('a: 1\nb: "\\Uffffffff"\n', 2, r"the escape \Uffffffff is no character"),
+        ("a: 1\nb: 1" + ":00" * 300 + ".5\n", 2, "is read as a number to the base 60"),
+        ("a: 1\nb: -0x" + "f" * 5000 + "\n", 2, "int too large to convert to float"),
+        ("%YAML 1." + "9" * 5000 + "\n---\na: 1\n", 1, "limit"),
     ],
 )
 def test_what_reads_otherwise_than_it_looks_is_refused_with_its_line(text: str, line: int, said: str) -> None:
     message = refusal(text.encode())
     assert f"no valid YAML, line {line}: " in message
     assert said in message
+
+
+@pytest.mark.parametrize(
+    ("value", "said", "cure"),
+    [
+        ("010", "`010` is read as an octal number", "without the 0 before it, or put it in quotes"),
+        ("-0_7", "`-0_7` is read as an octal number", "without the 0 before it, or put it in quotes"),
+        ("12:30", "`12:30` is read as a number to the base 60", "put it in quotes"),
+        ("+1:30.5", "`+1:30.5` is read as a number to the base 60", "put it in quotes"),
+        (r'"a \ud83d"', r"the escape \ud83d is one half of a surrogate pair", "write the character itself"),
+        (r'"\ude00\ud83d"', r"the escape \ude00 is one half of a surrogate pair", "write the character itself"),
+        (r'"\U0000dead"', r"the escape \udead is one half of a surrogate pair", "write the character itself"),
+    ],
+)
+@pytest.mark.parametrize("place", ["a: 1\nb: {}\n", "a: 1\nb: [x, {}]\n", "a: 1\n? {}\n: x\n"])
+def test_a_value_that_is_read_as_another_is_refused_with_its_line(value: str, said: str, cure: str, place: str) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        parse(place.format(value).encode(), "task.yaml")
+    assert caught.value.message.startswith(f"task.yaml is no valid YAML, line 2: {said}")
+    assert cure in caught.value.cure
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("labels: [a,\n  No]\n", "`No` in a list is read as true or false"),
+        ("enum:\n- off\n", "`off` in a list is read as true or false"),
+        ("enum:\n- 2026-01-05\n", "`2026-01-05` in a list is read as a date"),
+        ("properties:\n  on: {}\n", "the key `on` is not read as text"),
+        ("properties:\n  1: {}\n", "the key `1` is not read as text"),
+        ("properties:\n  2026-01-05: {}\n", "the key `2026-01-05` is not read as text"),
+        ("{a: 1,\n ~: 2}\n", "the key `~` is not read as text"),
+    ],
+)
+def test_text_without_quotes_that_is_read_as_another_kind_of_value_is_refused(text: str, said: str) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        parse(text.encode(), "task.yaml")
+    assert caught.value.message.startswith(f"task.yaml is no valid YAML, line 2: {said}")
+    assert caught.value.cure == "put it in quotes"
+
+
+def test_what_looks_like_it_and_is_not_is_read() -> None:
+    values = (
+        "a: [0, -0, 10, 0.10, 1_000, 0x1f, 089, '010', \"12:30\", a:b, true, 'no', n]\nb: no\nc: 2026-01-05 12:30:00"
+    )
+    found = parse(values.encode(), "x")
+    assert found["a"] == [0, 0, 10, 0.1, 1000, 31, "089", "010", "12:30", "a:b", True, "no", "n"]
+    assert found["b"] is False
+
+
+def test_escapes_as_json_has_them_are_the_character_that_they_mean() -> None:
+    text = r'{"thanks \ud83d\ude00": "\ud83d\ude00\ud83d\ude01 \U0001f600 \u00e4 \uFFFF"}'
+    assert parse(text.encode(), "x") == {"thanks 😀": "😀😁 😀 ä \uffff"}
+
+
+def test_nesting_that_python_cannot_follow_is_refused_too() -> None:
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 150)
+    try:
+        message = refusal(b"a: 1\nb: " + b"[" * 90)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert "line 2: it is nested too deep" in message
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "cp1252"])

@@ -1,9 +1,11 @@
 """Which encoding a text file has, and how to read it without losing a byte.
 
 UTF-8 is the rule (with or without a byte order mark); UTF-16 and UTF-32 are known by theirs, UTF-16 without one by
-its line ends, spaces, commas and quotes, each of which has a NUL byte beside it. A file that is UTF-8 but
-for a few odd bytes (two exports pasted together) stays UTF-8: each odd byte is read as Windows-1252, which is what it
-nearly always was. Only a file that is not UTF-8 at all is given to charset-normalizer.
+its line ends, spaces, commas and quotes, each of which has a NUL byte beside it. In long Chinese or Japanese rows these
+are rare, and half of many a character is the same byte as one of them: such a file is UTF-16 if, read so, it has lines
+(or is JSON) and hardly any character that no text holds. A file that is UTF-8 but for a few odd bytes (two exports
+pasted together) stays UTF-8: each odd byte is read as Windows-1252, which is what it nearly always was. Only a file
+that is not UTF-8 at all is given to charset-normalizer.
 
 What it is not: the mending of texts that were decoded wrongly before they came here ("Ã¼"): that is clean/mojibake.py.
 
@@ -18,9 +20,11 @@ import codecs
 import hashlib
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import IO, cast
+from unicodedata import category
 
 from upath import UPath
 
@@ -37,7 +41,8 @@ _MARKS = (
 _PIECE = 1 << 20
 _HEAD = 1 << 16
 _CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")  # not NUL, of which UTF-16 is full, nor what terminals use
-_FEW = 0.01  # control characters that a text may hold
+_FEW = 0.01  # share of control characters that a text may hold
+_FOREIGN = ("Cc", "Cn", "Co", "Cs")  # categories that a text hardly holds: control, unassigned, private, surrogate
 _STRUCTURE = b'\t\n\r ",:;{}'  # what separates fields and words, in any script
 _MANY = 0.1  # share of NUL bytes that no damage to a text explains
 _SAMPLE = 1 << 18  # charset-normalizer needs no more, and is slow
@@ -96,13 +101,13 @@ def detect(path: UPath) -> str:
     if head.count(0) > _MANY * len(head):
         raise DataError(
             f"{path} is no text: of its first {len(head)} bytes, {head.count(0)} are NUL",
-            "export it again as UTF-8, or set the source's `encoding` (utf-32?) or `format` to what it is",
+            "export it again as UTF-8, or set the source's `encoding` (utf-16-le? utf-32?) or `format` to what it is",
         )
     controls = len(_CONTROL.findall(head))
     if controls > _FEW * len(head):
         raise DataError(
             f"{path} is no text: of its first {len(head)} bytes, {controls} are control characters",
-            "unpack or export it again, or set the source's `format` or `encoding` to what it is",
+            "unpack or export it again, or set the source's `format` or `encoding` (utf-16-le?) to what it is",
         )
     good, odd, sample = 0, 0, bytearray()
     for line in (line for piece in pieces(path) for line in piece.split(b"\n") if not line.isascii()):
@@ -120,17 +125,42 @@ def of_head(head: bytes) -> str | None:
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name
-    if head[: len(head) & ~3].count(b"\0\0\0"):  # UTF-32, or no text
+    if b"\0" not in head or head[: len(head) & ~3].count(b"\0\0\0"):  # the latter: UTF-32, or no text
         return None
-    return next((name for name, first in (("utf-16-le", 0), ("utf-16-be", 1)) if _is_utf16(head, first)), None)
+    orders = (("utf-16-le", 0), ("utf-16-be", 1))
+    return next((name for name, first in orders if _is_utf16(head, name, first)), None)
 
 
-def _is_utf16(head: bytes, first: int) -> bool:
+def _is_utf16(head: bytes, order: str, first: int) -> bool:
+    """Whether the characters in this order of bytes are those of a text, in fields or in lines.
+
+    In the wrong order, and in files that are no text, several in a hundred characters are none.
+    """
+    text = head[: len(head) & ~1].decode(order, "surrogatepass")
+    foreign = sum(n for char, n in Counter(text).items() if category(char) in _FOREIGN and char not in "\t\n\r")
+    if _has_structure(head, first):
+        return foreign <= _MANY * len(text)
+    return foreign <= _FEW * len(text) and _has_lines(head, text)
+
+
+def _has_structure(head: bytes, first: int) -> bool:
     """Whether most characters of structure have a NUL in the byte of their pair that is not the `first` one."""
     even = head[: len(head) & ~1]
     low, high = even[first::2], even[1 - first :: 2]
     beside = [zero == 0 for byte, zero in zip(low, high, strict=True) if byte in _STRUCTURE]
     return 2 * sum(beside) > len(beside)
+
+
+def _has_lines(head: bytes, text: str) -> bool:
+    """Whether the text has a line end or is JSON, and the head is no text of single bytes with a few NULs in it.
+
+    In such a text most bytes of line ends and spaces have no NUL beside them, and control characters are rare. In
+    UTF-16 a byte of that kind is half of another character (上 is U+4E0A), and such halves are as often a control
+    character (U+4E01 to U+4E08): at least one for every two of these bytes.
+    """
+    alone = sum(head.count(char.encode()) - text.count(char) for char in "\n ")
+    controls = len(_CONTROL.findall(head))
+    return alone <= 2 * controls and (text.startswith(("[", "{")) or "\n" in text or "\r" in text)
 
 
 def pieces(path: UPath) -> Iterator[bytes]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import pickle
+import random
+import sqlite3
+import struct
+import sys
 from pathlib import Path
 
 import pytest
 from upath import UPath
 
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.ingest.encoding import detect
+from finetune_pipeline.ingest.encoding import detect, of_head
 from finetune_pipeline.ingest.readers import open_rows
 from finetune_pipeline.ingest.rows import Row
 
@@ -146,6 +151,81 @@ def test_utf16_without_a_mark_is_read(tmp_path: Path, script: str, encoding: str
         found = rows(path, text.encode(encoding))
         assert detect(UPath(path)) == encoding
         assert [row.value for row in found] == lines, name
+
+
+LONG = {  # frequent characters, of which one and its byte of another (上 is U+4E0A) come again and again
+    "chinese": (
+        "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产，。",
+        "退款",
+    ),
+    "japanese": (
+        "のにはをたがでてとしれさいるんもなかこどうすあつよりまくお商品注文届返金送料住所変更確認一上",
+        "返金",
+    ),
+    "korean": (
+        "이다는에을가의하고지를로한기사은도어시나리인자아대해일그부정수스라제으상있들주안보원장전여서구",
+        "환불",
+    ),
+}
+
+
+@pytest.mark.parametrize("script", LONG)
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("length", [100, 400, 3000])
+def test_utf16_without_a_mark_is_read_in_long_rows_without_spaces(
+    tmp_path: Path, script: str, encoding: str, length: int
+) -> None:
+    letters, answer = LONG[script]
+    random_ = random.Random(f"{script} {length}")
+    expected = [{"q": "".join(random_.choices(letters, k=length)), "a": answer} for _ in range(60)]
+    table = "q,a\r\n" + "".join(f"{row['q']},{row['a']}\r\n" for row in expected)
+    objects = "\n".join(json.dumps(row, ensure_ascii=False) for row in expected)
+    whole = json.dumps(expected, ensure_ascii=False, separators=(",", ":"))
+    for name, text in (("a.csv", table), ("a.jsonl", objects), ("a.json", whole), ("b.jsonl", whole)):
+        found = rows(tmp_path / name, text.encode(encoding))
+        assert detect(UPath(tmp_path / name)) == encoding, name
+        assert [row.value for row in found] == expected, name
+
+
+def other_files(folder: Path) -> dict[str, bytes]:
+    """Files of every kind that hold NULs, control characters, line ends and texts, and are not UTF-16."""
+    with sqlite3.connect(folder / "a.db") as base:
+        base.execute("create table rows (question text, answer text)")
+        base.executemany("insert into rows values (?, ?)", [(f"where is it?\n{n}", "delivery") for n in range(500)])
+    random_ = random.Random(5)
+    tokens = [min(int(random_.paretovariate(0.4)), 50_256) for _ in range(20_000)]
+    sound = [int(random_.gauss(0, 4_000)) for _ in range(20_000)]
+    lines = "".join(f"Où est le café n° {n} ?,livraison\r\n" for n in range(500))
+    return {
+        "database": (folder / "a.db").read_bytes(),
+        "program": Path(sys.executable).read_bytes()[: 1 << 17],
+        "pickle": pickle.dumps([{"q": "我的包裹在哪里" * 20, "n": n / 7} for n in range(300)]),
+        "tokens": struct.pack(f"<{len(tokens)}H", *tokens),
+        "sound": struct.pack(f"<{len(sound)}h", *(max(-32_768, min(32_767, value)) for value in sound)),
+        "floats": struct.pack("<9000f", *(random_.gauss(0, 1) for _ in range(9000))),
+        "random": random_.randbytes(1 << 16),
+        "utf-32": ("问题,回答\n" + "我的包裹在哪里,退货\n" * 200).encode("utf-32-le"),
+        "gbk, strings of C": ("我的包裹在哪里,退货\n\0" * 200).encode("gbk"),
+        "cp1252, strings of C": lines.replace("\n", "\n\0").encode("cp1252"),
+        "utf-8, strings of C": lines.replace("\n", "\n\0").encode(),
+        "utf-8, one NUL": ("ab,cd\0\n" + "12,23\n" * 500).encode(),
+        "utf-8": ("问题,回答\n" + "我的包裹在哪里,退货\n" * 200).encode(),
+        "shift_jis": ("質問,回答\n" + "荷物はどこですか,返品\n" * 200).encode("shift_jis"),
+    }
+
+
+def test_no_other_file_is_taken_for_utf16(tmp_path: Path) -> None:
+    for kind, content in other_files(tmp_path).items():
+        for start in range(4):
+            assert of_head(content[start:][: 1 << 16]) is None, (kind, start)
+
+
+def test_utf16_that_shows_no_line_end_is_refused_with_the_option_that_reads_it(tmp_path: Path) -> None:
+    row = "".join(random.Random(1).choices(LONG["chinese"][0], k=40_000))
+    (tmp_path / "a.csv").write_bytes(f"{row},退款\n".encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"a\.csv is no text") as caught:
+        detect(UPath(tmp_path / "a.csv"))
+    assert "`encoding` (utf-16-le?" in caught.value.cure
 
 
 def test_other_bytes_with_nul_are_no_text_or_what_they_were_before(tmp_path: Path) -> None:
