@@ -88,18 +88,25 @@ def reading(what: object, cure: str = "") -> Iterator[None]:
         with reading(path, f"delete {path} and run again"):
             row = json.loads(path.read_text("utf-8"))["row"]
 
-    An OSError (no permission, a folder in its place, a failing disk) says that it cannot be read; anything else that
-    is wrong with its content (no UTF-8, no JSON, a key that is missing) that it is damaged, and `cure` says what to do.
-    A file that need not exist is caught in the block. The block holds nothing but the reading: a fault of other code in
-    it would be taken for damage.
+    A file that is not there is missing, and one whose content is wrong (no UTF-8, no JSON, a key that is missing) is
+    damaged: `cure` says what to do. Any other OSError (no permission, a folder in its place, a failing disk) says that
+    it cannot be read; so does a file that is missing where there is no `cure`. A file that need not exist is caught in
+    the block. The block holds nothing but the reading: a fault of other code in it would be taken for damage.
     """
     try:
         yield
     except OSError as error:
-        raise unreadable(what, error) from error
+        raise _missing(what, error, cure) or unreadable(what, error) from error
     except DAMAGE as error:
         missing = f"there is no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise StorageError(f"{what} is damaged: {missing.splitlines()[0]}", cure) from error
+
+
+def _missing(what: object, error: OSError, cure: str) -> StorageError | None:
+    if not cure or not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return None
+    why = ": a file stands where its folder should be" if isinstance(error, NotADirectoryError) else ""
+    return StorageError(f"{what} is missing{why}", cure)
 
 
 def unreadable(what: object, error: OSError) -> StorageError:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline.addresses import without_credentials
+from finetune_pipeline.addresses import hide_credentials, lacks_encoding, without_credentials
 from finetune_pipeline.errors import JobCancelled, StorageError
 from finetune_pipeline.outbox import Outbox
 from finetune_pipeline.records import Silent
@@ -36,6 +36,14 @@ HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RET
 
 
 CURE = "see that it runs, and that MLFLOW_TRACKING_URI with user and password is right; then run again"
+ENCODE = (
+    "see that MLFLOW_TRACKING_URI is right, and percent-encode special characters in its user and password "
+    "(`#` is %23, `/` is %2F, `?` is %3F, `@` is %40, a space is %20); then run again"
+)
+DRIVER = (
+    "install what is missing; for PostgreSQL: `.venv/bin/uv pip install -p .venv -c requirements.lock -e '.[postgres]'`"
+    " in the project's folder, and MLFLOW_TRACKING_URI=postgresql+psycopg2://… (with the driver's name); then run again"
+)
 
 
 @contextmanager
@@ -45,7 +53,13 @@ def _asking(what: str, cure: str = CURE) -> Iterator[None]:
     try:
         yield
     except outages() as error:
-        raise StorageError(f"MLflow at {_shown()} does not {what}: {said(error)}", cure) from None
+        raise StorageError(f"MLflow at {_shown()} does not {what}: {said(error)}", _cure(error, cure)) from None
+
+
+def _cure(error: Exception, otherwise: str) -> str:
+    if isinstance(error, ImportError):
+        return DRIVER
+    return ENCODE if isinstance(error, ValueError) or lacks_encoding(mlflow_uri()) else otherwise
 
 
 def _batch(run_id: str, metrics: Mapping[str, float], step: int, at: int) -> None:
@@ -184,18 +198,20 @@ def version_tags(name: str, version: int) -> dict[str, str]:
 
 
 def outages() -> tuple[type[Exception], ...]:
-    """What MLflow raises when it does not do what it is asked for: its server, or the database it writes to itself."""
+    """What MLflow raises when it does not do what it is asked for: its server, or the database it writes to itself. An
+    ImportError is a database's driver that is not installed, a ValueError an address that is none."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowException, RequestException, SQLAlchemyError, OSError
+    return MlflowException, RequestException, SQLAlchemyError, OSError, ImportError, ValueError
 
 
 def said(error: Exception) -> str:
     """The first line of an error, for people. MLflow names the address that it asked, with user and password: these
-    are left out."""
-    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    are left out, and those of any other address."""
+    text = hide_credentials(str(error), mlflow_uri())
+    line = next(iter(text.splitlines()), "") or type(error).__name__
     return re.sub(r"://[^/?#\s]*@", "://", line)
 
 
@@ -213,12 +229,19 @@ def _mlflow() -> Any:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").addFilter(_hide_in_log)  # warns at each attempt to reach a database
     if mlflow.get_tracking_uri() != mlflow_uri():
         with machine_lock("mlflow", Silent(), "MLflow's database is being made"):  # two at once would both create it
             mlflow.set_tracking_uri(mlflow_uri())
             mlflow.set_registry_uri(mlflow_uri())
             mlflow.search_experiments(max_results=1)
     return mlflow
+
+
+def _hide_in_log(record: logging.LogRecord) -> bool:
+    """A filter that lets every record through, without user and password of MLflow's address."""
+    record.msg, record.args = hide_credentials(record.getMessage(), mlflow_uri()), ()
+    return True
 
 
 def _experiment(task: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from finetune_pipeline.addresses import address, mlflow_server, require_free
+from finetune_pipeline.addresses import address, hide_credentials, mlflow_server, require_free
 from finetune_pipeline.backends.local import end_group, job_environment
 from finetune_pipeline.backends.progress import activity, until
 from finetune_pipeline.errors import ServingError
@@ -163,7 +163,9 @@ def _require_alive(server: Server, process: subprocess.Popen[bytes]) -> None:
 
 
 def _tail(server: Server, lines: int = 12) -> str:
-    return "\n".join(_log(server).read_text("utf-8", "replace").splitlines()[-lines:])
+    """The end of its log. MLflow names its database there, with user and password: these are left out."""
+    end = _log(server).read_text("utf-8", "replace").splitlines()[-lines:]
+    return hide_credentials("\n".join(end), mlflow_uri())
 
 
 def _stop_all(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -188,8 +188,17 @@ def test_a_damaged_file_of_an_artifact_is_named(store: TaskStore) -> None:
     made = write(store, "k1", '{"id": "a"}\n')
     with pytest.raises(StorageError, match=r"examples\.jsonl is damaged: there is no 'messages'"):
         list(made.examples())
-    with pytest.raises(StorageError, match=r"report\.json cannot be read: No such file"):
+
+
+def test_a_file_of_an_artifact_that_is_missing_is_named_with_what_to_do(store: TaskStore) -> None:
+    made = write(store, "k1")
+    with pytest.raises(StorageError, match=r"report\.json is missing\n.*delete .*k1 and run again"):
         made.json("report.json")
+    made.path("examples.jsonl").unlink()
+    with pytest.raises(StorageError, match=r"examples\.jsonl is missing\n.*delete .*k1 and run again"):
+        list(made.examples())
+    with pytest.raises(StorageError, match=r"stat is missing: a file stands where its folder should be\n.*delete"):
+        made.json("manifest.json/stat")
 
 
 def test_an_object_store_holds_artifacts_as_a_folder_does(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,7 +21,7 @@ import httpx
 import pytest
 
 from finetune_pipeline import tracking
-from finetune_pipeline.addresses import without_credentials
+from finetune_pipeline.addresses import hide_credentials, mlflow_server, without_credentials
 from finetune_pipeline.backends.progress import activity, until
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import JobCancelled, StorageError
@@ -230,6 +233,83 @@ def test_whatever_is_asked_of_an_mlflow_that_is_away_is_an_error_of_ours_without
         assert "no version" not in shown and caught.value.__cause__ is None
 
 
+# Addresses whose password is not encoded, or stands in the query, and what is shown of them.
+UNENCODED = [
+    ("http://bob:S3cr#et@127.0.0.1:9", "http://127.0.0.1:9"),
+    ("http://bob:S3cr/et@127.0.0.1:9", "http://127.0.0.1:9"),
+    ("http://bob:99/S3cr/et@127.0.0.1:9", "http://127.0.0.1:9"),
+    ("http://bob:S3cr?et@127.0.0.1:9", "http://127.0.0.1:9"),
+    ("http://bob:S3cr et@127.0.0.1:9", "http://127.0.0.1:9"),
+    ("http://bob:S3cr@et@127.0.0.1:9", "http://127.0.0.1:9"),
+    ("http://bob:S3cr%et@127.0.0.1:9", "http://127.0.0.1:9"),
+    ("http://[bob:S3cr@127.0.0.1:9", "http://127.0.0.1:9"),
+    ("http://bob:[S3cr]@127.0.0.1:9", "http://127.0.0.1:9"),
+    ("no+such://bob:S3cr#et@db/mlflow", "no+such://db/mlflow"),
+    ("postgresql://bob:S3cr/et@127.0.0.1:9/mlflow", "postgresql://127.0.0.1:9/mlflow"),
+]
+
+
+@pytest.mark.parametrize(("uri", "shown"), UNENCODED)
+def test_a_password_that_is_not_encoded_is_not_shown_and_the_cure_says_so(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, uri: str, shown: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    opened = tracking.training_run("parcels", None, {})
+    with pytest.raises(StorageError, match=f"MLflow at {re.escape(shown)} does not open a run") as caught, opened:
+        pass
+    tracking.Run("r1", Outbox(lambda *_: True)).set_tags({"state": "done"})
+    said = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert "S3cr" not in said and not re.search(r"\bet\b", said)
+    assert "percent-encode" in caught.value.cure or "psycopg2" in caught.value.cure
+
+
+def test_a_password_in_the_query_is_not_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sqlalchemy.exc import OperationalError
+
+    uri = "postgresql+psycopg2://db/mlflow?user=bob&password=S3cr&et&sslmode=require"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    refused = OperationalError("select 1", {}, Exception("bob, password=S3cr: refused; 'et' is no option; sslmode"))
+    with pytest.raises(StorageError) as caught, tracking._asking("open a run"):
+        raise refused
+    assert "at postgresql+psycopg2://db/mlflow?user=bob&password=***&sslmode=require does" in str(caught.value)
+    assert "bob, password=***: refused; '***' is no option; sslmode" in str(caught.value)
+
+
+def test_what_mlflow_logs_of_a_database_does_not_show_the_password(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "no+such://bob:S3cr@et@db/mlflow")
+    with pytest.raises(StorageError):
+        tracking.set_alias("parcels", "champion", 1)
+    logger = logging.getLogger("mlflow.store.db.utils")
+    logger.addHandler(caplog.handler)
+    try:
+        logger.warning("not created:\n%s\nagain in %.1f seconds", OSError("no host et@db"), 0.1)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "not created:\nno host ***@db\nagain in 0.1 seconds" in caplog.text
+
+
+def test_a_driver_that_is_not_installed_is_an_error_with_what_to_install(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://bob:S3cr@127.0.0.1:9/mlflow")
+    with pytest.raises(StorageError, match=r"MLflow at postgresql://127.* does not set an alias: .*psycopg") as caught:
+        tracking.set_alias("parcels", "champion", 1)
+    assert "[postgres]" in caught.value.cure and "postgresql+psycopg2://" in caught.value.cure
+
+
+def test_the_extra_installs_the_driver_that_the_cure_names() -> None:
+    """A bare postgresql:// is psycopg 3 for SQLAlchemy 2.1, and psycopg2 before it; the extra installs psycopg2."""
+    from sqlalchemy import make_url
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    assert any(need.startswith("psycopg2-binary") for need in project["optional-dependencies"]["postgres"])
+    assert make_url("postgresql+psycopg2://db/mlflow").get_dialect().driver == "psycopg2"
+
+
 def test_a_database_that_is_none_is_an_error_of_ours(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "mlflow.db").write_text("no database" * 100)
     with pytest.raises(StorageError, match=r"MLflow at sqlite:.* does not set an alias: .*not a database"):
@@ -240,4 +320,26 @@ def test_a_database_that_is_none_is_an_error_of_ours(home: Path, monkeypatch: py
 
 def test_no_password_is_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert without_credentials("http://anna:secret@mlflow.example:5000/x?y=1") == "http://mlflow.example:5000/x?y=1"
-    assert without_credentials("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
+    for plain in (
+        "sqlite:////home/a@b/mlflow.db",
+        "sqlite+pysqlite:///a@b",
+        "file:///home/a@b/runs",
+        "/home/a@b/runs",
+        "http://h:1/x?y=1",
+        "",
+    ):
+        assert without_credentials(plain) == plain
+    for uri, shown in UNENCODED:
+        assert without_credentials(uri) == shown
+    assert without_credentials("http://[bob") == "http://[bob"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", UNENCODED[0][0])
+    assert mlflow_server() == "http://127.0.0.1:9"
+
+
+def test_credentials_are_hidden_in_whatever_form_a_library_puts_them() -> None:
+    assert hide_credentials("no bob:p%23w@h, p#w, 'P%23W', p%23w.", "http://bob:p%23w@h") == "no h, ***, '***', ***."
+    assert hide_credentials("port=12, url: /x%20Y@h/api", "http://bob:12/x y@h") == "port=***, url: /***%20***@h/api"
+    assert hide_credentials("postgresql of mlflow, token t-1", "http://t-1@h") == "postgresql of mlflow, token ***"
+    assert hide_credentials("user bob: key-1", "http://key-1:@h") == "user bob: ***"
+    assert hide_credentials("postgresql: bad user postgres", "x://postgres:postgres@h") == "postgresql: bad user ***"
+    assert hide_credentials("all of it", "sqlite:///all@of") == hide_credentials("all of it", "") == "all of it"

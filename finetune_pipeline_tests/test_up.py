@@ -68,6 +68,17 @@ def test_an_mlflow_server_elsewhere_is_used_and_shown(monkeypatch: pytest.Monkey
     assert "secret" not in "".join(said) and said[-1] == "all stopped"
 
 
+def test_no_password_stands_in_the_shown_end_of_a_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    uri = "postgresql+x+y://anna:s3cr#et@db/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    failing = (sys.executable, "-c", f"raise SystemExit('Invalid database URI: {uri}')")
+    server = Server("MLflow", "FINETUNE_MLFLOW_URL", "/", failing)
+    process = module._start(server)
+    process.wait()
+    with pytest.raises(ServingError, match=r"Invalid database URI: postgresql\+x\+y://db/mlflow"):
+        module._require_alive(server, process)
+
+
 def test_no_password_stands_in_the_process_list(monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "postgresql+psycopg2://anna:secret@db/mlflow"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

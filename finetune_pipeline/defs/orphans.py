@@ -8,8 +8,9 @@
 
 Without this a killed run is shown as running for ever, and holds up whatever waits for its end. Only processes of this
 very boot of this very machine (or container) are judged: of others nothing can be known. A process number that was
-given to another process is told by the start. The run's id is in the tag because Dagster copies tags when a run is
-started again.
+given to another process is told by the start. A process of another user, which /proc may hide (`hidepid`), counts as
+gone only where no process has its number. The run's id is in the tag because Dagster copies tags when a run is started
+again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ UNFINISHED = [
 def tag(run_id: str) -> dict[str, str]:
     """The tag of a run that this process works on."""
     pid = os.getpid()
-    return {TAG: "|".join((run_id[:8], *_machine(), str(pid), started(pid)))}
+    return {TAG: "|".join((run_id[:8], *_machine(), str(pid), started(pid) or ""))}
 
 
 def mark(dagster: dg.DagsterInstance, run_id: str) -> None:
@@ -59,7 +60,8 @@ def _is_orphan(run: dg.DagsterRun) -> bool:
     parts = run.tags.get(TAG, "").split("|")
     if len(parts) != 5 or (parts[0], *parts[1:3]) != (run.run_id[:8], *_machine()) or not parts[3].isdecimal():
         return False
-    return started(int(parts[3])) != parts[4]
+    found = started(int(parts[3]))
+    return found is not None and parts[4] != "" and found != parts[4]
 
 
 def _machine() -> tuple[str, str]:
@@ -69,16 +71,29 @@ def _machine() -> tuple[str, str]:
     return socket.gethostname(), f"{boot}:{namespace}"
 
 
-def started(pid: int) -> str:
+def started(pid: int) -> str | None:
     """When a process started, in a form that setting the clock does not change; "" where there is none, or it ended and
-    only waits for its parent."""
+    only waits for its parent; None where there is one, and when it started cannot be read."""
     try:
         if not BOOT.exists():
             return f"{psutil.Process(pid).create_time():.0f}"
         after_name = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+    except psutil.ZombieProcess:
         return ""
+    except (psutil.Error, OSError):  # with `hidepid` a process of another user looks absent, or is refused
+        return None if _exists(pid) else ""
     return "" if after_name[0] in "ZX" else after_name[19]  # proc(5): the state is field 3, the start field 22
+
+
+def _exists(pid: int) -> bool:
+    """Whether a process has this number. The kernel says so of every user's processes, whatever /proc hides."""
+    try:
+        os.kill(pid, 0)  # signal 0 is not sent, only checked
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):  # the latter: no number of a process
+        return False
+    return True
 
 
 def watch_orphans() -> dg.SensorDefinition:

@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from upath import UPath
+
 from finetune_pipeline.clean.single import Refused
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError, WaitingForPeople
@@ -82,14 +84,23 @@ def _draw(work: Work, rows: Sequence[Example], about: str) -> Drawn:
 
 def reviews_fingerprint(task: Task, store: TaskStore) -> str:
     """Hash of everything `expert_review` reads beyond its inputs: the verdict files and the recorded ones. A recorded
-    file that is missing is no error here: where a task stands can be told without it."""
+    file that is missing is no error here: where a task stands can be told without it. A verdict that is withdrawn
+    after the folder was listed is none."""
     folder = verdicts_folder(store)
     paths = sorted(folder.glob("*.json"), key=lambda path: path.name) if folder.exists() else []
-    digest = hashlib.sha256()
-    for path in (*paths, *([store.root / task.review.recorded] if task.review.recorded else [])):
-        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
-        digest.update(f"{path.name}={content}\n".encode())
-    return digest.hexdigest()[:16]
+    hashes = {path.name: _hash_if_there(path) for path in paths}
+    given = {name: found for name, found in hashes.items() if found is not None}
+    recorded = store.root / task.review.recorded if task.review.recorded else None
+    declared = [] if recorded is None else [(recorded.name, _hash_if_there(recorded) or "missing")]
+    lines = "".join(f"{name}={found}\n" for name, found in (*given.items(), *declared))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def _hash_if_there(path: UPath) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def expert_review(work: Work) -> Outcome:

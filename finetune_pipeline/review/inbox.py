@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from finetune_pipeline.records import Artifact, Example, Review, content_id, dum
 from finetune_pipeline.store import TaskStore, write_atomic
 
 DECISIONS = ("approve", "reject", "edit")
+RESTORE = "restore it from version control, or remove it and review again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +161,22 @@ def _name(review: Review) -> str:
 
 
 def _given(folder: UPath, content: Mapping[str, str] | None) -> list[Review]:
-    """The verdicts from the desk on exactly these rows, or on all; others are not even opened."""
+    """The verdicts from the desk on exactly these rows, or on all; others are not even opened. One that is withdrawn
+    after the folder was listed is none."""
     with reading(folder):
         paths = list(folder.iterdir()) if folder.exists() else []
     wanted = None if content is None else {f"{id_}-{shown}" for id_, shown in content.items()}
     files = sorted(path.name for path in paths if path.name.endswith(".json") and path.name[0] != ".")
     names = [name for name in files if wanted is None or name.rpartition("-")[0] in wanted]
-    return [_parse(_text(folder / name), str(folder / name)) for name in names]
+    texts = ((folder / name, _text_if_given(folder / name)) for name in names)
+    return [_parse(text, str(path)) for path, text in texts if text is not None]
+
+
+def _text_if_given(path: UPath) -> str | None:
+    with reading(path, RESTORE), suppress(FileNotFoundError):
+        text: str = path.read_text(encoding="utf-8")
+        return text
+    return None
 
 
 def _recorded(path: UPath | None) -> list[Review]:
@@ -176,7 +187,7 @@ def _recorded(path: UPath | None) -> list[Review]:
 
 
 def _text(path: UPath) -> str:
-    with reading(path, "restore it from version control, or remove it and review again"):
+    with reading(path, RESTORE):
         text: str = path.read_text(encoding="utf-8")
     return text
 

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
 
 from finetune_pipeline.defs import orphans
@@ -132,6 +134,58 @@ def test_other_tags_and_finished_runs_are_left_alone(dagster: dg.DagsterInstance
     assert marked is not None and marked.tags[TAG] == tag(run.run_id)[TAG]
 
 
+def hidden(pid: int) -> OSError:
+    """What /proc answers to another user for a process that runs, with `hidepid=2`."""
+    return FileNotFoundError(2, "No such file or directory", f"/proc/{pid}/stat")
+
+
+def refused(pid: int) -> OSError:
+    """The same with `hidepid=1`."""
+    return PermissionError(1, "Operation not permitted", f"/proc/{pid}/stat")
+
+
+@pytest.mark.parametrize("answer", [hidden, refused])
+@pytest.mark.parametrize(("signal", "ends"), [(None, False), (PermissionError, False), (ProcessLookupError, True)])
+def test_a_process_that_proc_hides_is_gone_only_where_its_number_is_free(
+    dagster: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Callable[[int], OSError],
+    signal: type[OSError] | None,
+    ends: bool,
+) -> None:
+    run = dagster.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    dagster.add_run_tags(run.run_id, tag(run.run_id))
+    read, asked = Path.read_text, []
+
+    def read_text(path: Path, *args: str, **options: str) -> str:
+        if path == Path(f"/proc/{os.getpid()}/stat"):
+            raise answer(os.getpid())
+        return read(path, *args, **options)
+
+    def kill(pid: int, number: int) -> None:
+        asked.append((pid, number))
+        if signal is not None:
+            raise signal
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(os, "kill", kill)
+    assert end_orphans(dagster) == ([run.run_id] if ends else [])
+    assert asked == [(os.getpid(), 0)]
+
+
+def test_a_run_that_does_not_say_when_its_process_started_is_left_alone(dagster: dg.DagsterInstance) -> None:
+    run = dagster.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    dagster.add_run_tags(run.run_id, {TAG: tag(run.run_id)[TAG].rpartition("|")[0] + "|"})
+    assert end_orphans(dagster) == []
+
+
 def test_where_there_is_no_proc_the_clock_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(orphans, "BOOT", tmp_path / "none")
-    assert started(os.getpid()).isdecimal() and started(int(GONE)) == ""
+    assert str(started(os.getpid())).isdecimal()
+    assert started(int(GONE)) == started(10**30) == ""
+
+    def denied(pid: int) -> psutil.Process:
+        raise psutil.AccessDenied(pid)
+
+    monkeypatch.setattr(psutil, "Process", denied)
+    assert started(os.getpid()) is None and started(int(GONE)) == ""

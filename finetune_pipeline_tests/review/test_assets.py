@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -204,6 +204,26 @@ def test_the_fingerprint_changes_with_a_recorded_file_too(store: TaskStore) -> N
     empty = reviews_fingerprint(declared, store)
     path.write_text("\n")
     assert len({missing, empty, reviews_fingerprint(declared, store), reviews_fingerprint(task(), store)}) == 4
+
+
+def test_a_verdict_that_is_withdrawn_while_all_are_hashed_is_none(
+    store: TaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox.save(store, verdict(ROWS[1]))
+    without = reviews_fingerprint(task(), store)
+    inbox.save(store, verdict(ROWS[0]))
+    assert reviews_fingerprint(task(), store) != without
+    listed = type(store.root).glob
+
+    def withdrawing(folder: Path, pattern: str) -> Iterator[Path]:
+        paths = list(listed(folder, pattern))
+        inbox.withdraw(store, verdict(ROWS[0]))
+        return iter(paths)
+
+    monkeypatch.setattr(type(store.root), "glob", withdrawing)
+    read = type(store.root).exists
+    monkeypatch.setattr(type(store.root), "exists", lambda path: path.suffix == ".json" or read(path))
+    assert reviews_fingerprint(task(), store) == without
 
 
 def test_edits_and_rejects_reach_the_data_and_the_ledger(

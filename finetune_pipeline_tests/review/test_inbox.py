@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -88,6 +89,26 @@ def test_a_damaged_recorded_line_is_named(store: TaskStore, sample: Artifact, li
     with pytest.raises(DataError, match=complaint) as caught:
         inbox.load(store, task(review={"recorded": "review/verdicts.jsonl"}), sample)
     assert "verdicts.jsonl:2" in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [ROWS[1:2], ROWS[:2], ROWS[2:]])
+def test_a_verdict_that_is_withdrawn_while_all_are_read_is_none(
+    store: TaskStore, sample: Artifact, monkeypatch: pytest.MonkeyPatch, rows: list[Example]
+) -> None:
+    for row in ROWS[:2]:
+        inbox.save(store, verdict(row))
+    listed = type(store.root).iterdir
+
+    def withdrawing(folder: Path) -> Iterator[Path]:
+        paths = list(listed(folder))
+        inbox.withdraw(store, verdict(ROWS[0]))
+        return iter(paths)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(type(store.root), "iterdir", withdrawing)
+        assert inbox.load_for(store, task(), rows) == [verdict(row) for row in rows if row == ROWS[1]]
+        inbox.save(store, verdict(ROWS[0]))
+        assert inbox.load_all(store, task()) == {(ROWS[1].id, ROWS[1].content): [verdict(ROWS[1])]}
 
 
 def test_a_verdict_that_is_no_text_is_named(store: TaskStore, sample: Artifact) -> None:
