@@ -34,7 +34,7 @@ def work(spec, report):
         report.log("adding")
         for done in range(1, 4):
             report.progress("sums", done, 3, loss=1.0 / done)
-        return {"sum": sum(spec["numbers"]), "cores": os.environ["OMP_NUM_THREADS"]}
+        return {"sum": sum(spec["numbers"]), "cores": os.environ["OMP_NUM_THREADS"], "spins": os.environ["GOMP_SPINCOUNT"]}
     if do == "refuse":
         raise getattr(errors, spec["error"])("the loss is not finite", "use a lower learning rate")
     if do == "break":
@@ -122,7 +122,7 @@ def gone(pid: int) -> bool:
 def test_a_job_gives_its_result_and_tells_how_far_it_is(tmp_path: Path) -> None:
     report = Listener()
     result = run(tmp_path, report, threads=3, do="add", numbers=[1, 2, 3])
-    assert result == {"sum": 6, "cores": "3"}
+    assert result == {"sum": 6, "cores": "3", "spins": "1000"}
     assert report.lines == ["adding"]
     assert report.steps[0] == ("sums", 1, 3, {"loss": 1.0})
     assert report.steps[-1] == ("sums", 3, 3, {"loss": 1 / 3})  # the last is never held back
