@@ -34,7 +34,8 @@ def work(spec, report):
         report.log("adding")
         for done in range(1, 4):
             report.progress("sums", done, 3, loss=1.0 / done)
-        return {"sum": sum(spec["numbers"]), "cores": os.environ["OMP_NUM_THREADS"], "spins": os.environ["GOMP_SPINCOUNT"]}
+        told = {"cores": os.environ["OMP_NUM_THREADS"], "spins": os.environ["GOMP_SPINCOUNT"]}
+        return {"sum": sum(spec["numbers"]), **told}
     if do == "refuse":
         raise getattr(errors, spec["error"])("the loss is not finite", "use a lower learning rate")
     if do == "break":
