@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,7 +88,9 @@ def test_no_password_stands_in_the_process_list(monkeypatch: pytest.MonkeyPatch)
     process = module._start(replace(mlflow, command=(sys.executable, "-c", "import time; time.sleep(60)")))
     try:
         running = psutil.Process(process.pid)
-        assert running.environ()["MLFLOW_BACKEND_STORE_URI"] == uri and "secret" not in " ".join(running.cmdline())
+        while not (environment := running.environ()):  # between the old program and the new one it has none
+            time.sleep(0.01)
+        assert environment["MLFLOW_BACKEND_STORE_URI"] == uri and "secret" not in " ".join(running.cmdline())
     finally:
         process.kill()
         process.wait()
