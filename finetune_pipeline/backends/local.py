@@ -66,7 +66,8 @@ def _run(module: str, spec: Mapping[str, Any], folder: Path, report: Reporter, t
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_text(json.dumps(spec, ensure_ascii=False), "utf-8")
     events = folder / "events.jsonl"
-    events.write_text("", "utf-8")
+    events.unlink(missing_ok=True)  # the job of a killed run may still tell its end: to the old file
+    events.touch()
     log = os.open(folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # it may quote rows
     with os.fdopen(log, "wb") as output:
         process = subprocess.Popen(

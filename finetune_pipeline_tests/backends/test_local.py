@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -47,6 +48,10 @@ def work(spec, report):
     if do == "tear":
         with open(sys.argv[1].replace("job.json", "events.jsonl"), "a") as events:
             events.write('{"event": "progr\\n')
+        return {"sum": sum(spec["numbers"])}
+    if do == "pause":
+        report.log("begun")
+        time.sleep(1.5)
         return {"sum": sum(spec["numbers"])}
     if do == "leave":
         return None
@@ -172,6 +177,20 @@ def test_events_of_an_earlier_job_are_not_taken_for_those_of_this_one(tmp_path: 
     run(tmp_path, do="add", numbers=[1])
     with pytest.raises(errors.TrainingFailed):
         run(tmp_path, do="die")
+
+
+def test_what_the_job_of_a_killed_run_says_at_its_end_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    run(tmp_path, do="add", numbers=[1])
+    stopped = {"event": "error", "type": "JobCancelled", "message": "stopped on request", "cure": "run again"}
+    with (tmp_path / "job" / "events.jsonl").open("a", encoding="utf-8") as earlier:
+
+        class Late(Listener):
+            def log(self, text: str) -> None:
+                super().log(text)
+                earlier.write(json.dumps(stopped) + "\n")
+                earlier.flush()
+
+        assert run(tmp_path, Late(), do="pause", numbers=[1, 2]) == {"sum": 3}
 
 
 def test_a_cancelled_job_ends_in_good_order_with_all_it_started(tmp_path: Path) -> None:
