@@ -6,6 +6,10 @@
 
 SIGTERM sets a flag that `report.alive()` turns into JobCancelled, so that a training reaches its checkpoint. On Linux
 the job also gets SIGTERM when its parent dies, however it dies.
+
+One job computes at a time on this machine: two that share the cores (or a GPU) would both take more than twice as long.
+The job holds the lock, not who started it: the job of a run that was killed still computes until it looks at its flag,
+and the next run of the task would write into the same folder.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import Any
 
 from finetune_pipeline.errors import FinetuneError, JobCancelled
 from finetune_pipeline.records import Reporter
+from finetune_pipeline.store import machine_lock
 
 
 class EventFile:
@@ -57,7 +62,8 @@ def main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: setattr(events, "cancelled", True))
     die_with_parent()
     try:
-        result = work(json.loads(path.read_text("utf-8")), events)
+        with machine_lock("compute", events, "another job is computing on this machine; waiting for it"):
+            result = work(json.loads(path.read_text("utf-8")), events)
     except FinetuneError as error:
         events.tell("error", type=type(error).__name__, message=error.message, cure=error.cure)
         sys.exit(error.exit_code)

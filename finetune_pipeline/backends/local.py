@@ -26,7 +26,7 @@ import psutil
 from finetune_pipeline import errors
 from finetune_pipeline.backends.progress import activity
 from finetune_pipeline.records import Reporter
-from finetune_pipeline.store import machine_lock, storage_error
+from finetune_pipeline.store import storage_error
 
 GRACE_SECONDS = 30.0  # a job that is told to end, and neither computes nor writes for so long, is killed
 GRACE_CPU_SECONDS = 0.1
@@ -51,24 +51,17 @@ def run(
 ) -> dict[str, Any]:
     """Start `python -m module <folder>/job.json`, pass its events on to `report`, and give its result.
 
-    One job computes at a time on this machine: two that share the cores (or a GPU) would both take more than twice
-    as long.
-
     Raises what the job raised (by its name in errors.py), or TrainingFailed with the end of its output when it died.
     Any exception here, a cancelled run among them, ends the whole process group: TERM, and KILL for what then does
     nothing any more.
     """
-    with machine_lock("compute", report, "another job is computing on this machine; waiting for it"):
-        return _run(module, spec, folder, report, threads)
-
-
-def _run(module: str, spec: Mapping[str, Any], folder: Path, report: Reporter, threads: int | None) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_text(json.dumps(spec, ensure_ascii=False), "utf-8")
-    events = folder / "events.jsonl"
-    events.unlink(missing_ok=True)  # the job of a killed run may still tell its end: to the old file
+    events, said = folder / "events.jsonl", folder / "output.log"
+    for file in (events, said):
+        file.unlink(missing_ok=True)  # the job of a killed run may still tell its end: to the old files
     events.touch()
-    log = os.open(folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # it may quote rows
+    log = os.open(said, os.O_WRONLY | os.O_CREAT, 0o600)  # it may quote rows
     with os.fdopen(log, "wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", module, str(folder / "job.json")],
@@ -79,7 +72,7 @@ def _run(module: str, spec: Mapping[str, Any], folder: Path, report: Reporter, t
             start_new_session=True,
         )
     try:
-        return _follow(process, events, folder / "output.log", report)
+        return _follow(process, events, said, report)
     finally:
         end_group(process)
 

@@ -18,6 +18,7 @@ import pytest
 from finetune_pipeline import errors
 from finetune_pipeline.backends import local
 from finetune_pipeline.records import Silent
+from finetune_pipeline.store import machine_lock
 
 JOB = """
 import os, signal, subprocess, sys, time
@@ -55,6 +56,8 @@ def work(spec, report):
         return {"sum": sum(spec["numbers"])}
     if do == "leave":
         return None
+    if do == "look":
+        return {"mark": os.path.exists(spec["mark"])}
     if do == "finish":
         report.log("begun")
         try:
@@ -216,15 +219,36 @@ def test_a_cancelled_job_that_does_nothing_is_killed(tmp_path: Path, monkeypatch
         run(tmp_path, Listener(cancel=True), do="hang")
 
 
-def test_a_job_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+def begun(folder: Path, do: str, mark: Path) -> subprocess.Popen[bytes]:
+    """A run in a process of its own, whose job has said something."""
     code = "import sys; from pathlib import Path; from finetune_pipeline.backends import local; "
     code += "from finetune_pipeline.records import Silent; "
-    code += "local.run('toy_job', {'do': 'wait', 'mark': sys.argv[2]}, Path(sys.argv[1]), Silent())"
-    folder, mark = tmp_path / "job", tmp_path / "mark"
-    parent = subprocess.Popen([sys.executable, "-c", code, str(folder), str(mark)])
+    code += "local.run('toy_job', {'do': sys.argv[2], 'mark': sys.argv[3]}, Path(sys.argv[1]), Silent())"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(folder), do, str(mark)])
     while not (folder / "events.jsonl").exists() or not (folder / "events.jsonl").read_text("utf-8"):
         assert parent.poll() is None
         time.sleep(0.05)
+    return parent
+
+
+def test_a_run_waits_for_the_job_of_one_that_was_killed(tmp_path: Path) -> None:
+    """It still computes, and writes into the same folder, until it looks whether it should end."""
+    mark, report = tmp_path / "mark", Listener()
+    parent = begun(tmp_path / "job", "finish", mark)
+    parent.send_signal(signal.SIGKILL)
+    assert run(tmp_path, report, do="look", mark=str(mark)) == {"mark": True}
+    assert report.lines == ["another job is computing on this machine; waiting for it"]
+    parent.wait()
+
+
+def test_a_job_that_waits_for_another_can_be_cancelled(tmp_path: Path) -> None:
+    with machine_lock("compute", Silent(), ""), pytest.raises(errors.JobCancelled, match="stopped in the UI"):
+        run(tmp_path, Listener(cancel=True), do="add", numbers=[1])
+
+
+def test_a_job_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    folder, mark = tmp_path / "job", tmp_path / "mark"
+    parent = begun(folder, "wait", mark)
     (job,) = psutil.Process(parent.pid).children()
     stubborn = [child.pid for child in job.children()]
     try:
