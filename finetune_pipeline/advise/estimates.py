@@ -28,7 +28,7 @@ from typing import get_args
 from finetune_pipeline.advise.facts import Facts
 from finetune_pipeline.config import Suitability, Train
 
-EFFICIENCY = 0.5  # share of the matrix product's speed that training reaches, validation included (135M, bf16)
+EFFICIENCY = 0.43  # share of the matrix product's speed that training reaches, validation included (135M, bf16)
 LIBRARIES_MB = 800  # torch and what comes with it
 GENERAL_TOKENS = 60  # of a text that keeps general ability
 DAYS_PER_MONTH = 365.25 / 12

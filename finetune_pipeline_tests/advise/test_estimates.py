@@ -40,6 +40,18 @@ def test_time_and_memory_are_near_a_measured_training() -> None:
     assert figures.memory_mb["lora"] == pytest.approx(3175, rel=0.5)
 
 
+def test_time_is_near_a_whole_measured_training() -> None:
+    """The sample task with 1,947 rows (274 steps, 16 of 30 layers): 483 s on two cores that multiply at 427 GFLOP/s in
+    bf16."""
+    sample = Facts(
+        1947, 1824, 24, "json", 1217, 4, 3, system_tokens=147, question_tokens=35, answer_tokens=30, train_share=0.8
+    )
+    figures = estimate(
+        sample, SMOLLM, Train(layers=16, epochs=1.5, batch_rows=8), Suitability(), Machine(gflops=427, free_mb=8000)
+    )
+    assert figures.training_seconds == pytest.approx(483, rel=0.3)
+
+
 def test_more_of_anything_takes_longer() -> None:
     def seconds(facts: Facts = FACTS, train: Train | None = None, machine: Machine = MACHINE) -> float:
         return estimate(facts, SMOLLM, train or Train(), Suitability(), machine).training_seconds
