@@ -276,7 +276,7 @@ class KeepGeneral(Declared):
     """General texts in every training step, on which the tuned model is held to its base model."""
 
     weight: float = Field(
-        1.0, ge=0, description="Of the divergence from the base model on these texts, beside the task's loss; 0: off."
+        0.2, ge=0, description="Of the divergence from the base model on these texts, beside the task's loss; 0: off."
     )
     texts: int = Field(
         1, ge=1, le=64, description="General texts in a step; more keeps more general ability, and takes more time."
