@@ -22,6 +22,7 @@ from finetune_pipeline.errors import FinetuneError
 from finetune_pipeline.records import Artifact
 
 LINE_SECONDS = 10.0
+HELD_SECONDS = 1.5  # a message, until it is plain that it is not the last word
 
 
 class RichTerminal:
@@ -34,6 +35,7 @@ class RichTerminal:
         self._started: dict[str, tuple[float, int]] = {}
         self._status: Status | None = None
         self._said: str | None = None
+        self._said_at = 0.0
 
     def begins(self, asset: str) -> None:
         self._asset, self._began = asset, time.monotonic()
@@ -57,9 +59,10 @@ class RichTerminal:
         self._line(("✗", "red"), f" {asset:<19} {error.message}")
 
     def log(self, text: str) -> None:
-        """Held back until the next event: a stage's last word is often its verdict, which is shown anyway."""
+        """Held back for a moment, or until the next event: a stage's last word is often its verdict, which is shown
+        anyway."""
         self._say()
-        self._said = text
+        self._said, self._said_at = text, time.monotonic()
 
     def progress(self, what: str, done: int, total: int, **figures: float) -> None:
         now = time.monotonic()
@@ -71,7 +74,9 @@ class RichTerminal:
         self._show(f"{what} {done} of {total}{shown}{left}")
 
     def alive(self) -> None:
-        return None
+        """Comes again and again while work goes on or waits: what was said is not the last word."""
+        if time.monotonic() - self._said_at > HELD_SECONDS:
+            self._say()
 
     def _say(self) -> None:
         if self._said is not None:

@@ -35,3 +35,20 @@ def test_brackets_in_any_message_are_shown_and_crash_nothing(terminal: bool, mon
     plain = Console(file=io.StringIO()).render_str(file.getvalue(), markup=False, emoji=False).plain
     for what in ("log", "progress", "verdict", "summary", "failed"):
         assert f"{what} {ODD}" in plain, what
+
+
+def test_what_is_said_before_a_wait_is_shown_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message is held back, since it may be the verdict that ends the asset; a wait must not hold it to its end."""
+    clock = [100.0]
+    monkeypatch.setattr("finetune_pipeline.terminal.time.monotonic", lambda: clock[0])
+    file = io.StringIO()
+    shown = RichTerminal(Console(file=file, width=200))
+    shown.begins("adapter")
+    shown.log("another job is computing on this machine; waiting for it")
+    shown.alive()
+    assert file.getvalue() == ""
+    clock[0] += 2
+    shown.alive()
+    assert file.getvalue().count("waiting for it") == 1
+    shown.alive()
+    assert file.getvalue().count("waiting for it") == 1
