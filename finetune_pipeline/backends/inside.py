@@ -62,8 +62,9 @@ def main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: setattr(events, "cancelled", True))
     die_with_parent()
     try:
+        spec = json.loads(path.read_text("utf-8"))  # its own: the next run may put another there while this one waits
         with machine_lock("compute", events, "another job is computing on this machine; waiting for it"):
-            result = work(json.loads(path.read_text("utf-8")), events)
+            result = work(spec, events)
     except FinetuneError as error:
         events.tell("error", type=type(error).__name__, message=error.message, cure=error.cure)
         sys.exit(error.exit_code)

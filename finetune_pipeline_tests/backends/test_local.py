@@ -244,6 +244,7 @@ def test_a_run_waits_for_the_job_of_one_that_was_killed(tmp_path: Path) -> None:
 def test_a_job_that_waits_for_another_can_be_cancelled(tmp_path: Path) -> None:
     with machine_lock("compute", Silent(), ""), pytest.raises(errors.JobCancelled, match="stopped in the UI"):
         run(tmp_path, Listener(cancel=True), do="add", numbers=[1])
+    assert '"JobCancelled"' in (tmp_path / "job" / "events.jsonl").read_text("utf-8")  # it ended by itself
 
 
 def test_a_job_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
