@@ -127,7 +127,7 @@ def peer(base: Path, adapter: Path, port: int) -> None:
 
     from finetune_pipeline.backends.inside import die_with_parent
 
-    die_with_parent()
+    die_with_parent(os.getppid())
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     model: Any = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter)
@@ -238,7 +238,15 @@ def run() -> dict[str, dict[int, list[Measured]]]:
         _SYSTEM.append({"role": "system", "content": system})
         urls = {side: f"http://127.0.0.1:{free_port()}" for side in SIDES}
         ports = {side: url.rpartition(":")[2] for side, url in urls.items()}
-        ours = [sys.executable, "-m", "finetune_pipeline.serve.app", "--port", ports["endpoint"], "--with-parent"]
+        ours = [
+            sys.executable,
+            "-m",
+            "finetune_pipeline.serve.app",
+            "--port",
+            ports["endpoint"],
+            "--with-parent",
+            str(os.getpid()),
+        ]
         theirs = [sys.executable, __file__, "--peer", str(base), str(adapter), ports["by hand"]]
         texts = messages()
         with (

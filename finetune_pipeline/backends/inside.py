@@ -5,7 +5,7 @@
         inside.main(work)
 
 SIGTERM sets a flag that `report.alive()` turns into JobCancelled, so that a training reaches its checkpoint. On Linux
-the job also gets SIGTERM when its parent dies, however it dies.
+the job also gets SIGTERM when its parent dies, however it dies and however early.
 
 One job computes at a time on this machine: two that share the cores (or a GPU) would both take more than twice as long.
 The job holds the lock, not who started it: the job of a run that was killed still computes until it looks at its flag,
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import signal
 import sys
 import time
@@ -55,12 +56,14 @@ class EventFile:
 
 
 def main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
-    """Run `work` on the description named on the command line; exit with its error's code."""
-    path = Path(sys.argv[1])
+    """Run `work` on the description named on the command line (and end with the process named behind it, if one is);
+    exit with its error's code."""
+    path, parent = Path(sys.argv[1]), sys.argv[2:3]
     events = EventFile(path.with_name("events.jsonl"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair: it ends us in good order
     signal.signal(signal.SIGTERM, lambda *_: setattr(events, "cancelled", True))
-    die_with_parent()
+    if parent:
+        die_with_parent(int(parent[0]))
     try:
         spec = json.loads(path.read_text("utf-8"))  # its own: the next run may put another there while this one waits
         with machine_lock("compute", events, "another job is computing on this machine; waiting for it"):
@@ -71,7 +74,10 @@ def main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
     events.tell("result", result=result)
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int) -> None:
+    """Get SIGTERM when `parent`, the process that started this one, ends (Linux): at once where it already has."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before we asked: nobody will tell us
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -49,7 +49,7 @@ SPINS = "1000"
 def run(
     module: str, spec: Mapping[str, Any], folder: Path, report: Reporter, threads: int | None = None
 ) -> dict[str, Any]:
-    """Start `python -m module <folder>/job.json`, pass its events on to `report`, and give its result.
+    """Start `python -m module <folder>/job.json <our pid>`, pass its events on to `report`, and give its result.
 
     Raises what the job raised (by its name in errors.py), or TrainingFailed with the end of its output when it died.
     Any exception here, a cancelled run among them, ends the whole process group: TERM, and KILL for what then does
@@ -64,7 +64,7 @@ def run(
     log = os.open(said, os.O_WRONLY | os.O_CREAT, 0o600)  # it may quote rows
     with os.fdopen(log, "wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, str(folder / "job.json")],
+            [sys.executable, "-m", module, str(folder / "job.json"), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

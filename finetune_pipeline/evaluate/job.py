@@ -61,9 +61,8 @@ def _rows(spec: Mapping[str, Any], side: str) -> list[Example]:
 
 def _classical(file: AnswerFile, train: list[Example], tests: list[Example], task: Task, report: Reporter) -> None:
     if len(file.of(classical.VARIANT)) < len(tests):
-        report.progress(classical.VARIANT, 0, len(tests))
         known = file.of(classical.VARIANT)
-        for answer in classical.answers(train, tests, task.answer):
+        for answer in classical.answers(train, tests, task.answer, report):
             if answer.id not in known:
                 file.append(answer)
         report.progress(classical.VARIANT, len(tests), len(tests))

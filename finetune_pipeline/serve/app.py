@@ -243,10 +243,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8311)
     parser.add_argument("--only", help="serve this task alone")
     parser.add_argument("--announce", type=Path, help="file that gets the URL (for --port 0)")
-    parser.add_argument("--with-parent", action="store_true", help="end when the starting process ends")
+    parser.add_argument("--with-parent", type=int, metavar="PID", help="end when this process, our parent, ends")
     given = parser.parse_args()
     if given.with_parent:
-        die_with_parent()
+        die_with_parent(given.with_parent)
     try:
         run(given.host, given.port, given.only, given.announce)
     except FinetuneError as error:

@@ -13,6 +13,7 @@ What it is not: the way the endpoint is run for users (`finetune serve`, `make u
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -103,7 +104,7 @@ def temporary(task: str, key: str, report: Reporter) -> Iterator[Live]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         announce = Path(folder) / "url"
-        options = ["--port", "0", "--only", task, "--announce", str(announce), "--with-parent"]
+        options = ["--port", "0", "--only", task, "--announce", str(announce), "--with-parent", str(os.getpid())]
         with private(log, "wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "finetune_pipeline.serve.app", *options],

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -260,3 +261,19 @@ def test_a_job_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     finally:
         for pid in stubborn:  # nobody is left to end what ignores TERM
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a job is not told that its parent has ended")
+def test_a_job_ends_whose_parent_ended_before_it_could_ask_to_be_told(tmp_path: Path) -> None:
+    described, mark = tmp_path / "job.json", tmp_path / "mark"
+    described.write_text(json.dumps({"do": "finish", "mark": str(mark)}), "utf-8")
+    code = "import os, subprocess, sys; "
+    code += "job = [sys.executable, '-m', 'toy_job', sys.argv[1], str(os.getpid())]; "
+    code += "print(subprocess.Popen(job, stdout=subprocess.DEVNULL).pid)"
+    job = int(subprocess.check_output([sys.executable, "-c", code, str(described)]))
+    try:
+        assert gone(job)
+        assert '"JobCancelled"' in (tmp_path / "events.jsonl").read_text("utf-8")
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(job, signal.SIGKILL)
