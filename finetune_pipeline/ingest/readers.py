@@ -15,16 +15,16 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from upath import UPath
 
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest import csv_rows
+from finetune_pipeline.ingest.arrow_rows import arrow_rows
 from finetune_pipeline.ingest.encoding import LongLine, detect, lines, of_head, open_text
 from finetune_pipeline.ingest.json_rows import DuplicateKey, array_rows, line_rows
 from finetune_pipeline.ingest.rows import Row, Rows, too_long
@@ -216,41 +216,14 @@ def _parquet(path: UPath) -> Opened:
 
     def rows() -> Iterator[Row]:
         with pq.ParquetFile(path.open("rb")) as file:
-            number = 1
-            for batch in file.iter_batches(_BATCH_ROWS):
-                yield from _batch_rows(batch, number)
-                number += batch.num_rows
+            yield from arrow_rows(file.iter_batches(_BATCH_ROWS))
 
     return Opened("parquet", "", Rows(rows), columns)
-
-
-def _batch_rows(batch: Any, number: int) -> Iterator[Row]:
-    """The rows of a batch, the first with this number; one by one where a value is none that Python can hold."""
-    try:
-        yield from [Row(number + at, value) for at, value in enumerate(batch.to_pylist())]
-        return
-    except (ValueError, OverflowError):  # bytes that are no text, a date of the year 5 million
-        pass
-    for at in range(batch.num_rows):
-        try:
-            yield Row(number + at, batch.slice(at, 1).to_pylist()[0])
-        except (ValueError, OverflowError) as error:
-            yield Row(
-                number + at,
-                {"": f"row {number + at}"},
-                "broken-row",
-                f"a value is not readable: {type(error).__name__}",
-            )
 
 
 def _dataset(path: UPath, split: str) -> Opened:
     """A folder that `datasets` saved with save_to_disk(): one data set, or several splits."""
     from finetune_pipeline.ingest.saved_dataset import open_saved
 
-    columns, values = open_saved(path, split)
-    return Opened("dataset", "", numbered(values), columns)
-
-
-def numbered(values: Callable[[], Iterator[Mapping[str, Any]]]) -> Rows:
-    """Values as rows, counted from 1."""
-    return Rows(lambda: (Row(number, value) for number, value in enumerate(values(), 1)))
+    columns, rows = open_saved(path, split)
+    return Opened("dataset", "", rows, columns)

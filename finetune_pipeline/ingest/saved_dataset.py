@@ -9,20 +9,22 @@ takes seconds, and is left to the Hub. Class labels, kept as numbers, become the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from upath import UPath
 
 from finetune_pipeline.config import Source
 from finetune_pipeline.errors import DataError
+from finetune_pipeline.ingest.arrow_rows import arrow_rows
+from finetune_pipeline.ingest.rows import Row, Rows
 
-Values = Iterator[Mapping[str, Any]]
+BATCH_ROWS = 1024
 
 
-def open_saved(path: UPath, split: str) -> tuple[tuple[str, ...], Callable[[], Values]]:
-    """Columns, and what reads the rows; of `split`, where there are several. DataError when it is not complete."""
+def open_saved(path: UPath, split: str) -> tuple[tuple[str, ...], Rows]:
+    """Columns and rows; of `split`, where there are several. DataError when it is not complete."""
     splits = path / "dataset_dict.json"
     try:
         if splits.exists():
@@ -40,16 +42,16 @@ def open_saved(path: UPath, split: str) -> tuple[tuple[str, ...], Callable[[], V
         raise DataError(
             f"{path} is no folder that `datasets` saved: {error}", "write it with save_to_disk()"
         ) from error
-    return tuple(features), partial(_rows, files, _names(features))
+    names = _names(features)
+    return tuple(features), Rows(lambda: _named(_batches(files), names))
 
 
-def _rows(files: Sequence[UPath], names: Mapping[str, Sequence[str]]) -> Values:
+def _batches(files: Sequence[UPath]) -> Iterator[Any]:
     import pyarrow as pa
 
     for path in files:
         with path.open("rb") as file, pa.ipc.open_stream(file) as batches:
-            for batch in batches:
-                yield from (_named(row, names) for row in batch.to_pylist())
+            yield from batches
 
 
 def _names(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
@@ -58,17 +60,19 @@ def _names(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
     return {name: field["names"] for name, field in plain.items() if field.get("_type") == "ClassLabel"}
 
 
-def _named(row: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> Mapping[str, Any]:
-    """A class label that is not given (-1, or null) stays absent."""
-    labels = {
-        name: known[row[name]] if row[name] is not None and 0 <= row[name] < len(known) else None
-        for name, known in names.items()
-    }
-    return {**row, **labels}
+def _named(batches: Iterable[Any], names: Mapping[str, Sequence[str]]) -> Iterator[Row]:
+    """The rows of Arrow batches with the names of their class labels; one that is not given (-1, or null) is absent."""
+    for row in arrow_rows(batches):
+        yield row if row.problem else replace(row, value={**row.value, **_labels(row.value, names)})
 
 
-def open_hub(source: Source) -> tuple[tuple[str, ...], Callable[[], Values]]:
-    """Columns of a Hub data set at its pinned revision, and what reads its rows. DataError when it cannot be loaded."""
+def _labels(value: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
+    given = ((name, known, value[name]) for name, known in names.items())
+    return {name: known[at] if at is not None and 0 <= at < len(known) else None for name, known, at in given}
+
+
+def open_hub(source: Source) -> tuple[tuple[str, ...], Rows]:
+    """Columns and rows of a Hub data set at its pinned revision. DataError when it cannot be loaded."""
     import datasets
 
     try:
@@ -79,4 +83,9 @@ def open_hub(source: Source) -> tuple[tuple[str, ...], Callable[[], Values]]:
             "check name, revision, split and network; or save it once with save_to_disk(), and declare that folder",
         ) from error
     names = _names(found.features.to_dict())
-    return tuple(found.column_names), lambda: (_named(row, names) for row in found)
+    tables = found.with_format("arrow")
+
+    def rows() -> Iterator[Row]:
+        return _named((batch for table in tables.iter(BATCH_ROWS) for batch in table.to_batches()), names)
+
+    return tuple(found.column_names), Rows(rows)

@@ -21,7 +21,7 @@ from finetune_pipeline.config import Source, Task
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.file_hashes import file_hash
 from finetune_pipeline.ingest.examples import Reading
-from finetune_pipeline.ingest.readers import Opened, numbered, open_rows
+from finetune_pipeline.ingest.readers import Opened, open_rows
 from finetune_pipeline.ingest.rows import writable
 from finetune_pipeline.ingest.saved_dataset import open_hub
 from finetune_pipeline.records import content_id
@@ -95,7 +95,7 @@ def opened_files(source: Source, root: UPath) -> Iterator[tuple[str, Opened]]:
     """Every file of a source, opened one after the other. DataError when one cannot be read."""
     if source.hub is not None:
         columns, rows = open_hub(source)
-        yield source.hub, Opened("dataset", "", numbered(rows), columns)
+        yield source.hub, Opened("dataset", "", rows, columns)
         return
     for file in files_of(source, root):
         yield file.name, open_rows(file.path, source.format, source.split, source.encoding)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from upath import UPath
 
 from finetune_pipeline.config import AnswerFormat, Source
 from finetune_pipeline.errors import DataError
@@ -14,7 +15,7 @@ from finetune_pipeline.ingest import encoding, rows
 from finetune_pipeline.ingest.examples import Reading
 from finetune_pipeline.ingest.infer import infer
 from finetune_pipeline.ingest.readers import open_rows
-from finetune_pipeline.ingest.sources import problems
+from finetune_pipeline.ingest.sources import opened_files, problems
 from finetune_pipeline.records import Drop, dumps
 from finetune_pipeline_tests.artifacts import task, task_store
 
@@ -26,8 +27,6 @@ LONG = "9" * 5_000
 def read(path: Path, content: str | bytes, **declared: Any) -> list[str]:
     """For each row its answer, or the reason of its drop. Every record can be written to a file as it is."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
-    from upath import UPath
-
     source = Source(path=str(path), **declared)
     found = list(Reading(path.name, source, open_rows(UPath(path)), AnswerFormat()).records())
     for record in found:
@@ -86,8 +85,6 @@ def test_nan_in_parquet_is_dropped_within_answers_and_is_no_group(tmp_path: Path
 
 
 def test_nan_in_a_csv_cell_is_no_number(tmp_path: Path) -> None:
-    from upath import UPath
-
     declared = AnswerFormat(format="json", json_schema={"properties": {"n": {"type": "number"}}})
     (tmp_path / "a.csv").write_text("text,n\nhi,NaN\nho,1e999\nhu,2.5\n", "utf-8")
     source = Source(path="a.csv", outputs=("n",))
@@ -135,8 +132,6 @@ def test_two_long_lines_have_two_ids(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_looking_for_the_encoding_copies_each_byte_a_few_times_whatever_the_lines_are(tmp_path: Path) -> None:
     """Work, not seconds: the pieces that are looked at are together no more than the file."""
-    from upath import UPath
-
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"prompt": "' + "é".encode() * (4 << 20) + b'"}')
     pieces = [len(piece) for piece in encoding.pieces(UPath(path))]
@@ -173,8 +168,6 @@ def test_a_key_that_comes_after_the_first_rows_is_found(tmp_path: Path) -> None:
 
 
 def test_check_and_init_see_such_a_key_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from upath import UPath
-
     store = task_store(tmp_path, monkeypatch)
     path = store.local_root / "raw" / "a.jsonl"
     path.parent.mkdir(parents=True)
@@ -184,8 +177,6 @@ def test_check_and_init_see_such_a_key_as_well(tmp_path: Path, monkeypatch: pyte
 
 
 def test_init_reads_answers_that_cannot_be_parsed(tmp_path: Path) -> None:
-    from upath import UPath
-
     answers = [f'{{"a": {LONG}}}', '{"a": ' + DEEP + "}", '{"a": "\\ud83d"}', '{"a": "b"}']
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(dumps({"prompt": "q", "completion": answer}) for answer in answers * 10), "utf-8")
@@ -195,7 +186,6 @@ def test_init_reads_answers_that_cannot_be_parsed(tmp_path: Path) -> None:
 def test_parquet_with_a_column_twice_is_refused(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from upath import UPath
 
     table = pa.Table.from_arrays([pa.array(["hi"])] * 3, names=["prompt", "completion", "prompt"])
     pq.write_table(table, tmp_path / "a.parquet")
@@ -203,20 +193,42 @@ def test_parquet_with_a_column_twice_is_refused(tmp_path: Path) -> None:
         open_rows(UPath(tmp_path / "a.parquet"))
 
 
-def test_a_parquet_value_that_python_cannot_hold_costs_its_row(tmp_path: Path) -> None:
+def with_broken_rows() -> list[Any]:
+    """Tables of three rows, of which Python can hold the first and the last."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     days = pa.array([1, 2**31 - 1, 3], pa.int32()).cast(pa.date32())
     text = pa.StringArray.from_buffers(
         3, pa.py_buffer(b"\0\0\0\0\x02\0\0\0\x04\0\0\0\x06\0\0\0"), pa.py_buffer(b"hi\xff\xfeho")
     )
-    pq.write_table(
-        pa.table({"prompt": ["a", "b", "c"], "completion": ["x", "y", "z"], "day": days}), tmp_path / "a.parquet"
-    )
+    return [
+        pa.table({"prompt": ["a", "b", "c"], "completion": ["x", "y", "z"], "day": days}),
+        pa.table({"prompt": text, "completion": ["x", "y", "z"]}),
+    ]
+
+
+@pytest.mark.parametrize("table", with_broken_rows(), ids=["date", "text"])
+def test_a_parquet_value_that_python_cannot_hold_costs_its_row(tmp_path: Path, table: Any) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes()) == ["x", "broken-row", "z"]
-    pq.write_table(pa.table({"prompt": text, "completion": ["x", "y", "z"]}), tmp_path / "b.parquet")
-    assert read(tmp_path / "b.parquet", (tmp_path / "b.parquet").read_bytes()) == ["x", "broken-row", "z"]
+
+
+@pytest.mark.parametrize("table", with_broken_rows(), ids=["date", "text"])
+def test_such_a_value_of_a_data_set_costs_its_row_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: Any
+) -> None:
+    import datasets
+
+    made = datasets.Dataset(table)
+    made.save_to_disk(str(tmp_path / "saved"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
+    sources = [Source(path="saved"), Source(hub="owner/name", revision="0" * 40)]
+    for source in sources:
+        ((name, opened),) = opened_files(source, UPath(tmp_path))
+        found = list(Reading(name, source, opened, AnswerFormat()).records())
+        assert [row.reason if isinstance(row, Drop) else row.answer for row in found] == ["x", "broken-row", "z"]  # type: ignore[union-attr]
 
 
 def test_a_file_that_breaks_off_while_its_rows_are_read_is_an_error_with_its_name(tmp_path: Path) -> None:
@@ -244,8 +256,6 @@ def test_what_a_row_that_was_not_expected_says_is_its_kind_and_not_its_text(
 
 
 def test_json_rows_of_a_wrapped_array_know_their_lines(tmp_path: Path) -> None:
-    from upath import UPath
-
     (tmp_path / "a.json").write_text('{"version": "[1]",\n "data": [\n{"q": 1},\n\n{"q": "]"}\n]}', "utf-8")
     assert [row.line for row in open_rows(UPath(tmp_path / "a.json")).rows] == [3, 5]
 
@@ -253,8 +263,6 @@ def test_json_rows_of_a_wrapped_array_know_their_lines(tmp_path: Path) -> None:
 def test_numbers_in_a_csv_cell_that_no_one_can_read_stay_text(tmp_path: Path) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}, "l": {"type": "array"}}}
     declared = AnswerFormat(format="json", json_schema=schema)
-    from upath import UPath
-
     (tmp_path / "a.csv").write_text(f"text,n,l\nhi,{LONG},{DEEP}\n", "utf-8")
     source = Source(path="a.csv", outputs=("n", "l"))
     record = next(iter(Reading("a.csv", source, open_rows(UPath(tmp_path / "a.csv")), declared).records()))
@@ -275,8 +283,6 @@ def test_numbers_in_a_csv_cell_that_no_one_can_read_stay_text(tmp_path: Path) ->
     ],
 )
 def test_init_says_what_a_file_is_that_holds_no_rows(tmp_path: Path, name: str, content: bytes, said: str) -> None:
-    from upath import UPath
-
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=said) as refused:
         infer(UPath(tmp_path / name))
