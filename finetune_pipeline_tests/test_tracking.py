@@ -163,6 +163,7 @@ def test_a_training_without_its_mlflow_still_makes_the_adapter(
     training = job.work(spec, Killing())
     assert server.wait(timeout=60) == -signal.SIGKILL  # poll() at once may come before the kernel has ended it
     assert training["steps"] == 4 and training["mlflow_run_id"]
+    assert training["general_divergence"] > 0  # general texts are on by default
     assert (out / "adapter_model.safetensors").exists()
 
 

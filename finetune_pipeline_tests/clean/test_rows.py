@@ -99,6 +99,15 @@ SAME_BUT_FOR_MARKS = (
 )
 
 
+PLAUSIBLE = (  # one may be the other, written wrongly; people have to say
+    ("Is it worth to learn C for a new job this year?", "Is it worth to learn C# for a new job this year?"),
+    ("It has 40 C in here, is that all right?", "It has -40 C in here, is that all right?"),
+    ("What does the expression *p mean in this line?", "What does the expression &p mean in this line?"),
+    (f"{NEAR} that arrived on Tuesday", f"{NEAR} that arrived on Thursday"),
+    (f"{NEAR} of my hypoglycemia", f"{NEAR} of my hyperglycemia"),
+)
+
+
 def test_near_duplicates_need_the_same_answer_and_the_similarity() -> None:
     assert dropped(cleaned([(NEAR, "delivery"), (NEAR + " today", "delivery")])) == {"1": "near-duplicate"}
     assert dropped(cleaned([(NEAR, "delivery"), (NEAR + " today", "delivery")], near_duplicate=1.0)) == {}
@@ -130,11 +139,7 @@ def test_contradictions_are_all_dropped_or_kept_as_declared() -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("Is it worth to learn C for a new job this year?", "Is it worth to learn C# for a new job this year?"),
-        ("It has 40 C in here, is that all right?", "It has -40 C in here, is that all right?"),
-        ("What does the expression *p mean in this line?", "What does the expression &p mean in this line?"),
-        (f"{NEAR} that arrived on Tuesday", f"{NEAR} that arrived on Thursday"),
-        (f"{NEAR} of my hypoglycemia", f"{NEAR} of my hyperglycemia"),
+        *PLAUSIBLE,
         ("what is 5! in numbers", "what is 5 in numbers"),
         ("what is x < y called in this book", "what is x > y called in this book"),
         (NEAR, NEAR.replace("kettle", "kettel")),
@@ -160,6 +165,11 @@ def test_questions_that_differ_in_case_marks_or_line_breaks_are_proposed_to_peop
 ) -> None:
     result = cleaned([(one, "delivery"), (other, "refund")], near_duplicate=near_duplicate)
     assert (dropped(result), [line["rows"] for line in result.conflicts]) == ({}, [["0", "1"]])
+
+
+@pytest.mark.parametrize(("one", "other"), PLAUSIBLE)
+def test_a_near_question_with_another_answer_is_proposed_to_people(one: str, other: str) -> None:
+    assert [line["rows"] for line in cleaned([(one, "delivery"), (other, "refund")]).conflicts] == [["0", "1"]]
 
 
 def test_near_questions_that_disagree_for_no_reason_are_proposed_to_people() -> None:
