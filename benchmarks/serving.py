@@ -115,7 +115,7 @@ def messages() -> list[str]:
 # the peer ---------------------------------------------------------------------------------------------------
 
 
-def peer(base: Path, adapter: Path, port: int) -> None:
+def peer(base: Path, adapter: Path, port: int, parent: int) -> None:
     """FastAPI and `generate`, as the usual tutorial has it."""
     import threading
 
@@ -125,9 +125,9 @@ def peer(base: Path, adapter: Path, port: int) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from finetune_pipeline.backends.inside import die_with_parent
+    from finetune_pipeline.backends.inside import end_with
 
-    die_with_parent(os.getppid())
+    end_with(parent)
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     model: Any = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter)
@@ -247,7 +247,7 @@ def run() -> dict[str, dict[int, list[Measured]]]:
             "--with-parent",
             str(os.getpid()),
         ]
-        theirs = [sys.executable, __file__, "--peer", str(base), str(adapter), ports["by hand"]]
+        theirs = [sys.executable, __file__, "--peer", str(base), str(adapter), ports["by hand"], str(os.getpid())]
         texts = messages()
         with (
             serving(ours, urls["endpoint"], scratch / "endpoint.log"),
@@ -297,10 +297,10 @@ def table(figures: dict[str, Any]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object of figures on the last line")
-    parser.add_argument("--peer", nargs=3, metavar=("BASE", "ADAPTER", "PORT"), help=argparse.SUPPRESS)
+    parser.add_argument("--peer", nargs=4, metavar=("BASE", "ADAPTER", "PORT", "PARENT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.peer:
-        peer(Path(given.peer[0]), Path(given.peer[1]), int(given.peer[2]))
+        peer(Path(given.peer[0]), Path(given.peer[1]), int(given.peer[2]), int(given.peer[3]))
         return
     figures = summary(run())
     Console().print(table(figures))

@@ -251,8 +251,6 @@ def _dequantise(source: Path, scratch: Path, report: Reporter) -> None:
             f"{scratch.parent} has {free / 1e9:.1f} GB free, and {source.name} takes up to {need / 1e9:.1f} GB there",
             "free some space, or set FINETUNE_HOME to a larger disk",
         )
-    shutil.rmtree(scratch)
-    scratch.mkdir()
     log = models_folder() / ".jobs" / scratch.name.lstrip(".")
     local.run("finetune_pipeline.dequantise", {"gguf": str(source), "folder": str(scratch)}, log, report)
 

@@ -9,6 +9,7 @@ computes in bf16 start from the same numbers. What bf16 rounds off (2^-9) is far
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
         raise ModelError(f"{source} holds numbers that are not finite, in {broken[0]}", "download the file again")
     report.alive()
     with writing(folder):
+        shutil.rmtree(folder)  # here, where no other job computes: that of a killed run may have written into it
+        folder.mkdir()
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return {"parameters": model.num_parameters()}

@@ -4,8 +4,8 @@
     if __name__ == "__main__":
         inside.main(work)
 
-SIGTERM sets a flag that `report.alive()` turns into JobCancelled, so that a training reaches its checkpoint. On Linux
-the job also gets SIGTERM when its parent dies, however it dies and however early.
+SIGTERM sets a flag that `report.alive()` turns into JobCancelled, so that a training reaches its checkpoint. The job
+does the same when its parent dies, however it dies and however early; if it hangs then, it ends itself the hard way.
 
 One job computes at a time on this machine: two that share the cores (or a GPU) would both take more than twice as long.
 The job holds the lock, not who started it: the job of a run that was killed still computes until it looks at its flag,
@@ -14,19 +14,22 @@ and the next run of the task would write into the same folder.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from finetune_pipeline.backends.progress import GRACE_SECONDS, while_active
 from finetune_pipeline.errors import FinetuneError, JobCancelled
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.store import machine_lock
+
+LOOK_SECONDS = 0.5  # how often a process looks whether its parent is still there
 
 
 class EventFile:
@@ -58,15 +61,18 @@ class EventFile:
 def main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
     """Run `work` on the description named on the command line (and end with the process named behind it, if one is);
     exit with its error's code."""
-    path, parent = Path(sys.argv[1]), sys.argv[2:3]
-    events = EventFile(path.with_name("events.jsonl"))
+    path, parent = Path(sys.argv[1]), [int(pid) for pid in sys.argv[2:3]]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair: it ends us in good order
+    if parent and os.getppid() not in parent:
+        sys.exit(JobCancelled.exit_code)  # and not a word: description and events may be another run's by now
+    events = EventFile(path.with_name("events.jsonl"))
     signal.signal(signal.SIGTERM, lambda *_: setattr(events, "cancelled", True))
     if parent:
-        die_with_parent(int(parent[0]))
+        end_with(parent[0])
     try:
         spec = json.loads(path.read_text("utf-8"))  # its own: the next run may put another there while this one waits
         with machine_lock("compute", events, "another job is computing on this machine; waiting for it"):
+            events.alive()
             result = work(spec, events)
     except FinetuneError as error:
         events.tell("error", type=type(error).__name__, message=error.message, cure=error.cure)
@@ -74,10 +80,18 @@ def main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
     events.tell("result", result=result)
 
 
-def die_with_parent(parent: int) -> None:
-    """Get SIGTERM when `parent`, the process that started this one, ends (Linux): at once where it already has."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended before we asked: nobody will tell us
-            os.kill(os.getpid(), signal.SIGTERM)
+def end_with(parent: int) -> None:
+    """Send this process SIGTERM when `parent`, which started it, has ended; and SIGKILL to its group (itself, if it
+    leads none) when it then does nothing for GRACE_SECONDS. Watched by a thread, since only Linux tells."""
+    threading.Thread(target=_watch, args=(parent, GRACE_SECONDS), daemon=True).start()
+
+
+def _watch(parent: int, grace: float) -> None:
+    own = os.getpid()
+    while os.getppid() == parent:
+        time.sleep(LOOK_SECONDS)
+    os.kill(own, signal.SIGTERM)
+    while_active(own, grace, grace / 6)  # to look costs processor time as well
+    if os.getpgid(0) == own:
+        os.killpg(own, signal.SIGKILL)
+    os.kill(own, signal.SIGKILL)

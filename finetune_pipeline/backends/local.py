@@ -24,12 +24,10 @@ from typing import Any
 import psutil
 
 from finetune_pipeline import errors
-from finetune_pipeline.backends.progress import activity
+from finetune_pipeline.backends.progress import GRACE_SECONDS, while_active
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.store import storage_error
 
-GRACE_SECONDS = 30.0  # a job that is told to end, and neither computes nor writes for so long, is killed
-GRACE_CPU_SECONDS = 0.1
 POLL_SECONDS = 0.2
 FULL_BYTES = 2**20
 # glibc hands every large block back to the system and gets it anew, page by page: an elementwise product of matrices
@@ -147,21 +145,13 @@ def end_group(process: subprocess.Popen[bytes], grace: float | None = None) -> N
     (default: GRACE_SECONDS), or everything at once when a person interrupts this wait as well."""
     try:
         os.killpg(process.pid, signal.SIGTERM)
-        _wait_while_active(process, GRACE_SECONDS if grace is None else grace)
+        while_active(process.pid, GRACE_SECONDS if grace is None else grace, 0.05, lambda: process.poll() is not None)
     except ProcessLookupError:
         pass
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _wait_while_active(process: subprocess.Popen[bytes], grace: float) -> None:
-    seen, since = activity(process.pid, GRACE_CPU_SECONDS), time.monotonic()
-    while process.poll() is None and time.monotonic() - since < grace:
-        time.sleep(0.05)
-        if (now := activity(process.pid, GRACE_CPU_SECONDS)) != seen:
-            seen, since = now, time.monotonic()
 
 
 def _ending(code: int) -> str:

@@ -20,6 +20,8 @@ from finetune_pipeline.records import Reporter
 STALLED_SECONDS = 600.0  # without any progress
 SAY_SECONDS = 60.0
 PAUSE_SECONDS = 0.2
+GRACE_SECONDS = 30.0  # a process that is told to end, and neither computes nor writes for so long, is killed
+GRACE_CPU_SECONDS = 0.1
 CPU_SECONDS = 10.0  # an idle server computes a little as well: less than this in STALLED_SECONDS is no progress
 DISK_BYTES = 16 << 20
 T = TypeVar("T")
@@ -56,6 +58,15 @@ def until(
             report.log(f"still waiting for {what} ({now - began:.0f} s); work goes on")
         time.sleep(PAUSE_SECONDS)
     return found
+
+
+def while_active(pid: int, grace: float, pause: float, ended: Callable[[], bool] = lambda: False) -> None:
+    """Wait until the process has `ended`, or has done nothing for `grace` seconds; looks every `pause` seconds."""
+    seen, since = activity(pid, GRACE_CPU_SECONDS), time.monotonic()
+    while not ended() and time.monotonic() - since < grace:
+        time.sleep(pause)
+        if (now := activity(pid, GRACE_CPU_SECONDS)) != seen:
+            seen, since = now, time.monotonic()
 
 
 def activity(pid: int, cpu: float | None = None) -> tuple[int, int]:

@@ -32,6 +32,7 @@ def applies(spec: AnswerFormat) -> bool:
 def answers(train: Sequence[Example], tests: Sequence[Example], spec: AnswerFormat, report: Reporter) -> list[Answer]:
     """Learn from `train` and answer `tests`. Seconds are those of answering, shared by all rows. JobCancelled between
     two fields."""
+    report.alive()
     vectors = _vectoriser()
     known = vectors.fit_transform([row.question for row in train])
     fields, models = _values(train, spec), dict[str, Any]()
@@ -39,6 +40,7 @@ def answers(train: Sequence[Example], tests: Sequence[Example], spec: AnswerForm
         report.alive()
         report.progress("fields of the classical model", len(models), len(fields))
         models[name] = _learn(known, values)
+    report.progress("fields of the classical model", len(models), len(fields))
     start = time.perf_counter()
     asked = vectors.transform([row.question for row in tests])
     said = {name: model.predict(asked) for name, model in models.items()}

@@ -36,7 +36,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from finetune_pipeline.backends.inside import die_with_parent
+from finetune_pipeline.backends.inside import end_with
 from finetune_pipeline.backends.local import job_environment
 from finetune_pipeline.errors import FinetuneError, PortInUse
 from finetune_pipeline.records import content_id
@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--with-parent", type=int, metavar="PID", help="end when this process, our parent, ends")
     given = parser.parse_args()
     if given.with_parent:
-        die_with_parent(given.with_parent)
+        end_with(given.with_parent)
     try:
         run(given.host, given.port, given.only, given.announce)
     except FinetuneError as error:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from finetune_pipeline import errors
-from finetune_pipeline.backends import local
+from finetune_pipeline.backends import local, progress
 from finetune_pipeline.records import Silent
 from finetune_pipeline.store import machine_lock
 
@@ -25,6 +25,8 @@ JOB = """
 import os, signal, subprocess, sys, time
 from finetune_pipeline import errors
 from finetune_pipeline.backends import inside
+
+inside.GRACE_SECONDS = 1.5
 
 STUBBORN = '''import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -57,6 +59,8 @@ def work(spec, report):
         return {"sum": sum(spec["numbers"])}
     if do == "leave":
         return None
+    if do == "touch":
+        open(spec["mark"], "w").close()
     if do == "look":
         return {"mark": os.path.exists(spec["mark"])}
     if do == "finish":
@@ -69,6 +73,18 @@ def work(spec, report):
             end = time.process_time() + 2.5
             while time.process_time() < end:
                 pass
+            open(spec["mark"], "w").write("in good order")
+    if do == "linger":  # until the next run's job has said something, in a file of its own
+        events = sys.argv[1].replace("job.json", "events.jsonl")
+        first = os.stat(events).st_ino
+        report.log("begun")
+        try:
+            while True:
+                report.alive()
+                time.sleep(0.05)
+        finally:
+            while not os.path.exists(events) or os.stat(events).st_ino == first or not os.path.getsize(events):
+                sum(range(100_000))
             open(spec["mark"], "w").write("in good order")
     if do == "hang":
         report.log("begun")
@@ -123,9 +139,11 @@ def run(folder: Path, report: Any = None, threads: int | None = None, **spec: An
 def gone(pid: int) -> bool:
     """Whether a process ended (a zombie that nobody has read out has ended too), within ten seconds."""
     for _ in range(100):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.1)
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.1)
+                continue
+        return True
     return False
 
 
@@ -208,7 +226,7 @@ def test_a_cancelled_job_ends_in_good_order_with_all_it_started(tmp_path: Path) 
 def test_a_cancelled_job_may_work_on_to_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is: what counts is that it computes."""
     monkeypatch.setattr(local, "GRACE_SECONDS", 1.5)
-    monkeypatch.setattr(local, "GRACE_CPU_SECONDS", 0.01)  # a busy machine may give it no more in that time
+    monkeypatch.setattr(progress, "GRACE_CPU_SECONDS", 0.01)  # a busy machine may give it no more in that time
     with pytest.raises(errors.JobCancelled):
         run(tmp_path, Listener(cancel=True), do="finish", mark=str(tmp_path / "mark"))
     assert (tmp_path / "mark").read_text("utf-8") == "in good order"
@@ -235,7 +253,7 @@ def begun(folder: Path, do: str, mark: Path) -> subprocess.Popen[bytes]:
 def test_a_run_waits_for_the_job_of_one_that_was_killed(tmp_path: Path) -> None:
     """It still computes, and writes into the same folder, until it looks whether it should end."""
     mark, report = tmp_path / "mark", Listener()
-    parent = begun(tmp_path / "job", "finish", mark)
+    parent = begun(tmp_path / "job", "linger", mark)
     parent.send_signal(signal.SIGKILL)
     assert run(tmp_path, report, do="look", mark=str(mark)) == {"mark": True}
     assert report.lines == ["another job is computing on this machine; waiting for it"]
@@ -263,8 +281,15 @@ def test_a_job_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a job is not told that its parent has ended")
-def test_a_job_ends_whose_parent_ended_before_it_could_ask_to_be_told(tmp_path: Path) -> None:
+def test_a_job_that_hangs_after_its_parent_was_killed_is_killed_too(tmp_path: Path) -> None:
+    parent = begun(tmp_path, "hang", tmp_path / "mark")
+    (job,) = psutil.Process(parent.pid).children()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert gone(job.pid)
+
+
+def test_a_job_whose_parent_ended_before_it_began_leaves_the_next_run_alone(tmp_path: Path) -> None:
     described, mark = tmp_path / "job.json", tmp_path / "mark"
     described.write_text(json.dumps({"do": "finish", "mark": str(mark)}), "utf-8")
     code = "import os, subprocess, sys; "
@@ -273,7 +298,21 @@ def test_a_job_ends_whose_parent_ended_before_it_could_ask_to_be_told(tmp_path: 
     job = int(subprocess.check_output([sys.executable, "-c", code, str(described)]))
     try:
         assert gone(job)
-        assert '"JobCancelled"' in (tmp_path / "events.jsonl").read_text("utf-8")
+        assert not mark.exists() and not (tmp_path / "events.jsonl").exists()
     finally:
         with suppress(ProcessLookupError):
             os.kill(job, signal.SIGKILL)
+
+
+def test_a_job_that_was_told_to_end_while_it_waited_does_not_begin(tmp_path: Path) -> None:
+    mark, folder = tmp_path / "mark", tmp_path / "job"
+    with machine_lock("compute", Silent(), ""):
+        parent = begun(folder, "touch", mark)
+        (job,) = psutil.Process(parent.pid).children()
+        os.kill(job.pid, signal.SIGSTOP)
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    os.kill(job.pid, signal.SIGTERM)
+    os.kill(job.pid, signal.SIGCONT)
+    assert gone(job.pid)
+    assert not mark.exists()
