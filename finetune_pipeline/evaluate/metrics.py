@@ -131,13 +131,13 @@ def interval(successes: int, rows: int) -> tuple[float, float]:
     from scipy.stats import binomtest
 
     bounds = binomtest(successes, rows).proportion_ci(CONFIDENCE, method="exact")
-    return round(float(bounds.low), 4), round(float(bounds.high), 4)
+    return round(float(bounds.low), 6), round(float(bounds.high), 6)
 
 
 def _share(part: int, whole: int) -> float:
-    return round(part / whole, 4) if whole else 0.0
+    return round(part / whole, 6) if whole else 0.0
 
 
 def _mean(values: Iterable[float]) -> float:
     listed = list(values)
-    return round(sum(listed) / len(listed), 4) if listed else 0.0
+    return round(sum(listed) / len(listed), 6) if listed else 0.0
