@@ -59,16 +59,15 @@ class EventFile:
 
 
 def main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
-    """Run `work` on the description named on the command line (and end with the process named behind it, if one is);
-    exit with its error's code."""
-    path, parent = Path(sys.argv[1]), [int(pid) for pid in sys.argv[2:3]]
+    """Run `work` on the description named on the command line, and end with the process named behind it (default: who
+    started this one); exit with its error's code."""
+    path, parent = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair: it ends us in good order
-    if parent and os.getppid() not in parent:
+    if os.getppid() != parent:
         sys.exit(JobCancelled.exit_code)  # and not a word: description and events may be another run's by now
     events = EventFile(path.with_name("events.jsonl"))
     signal.signal(signal.SIGTERM, lambda *_: setattr(events, "cancelled", True))
-    if parent:
-        end_with(parent[0])
+    end_with(parent)
     try:
         spec = json.loads(path.read_text("utf-8"))  # its own: the next run may put another there while this one waits
         with machine_lock("compute", events, "another job is computing on this machine; waiting for it"):

@@ -12,6 +12,8 @@ from typing import Any
 
 from finetune_pipeline.ingest.rows import Row
 
+BATCH_ROWS = 1024  # read at a time, where the file does not say
+
 
 def arrow_rows(batches: Iterable[Any]) -> Iterator[Row]:
     """The rows of pyarrow record batches, counted from 1."""

@@ -24,14 +24,13 @@ from upath import UPath
 
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest import csv_rows
-from finetune_pipeline.ingest.arrow_rows import arrow_rows
+from finetune_pipeline.ingest.arrow_rows import BATCH_ROWS, arrow_rows
 from finetune_pipeline.ingest.encoding import LongLine, detect, lines, of_head, open_text
 from finetune_pipeline.ingest.json_rows import DuplicateKey, array_rows, line_rows
 from finetune_pipeline.ingest.rows import Row, Rows, too_long
 
 _SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
-_BATCH_ROWS = 1024
 _ARRAY = re.compile(r"\[\s*\{|\[\s*\n")  # an array of objects, which no line of JSON Lines is
 _PACKED = {
     b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV (UTF-8)"),
@@ -216,7 +215,7 @@ def _parquet(path: UPath) -> Opened:
 
     def rows() -> Iterator[Row]:
         with pq.ParquetFile(path.open("rb")) as file:
-            yield from arrow_rows(file.iter_batches(_BATCH_ROWS))
+            yield from arrow_rows(file.iter_batches(BATCH_ROWS))
 
     return Opened("parquet", "", Rows(rows), columns)
 

@@ -17,10 +17,8 @@ from upath import UPath
 
 from finetune_pipeline.config import Source
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.ingest.arrow_rows import arrow_rows
+from finetune_pipeline.ingest.arrow_rows import BATCH_ROWS, arrow_rows
 from finetune_pipeline.ingest.rows import Row, Rows
-
-BATCH_ROWS = 1024
 
 
 def open_saved(path: UPath, split: str) -> tuple[tuple[str, ...], Rows]:

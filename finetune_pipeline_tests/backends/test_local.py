@@ -33,6 +33,11 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print('up', flush=True)
 time.sleep(600)'''
 
+def stay(report):
+    while True:
+        report.alive()
+        time.sleep(0.05)
+
 def work(spec, report):
     do = spec["do"]
     if do == "add":
@@ -66,9 +71,7 @@ def work(spec, report):
     if do == "finish":
         report.log("begun")
         try:
-            while True:
-                report.alive()
-                time.sleep(0.05)
+            stay(report)
         finally:
             end = time.process_time() + 2.5
             while time.process_time() < end:
@@ -79,11 +82,12 @@ def work(spec, report):
         first = os.stat(events).st_ino
         report.log("begun")
         try:
-            while True:
-                report.alive()
-                time.sleep(0.05)
+            stay(report)
         finally:
-            while not os.path.exists(events) or os.stat(events).st_ino == first or not os.path.getsize(events):
+            end = time.process_time() + 60
+            while time.process_time() < end and (
+                not os.path.exists(events) or os.stat(events).st_ino == first or not os.path.getsize(events)
+            ):
                 sum(range(100_000))
             open(spec["mark"], "w").write("in good order")
     if do == "hang":
@@ -95,9 +99,7 @@ def work(spec, report):
         child.stdout.readline()
         report.log(str(child.pid))
         try:
-            while True:
-                report.alive()
-                time.sleep(0.05)
+            stay(report)
         finally:
             open(spec["mark"], "w").write("in good order")
 

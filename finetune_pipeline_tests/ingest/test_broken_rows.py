@@ -193,35 +193,34 @@ def test_parquet_with_a_column_twice_is_refused(tmp_path: Path) -> None:
         open_rows(UPath(tmp_path / "a.parquet"))
 
 
-def with_broken_rows() -> list[Any]:
-    """Tables of three rows, of which Python can hold the first and the last."""
+def with_a_broken_row(kind: str) -> Any:
+    """A table of three rows, of which Python cannot hold the second."""
     import pyarrow as pa
 
-    days = pa.array([1, 2**31 - 1, 3], pa.int32()).cast(pa.date32())
+    if kind == "date":
+        days = pa.array([1, 2**31 - 1, 3], pa.int32()).cast(pa.date32())
+        return pa.table({"prompt": ["a", "b", "c"], "completion": ["x", "y", "z"], "day": days})
     text = pa.StringArray.from_buffers(
         3, pa.py_buffer(b"\0\0\0\0\x02\0\0\0\x04\0\0\0\x06\0\0\0"), pa.py_buffer(b"hi\xff\xfeho")
     )
-    return [
-        pa.table({"prompt": ["a", "b", "c"], "completion": ["x", "y", "z"], "day": days}),
-        pa.table({"prompt": text, "completion": ["x", "y", "z"]}),
-    ]
+    return pa.table({"prompt": text, "completion": ["x", "y", "z"]})
 
 
-@pytest.mark.parametrize("table", with_broken_rows(), ids=["date", "text"])
-def test_a_parquet_value_that_python_cannot_hold_costs_its_row(tmp_path: Path, table: Any) -> None:
+@pytest.mark.parametrize("kind", ["date", "text"])
+def test_a_parquet_value_that_python_cannot_hold_costs_its_row(tmp_path: Path, kind: str) -> None:
     import pyarrow.parquet as pq
 
-    pq.write_table(table, tmp_path / "a.parquet")
+    pq.write_table(with_a_broken_row(kind), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes()) == ["x", "broken-row", "z"]
 
 
-@pytest.mark.parametrize("table", with_broken_rows(), ids=["date", "text"])
+@pytest.mark.parametrize("kind", ["date", "text"])
 def test_such_a_value_of_a_data_set_costs_its_row_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     import datasets
 
-    made = datasets.Dataset(table)
+    made = datasets.Dataset(with_a_broken_row(kind))
     made.save_to_disk(str(tmp_path / "saved"))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
     sources = [Source(path="saved"), Source(hub="owner/name", revision="0" * 40)]
