@@ -31,7 +31,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 docs: $(READY)
-	$(BIN)/finetune reference --write
+	$(BIN)/finetune docs --write
 
 # torch and uv by pip (which knows local wheels and TORCH_INDEX), the rest by uv (which is ten times as fast)
 $(READY): requirements.lock pyproject.toml

@@ -5,7 +5,7 @@
 Data: help-desk messages that this script makes (seeded), with counted dirt: HTML, broken encodings, personal data,
 exact and near duplicates, contradictions, answers that break off. Peer: pandas `drop_duplicates` and a regular
 expression for each kind of dirt. Both run in this process, one after the other, on one core; tokens are counted by
-words for both. Caught: the share of planted rows that were mended or dropped. Lost: clean rows that were dropped.
+words for both. Caught: the share of planted rows that were fixed or dropped. Lost: clean rows that were dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from finetune_pipeline.clean.rows import clean
+from finetune_pipeline.clean.pipeline import clean
 from finetune_pipeline.config import AnswerFormat, Clean
 from finetune_pipeline.records import Example, Json, Message
 
@@ -100,7 +100,7 @@ def timed(job: Callable[[Sequence[Example]], dict[str, str]], rows: Sequence[Exa
 
 
 def judged(planted: Planted, result: Result) -> dict[str, float]:
-    before = {row.id: row.question for row in planted.rows}
+    before = {row.id: row.prompt for row in planted.rows}
     clean_rows = set(before) - set().union(*planted.dirty.values())
     figures: dict[str, float] = {
         "rows/s": round(len(before) / result.seconds),
@@ -127,7 +127,7 @@ def caught_row(kind: str, row: str, kept: dict[str, str]) -> bool:
 
 def pipeline(rows: Sequence[Example]) -> dict[str, str]:
     result = clean(rows, Clean(max_tokens=512), ANSWER, "", lambda texts: [len(text.split()) for text in texts])
-    return {row.id: row.question for row in result.kept}
+    return {row.id: row.prompt for row in result.kept}
 
 
 def script(rows: Sequence[Example]) -> dict[str, str]:
@@ -135,12 +135,12 @@ def script(rows: Sequence[Example]) -> dict[str, str]:
     import pandas as pd
 
     frame = pd.DataFrame(
-        {"id": [r.id for r in rows], "text": [r.question for r in rows], "answer": [r.answer for r in rows]}
+        {"id": [r.id for r in rows], "text": [r.prompt for r in rows], "answer": [r.completion for r in rows]}
     )
     tag = re.compile(r"<[^>]+>")
     marks = ((re.compile(r"\S+@\S+\.\w+"), "<EMAIL>"), (re.compile(r"\+?\d[\d -]{8,}\d"), "<NUMBER>"))
 
-    def mended(text: str) -> str:
+    def fixed(text: str) -> str:
         text = html.unescape(tag.sub(" ", text))
         for pattern, sign in marks:
             text = pattern.sub(sign, text)
@@ -152,7 +152,7 @@ def script(rows: Sequence[Example]) -> dict[str, str]:
         except (json.JSONDecodeError, KeyError):
             return False
 
-    frame["text"] = frame["text"].map(mended)
+    frame["text"] = frame["text"].map(fixed)
     frame = frame[frame["answer"].map(valid)]
     frame = frame.loc[~frame.assign(key=frame["text"].str.lower()).duplicated(["key", "answer"])]
     return dict(zip(frame["id"], frame["text"], strict=True))
@@ -202,7 +202,7 @@ def fresh(id_: str, vocabulary: Sequence[str], random_: random.Random) -> Exampl
 
 
 def repeated(kind: str, id_: str, first: Example, random_: random.Random) -> Example:
-    text, answer = first.question, first.answer
+    text, answer = first.prompt, first.completion
     if kind == "exact":
         text = text.upper() if random_.random() < 0.5 else text.replace(",", " ")
     elif kind == "near":
@@ -216,11 +216,11 @@ def repeated(kind: str, id_: str, first: Example, random_: random.Random) -> Exa
 
 def dirtied(kind: str, row: Example, random_: random.Random) -> Example:
     if kind == "truncated":
-        return row.with_answer(row.answer[: random_.randint(3, len(row.answer) - 1)])
+        return row.with_completion(row.completion[: random_.randint(3, len(row.completion) - 1)])
     text = {
-        "html": f"<p>{row.question}</p>&nbsp;<br/>",
-        "encoding": f"{row.question} cafÃ© dâ€™or",
-        "personal": f"{row.question} reach me: {random_.choice(PERSONAL)}",
+        "html": f"<p>{row.prompt}</p>&nbsp;<br/>",
+        "encoding": f"{row.prompt} cafÃ© dâ€™or",
+        "personal": f"{row.prompt} reach me: {random_.choice(PERSONAL)}",
     }[kind]
     return replace(row, messages=(Message("user", text), row.messages[-1]))
 

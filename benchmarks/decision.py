@@ -7,7 +7,7 @@ independently, 0.9: they err on the same rows). Peer: a bare comparison of means
 rows right than the best baseline", on the very same sets. Where rows come in groups (several messages of one customer)
 the second peer is McNemar's test on rows, as if they were independent.
 
-The first three tables use the rules for exact match alone, which are the part that could promote by luck, vectorised
+The first three tables use the rules for exact match alone, which are the part that could promote by luck, vectorized
 from the same functions that `release/decide.py` calls; a sample of the sets also goes through `decide` itself, and both
 have to agree. A promotion is an error when the candidate is truly no better than the best prompt (first table), or
 truly worse than the classical model or the live version by the margin (third table). The last table is the whole
@@ -34,7 +34,7 @@ from finetune_pipeline.evaluate.metrics import PROMPTED
 from finetune_pipeline.records import Score
 from finetune_pipeline.release import statistics
 from finetune_pipeline.release.decide import CHAMPION, CLASSICAL, Evidence, decide
-from finetune_pipeline.release.rise import relative_rise
+from finetune_pipeline.release.relative_change import relative_rise
 
 RULES = Release()
 SEED = 20260105
@@ -51,7 +51,7 @@ def main() -> None:
     figures = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "sets": options.sets,
-        "alpha": RULES.alpha,
+        "alpha": RULES.significance_level,
         "no_difference": no_difference(options.sets),
         "power": powers(options.sets),
         "opponents": opponents(options.sets),
@@ -85,8 +85,8 @@ def gate(right: Bits) -> tuple[Bits, Bits, Bits]:
     losses = (~tuned & baselines).sum(-1)
     z = statistics.score_z(wins, losses, rows, RULES.min_gain)
     p = np.maximum(statistics.mcnemar(wins, losses), norm.sf(z))
-    promote: Bits = (p <= RULES.alpha).all(0)
-    reject: Bits = (z <= -norm.isf(RULES.alpha)).any(0)  # the upper bound of a gain is not above 0
+    promote: Bits = (p <= RULES.significance_level).all(0)
+    reject: Bits = (z <= -norm.isf(RULES.significance_level)).any(0)  # the upper bound of a gain is not above 0
     bare: Bits = tuned.sum(-1) > baselines.sum(-1).max(0)
     return promote, reject, bare
 
@@ -98,8 +98,8 @@ def no_worse(right: Bits) -> Bits:
     rows, margin = tuned.shape[-1], RULES.non_inferiority_margin
     p = norm.sf(statistics.score_z(wins, losses, rows, -margin))
     p = np.where(wins == 0, np.maximum(p, beta.sf(margin, losses + 1, np.maximum(rows - losses, 1))), p)
-    shown_worse = statistics.score_z(wins, losses, rows, 0.0) < -norm.isf(RULES.alpha)
-    passed: Bits = ((p <= RULES.alpha) & ~shown_worse).all(0)
+    shown_worse = statistics.score_z(wins, losses, rows, 0.0) < -norm.isf(RULES.significance_level)
+    passed: Bits = ((p <= RULES.significance_level) & ~shown_worse).all(0)
     return passed
 
 
@@ -158,8 +158,10 @@ def groups(sets: int, sizes: Sequence[int] = (1, 3, 6)) -> list[dict[str, Any]]:
             level = random.standard_normal((2, count, 1)) + random.standard_normal((2, count, size))
             first, second = (dict(zip(names, map(bool, model.ravel() < 0), strict=True)) for model in level)
             pair = statistics.paired(first, second, names)
-            wrong["ours"] += statistics.p_value(pair) <= RULES.alpha
-            wrong["rows_as_if_independent"] += bool(statistics.mcnemar(pair.wins, pair.losses) <= RULES.alpha)
+            wrong["ours"] += statistics.p_value(pair) <= RULES.significance_level
+            wrong["rows_as_if_independent"] += bool(
+                statistics.mcnemar(pair.wins, pair.losses) <= RULES.significance_level
+            )
         lines.append({"rows": count * size, "group": size, **{name: n / sets for name, n in wrong.items()}})
     return lines
 
@@ -173,7 +175,7 @@ def general(sets: int) -> list[dict[str, Any]]:
             for _ in range(sets):
                 base = random.gamma(9, 0.35, texts)
                 tuned = base * (1 + rise + 0.10 * random.standard_normal(texts))
-                bound = relative_rise(list(base), list(tuned), RULES.alpha, SEED).high
+                bound = relative_rise(list(base), list(tuned), RULES.significance_level, SEED).high
                 passed += bound <= RULES.general_margin
             lines.append({"texts": texts, "rise": rise, "passed": passed / sets})
     return lines
@@ -196,7 +198,7 @@ def scores(
 
 
 def agree(right: Bits, promote: Bits, others: Bits | None = None) -> None:
-    """The vectorised rules say what `decide` says; `others`: the live version and the classical model."""
+    """The vectorized rules say what `decide` says; `others`: the live version and the classical model."""
     none = np.random.default_rng(0)
     for index in range(THROUGH_DECIDE):
         found = scores(right[:, index], 1.1, none)

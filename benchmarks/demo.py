@@ -32,6 +32,7 @@ from typing import Any
 import yaml
 
 from finetune_pipeline.graph import STEPS
+from finetune_pipeline.store.paths import stage_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,7 +118,7 @@ def timed(task: str, folder: Path) -> float:
     env = {**os.environ, "FINETUNE_DATA": str(folder / "data"), "FINETUNE_HOME": str(folder / "home")}
     env.pop("DAGSTER_HOME", None)
     start = time.perf_counter()
-    command = [sys.executable, "-m", "finetune_pipeline.cli", "run", task]
+    command = [sys.executable, "-m", "finetune_pipeline.cli.commands", "run", task]
     code = subprocess.run(command, env=env, cwd=ROOT, check=False, stdout=sys.stderr).returncode
     if code not in (0, 4):
         raise SystemExit(f"`finetune run {task}` ended with exit code {code}")
@@ -128,7 +129,7 @@ def made(folder: Path, task: str) -> list[dict[str, Any]]:
     """Seconds and peak memory of every asset, from the manifests."""
     found = []
     for step in STEPS:
-        for manifest in (folder / "data" / task / step.folder / step.asset).glob("*/manifest.json"):
+        for manifest in (folder / "data" / task / stage_folder(step.stage) / step.asset).glob("*/manifest.json"):
             facts = json.loads(manifest.read_text("utf-8"))
             found.append({"asset": step.asset, "seconds": facts["seconds"], "peak_mb": facts["peak_mb"]})
     return found
@@ -137,11 +138,11 @@ def made(folder: Path, task: str) -> list[dict[str, Any]]:
 def outcome(folder: Path, task: str) -> dict[str, Any]:
     """What was decided, on which figures, and how many served answers equal the evaluated (None: not deployed)."""
     root = folder / "data" / task
-    (decision,) = (root / "7_eval" / "release_decision").glob("*/decision.json")
+    (decision,) = (root / stage_folder("release") / "release_decision").glob("*/decision.json")
     decided = json.loads(decision.read_text("utf-8"))
     figures, general = decided["figures"], decided["figures"]["findings"]["general"]
     share = {name: rows["exact"] / rows["rows"] for name, rows in figures["variants"].items()}
-    deployed = list((root / "9_traffic" / "deployed_endpoint").glob("*/endpoint.json"))
+    deployed = list((root / stage_folder("serve") / "deployed_endpoint").glob("*/endpoint.json"))
     parity = json.loads(deployed[0].read_text("utf-8"))["parity"]["figures"] if deployed else None
     return {
         "outcome": decided["outcome"],

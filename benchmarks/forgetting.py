@@ -6,7 +6,8 @@ Data: the task's own split (made up to `data_split` where it is not there yet). 
 rate: `nothing` (the task's loss alone), `rehearsal` (the usual peer: the same general texts learned as answers), and
 `divergence` (what `train.keep_general` does: held to the base model's distribution on them). Measured on the validation
 rows, never the test rows: task loss and, with --answers, exactly right answers; on general texts that none of the ways
-has seen, how much the loss rose over the base model's (interval: see release/rise.py); seconds of a step against
+has seen, how much the loss rose over the base model's (interval: see release/relative_change.py); seconds of a step
+against
 `nothing`, in the same round. --texts adds a set of your own, lines of {"question": ..., "answer": ...}.
 """
 
@@ -48,13 +49,13 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    from finetune_pipeline.evaluate import general
+    from finetune_pipeline.evaluate import general_ability
 
     task, split, base = inputs(options.task)
-    texts = {"general": general.conversations(general.questions())}
+    texts = {"general": general_ability.conversations(general_ability.questions())}
     if options.texts:
         lines = options.texts.read_text("utf-8").splitlines()[:300]
-        texts[options.texts.stem] = general.conversations(
+        texts[options.texts.stem] = general_ability.conversations(
             [{"id": str(n), **json.loads(line)} for n, line in enumerate(lines)]
         )
     runs: list[dict[str, Any]] = []
@@ -83,13 +84,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def inputs(name: str) -> tuple[Any, Any, Path]:
     """The task, its split and the folder of its base model; makes what is missing up to the split."""
-    from finetune_pipeline.base_model import folder_of
     from finetune_pipeline.graph import STEPS
-    from finetune_pipeline.materialise import materialise, open_task
+    from finetune_pipeline.materialize import materialize, open_task
+    from finetune_pipeline.models.base_model import folder_of
 
     task, store = open_task(name)
     for step in STEPS:
-        artifact = materialise(step.asset, task, store)
+        artifact = materialize(step.asset, task, store)
         if step.asset == "data_split":
             break
     base = store.current("base_model")
@@ -105,7 +106,7 @@ def trained(
     from finetune_pipeline.train import checkpoint, job
 
     changed: dict[str, Any] = {"seed": seed, "checkpoint_seconds": 1e9}
-    changed |= {"epochs": options.epochs} if options.epochs else {}
+    changed |= {"num_epochs": options.epochs} if options.epochs else {}
     weight = 0.0 if way == "nothing" else options.weight
     keep = {**task.train.keep_general.model_dump(), **({} if weight is None else {"weight": weight})}
     rules = Train.model_validate({**task.train.model_dump(), **changed, "keep_general": keep})
@@ -120,7 +121,7 @@ def trained(
     ticks: list[float] = []
     state = checkpoint.State()
     loop = made.loop(folder, Silent(), lambda metrics, step: ticks.append(time.perf_counter()))
-    loop.run(made.rows["train"], made.rows["validation"], state, made.optimiser)
+    loop.run(made.rows["train"], made.rows["validation"], state, made.optimizer)
     job.save_adapter(made.wrapped, folder, "base")
     loss = [line["validation_loss"] for line in state.history if "validation_loss" in line][-1]
     seconds = [later - earlier for earlier, later in pairwise(ticks)]
@@ -144,11 +145,11 @@ def measured(
 ) -> dict[str, Any]:
     """Rise of the loss on every set of texts with its bounds, and the validation rows that are exactly right."""
     from finetune_pipeline.evaluate import metrics
-    from finetune_pipeline.evaluate.generate import Generation, generate
-    from finetune_pipeline.evaluate.loading import base_only, load
-    from finetune_pipeline.evaluate.loss import losses
     from finetune_pipeline.evaluate.prompts import prompts
-    from finetune_pipeline.release.rise import relative_rise
+    from finetune_pipeline.inference.generate import Generation, generate
+    from finetune_pipeline.inference.likelihood import losses
+    from finetune_pipeline.inference.loading import base_only, load
+    from finetune_pipeline.release.relative_change import relative_rise
 
     loaded = load(base, adapter)
     found: dict[str, Any] = {"rise": {}, "right": None, "rows": 0}

@@ -44,8 +44,8 @@ def main() -> None:
 
 def sample_model() -> Path:
     """The folder of SmolLM2-135M-Instruct, made from its package at the first call."""
-    from finetune_pipeline import base_model
     from finetune_pipeline.config import load_task
+    from finetune_pipeline.models import base_model
     from finetune_pipeline.records import Silent
 
     return base_model.prepare(load_task(DATA).base, "support_tickets", Silent())[0]
@@ -55,7 +55,7 @@ def measure(folder: Path, rows: int, rounds: int, threads: int | None) -> dict[s
     import torch
     from transformers import AutoModelForCausalLM
 
-    from finetune_pipeline.evaluate.loading import load
+    from finetune_pipeline.inference.loading import load
 
     if threads:
         torch.set_num_threads(threads)
@@ -75,8 +75,8 @@ def measure(folder: Path, rows: int, rounds: int, threads: int | None) -> dict[s
 def prompts(tokenizer: Any, kind: str, count: int) -> list[list[int]]:
     """Token ids of `count` prompts; the rows after them serve as examples."""
     from finetune_pipeline.config import load_task
-    from finetune_pipeline.evaluate.generate import encode
     from finetune_pipeline.evaluate.prompts import with_shots
+    from finetune_pipeline.inference.generate import encode
     from finetune_pipeline.records import Example, Message
 
     task = load_task(DATA)
@@ -93,7 +93,7 @@ def prompts(tokenizer: Any, kind: str, count: int) -> list[list[int]]:
 
 
 def compare(loaded: Any, peer: Any, rows: list[list[int]], rounds: int) -> dict[str, Any]:
-    from finetune_pipeline.evaluate.generate import shared_prefix
+    from finetune_pipeline.inference.generate import shared_prefix
 
     ordered = sorted(rows, key=len, reverse=True)
     ours_seconds, peer_seconds = [], []
@@ -120,11 +120,11 @@ def compare(loaded: Any, peer: Any, rows: list[list[int]], rounds: int) -> dict[
 
 
 def decoder(loaded: Any, rows: list[list[int]]) -> list[list[int]]:
-    from finetune_pipeline.evaluate.decoder import Decoder, Request
-    from finetune_pipeline.evaluate.generate import STEP_TOKENS, shared_prefix
+    from finetune_pipeline.inference.decoder import Decoder, Request
+    from finetune_pipeline.inference.generate import STEP_TOKENS, shared_prefix
 
     engine = Decoder(loaded.model, loaded.eos_ids, shared_prefix(rows), BATCH, STEP_TOKENS)
-    engine.admit([Request(str(i), row, NEW_TOKENS) for i, row in enumerate(rows)])
+    engine.add_request([Request(str(i), row, NEW_TOKENS) for i, row in enumerate(rows)])
     given: list[list[int]] = [[] for _ in rows]
     while engine.running or engine.waiting:
         for token in engine.step():

@@ -27,7 +27,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from finetune_pipeline.records import Example, Message
-from finetune_pipeline.split.overlap import alike_of, asked, overlaps
+from finetune_pipeline.split.leakage import alike_of, asked, overlaps
 
 SEED = 20260105
 TEST = 0.15

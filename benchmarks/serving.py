@@ -57,12 +57,11 @@ class Measured:
 
 def prepare(scratch: Path) -> tuple[Path, Path, str]:
     """A deployment in `scratch` as the pipeline leaves it: the folders of base and adapter, and the system prompt."""
-    from finetune_pipeline import base_model
     from finetune_pipeline.config import load_task
-    from finetune_pipeline.graph import FOLDERS
+    from finetune_pipeline.models import base_model
     from finetune_pipeline.records import Silent
-    from finetune_pipeline.serve import desired
-    from finetune_pipeline.serve.desired import Version
+    from finetune_pipeline.serve import deployment_state
+    from finetune_pipeline.serve.deployment_state import Version
     from finetune_pipeline.store import TaskStore, models_folder
 
     task = load_task(ROOT / "data" / TASK)
@@ -73,7 +72,7 @@ def prepare(scratch: Path) -> tuple[Path, Path, str]:
     os.environ["FINETUNE_DATA"] = str(scratch / "data")
     (scratch / "data" / TASK).mkdir(parents=True)
     (scratch / "data" / TASK / "task.yaml").write_text((ROOT / "data" / TASK / "task.yaml").read_text("utf-8"), "utf-8")
-    store = TaskStore(TASK, FOLDERS)
+    store = TaskStore(TASK)
     declared = {
         name: getattr(task, name).model_dump(mode="json", by_alias=True) for name in ("base", "prompt", "answer")
     }
@@ -83,12 +82,13 @@ def prepare(scratch: Path) -> tuple[Path, Path, str]:
         base = store.commit("base_model", "benchmark", out, manifest)
     with store.scratch("adapter") as out:
         _random_adapter(folder, out)
-        adapter = store.commit("adapter", "benchmark", out, {**manifest, "inputs": {"base_model": base.content}})
+        adapter = store.commit("adapter", "benchmark", out, {**manifest, "inputs": {"base_model": base.content_hash}})
     version = Version(
-        version=1, adapter=adapter.content, adapter_key=adapter.key, base=base.content, registered="-", evaluation="-",
-        served_as=TASK, max_new_tokens=TOKENS, on_invalid="pass", log_text=False, at="2026-01-01T00:00:00+00:00",
+        version=1, adapter=adapter.content_hash, adapter_key=adapter.key, base=base.content_hash,
+        registered="-", evaluation="-",
+        served_as=TASK, max_new_tokens=TOKENS, on_invalid="flag", log_text=False, at="2026-01-01T00:00:00+00:00",
     )  # fmt: skip
-    desired.change(store, lambda state: desired.promote(state, version, state.champion))
+    deployment_state.change(store, lambda state: deployment_state.promote(state, version, state.champion))
     return folder, adapter.folder, task.prompt.system
 
 
@@ -125,7 +125,7 @@ def peer(base: Path, adapter: Path, port: int, parent: int) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from finetune_pipeline.backends.inside import end_with
+    from finetune_pipeline.backends.worker import end_with
 
     end_with(parent)
     tokenizer: Any = AutoTokenizer.from_pretrained(base)

@@ -4,7 +4,7 @@
 
 Data: any CSV with a column of questions and one of answers, e.g. BANKING77. With two files the split that their authors
 made is measured as well, and the rows of both together are split anew. Peer: scikit-learn's `train_test_split`,
-stratified by label, of the same test share. A leaked row is a test row whose question, normalised, is equal to that of
+stratified by label, of the same test share. A leaked row is a test row whose question, normalized, is equal to that of
 a row outside test, or reaches the threshold of Jaccard similarity of character 5-grams with one (counted exactly).
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 from finetune_pipeline.config import Split
 from finetune_pipeline.records import Example, Message, content_id
 from finetune_pipeline.split.assets import parted, separate
-from finetune_pipeline.split.overlap import alike_of, overlaps
+from finetune_pipeline.split.leakage import alike_of, overlaps
 
 SEEDS = (11, 12, 13)
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--text", default="text")
     parser.add_argument("--label", default="category")
-    parser.add_argument("--threshold", type=float, default=Split().near_duplicate)
+    parser.add_argument("--threshold", type=float, default=Split().near_duplicate_threshold)
     parser.add_argument("--json", action="store_true", help="one JSON object of figures on the last line")
     options = parser.parse_args()
     parts = [read(path, options.text, options.label) for path in options.files]
@@ -75,7 +75,7 @@ def random_split(rows: Sequence[Example], threshold: float, seed: int) -> dict[s
     from sklearn.model_selection import train_test_split
 
     start = time.perf_counter()
-    labels = [row.answer for row in rows]
+    labels = [row.completion for row in rows]
     train, test = train_test_split(list(rows), test_size=Split().test, random_state=seed, stratify=labels)
     seconds = time.perf_counter() - start
     return {**leaked(test, train, threshold), "seconds": round(seconds, 2)}
@@ -83,12 +83,12 @@ def random_split(rows: Sequence[Example], threshold: float, seed: int) -> dict[s
 
 def our_split(rows: Sequence[Example], threshold: float, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
-    rules = Split(near_duplicate=threshold, seed=seed)
-    sides, _ = separate(rows, {}, rules, [row.answer for row in rows], alike_of(rows, threshold))
+    rules = Split(near_duplicate_threshold=threshold, seed=seed)
+    assignment, _ = separate(rows, {}, rules, [row.completion for row in rows], alike_of(rows, threshold))
     seconds = time.perf_counter() - start
-    parts = parted(rows, sides)
+    parts = parted(rows, assignment)
     found = leaked(parts["test"], [*parts["train"], *parts["validation"]], threshold)
-    return {**found, "dropped": len(sides.drops), "seconds": round(seconds, 2)}
+    return {**found, "dropped": len(assignment.drops), "seconds": round(seconds, 2)}
 
 
 def leaked(test: Sequence[Example], train: Sequence[Example], threshold: float) -> dict[str, Any]:

@@ -54,8 +54,8 @@ def main() -> None:
 
 def sample_model() -> Path:
     """The folder of SmolLM2-135M-Instruct, made from its package at the first call."""
-    from finetune_pipeline import base_model
     from finetune_pipeline.config import load_task
+    from finetune_pipeline.models import base_model
     from finetune_pipeline.records import Silent
 
     return base_model.prepare(load_task(DATA).base, "support_tickets", Silent())[0]
@@ -83,7 +83,7 @@ def measure(
 
     if threads:
         torch.set_num_threads(threads)
-    rules = Train(batch_rows=BATCH, learning_rate=RATE, layers=layers, precision="fp32", seed=SEED)
+    rules = Train(batch_size=BATCH, learning_rate=RATE, layers=layers, precision="fp32", seed=SEED)
     ours = Ours(folder, rules, pairs)
     with tempfile.TemporaryDirectory() as scratch:
         peer_seconds, peer_losses = trainer(folder, rules, ours, epochs, Path(scratch))
@@ -125,8 +125,8 @@ class Ours:
         from finetune_pipeline.config import load_task
         from finetune_pipeline.records import Example, Message
         from finetune_pipeline.train import adapter, job
-        from finetune_pipeline.train.encode import encode, shared_prefix
-        from finetune_pipeline.train.packed import PackedModel
+        from finetune_pipeline.train.packing import PackedModel
+        from finetune_pipeline.train.tokenize import encode, shared_prefix
 
         examples = [
             Example(str(n), (Message("user", question), Message("assistant", answer)), "benchmark", str(n))
@@ -140,7 +140,7 @@ class Ours:
         wrapped = adapter.with_adapter(model, rules)
         self.weights = [weight for weight in wrapped.parameters() if weight.requires_grad]
         self.model = PackedModel(model, self.prefix)
-        self.optimiser = torch.optim.AdamW(self.weights, lr=RATE, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self.weights, lr=RATE, weight_decay=0.0)
         self.rules = rules
         self.seconds: list[float] = []
         self.losses: list[float] = []
@@ -159,8 +159,8 @@ class Ours:
             (loss / supervised).backward()
             total += float(loss.detach()) / supervised
         torch.nn.utils.clip_grad_norm_(self.weights, self.rules.clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.seconds.append(time.perf_counter() - start)
         self.losses.append(total)
 

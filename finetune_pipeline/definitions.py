@@ -3,9 +3,9 @@
 Every folder data/<task>/ with a task.yaml becomes an asset group of that name; one whose declaration is wrong becomes
 an asset of the group `_broken_tasks` that says what is wrong:
 
-    base_model      the base model, pinned and licence checked
+    base_model      the base model, pinned and license checked
     raw_examples    rows as read
-    clean_examples  mended rows and the ledger             gate: every row accounted for
+    clean_examples  fixed rows and the ledger             gate: every row accounted for
     suitability_report                                     gate: worth tuning at all
     data_quality    Great Expectations                     gate: 95 % of the rows right in every respect
     review_sample   10 % for the experts

@@ -57,33 +57,33 @@ class Example:
     group: str | None = None  # a hash of what the source says (ingest/groups.py)
 
     @property
-    def question(self) -> str:
+    def prompt(self) -> str:
         """The last thing the user said."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
     @property
-    def answer(self) -> str:
+    def completion(self) -> str:
         last = self.messages[-1] if self.messages else None
         return last.content if last is not None and last.role == "assistant" else ""
 
     @property
-    def content(self) -> str:
+    def content_hash(self) -> str:
         """Hash of what this row says now; a review is valid for exactly this content."""
         return content_id(*(part for m in self.messages for part in (m.role, m.content)))
 
     def chat(self, system: str) -> list[dict[str, str]]:
         """All messages but the answer, as a chat template takes them, headed by `system` unless the row has its own."""
-        prompt = self.messages[:-1] if self.answer_is_last else self.messages
+        prompt = self.messages[:-1] if self.ends_with_completion else self.messages
         own = bool(prompt) and prompt[0].role == "system"
         head = [{"role": "system", "content": system}] if system and not own else []
         return head + [{"role": m.role, "content": m.content} for m in prompt]
 
     @property
-    def answer_is_last(self) -> bool:
+    def ends_with_completion(self) -> bool:
         return bool(self.messages) and self.messages[-1].role == "assistant"
 
-    def with_answer(self, answer: str) -> Example:
-        return replace(self, messages=(*self.messages[:-1], Message("assistant", answer)))
+    def with_completion(self, completion: str) -> Example:
+        return replace(self, messages=(*self.messages[:-1], Message("assistant", completion)))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"messages": [{"role": m.role, "content": m.content} for m in self.messages]}
@@ -113,8 +113,8 @@ class PreferencePair:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """A row that was mended, and how: one line of the ledger. `rule` is a slug such as "html" or "pii-email"."""
+class Fix:
+    """A row that was fixed, and how: one line of the ledger. `rule` is a slug such as "html" or "pii-email"."""
 
     id: str
     origin: str
@@ -139,14 +139,15 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """What one expert said of one row. `content` is `Example.content` as shown; `answer` is set for an edit."""
+    """What one expert said of one row. `content_hash` is `Example.content_hash` as shown; `completion` is that of
+    an edit."""
 
     id: str
-    content: str
+    content_hash: str
     reviewer: str
     decision: Literal["approve", "reject", "edit"]
     at: str
-    answer: str | None = None
+    completion: str | None = None
     note: str = ""
     recorded: bool = False
 
@@ -185,13 +186,13 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one variant (zero_shot, few_shot, retrieved, classical, tuned, ...) said to one row."""
+    """What one variant (zero_shot, few_shot, few_shot_retrieved, classical, tuned, ...) said to one row."""
 
     id: str
     variant: str
     text: str
     prompt_tokens: int = 0
-    answer_tokens: int = 0
+    completion_tokens: int = 0
     seconds: float = 0.0
     finished: bool = True
 
@@ -237,12 +238,12 @@ class Decision:
 class Artifact:
     """A finished piece on disk: `folder` is local and complete, `manifest` is what was written last.
 
-    `content` is the hash of its files: the identity that verdicts, lineage and keys refer to.
+    `content_hash` is the hash of its files: the identity that verdicts, lineage and keys refer to.
     """
 
     asset: str
     key: str
-    content: str
+    content_hash: str
     folder: Path
     manifest: Mapping[str, Any]
 
@@ -260,7 +261,7 @@ class Artifact:
         return self.folder / name
 
     def reading(self, name: str) -> AbstractContextManager[None]:
-        """A block that reads and parses the file `name`: what is wrong with it is a StorageError with its cure."""
+        """A block that reads and parses the file `name`: what is wrong with it is a StorageError with its hint."""
         return reading(self.path(name), f"delete {self.folder} and run again")
 
     def json(self, name: str) -> Any:

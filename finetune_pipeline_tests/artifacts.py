@@ -15,10 +15,8 @@ from typing import Any
 import pytest
 
 from finetune_pipeline.config import Task, task_from
-from finetune_pipeline.graph import FOLDERS
-from finetune_pipeline.materialise import Work
 from finetune_pipeline.records import Artifact, Example, Message, Verdict, write_jsonl
-from finetune_pipeline.store import TaskStore
+from finetune_pipeline.store import StageContext, TaskStore
 
 NAME = "parcels"
 
@@ -32,7 +30,7 @@ def task(**sections: Any) -> Task:
     plain: dict[str, Any] = {
         "name": NAME,
         "sources": [{"path": "raw/test.csv"}],
-        "base": {"path": "model", "licence": "apache-2.0"},
+        "base": {"path": "model", "license": "apache-2.0"},
     }
     return task_from({**plain, **sections}, "the test's declaration")
 
@@ -40,7 +38,7 @@ def task(**sections: Any) -> Task:
 def task_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskStore:
     monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
-    return TaskStore(NAME, FOLDERS)
+    return TaskStore(NAME)
 
 
 def finished(
@@ -61,10 +59,10 @@ def finished(
         return store.commit(asset, f"key{len(list(_keys(store, asset)))}", folder, facts)
 
 
-def work(declared: Task, store: TaskStore, tmp_path: Path, **inputs: Artifact) -> Work:
+def work(declared: Task, store: TaskStore, tmp_path: Path, **inputs: Artifact) -> StageContext:
     out = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
     out.mkdir()
-    return Work(declared, store, inputs, out, "key", "2026-01-05T10:00:00+00:00")
+    return StageContext(declared, store, inputs, out, "key", "2026-01-05T10:00:00+00:00")
 
 
 def _keys(store: TaskStore, asset: str) -> Iterable[Any]:

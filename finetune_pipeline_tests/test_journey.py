@@ -5,7 +5,7 @@
     once waiting for the experts
     once refused by the decision
 
-The task is one that a model of two layers learns in seconds: say the colour that a sentence names.
+The task is one that a model of two layers learns in seconds: say the color that a sentence names.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ import yaml
 from finetune_pipeline.defs.run import instance, run_task
 from finetune_pipeline.errors import FinetuneError, GateRefused, WaitingForPeople
 from finetune_pipeline.graph import STEPS
-from finetune_pipeline.materialise import open_task, plan
+from finetune_pipeline.materialize import open_task, plan
 from finetune_pipeline.records import Artifact, Review, Silent
-from finetune_pipeline.review import inbox
+from finetune_pipeline.review import verdict_store
 from finetune_pipeline.store import TaskStore
 
-COLOURS = ("red", "green", "blue")
+COLORS = ("red", "green", "blue")
 WORDS = ("paint", "wall", "door", "boat", "fence", "chair", "table", "roof", "shed", "gate", "bench", "lamp", "shelf")
 
 
@@ -72,16 +72,16 @@ def world(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
         plain = {
             "name": name,
             "sources": [{"path": "raw/rows.csv", "input": "text", "output": "label"}],
-            "prompt": {"system": "Say the colour."},
-            "answer": {"format": "label", "labels": list(COLOURS)},
-            "base": {"path": str(tiny_model), "licence": "apache-2.0"},
-            "clean": {"near_duplicate": 1.0},
-            "suitability": {"error_below": 50, "warn_below": 100},
+            "prompt": {"system": "Say the color."},
+            "answer": {"format": "label", "labels": list(COLORS)},
+            "base": {"path": str(tiny_model), "license": "apache-2.0"},
+            "clean": {"near_duplicate_threshold": 1.0},
+            "suitability": {"min_examples": 50, "recommended_examples": 100},
             "quality": {"min_rows": 50},
-            "split": {"test": 0.2, "validation": 0.1, "near_duplicate": 1.0},
+            "split": {"test": 0.2, "validation": 0.1, "near_duplicate_threshold": 1.0},
             "baseline": {"variants": ["zero_shot", "few_shot"], "shots": 2},
-            "train": {"epochs": 12, "learning_rate": 0.01, "rank": 32, "alpha": 64, "checkpoint_seconds": 0},
-            "evaluate": {"general": False, "memorisation": False},
+            "train": {"num_epochs": 12, "learning_rate": 0.01, "lora": {"r": 32, "alpha": 64}, "checkpoint_seconds": 0},
+            "evaluate": {"general": False, "memorization": False},
             "release": {"min_slice_rows": 200, "detectable_gain": 0.2, "non_inferiority_margin": 0.4},  # 48 test rows
         }
         (folder / "task.yaml").write_text(yaml.safe_dump({**plain, **sections}), "utf-8")
@@ -91,14 +91,14 @@ def world(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def rows(count: int = 240) -> list[tuple[str, str]]:
-    """Sentences of seven words, one of them the colour; no two the same."""
+    """Sentences of seven words, one of them the color; no two the same."""
     dice = random.Random(5)
     made: dict[str, str] = {}
     while len(made) < count:
-        colour = dice.choice(COLOURS)
+        color = dice.choice(COLORS)
         words = dice.sample(WORDS, 6)
-        words.insert(dice.randrange(7), colour)
-        made[" ".join(words)] = colour
+        words.insert(dice.randrange(7), color)
+        made[" ".join(words)] = color
     return list(made.items())
 
 
@@ -108,7 +108,7 @@ def approve_all(name: str) -> None:
     sample = store.current("review_sample")
     assert sample is not None
     for row in sample.examples("sample.jsonl"):
-        inbox.save(store, Review(row.id, row.content, "expert", "approve", "2026-01-05T10:00:00+00:00"))
+        verdict_store.save(store, Review(row.id, row.content_hash, "expert", "approve", "2026-01-05T10:00:00+00:00"))
 
 
 def verdict(store: TaskStore, asset: str) -> bool:
@@ -124,19 +124,19 @@ def runs(status: dg.DagsterRunStatus) -> int:
 
 
 def test_to_the_endpoint_through_a_wait_and_a_kill(world: Callable[..., TaskStore]) -> None:
-    store = world("colours", rows())
+    store = world("colors", rows())
     terminal = Quiet()
     with pytest.raises(WaitingForPeople, match="0 of 24 rows reviewed"):
-        run_task("colours", terminal)
+        run_task("colors", terminal)
     assert terminal.made[-1] == "review_sample"
     assert store.current("expert_review") is None
-    approve_all("colours")
+    approve_all("colors")
 
-    killed_at = kill_in_training("colours", store)
+    killed_at = kill_in_training("colors", store)
     assert store.current("adapter") is None, "a killed training must not leave an artifact"
 
-    run_task("colours", terminal)
-    task, _ = open_task("colours")
+    run_task("colors", terminal)
+    task, _ = open_task("colors")
     assert {p.asset: p.state for p in plan(task, store)} == {s.asset: "fresh" for s in STEPS}
     adapter, report, endpoint = (store.current(a) for a in ("adapter", "eval_report", "deployed_endpoint"))
     assert adapter is not None
@@ -149,11 +149,11 @@ def test_to_the_endpoint_through_a_wait_and_a_kill(world: Callable[..., TaskStor
     assert variants["tuned"]["exact"] > 0.6 > variants["zero_shot"]["exact"]
     assert verdict(store, "deployed_endpoint")
     accounting = store.current("data_split").json("accounting.json")  # type: ignore[union-attr]
-    assert accounting["raw"] == 240 == sum(accounting["sides"].values())
+    assert accounting["raw"] == 240 == sum(accounting["splits"].values())
     assert runs(dg.DagsterRunStatus.SUCCESS) >= 2
 
     again = Quiet()
-    run_task("colours", again)
+    run_task("colors", again)
     assert again.made == [], "nothing changed, so nothing is made: a deployment is no opponent of itself"
     retrain(store)
 
@@ -162,8 +162,8 @@ def retrain(store: TaskStore) -> None:
     """A better adapter is compared with the one that is live, and replaces it; then nothing is left to be made."""
     path = Path(str(store.root)) / "task.yaml"
     declared = yaml.safe_load(path.read_text("utf-8"))
-    path.write_text(yaml.safe_dump({**declared, "train": {**declared["train"], "epochs": 20}}), "utf-8")
-    run_task("colours", Quiet())
+    path.write_text(yaml.safe_dump({**declared, "train": {**declared["train"], "num_epochs": 20}}), "utf-8")
+    run_task("colors", Quiet())
     report = store.current("eval_report")
     assert report is not None
     assert report.json("report.json")["champion"]["version"] == 1
@@ -173,17 +173,17 @@ def retrain(store: TaskStore) -> None:
     assert "live version 1" in decision.path("decision.md").read_text("utf-8")
     assert verdict(store, "deployed_endpoint")
     again = Quiet()
-    run_task("colours", again)
+    run_task("colors", again)
     assert again.made == [], "the new deployment leaves its evaluation as it was"
 
 
 def kill_in_training(name: str, store: TaskStore) -> int:
     """Start `finetune run` as a user does, SIGKILL it when the training has a checkpoint; gives the step it holds."""
-    command = [sys.executable, "-m", "finetune_pipeline.cli", "run", name]
+    command = [sys.executable, "-m", "finetune_pipeline.cli.commands", "run", name]
     process = subprocess.Popen(
         command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    folder = Path(str(store.stage_folder("6_adapter"))) / "checkpoints"
+    folder = Path(str(store.stage_folder("train"))) / "checkpoints"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         states = folder.glob("*/steps/step-*/state.json")
@@ -203,7 +203,7 @@ def kill_in_training(name: str, store: TaskStore) -> int:
 def test_stopped_by_the_quality_gate(world: Callable[..., TaskStore]) -> None:
     """Every tenth question is far longer than declared: 90 % are right, 95 % are needed."""
     dirty = [(text + " very" * 60 if n % 10 == 0 else text, label) for n, (text, label) in enumerate(rows(120))]
-    store = world("dirty", dirty, quality={"min_rows": 50, "max_question_chars": 200})
+    store = world("dirty", dirty, quality={"min_rows": 50, "max_prompt_chars": 200})
     with pytest.raises(GateRefused, match="data_quality says no"):
         run_task("dirty", Quiet())
     assert not verdict(store, "data_quality")
@@ -215,7 +215,7 @@ def test_stopped_by_the_quality_gate(world: Callable[..., TaskStore]) -> None:
 
 def test_refused_by_the_decision(world: Callable[..., TaskStore]) -> None:
     """A learning rate of nearly nothing learns nothing: no gain, no model, no endpoint."""
-    store = world("lazy", rows(120), train={"epochs": 1, "learning_rate": 1e-9, "checkpoint_seconds": 60})
+    store = world("lazy", rows(120), train={"num_epochs": 1, "learning_rate": 1e-9, "checkpoint_seconds": 60})
     with pytest.raises(WaitingForPeople):
         run_task("lazy", Quiet())
     approve_all("lazy")

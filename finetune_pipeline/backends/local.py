@@ -1,6 +1,6 @@
 """Run a job as a process group on this machine: follow its events, end it as a whole when the run is cancelled.
 
-    result = run("finetune_pipeline.train.job", {"epochs": 2, ...}, folder, report)
+    result = run("finetune_pipeline.train.job", {"num_epochs": 2, ...}, folder, report)
 
 The description goes to `<folder>/job.json`; the job appends its events to `<folder>/events.jsonl` and its output to
 `<folder>/output.log`. A file, not a pipe, because a reader that dies must not take the job's memory of itself along.
@@ -113,7 +113,7 @@ def _follow(process: subprocess.Popen[bytes], events: Path, output: Path, report
                 elif event["event"] == "result":
                     result = event["result"]
                 elif event["event"] == "error":
-                    failure = getattr(errors, event["type"])(event["message"], event["cure"])
+                    failure = getattr(errors, event["type"])(event["message"], event["hint"])
             if ended:
                 break
             if time.monotonic() - checked > 1:

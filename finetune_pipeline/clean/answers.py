@@ -1,4 +1,5 @@
-"""What a good answer is: `parse` reads one, `problem` says what is wrong with it, `tidy` gives it its one form.
+"""What a good answer is: `parse` reads one, `problem` says what is wrong with it, `normalize_answer` gives it its one
+form.
 
 Used wherever an answer is judged: cleaning, quality gate, review, scoring, serving. `parse` is strict on purpose: what
 a program that reads the answers could not read is wrong here too. `lenient` is for scoring: it takes the answer out of
@@ -6,7 +7,8 @@ what a model wrote around it, for every variant alike, so that a comparison is a
 
     parse('{"intent": "delivery"}', spec)           # {"intent": "delivery"}
     problem('{"intent": "delivry"}', spec)          # "intent: 'delivry' is not one of the 10 allowed values"
-    tidy('{ "intent": "Delivery " }', spec)         # ('{"intent": "delivery"}', ["answer-label", "answer-form"])
+    normalize_answer('{ "intent": "Delivery " }', spec)
+    # ('{"intent": "delivery"}', ["completion-label", "completion-form"])
     lenient('Sure: {"intent": "Delivery"}', spec)   # '{"intent": "delivery"}'
 """
 
@@ -17,9 +19,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from finetune_pipeline.answer_schema import validator_of
-from finetune_pipeline.clean.personal import mask
+from finetune_pipeline.clean.pii import mask
 from finetune_pipeline.config import AnswerFormat
+from finetune_pipeline.config.answer_schema import validator_of
 
 _FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*?)\n?```\Z", re.DOTALL | re.IGNORECASE)
 _QUOTES = " \t\r\n\"'`*“”„‘’«»"  # around a label; with the asterisks of Markdown's bold
@@ -57,17 +59,19 @@ def problem(text: str, spec: AnswerFormat) -> str | None:
     return None
 
 
-def tidy(text: str, spec: AnswerFormat) -> tuple[str, list[str]]:
+def normalize_answer(text: str, spec: AnswerFormat) -> tuple[str, list[str]]:
     """The answer in its one form, and the slugs of what was changed; unchanged where that would be a guess.
 
-    answer-fence: a Markdown fence around JSON is taken off; answer-label: a label (or an enumerated value) is spelled
-    as declared, where case and outer space alone differ and one spelling fits; answer-form: JSON is written with the
+    answer-fence: a Markdown fence around JSON is taken off; completion-label: a label (or an enumerated value) is
+    spelled
+    as declared, where case and outer space alone differ and one spelling fits; completion-form: JSON is written with
+    the
     schema's order of keys and usual spacing, so that the model learns one form; answer-space: outer space is taken off.
     """
     bare = text.strip()
     if spec.format == "label":
         label = _declared(bare, spec.labels)
-        return (label, ["answer-label"]) if label != text else (text, [])
+        return (label, ["completion-label"]) if label != text else (text, [])
     if spec.format == "text":
         return (bare, ["answer-space"]) if bare != text else (text, [])
     fenced = _FENCE.match(bare)
@@ -80,23 +84,24 @@ def tidy(text: str, spec: AnswerFormat) -> tuple[str, list[str]]:
     written = dump(ordered)
     rules = {
         "answer-fence": fenced is not None,
-        "answer-label": spelled,
-        "answer-form": written != inside and not spelled,
+        "completion-label": spelled,
+        "completion-form": written != inside and not spelled,
     }
     return written, [slug for slug, applies in rules.items() if applies]
 
 
 def lenient(text: str, spec: AnswerFormat) -> str:
-    """The answer within what a model wrote, in its one form (`tidy`); unchanged where that would be a guess.
+    """The answer within what a model wrote, in its one form (`normalize_answer`); unchanged where that would be a
+    guess.
 
     label: the declared label that differs in case, quotes around it, outer space and end marks only. json: the one
-    object in a Markdown fence or between other words; key order and enumerated values as `tidy` writes them. text:
-    outer space is taken off. What comes out may still break the schema: `problem` says so.
+    object in a Markdown fence or between other words; key order and enumerated values as `normalize_answer` writes
+    them. text: outer space is taken off. What comes out may still break the schema: `problem` says so.
     """
     if spec.format == "label":
         return _label(text, spec.labels)
     found = None if spec.format == "text" or _is_json(text) else _only_object(text)
-    return tidy(text if found is None else found, spec)[0]
+    return normalize_answer(text if found is None else found, spec)[0]
 
 
 def load(text: str) -> Any:

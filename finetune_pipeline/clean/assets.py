@@ -1,28 +1,28 @@
-"""The asset `clean_examples`: cleaned rows, and the ledger of what was mended and what was dropped, and why.
+"""The asset `clean_examples`: cleaned rows, and the ledger of what was fixed and what was dropped, and why.
 
 examples.jsonl  the rows that stay, in the order they were read
-changes.jsonl   {"id": "9f1c…", "origin": "shop.csv:12", "stage": "clean", "rule": "html", "detail": ""}
+fixes.jsonl   {"id": "9f1c…", "origin": "shop.csv:12", "stage": "clean", "rule": "html", "detail": ""}
 drops.jsonl     {"id": "77ab…", "origin": "shop.csv:31", "stage": "clean", "reason": "exact-duplicate", "detail": "…"}
 clusters.jsonl  {"kept": "9f1c…", "dropped": "77ab…", "similarity": 0.93}
 conflicts.jsonl {"rows": ["9f1c…", "0b3a…"], "origins": ["shop.csv:12", "shop.csv:40"], "similarity": 0.97}: both stay,
                 for people to look at (nearly the same question, another answer)
 
-A thin edge: what is decided is decided in rows.py. Rows are held in memory, about 2 kB each.
+A thin edge: what is decided is decided in pipeline.py. Rows are held in memory, about 2 kB each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune_pipeline.clean.rows import Cleaned, clean
+from finetune_pipeline.clean.pipeline import Cleaned, clean
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Check, Verdict, write_jsonl
+from finetune_pipeline.store import StageContext, StageResult
 
 
-def clean_examples(work: Work) -> Outcome:
+def clean_examples(work: StageContext) -> StageResult:
     """Clean every raw example. DataError when no row stays."""
-    from finetune_pipeline import base_model
+    from finetune_pipeline.models import base_model
 
     count = base_model.token_counter(base_model.folder_of(work.inputs["base_model"], work.task.base, work.report))
     raw = work.inputs["raw_examples"]
@@ -31,12 +31,12 @@ def clean_examples(work: Work) -> Outcome:
     if not result.kept:
         raise _nothing(result)
     write_jsonl(work.out / "examples.jsonl", result.kept)
-    write_jsonl(work.out / "changes.jsonl", result.changes)
+    write_jsonl(work.out / "fixes.jsonl", result.fixes)
     write_jsonl(work.out / "drops.jsonl", result.drops)
     write_jsonl(work.out / "clusters.jsonl", result.clusters)
     write_jsonl(work.out / "conflicts.jsonl", result.conflicts)
     work.report.log(f"{len(rows)} rows: {len(result.kept)} kept, {len(result.drops)} dropped")
-    return Outcome(result.summary(), ledger(len(rows), result, raw.content))
+    return StageResult(result.summary(), ledger(len(rows), result, raw.content_hash))
 
 
 def ledger(rows: int, result: Cleaned, about: str) -> Verdict:
@@ -50,16 +50,18 @@ def ledger(rows: int, result: Cleaned, about: str) -> Verdict:
 
 
 def _warnings(result: Cleaned) -> Iterator[Check]:
-    questions, rows = result.several_answers
-    if questions:
-        told = f"{questions} questions have several answers, in {rows} rows; all are kept"
+    prompts, rows = result.several_answers
+    if prompts:
+        told = f"{prompts} questions have several answers, in {rows} rows; all are kept"
         yield Check("one answer to a question", False, "one each, unless several are meant", told, "warning")
     if result.conflicts:
         told = f"{len(result.conflicts)} pairs, in conflicts.jsonl; the first are shown to the reviewers"
         yield Check("near questions agree", False, "no two nearly equal questions with other answers", told, "warning")
     if result.similarity.get("rows_of_templates"):
         told = f"{result.similarity['rows_of_templates']} rows come from a template and are compared more strictly"
-        yield Check("near duplicates as declared", False, "`clean.near_duplicate` for all rows", told, "warning")
+        yield Check(
+            "near duplicates as declared", False, "`clean.near_duplicate_threshold` for all rows", told, "warning"
+        )
 
 
 def _nothing(result: Cleaned) -> DataError:
@@ -68,5 +70,5 @@ def _nothing(result: Cleaned) -> DataError:
     first = next((f"{drop.origin}: {drop.reason} ({drop.detail})" for drop in result.drops), "no rows came in")
     return DataError(
         f"no row is left after cleaning ({told}); the first: {first}",
-        "mend the rows, or the declaration: `answer` (what a good one is), `clean.max_tokens` (how long a row may be)",
+        "fix the rows, or the declaration: `answer` (what a good one is), `clean.max_tokens` (how long a row may be)",
     )

@@ -1,7 +1,7 @@
 """Rows that say the same twice, and rows that contradict each other.
 
 exact-duplicate   the identical question with the identical answer: the first in order of input stays. Identical means
-                  every character (normalise.py): "polish" and "Polish" are two questions
+                  every character (normalize.py): "polish" and "Polish" are two questions
 contradiction     the identical question with different answers: all of them go, since nobody knows which is right.
                   Not where answers are free text: there one question may have several good answers
 near-duplicate    nearly the same question with the same answer: the first in order of input stays. Under another
@@ -21,13 +21,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from finetune_pipeline.clean.normalise import identity, normalise
+from finetune_pipeline.clean.normalize import identity, normalize
 from finetune_pipeline.clean.similarity import measure, resemblance
 from finetune_pipeline.config import AnswerFormat, Clean
 from finetune_pipeline.records import Drop, Example, Json, Message
 
 STAGE = "clean"
-_SPELLING = 0.8  # SequenceMatcher's ratio from which two words are one, misspelt
+_SPELLING = 0.8  # SequenceMatcher's ratio from which two words are one, misspelled
 # Words whose presence changes no answer. Neither negations nor directions (to, from, without) are among them.
 _LIGHT = frozenset((
     "a", "am", "an", "and", "are", "been", "hello", "hey", "hi", "i", "im", "is", "it", "its", "ive", "just", "me",
@@ -57,7 +57,7 @@ class _Said:
     """One row, with what makes two rows the identical question, and the identical answer."""
 
     row: Example
-    question: str
+    prompt: str
     answer: str
 
 
@@ -80,7 +80,7 @@ class _Twin:
 
 def without_duplicates(rows: Sequence[Example], rules: Clean, answer: AnswerFormat) -> Duplicates:
     """Drop exact duplicates, contradictions (where declared), and near duplicates. The order of rows stays."""
-    said = [_Said(row, _question_of(row), identity(row.answer)) for row in rows]
+    said = [_Said(row, _prompt_identity(row), identity(row.completion)) for row in rows]
     exact = _exact(said)
     repeated = {twin.dropped.id for twin in exact}
     said = [one for one in said if one.row.id not in repeated]
@@ -91,9 +91,9 @@ def without_duplicates(rows: Sequence[Example], rules: Clean, answer: AnswerForm
     drops += [drop for group in against for drop in _contradictions(group)]
     gone = {drop.id for drop in drops}
     said = [one for one in said if one.row.id not in gone]
-    similarity = measure([asked_of(one.row) for one in said], rules.near_duplicate)
+    similarity = measure([prompt_text(one.row) for one in said], rules.near_duplicate_threshold)
     near = list(similarity.pairs())
-    alike = _alike(said, near, rules.near_duplicate) if rules.near_duplicate < 1 else []
+    alike = _alike(said, near, rules.near_duplicate_threshold) if rules.near_duplicate_threshold < 1 else []
     drops += [twin.drop("near-duplicate") for twin in alike]
     gone = {drop.id for drop in drops}
     conflicts = [] if may_differ else _conflicts(said, near, gone)
@@ -109,22 +109,22 @@ def without_duplicates(rows: Sequence[Example], rules: Clean, answer: AnswerForm
     )
 
 
-def asked_of(row: Example) -> str:
+def prompt_text(row: Example) -> str:
     """All that comes before the answer, as it is compared with other rows."""
-    return " ".join(normalise(m.content) for m in _before_answer(row))
+    return " ".join(normalize(m.content) for m in _before_completion(row))
 
 
-def _question_of(row: Example) -> str:
-    return "\n".join(f"{m.role}: {identity(m.content)}" for m in _before_answer(row))
+def _prompt_identity(row: Example) -> str:
+    return "\n".join(f"{m.role}: {identity(m.content)}" for m in _before_completion(row))
 
 
-def _before_answer(row: Example) -> tuple[Message, ...]:
-    return row.messages[:-1] if row.answer_is_last else row.messages
+def _before_completion(row: Example) -> tuple[Message, ...]:
+    return row.messages[:-1] if row.ends_with_completion else row.messages
 
 
 def _exact(said: Iterable[_Said]) -> list[_Twin]:
     first: dict[tuple[str, str], _Said] = {}
-    firsts = ((first.setdefault((one.question, one.answer), one), one) for one in said)
+    firsts = ((first.setdefault((one.prompt, one.answer), one), one) for one in said)
     return [_Twin(kept.row, one.row) for kept, one in firsts if kept is not one]
 
 
@@ -132,7 +132,7 @@ def _several_answers(said: Iterable[_Said]) -> list[list[_Said]]:
     """The rows of each question that is asked more than once; without exact duplicates their answers all differ."""
     asked: dict[str, list[_Said]] = defaultdict(list)
     for one in said:
-        asked[one.question].append(one)
+        asked[one.prompt].append(one)
     return [group for group in asked.values() if len(group) > 1]
 
 
@@ -151,7 +151,7 @@ def _conflicts(said: Sequence[_Said], near: Iterable[tuple[int, int, float]], go
         one, other = said[i], said[j]
         if one.answer == other.answer or {one.row.id, other.row.id} & gone:
             continue
-        if same_question(asked_of(one.row), asked_of(other.row)):
+        if same_prompt(prompt_text(one.row), prompt_text(other.row)):
             rows, origins = [one.row.id, other.row.id], [one.row.origin, other.row.origin]
             found.append({"rows": rows, "origins": origins, "similarity": round(similarity, 4)})
     return found
@@ -163,18 +163,18 @@ def _alike(said: Sequence[_Said], near: Iterable[tuple[int, int, float]], thresh
     found: dict[int, _Twin] = {}
     for i, j, similarity in sorted(near, key=lambda pair: (pair[1], -pair[2], pair[0])):
         same = i not in found and j not in found and said[i].answer == said[j].answer
-        if same and resemblance(asked_of(said[i].row), asked_of(said[j].row)) >= threshold:
+        if same and resemblance(prompt_text(said[i].row), prompt_text(said[j].row)) >= threshold:
             found[j] = _Twin(said[i].row, said[j].row, similarity)
     return list(found.values())
 
 
-def same_question(one: str, other: str) -> bool:
-    """Whether two normalised questions differ in nothing that could change the answer: light words and spelling."""
+def same_prompt(one: str, other: str) -> bool:
+    """Whether two normalized questions differ in nothing that could change the answer: light words and spelling."""
     left, right = ([word for word in text.split() if word not in _LIGHT] for text in (one, other))
-    return len(left) == len(right) and all(a == b or _misspelt(a, b) for a, b in zip(left, right, strict=True))
+    return len(left) == len(right) and all(a == b or _misspelled(a, b) for a, b in zip(left, right, strict=True))
 
 
-def _misspelt(one: str, other: str) -> bool:
+def _misspelled(one: str, other: str) -> bool:
     """One word, spelled in two ways. Numbers have no spelling, and a first letter is often a prefix (lock, unlock)."""
     alike = one.isalpha() and other.isalpha() and one[0] == other[0]
     return alike and difflib.SequenceMatcher(None, one, other).ratio() >= _SPELLING

@@ -7,7 +7,7 @@ two rows share of them is the number of bits that both have.
 
     near_between(grams, least, left=np.array([0, 1]), right=np.array([2, 3]))    # yields (0, 3, 0.71)
 
-What it is not: the finder that uses hashing (near.py), of which this is independent.
+What it is not: the finder that uses hashing (minhash.py), of which this is independent.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from finetune_pipeline.clean.grams import I64, U64, Grams, taken
-from finetune_pipeline.clean.near import F64
+from finetune_pipeline.clean.minhash import F64
+from finetune_pipeline.clean.shingles import I64, U64, Grams, taken
 
 F32: TypeAlias = npt.NDArray[np.float32]
 

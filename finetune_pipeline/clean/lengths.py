@@ -22,22 +22,20 @@ MESSAGE_TOKENS = 5  # what ChatML puts around a message: <|im_start|>, role, lin
 class Length:
     """Tokens of the last question, of the answer, and of the whole row with system prompt and message marks."""
 
-    question: int
-    answer: int
+    prompt: int
+    completion: int
     whole: int
 
 
 def measure(rows: Sequence[Example], system: str, count: Counter) -> list[Length]:
     """One Length a row. Every distinct text is counted once."""
-    chats = [[*(m["content"] for m in row.chat(system)), row.answer] for row in rows]
-    distinct = list(
-        dict.fromkeys(text for chat in chats for text in chat) | dict.fromkeys(row.question for row in rows)
-    )
+    chats = [[*(m["content"] for m in row.chat(system)), row.completion] for row in rows]
+    distinct = list(dict.fromkeys(text for chat in chats for text in chat) | dict.fromkeys(row.prompt for row in rows))
     tokens = dict(zip(distinct, count(distinct), strict=True))
     return [
         Length(
-            tokens[row.question],
-            tokens[row.answer],
+            tokens[row.prompt],
+            tokens[row.completion],
             sum(tokens[text] for text in chat) + MESSAGE_TOKENS * len(chat),
         )
         for row, chat in zip(rows, chats, strict=True)
@@ -46,8 +44,10 @@ def measure(rows: Sequence[Example], system: str, count: Counter) -> list[Length
 
 def complaint(length: Length, rules: Clean) -> tuple[str, str] | None:
     """(reason, detail) of the drop, or None for a row of fitting length."""
-    if min(length.question, length.answer) < rules.min_tokens:
-        detail = f"question {length.question}, answer {length.answer} tokens; at least {rules.min_tokens} are declared"
+    if min(length.prompt, length.completion) < rules.min_tokens:
+        detail = (
+            f"question {length.prompt}, answer {length.completion} tokens; at least {rules.min_tokens} are declared"
+        )
         return "too-short", detail
     if length.whole > rules.max_tokens:
         return "too-long", f"{length.whole} tokens with the system prompt; at most {rules.max_tokens} are declared"
@@ -56,7 +56,7 @@ def complaint(length: Length, rules: Clean) -> tuple[str, str] | None:
 
 def figures(lengths: Sequence[Length]) -> dict[str, Json]:
     """p50, p95 and maximum of question, answer and whole rows, in tokens."""
-    return {name: quantiles([getattr(one, name) for one in lengths]) for name in ("question", "answer", "whole")}
+    return {name: quantiles([getattr(one, name) for one in lengths]) for name in ("prompt", "completion", "whole")}
 
 
 def quantiles(values: Sequence[int]) -> dict[str, Json]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable
 
-from finetune_pipeline.clean.code import outside_code
-
+_CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.DOTALL)
 _BLOCKS = "p|div|br|hr|tr|li|ul|ol|table|tbody|thead|h[1-6]|blockquote|section|article|header|footer|pre|center"
 _INLINE = "span|a|b|i|u|em|strong|small|font|img|td|th|sup|sub|code|o:p|label|html|body|head|meta|title|link|tt"
 _HIDDEN = "script|style"
@@ -37,6 +37,17 @@ def without_markup(text: str) -> str:
             break
         text = plain
     return text
+
+
+def outside_code(rule: Callable[[str], str], text: str) -> str:
+    """`rule` applied to all parts of the text that are not code between backticks.
+
+    outside_code(str.upper, "use `a < b` here")    # "USE `a < b` HERE"
+    """
+    if "`" not in text:
+        return rule(text)
+    parts = _CODE.split(text)
+    return "".join(part if number % 2 else rule(part) for number, part in enumerate(parts))
 
 
 def _once(text: str) -> str:

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from finetune_pipeline.clean.grams import I64, U64
+from finetune_pipeline.clean.shingles import I64, U64
 
 WINDOW = 64  # characters; a power of two
 MANY, SHARE = 50, 0.002  # of the texts hold a passage, at least; half of them where that is less
@@ -44,7 +44,7 @@ _ROW_BITS = np.uint64(24)  # of a key; the other 40 are the window's hash
 def without_passages(texts: Sequence[str], least_left: int = 1) -> list[str]:
     """The texts without the passages that many of them share. A text that is nothing else stays as it is, and one of
     which fewer than `least_left` characters would be left if the passage is no usual one (see above). Texts are to be
-    normalised (single spaces) and distinct: what is said twice is no passage."""
+    normalized (single spaces) and distinct: what is said twice is no passage."""
     left = list(texts)
     for _ in range(_ROUNDS if len(texts) >= FEW_TEXTS else 0):
         found = _found(left, least_left)

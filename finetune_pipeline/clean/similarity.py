@@ -1,6 +1,6 @@
 """How alike two texts of a collection are: the one definition that cleaning, the split and its check all use.
 
-Two texts are near duplicates when the Jaccard similarity of their sets of character 5-grams (after normalise.py)
+Two texts are near duplicates when the Jaccard similarity of their sets of character 5-grams (after normalize.py)
 reaches a threshold: |A ∩ B| / |A ∪ B|. Characters, since one changed word of a short question is one fifth of its
 words but a tenth of its 5-grams, and since they need no word boundaries.
 
@@ -30,7 +30,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune_pipeline.clean.exact import near_between
-from finetune_pipeline.clean.grams import (
+from finetune_pipeline.clean.minhash import F64, Pairs, component_sizes, linked
+from finetune_pipeline.clean.normalize import normalize
+from finetune_pipeline.clean.passages import without_passages
+from finetune_pipeline.clean.shingles import (
     I64,
     U32,
     Grams,
@@ -41,9 +44,6 @@ from finetune_pipeline.clean.grams import (
     taken,
     without,
 )
-from finetune_pipeline.clean.near import F64, Pairs, component_sizes, linked
-from finetune_pipeline.clean.normalise import normalise
-from finetune_pipeline.clean.passages import without_passages
 
 CROWD, CROWD_SHARE = 50, 0.05  # a component of more distinct texts than both is a crowd
 HOLDS_MOST = 0.8  # share of a template's grams from which a text is taken to come from it
@@ -74,7 +74,7 @@ class Similarity:
         return {f"{value:g}": int(count) for value, count in zip(values, counts, strict=True)}
 
     def pairs(self) -> Iterator[tuple[int, int, float]]:
-        """(i, j, similarity), i < j, each once: all near duplicates (but for the recall of near.py). Of more than 8
+        """(i, j, similarity), i < j, each once: all near duplicates (but for the recall of minhash.py). Of more than 8
         texts with the same set only the pairs with the first are formed, which is enough to link them."""
         for group in self.groups:
             for n, j in enumerate(group[1:], 1):
@@ -124,18 +124,18 @@ def star(left: Sequence[int], right: Sequence[int], similarity: float) -> Iterat
 
 def resemblance(one: str, other: str) -> float:
     """The Jaccard similarity of two whole texts, nothing left out."""
-    left, right = (set(grams_of([normalise(text)]).values.tolist()) for text in (one, other))
+    left, right = (set(grams_of([normalize(text)]).values.tolist()) for text in (one, other))
     return len(left & right) / len(left | right)
 
 
 def measure(texts: Sequence[str], threshold: float, least_left: int = 1) -> Similarity:
     """What of these texts is compared, and how alike two have to be. With a threshold of 1 only texts that are equal
-    (after normalise.py) count. `least_left`: characters that have to be left beside a passage that is no usual one
+    (after normalize.py) count. `least_left`: characters that have to be left beside a passage that is no usual one
     (passages.py). ValueError for a threshold outside (0, 1]."""
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold {threshold} is not in (0, 1]")
     plain: dict[str, int] = {}
-    of_text = np.array([plain.setdefault(normalise(text), len(plain)) for text in texts], np.int64)
+    of_text = np.array([plain.setdefault(normalize(text), len(plain)) for text in texts], np.int64)
     least = np.full(len(plain), threshold)
     if threshold >= 1 or not texts:  # equal texts, not equal sets
         return _similarity(threshold, grams_of(list(plain)), least, np.arange(len(plain))[of_text], (), 0.0)

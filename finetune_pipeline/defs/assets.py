@@ -8,12 +8,12 @@ from typing import Any
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from finetune_pipeline.addresses import address
+from finetune_pipeline.config.addresses import address
 from finetune_pipeline.defs.orphans import mark
 from finetune_pipeline.defs.reporter import DagsterReporter, console
 from finetune_pipeline.errors import FinetuneError, JobCancelled
 from finetune_pipeline.graph import STEPS, Step
-from finetune_pipeline.materialise import materialise, open_task
+from finetune_pipeline.materialize import materialize, open_task
 from finetune_pipeline.records import Artifact, Check
 
 STOPPED = "stopped on request; what was finished is kept, and a training goes on from its checkpoint"
@@ -42,7 +42,7 @@ def _asset(name: str, step: Step) -> dg.AssetsDefinition:
         artifact = _make(context, name, step.asset)
         return dg.MaterializeResult(
             metadata=_metadata(name, artifact),
-            data_version=dg.DataVersion(artifact.content),
+            data_version=dg.DataVersion(artifact.content_hash),
             check_results=[_check(step, artifact)] if check else [],
         )
 
@@ -56,7 +56,7 @@ def _make(context: dg.AssetExecutionContext, name: str, asset: str) -> Artifact:
         if terminal is not None:
             terminal.begins(asset)
         task, store = open_task(name)
-        artifact = materialise(asset, task, store, DagsterReporter(context))
+        artifact = materialize(asset, task, store, DagsterReporter(context))
         if terminal is not None:
             terminal.finished(asset, artifact)
         return artifact
@@ -87,7 +87,7 @@ def _metadata(name: str, artifact: Artifact) -> dict[str, Any]:
     links: dict[str, Any] = {
         "folder": dg.MetadataValue.path(str(artifact.folder)),
         "desk": dg.MetadataValue.url(f"{address('FINETUNE_DESK_URL')}/tasks/{name}"),
-        "content": artifact.content,
+        "content": artifact.content_hash,
         "seconds": float(artifact.manifest["seconds"]),
     }
     if artifact.asset == "data_quality":

@@ -17,7 +17,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from finetune_pipeline.config import Task
 from finetune_pipeline.defs import sensors
 from finetune_pipeline.graph import STEPS
-from finetune_pipeline.materialise import open_task, plan
+from finetune_pipeline.materialize import open_task, plan
 
 PREPARE = [s.asset for s in STEPS[: [s.asset for s in STEPS].index("expert_review")]]
 TRAIN = [s.asset for s in STEPS if s.asset not in (*PREPARE, "traffic_report")]

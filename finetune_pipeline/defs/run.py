@@ -18,9 +18,9 @@ from finetune_pipeline.defs.orphans import end_orphans, tag
 from finetune_pipeline.defs.reporter import Terminal, console
 from finetune_pipeline.errors import FinetuneError, GateRefused, WaitingForPeople
 from finetune_pipeline.graph import BY_NAME, STEPS
-from finetune_pipeline.materialise import open_task, plan
-from finetune_pipeline.review import inbox
-from finetune_pipeline.store import TaskStore, dagster_home, gate_cure, write_atomic
+from finetune_pipeline.materialize import open_task, plan
+from finetune_pipeline.review import verdict_store
+from finetune_pipeline.store import TaskStore, dagster_home, gate_hint, write_atomic
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -42,7 +42,7 @@ def instance() -> dg.DagsterInstance:
 
 
 def run_task(name: str, terminal: Terminal) -> None:
-    """Materialise all of the task that is missing or stale. Raises the stage's own error, GateRefused with the gate's
+    """Materialize all of the task that is missing or stale. Raises the stage's own error, GateRefused with the gate's
     reason, or WaitingForPeople when the experts have rows to review."""
     task, store = open_task(name)
     if not stale(task, store, [*PREPARE, *TRAIN, "traffic_report"]):
@@ -70,7 +70,7 @@ def wait_for_review(task: Task, store: TaskStore) -> None:
     if sample is None:
         return
     rows = list(sample.examples("sample.jsonl"))
-    progress = inbox.progress(rows, inbox.load(store, task, sample), task.review)
+    progress = verdict_store.progress(rows, verdict_store.load(store, task, sample), task.review)
     if progress.done < progress.total:
         raise WaitingForPeople(
             f"{task.name} waits for its experts: {progress.done} of {progress.total} rows reviewed",
@@ -116,7 +116,7 @@ def _refuse_failed_gates(store: TaskStore, assets: Sequence[str]) -> None:
     for step in (s for s in STEPS if s.asset in assets and s.check and BY_NAME[s.asset].blocking):
         artifact = store.current(step.asset)
         if artifact is not None and artifact.verdict is not None and not artifact.verdict.passed:
-            raise GateRefused(f"{step.asset} says no: {artifact.verdict.summary}", gate_cure(step.asset))
+            raise GateRefused(f"{step.asset} says no: {artifact.verdict.summary}", gate_hint(step.asset))
 
 
 class _Listener:

@@ -20,9 +20,9 @@ from finetune_pipeline.config import Task
 from finetune_pipeline.defs.offers import UNCHANGED, LastRun, Memory, Offer, Wanted, decide
 from finetune_pipeline.graph import BY_NAME
 from finetune_pipeline.ingest.sources import missing
-from finetune_pipeline.materialise import Plan, gather, open_task, plan, step_key
+from finetune_pipeline.materialize import Plan, gather, open_task, plan, step_key
 from finetune_pipeline.records import Artifact
-from finetune_pipeline.review import inbox
+from finetune_pipeline.review import verdict_store
 from finetune_pipeline.store import TaskStore
 
 STATUSES = {
@@ -62,7 +62,7 @@ def review_finished(name: str, job: UnresolvedAssetJobDefinition, assets: Sequen
         if sample is None or store.current("clean_examples") is None:
             return dg.SensorResult(skip_reason="there is no sample yet: run `prepare`")
         rows = list(sample.examples("sample.jsonl"))
-        progress = inbox.progress(rows, inbox.load(store, task, sample), task.review)
+        progress = verdict_store.progress(rows, verdict_store.load(store, task, sample), task.review)
         if progress.done < progress.total:
             return dg.SensorResult(skip_reason=f"{progress.done} of {progress.total} rows reviewed")
         return _result(_offer(context, task, store, "expert_review", assets), "review finished")
@@ -103,8 +103,8 @@ def _tell(name: str, report: Artifact, memory: Memory) -> dg.SensorResult:
     event = dg.AssetObservation(dg.AssetKey([name, "traffic_report"]), description=said, metadata={"alarm": alarm})
     return dg.SensorResult(
         skip_reason=said,
-        cursor=replace(memory, told=report.content).dump(),
-        asset_events=[event] if memory.told != report.content else [],
+        cursor=replace(memory, told=report.content_hash).dump(),
+        asset_events=[event] if memory.told != report.content_hash else [],
     )
 
 

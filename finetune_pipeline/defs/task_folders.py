@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from finetune_pipeline.addresses import address
+from finetune_pipeline.config.addresses import address
 from finetune_pipeline.errors import FinetuneError
-from finetune_pipeline.materialise import open_task
+from finetune_pipeline.materialize import open_task
 from finetune_pipeline.records import content_id
 from finetune_pipeline.store import task_names
 

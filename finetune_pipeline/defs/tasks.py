@@ -14,7 +14,7 @@ import dagster as dg
 from finetune_pipeline.defs.assets import task_assets
 from finetune_pipeline.defs.automation import task_automation
 from finetune_pipeline.errors import DeclarationError, FinetuneError
-from finetune_pipeline.materialise import open_task
+from finetune_pipeline.materialize import open_task
 from finetune_pipeline.records import content_id
 
 GROUP = "_broken_tasks"  # no task can have this name: config.py wants a letter first
@@ -34,7 +34,7 @@ def task_definitions(name: str) -> dg.Definitions:
 def _broken(name: str, error: Exception) -> dg.AssetSpec:
     problems = error.problems if isinstance(error, DeclarationError) else ()
     said = error.message if isinstance(error, FinetuneError) else str(error)
-    hint = error.cure if isinstance(error, FinetuneError) else ""
+    hint = error.hint if isinstance(error, FinetuneError) else ""
     todo = f"Correct {name}/task.yaml, then reload the definitions."
     lines = (f"The task `{name}` is not loaded: {said}", *(f"- {problem}" for problem in problems), hint, todo)
     return dg.AssetSpec(

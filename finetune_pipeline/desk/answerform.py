@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
-from finetune_pipeline.clean.answers import dump, problem, tidy
+from finetune_pipeline.clean.answers import dump, normalize_answer, problem
 from finetune_pipeline.config import AnswerFormat
-from finetune_pipeline.desk.words import spelt
+from finetune_pipeline.desk.labels import spelled
 
 WHOLE = "whole answer"  # the name of the one field where an answer is no object with known properties
 Kind = Literal["choice", "text", "number", "json", "long"]
@@ -71,7 +71,9 @@ def rows(answer: str) -> list[tuple[str, str, bool]] | None:
     value = _object(answer)
     if not value:
         return None
-    return [(spelt(name), "none" if item is None else _shown(item), item in (None, "")) for name, item in value.items()]
+    return [
+        (spelled(name), "none" if item is None else _shown(item), item in (None, "")) for name, item in value.items()
+    ]
 
 
 def read(spec: AnswerFormat, posted: Mapping[str, str], original: str) -> Edited:
@@ -89,7 +91,7 @@ def read(spec: AnswerFormat, posted: Mapping[str, str], original: str) -> Edited
         except ValueError as error:
             complaints[each.name] = str(error)
     unchanged = after == before and _object(original) is not None
-    text = original if unchanged else tidy(dump(after), spec)[0]
+    text = original if unchanged else normalize_answer(dump(after), spec)[0]
     return _judged(spec, text, complaints)
 
 
@@ -158,12 +160,14 @@ def _field(name: str, schema: Any, required: bool) -> Field:
             (json.dumps(value, ensure_ascii=False), "none" if value is None else _shown(value)) for value in values
         )
         left_out = () if required else (("", "leave out"),)
-        return Field(name, "choice", spelt(name), said, left_out + options, "", nullable, required)
+        return Field(name, "choice", spelled(name), said, left_out + options, "", nullable, required)
     plain = {kind for kind in types if kind != "null"}
     kind: Kind = "text" if plain == {"string"} else "number" if plain and plain <= {"number", "integer"} else "json"
     hints = (said, _pattern(schema), "left empty for none" if nullable and kind != "json" else "")
     hint = ", or ".join(part for part in hints[1:] if part)
-    return Field(name, kind, spelt(name), ". ".join(part for part in (said, hint) if part), (), "", nullable, required)
+    return Field(
+        name, kind, spelled(name), ". ".join(part for part in (said, hint) if part), (), "", nullable, required
+    )
 
 
 def _pattern(schema: Mapping[str, Any]) -> str:

@@ -25,10 +25,10 @@ from fastapi.responses import PlainTextResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from finetune_pipeline.desk import files, headers, ledger, login, review, settings, tasks, users
+from finetune_pipeline.desk import files, ledger, login, review, security_headers, settings, tasks, users
 from finetune_pipeline.desk.attempts import Attempts
 from finetune_pipeline.desk.page import page
-from finetune_pipeline.desk.private import signing_secret
+from finetune_pipeline.desk.private_files import signing_secret
 from finetune_pipeline.desk.session import Sessions, SignedOut, login_address
 from finetune_pipeline.errors import FinetuneError, PortInUse, ServingError
 
@@ -48,7 +48,7 @@ def create_app() -> FastAPI:
     app.add_api_route("/health", lambda: PlainTextResponse("ok"), methods=["GET"])
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_middleware(Sessions, secret=signing_secret())
-    app.add_middleware(headers.SecurityHeaders)  # added last, so outermost: every answer passes it
+    app.add_middleware(security_headers.SecurityHeaders)  # added last, so outermost: every answer passes it
     app.exception_handler(SignedOut)(_to_login)
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(RequestValidationError)(_bad_address)
@@ -139,23 +139,21 @@ def _to_login(request: Request, error: SignedOut) -> Response:
 def _http_error(request: Request, error: HTTPException) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     text = "There is no such page." if error.detail == "Not Found" else error.detail
-    return page(request, "error.html", phrase, error.status_code, text=text, cure="", problems=())
+    return page(request, "error.html", phrase, error.status_code, text=text, hint="", problems=())
 
 
 def _bad_address(request: Request, error: RequestValidationError) -> Response:
     return page(
-        request, "error.html", "Bad request", 400, text="This address is not one of the desk's.", cure="", problems=()
+        request, "error.html", "Bad request", 400, text="This address is not one of the desk's.", hint="", problems=()
     )
 
 
 def _curable(request: Request, error: FinetuneError) -> Response:
-    """What a person has to mend before the page can be shown: the message and the cure, not a stack of calls."""
+    """What a person has to fix before the page can be shown: the message and the hint, not a stack of calls."""
     problems = getattr(error, "problems", ())
-    return page(
-        request, "error.html", "This needs mending", 409, text=error.message, cure=error.cure, problems=problems
-    )
+    return page(request, "error.html", "This needs fixing", 409, text=error.message, hint=error.hint, problems=problems)
 
 
 def _fault(request: Request, error: Exception) -> Response:
     """A fault of ours. The traceback goes to the log (Starlette raises it again); the page says as much."""
-    return PlainTextResponse("The desk made a mistake; its log says which.", 500, headers=headers.ALWAYS)
+    return PlainTextResponse("The desk made a mistake; its log says which.", 500, headers=security_headers.ALWAYS)

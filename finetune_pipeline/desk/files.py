@@ -15,12 +15,12 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 from markupsafe import Markup
 
-from finetune_pipeline.desk import headers
+from finetune_pipeline.desk import security_headers
 from finetune_pipeline.desk.page import page
 from finetune_pipeline.desk.session import SignedIn
-from finetune_pipeline.desk.story import REPORTS
+from finetune_pipeline.desk.task_view import REPORTS
 from finetune_pipeline.desk.tasks import Known
-from finetune_pipeline.materialise import open_task
+from finetune_pipeline.materialize import open_task
 from finetune_pipeline.records import Artifact
 
 router = APIRouter()
@@ -35,7 +35,7 @@ def docs_index(user: SignedIn, task: Known) -> Response:
 @router.get("/tasks/{task}/docs/{path:path}")
 def docs(user: SignedIn, task: Known, path: str) -> Response:
     file = _file(_artifact(task, "data_quality"), f"docs/{path}")
-    return FileResponse(file, headers={headers.CSP: headers.DATA_DOCS})
+    return FileResponse(file, headers={security_headers.CSP: security_headers.DATA_DOCS})
 
 
 @router.get("/tasks/{task}/reports/{asset}")
@@ -63,7 +63,10 @@ def report(user: SignedIn, task: Known, asset: str, path: str) -> Response:
     return FileResponse(
         file,
         media_type=TYPES[file.suffix],
-        headers={headers.CSP: headers.REPORT, "Cross-Origin-Opener-Policy": "unsafe-none"},  # a sandbox has no origin
+        headers={
+            security_headers.CSP: security_headers.REPORT,
+            "Cross-Origin-Opener-Policy": "unsafe-none",
+        },  # a sandbox has no origin
     )
 
 

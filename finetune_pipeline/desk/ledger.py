@@ -1,4 +1,4 @@
-"""The ledger's page: every row that left and every row that was mended, with the reason and where it came from.
+"""The ledger's page: every row that left and every row that was fixed, with the reason and where it came from.
 
 /tasks/support_tickets/ledger?kind=dropped&why=near-duplicate&page=2
 """
@@ -15,7 +15,7 @@ from finetune_pipeline.desk import ledger_rows
 from finetune_pipeline.desk.page import page
 from finetune_pipeline.desk.session import SignedIn
 from finetune_pipeline.desk.tasks import Known
-from finetune_pipeline.materialise import open_task
+from finetune_pipeline.materialize import open_task
 
 router = APIRouter()
 ROWS = 50
@@ -26,7 +26,7 @@ def ledger(
     request: Request,
     user: SignedIn,
     task: Known,
-    kind: Literal["dropped", "mended"] = "dropped",
+    kind: Literal["dropped", "fixed"] = "dropped",
     why: str = "",
     at: int = 1,
 ) -> Response:

@@ -1,4 +1,4 @@
-"""The ledger as the desk reads it: which rows left or were mended, where, why; counted, filtered, a page at a time.
+"""The ledger as the desk reads it: which rows left or were fixed, where, why; counted, filtered, a page at a time.
 
     entries(chain, "dropped")       Entry("9f1c…", "tickets.csv:12", "clean_examples", "near-duplicate", "of 77ab…")
 
@@ -18,13 +18,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from finetune_pipeline.clean.personal import mask
+from finetune_pipeline.clean.pii import mask
 from finetune_pipeline.errors import reading
 from finetune_pipeline.records import Artifact, Example, read_jsonl
 from finetune_pipeline.store import TaskStore
 
 STAGES = ("raw_examples", "clean_examples", "expert_review", "data_split")
-FILES = {"dropped": "drops.jsonl", "mended": "changes.jsonl"}
+FILES = {"dropped": "drops.jsonl", "fixed": "fixes.jsonl"}
 MADE_FROM = {
     "clean_examples": "raw_examples",
     "expert_review": "clean_examples",
@@ -49,8 +49,8 @@ class Entry:
 class Text:
     """What a row says, with personal data masked: rows as they were read hold it in clear."""
 
-    question: str
-    answer: str
+    prompt: str
+    completion: str
 
 
 def chain(store: TaskStore) -> dict[str, Artifact]:
@@ -60,7 +60,7 @@ def chain(store: TaskStore) -> dict[str, Artifact]:
     for asset in STAGES:
         artifact = store.current(asset)
         before = MADE_FROM.get(asset)
-        if artifact is None or (before and artifact.manifest["inputs"].get(before) != found[before].content):
+        if artifact is None or (before and artifact.manifest["inputs"].get(before) != found[before].content_hash):
             break
         found[asset] = artifact
     return found
@@ -68,21 +68,23 @@ def chain(store: TaskStore) -> dict[str, Artifact]:
 
 def count(artifact: Artifact, name: str) -> int:
     """Lines of one of its files."""
-    return _count(str(artifact.path(name)), artifact.content)
+    return _count(str(artifact.path(name)), artifact.content_hash)
 
 
 def tally(stages: Mapping[str, Artifact], kind: str) -> Counter[tuple[str, str]]:
     """How often each (asset, reason or rule) occurs."""
     counted: Counter[tuple[str, str]] = Counter()
     for asset, artifact in stages.items():
-        reasons = _reasons(str(artifact.path(FILES[kind])), artifact.content, asset)
+        reasons = _reasons(str(artifact.path(FILES[kind])), artifact.content_hash, asset)
         counted.update({(asset, why): rows for why, rows in reasons.items()})
     return counted
 
 
 def entries(stages: Mapping[str, Artifact], kind: str) -> list[Entry]:
-    """Every line of the ledger of `kind` ("dropped" or "mended"), in the order of the stages."""
-    parts = [_entries(str(artifact.path(FILES[kind])), artifact.content, asset) for asset, artifact in stages.items()]
+    """Every line of the ledger of `kind` ("dropped" or "fixed"), in the order of the stages."""
+    parts = [
+        _entries(str(artifact.path(FILES[kind])), artifact.content_hash, asset) for asset, artifact in stages.items()
+    ]
     return [entry for part in parts for entry in part]
 
 
@@ -90,7 +92,7 @@ def texts(artifact: Artifact, ids: Collection[str]) -> dict[str, Text]:
     """The texts of these rows; rows that could not be read are not there. Seeks to each row: a file is scanned once."""
     path = artifact.path("examples.jsonl")
     with artifact.reading("examples.jsonl"):
-        places = row_places(str(path), artifact.content)
+        places = row_places(str(path), artifact.content_hash)
         with path.open("rb") as file:
             found = {id_: _row_at(file, places, id_) for id_ in ids}
     return {id_: _masked_text(row) for id_, row in found.items() if row is not None}
@@ -102,7 +104,7 @@ def masked(entry: Entry) -> Entry:
 
 
 def _masked_text(row: Example) -> Text:
-    return Text(mask(row.question)[0], mask(row.answer)[0])
+    return Text(mask(row.prompt)[0], mask(row.completion)[0])
 
 
 def _row_at(file: BinaryIO, places: Places, id_: str) -> Example | None:
@@ -152,7 +154,7 @@ def _reasons(path: str, content: str, asset: str) -> Counter[str]:
 @lru_cache(maxsize=12)
 def _entries(path: str, content: str, asset: str) -> tuple[Entry, ...]:
     file = Path(path)
-    rows = read_jsonl(file) if file.exists() else ()  # a stage that mends nothing writes no changes.jsonl
+    rows = read_jsonl(file) if file.exists() else ()  # a stage that fixes nothing writes no fixes.jsonl
     with reading(file, f"delete {file.parent} and run again"):
         return tuple(
             Entry(row["id"], row["origin"], asset, row.get("reason") or row["rule"], row.get("detail", ""))

@@ -17,7 +17,7 @@ import secrets
 from pathlib import Path
 from typing import TypedDict
 
-from finetune_pipeline.desk.private import one_writer, write_private
+from finetune_pipeline.desk.private_files import one_writer, write_private
 from finetune_pipeline.errors import reading
 from finetune_pipeline.store import home
 

@@ -11,20 +11,20 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from finetune_pipeline.desk import users, words
+from finetune_pipeline.desk import labels, users
 from finetune_pipeline.desk.session import csrf_token
 
 FILTERS = {
-    "about": words.about,
-    "bare": words.bare,
-    "broken": words.broken,
-    "label": words.label,
-    "number": words.number,
-    "percent": words.percent,
-    "spelt": words.spelt,
-    "state": words.state,
-    "variant": words.variant,
-    "when": words.when,
+    "about": labels.about,
+    "bare": labels.bare,
+    "broken": labels.broken,
+    "label": labels.label,
+    "number": labels.number,
+    "percent": labels.percent,
+    "spelled": labels.spelled,
+    "state": labels.state,
+    "variant": labels.variant,
+    "when": labels.when,
 }
 
 
@@ -38,7 +38,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(FILTERS)
-    made.globals.update(plural=words.plural, steps=words.STEPS, outcomes=words.OUTCOMES)
+    made.globals.update(plural=labels.plural, steps=labels.STEPS, outcomes=labels.OUTCOMES)
     return made
 
 

@@ -6,12 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
-from finetune_pipeline.desk import ledger_rows, story
+from finetune_pipeline.desk import ledger_rows, task_view
 from finetune_pipeline.desk.page import page
 from finetune_pipeline.desk.session import SignedIn
-from finetune_pipeline.desk.standing import Standing, standing
-from finetune_pipeline.graph import FOLDERS
-from finetune_pipeline.materialise import open_task
+from finetune_pipeline.desk.task_status import TaskStatus, status_of
+from finetune_pipeline.materialize import open_task
 from finetune_pipeline.records import read_jsonl
 from finetune_pipeline.store import TaskStore, task_names
 
@@ -31,25 +30,25 @@ Known = Annotated[str, Depends(known)]
 
 @router.get("/")
 def tasks(request: Request, user: SignedIn) -> Response:
-    standings = [standing(name, user) for name in task_names()]
-    items = [item for each in standings for item in each.waiting]
+    statuses = [status_of(name, user) for name in task_names()]
+    items = [item for each in statuses for item in each.waiting]
     todo = sorted(items, key=lambda item: item.tone != "you")  # what only this person can do comes first
-    return page(request, "tasks.html", "Tasks", standings=standings, todo=todo)
+    return page(request, "tasks.html", "Tasks", statuses=statuses, todo=todo)
 
 
 @router.get("/tasks/{task}")
 def one(request: Request, user: SignedIn, task: Known) -> Response:
-    state = standing(task, user)
+    state = status_of(task, user)
     if state.problem is not None:
-        return page(request, "broken.html", task, 409, task=task, standing=state)
-    return page(request, "task.html", task, task=task, standing=state, **_story(state))
+        return page(request, "broken.html", task, 409, task=task, task_status=state)
+    return page(request, "task.html", task, task=task, task_status=state, **_task_view(state))
 
 
-def _story(state: Standing) -> dict[str, Any]:
-    store = TaskStore(state.name, FOLDERS)
+def _task_view(state: TaskStatus) -> dict[str, Any]:
+    store = TaskStore(state.name)
     found = {each.asset: each.plan.artifact for each in state.assets}
     stages = ledger_rows.chain(store)
-    counted = story.counts(stages)
+    counted = task_view.counts(stages)
     report = found["eval_report"] or found["baseline_report"]
     decision = found["release_decision"]
     gates = [
@@ -59,17 +58,17 @@ def _story(state: Standing) -> dict[str, Any]:
     ]
     return {
         "counts": counted,
-        "reasons": story.by_reason(counted.dropped) if counted else [],
-        "gates": [(each, verdict, story.checks(verdict.checks)) for each, verdict in gates],
-        "comparison": story.comparison(report.json("report.json")) if report else [],
+        "reasons": task_view.by_reason(counted.dropped) if counted else [],
+        "gates": [(each, verdict, task_view.checks(verdict.checks)) for each, verdict in gates],
+        "comparison": task_view.comparison(report.json("report.json")) if report else [],
         "compared_in": report.asset if report else "",
         "decision": decision.json("decision.json") if decision else None,
-        "decision_checks": story.checks(decision.verdict.checks) if decision and decision.verdict else [],
+        "decision_checks": task_view.checks(decision.verdict.checks) if decision and decision.verdict else [],
         "model": found["registered_model"].json("model.json") if found["registered_model"] else None,
-        "endpoint": story.facts(found["deployed_endpoint"].summary) if found["deployed_endpoint"] else [],
+        "endpoint": task_view.facts(found["deployed_endpoint"].summary) if found["deployed_endpoint"] else [],
         "asked": found["deployed_endpoint"].json("endpoint.json").get("sample") if found["deployed_endpoint"] else None,
-        "traffic": story.facts(found["traffic_report"].summary) if found["traffic_report"] else [],
-        "reports": story.reports(found),
+        "traffic": task_view.facts(found["traffic_report"].summary) if found["traffic_report"] else [],
+        "reports": task_view.reports(found),
         "found": found,
     }
 
@@ -89,8 +88,8 @@ def quality(request: Request, user: SignedIn, task: Known) -> Response:
         task=task,
         verdict=artifact.verdict,
         made_at=artifact.manifest.get("made_at", ""),
-        outdated=clean is None or artifact.verdict.about != clean.content,
-        checks=story.checks(artifact.verdict.checks),
+        outdated=clean is None or artifact.verdict.about != clean.content_hash,
+        checks=task_view.checks(artifact.verdict.checks),
         docs="docs/index.html" in artifact.manifest["files"],
         failing=shown,
         failing_count=len(failing),

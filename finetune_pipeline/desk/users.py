@@ -19,7 +19,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline.desk.private import one_writer, write_private
+from finetune_pipeline.desk.private_files import one_writer, write_private
 from finetune_pipeline.errors import DataError, reading
 from finetune_pipeline.store import home
 

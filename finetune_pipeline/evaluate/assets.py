@@ -1,13 +1,14 @@
 """The two reports: what prompting reaches before training, and what the tuned model reaches on the same rows.
 
     baseline_report    answers.jsonl, scores.jsonl, report.json, report.html
-    eval_report        the same with the tuned model and the live version beside the baseline's variants; general.jsonl
+    eval_report        the same with the tuned model and the live version beside the baseline's variants;
+    general_ability.jsonl
 
     report.json  {"rows": 104, "max_new_tokens": 53, "best_prompted": "few_shot",
                   "champion": {"version": 3, "adapter": "9be0…", ...},
                   "variants": {"tuned": {"rows": 104, "exact": 0.71, "interval": [0.61, 0.8], "valid": 0.99, ...}},
                   "general": {"texts": 60, "base": 1.9, "tuned": 2.0, "rise": 0.05},
-                  "memorisation": {"auc": 0.53, "interval": [0.43, 0.63], ...},
+                  "memorization": {"auc": 0.53, "interval": [0.43, 0.63], ...},
                   "cost": {"currency": "USD", "per_1000": {"tuned": 1.0, ...}, ...}}
 
 One job process loads the model once and writes answers to `<stage>/partial/<key>/` as they come, so that a killed
@@ -24,33 +25,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline import base_model
 from finetune_pipeline.backends import local
 from finetune_pipeline.config import Suitability
 from finetune_pipeline.errors import GateRefused
-from finetune_pipeline.evaluate import champion, classical, general, metrics
-from finetune_pipeline.evaluate.memorisation import memorised
-from finetune_pipeline.evaluate.partial import AnswerFile, partial_folder
+from finetune_pipeline.evaluate import champion, classical, general_ability, metrics
+from finetune_pipeline.evaluate.answer_log import AnswerFile
+from finetune_pipeline.evaluate.memorization import memorized
 from finetune_pipeline.evaluate.report import Facts, page
-from finetune_pipeline.materialise import Outcome, Work
+from finetune_pipeline.models import base_model
 from finetune_pipeline.records import Answer, Artifact, Example, Json, Score, dumps, read_jsonl, write_jsonl
+from finetune_pipeline.store import StageContext, StageResult
 
 JOB = "finetune_pipeline.evaluate.job"
 SLACK = 1.2  # an answer may be this much longer than the longest reference
 DAYS_PER_MONTH = 365 / 12
 
 
-def baseline_report(work: Work) -> Outcome:
+def baseline_report(work: StageContext) -> StageResult:
     """Answer the test rows with every declared prompt and the classical model. ModelError, DataError, JobCancelled."""
     wanted = [v for v in work.task.baseline.variants if v != classical.VARIANT or classical.applies(work.task.answer)]
     partial = _answer(work, "baseline_report", wanted)
     tests = list(work.inputs["data_split"].examples("test.jsonl"))
     answers = AnswerFile(partial / "answers.jsonl").answers
     scores = _scores(work, tests, answers)
-    return Outcome(_write(work, tests, answers, scores, wanted, {}), unfinished=partial)
+    return StageResult(_write(work, tests, answers, scores, wanted, {}), unfinished=partial)
 
 
-def eval_report(work: Work) -> Outcome:
+def eval_report(work: StageContext) -> StageResult:
     """Answer the test rows with the tuned model and with the live version (variant `champion`, where one is live),
     measure what tuning did besides, and join the baseline's answers.
 
@@ -61,8 +62,10 @@ def eval_report(work: Work) -> Outcome:
     baseline = work.inputs["baseline_report"]
     before = [Answer(**row) for row in read_jsonl(baseline.path("answers.jsonl"))]
     _same_rows(tests, before)
-    live = champion.served(work.outside)
-    opponent = champion.job_spec(work, partial_folder(work.store, "eval_report", work.key), live) if live else None
+    live = champion.served(work.fingerprint)
+    opponent = (
+        champion.job_spec(work, work.store.unfinished("eval_report", "answers", work.key), live) if live else None
+    )
     partial = _answer(work, "eval_report", ["tuned"], adapter=work.inputs["adapter"])
     if opponent is not None:
         local.run(JOB, opponent, partial, work.report)
@@ -71,27 +74,29 @@ def eval_report(work: Work) -> Outcome:
     variants = [*baseline.json("report.json")["variants"], *([champion.VARIANT] if live else []), "tuned"]
     measures = {"champion": asdict(live) if live else None, **_measures(work, partial)}
     figures = _write(work, tests, [*before, *new], [*scores, *_scores(work, tests, new)], variants, measures)
-    return Outcome(figures, unfinished=partial)
+    return StageResult(figures, unfinished=partial)
 
 
-def max_new_tokens(work: Work, folder: Path) -> int:
+def max_new_tokens(work: StageContext, folder: Path) -> int:
     """The declared limit, else the longest training answer in tokens and 20 %. Test answers are not looked at."""
     if work.task.evaluate.max_new_tokens:
         return work.task.evaluate.max_new_tokens
-    texts = [row.answer for row in work.inputs["data_split"].examples("train.jsonl")]
+    texts = [row.completion for row in work.inputs["data_split"].examples("train.jsonl")]
     longest = max(base_model.token_counter(folder)(texts), default=1)
     return max(int(longest * SLACK), longest + 2)  # room for the end mark
 
 
-def _answer(work: Work, asset: str, variants: Sequence[str], adapter: Artifact | None = None) -> Path:
+def _answer(work: StageContext, asset: str, variants: Sequence[str], adapter: Artifact | None = None) -> Path:
     """Run the job; gives the folder with what it wrote."""
-    partial = partial_folder(work.store, asset, work.key)
+    partial = work.store.unfinished(asset, "answers", work.key)
     spec = job_spec(work, partial, variants, adapter)
     local.run(JOB, spec, partial, work.report)
     return partial
 
 
-def job_spec(work: Work, partial: Path, variants: Sequence[str], adapter: Artifact | None = None) -> dict[str, Any]:
+def job_spec(
+    work: StageContext, partial: Path, variants: Sequence[str], adapter: Artifact | None = None
+) -> dict[str, Any]:
     """What the job has to do (see job.py). The measures are of the tuned model alone."""
     folder = base_model.folder_of(work.inputs["base_model"], work.task.base, work.report)
     return {
@@ -103,11 +108,11 @@ def job_spec(work: Work, partial: Path, variants: Sequence[str], adapter: Artifa
         "variants": list(variants),
         "max_new_tokens": max_new_tokens(work, folder),
         "general": adapter is not None and work.task.evaluate.general,
-        "memorisation": adapter is not None and work.task.evaluate.memorisation,
+        "memorization": adapter is not None and work.task.evaluate.memorization,
     }
 
 
-def _scores(work: Work, tests: Sequence[Example], answers: Sequence[Answer]) -> list[Score]:
+def _scores(work: StageContext, tests: Sequence[Example], answers: Sequence[Answer]) -> list[Score]:
     rows = {row.id: row for row in tests}
     return [metrics.score(rows[answer.id], answer, work.task.answer) for answer in answers]
 
@@ -118,28 +123,30 @@ def _same_rows(tests: Sequence[Example], before: Sequence[Answer]) -> None:
     if before and odd:
         raise GateRefused(
             f"the baseline answered other rows than the current test rows: {len(odd)} differ, such as {odd[0]}",
-            "materialise baseline_report again, so that all variants answer the same rows",
+            "materialize baseline_report again, so that all variants answer the same rows",
         )
 
 
-def _measures(work: Work, partial: Path) -> dict[str, Any]:
-    """What is measured of the tuned model alone; general.jsonl is written on the way."""
+def _measures(work: StageContext, partial: Path) -> dict[str, Any]:
+    """What is measured of the tuned model alone; general_ability.jsonl is written on the way."""
     measures: dict[str, Any] = {}
     if work.task.evaluate.general:
         found = json.loads((partial / "general.json").read_text("utf-8"))
-        rows = general.compared(found["base"], found["tuned"])
+        rows = general_ability.compared(found["base"], found["tuned"])
         write_jsonl(work.out / "general.jsonl", rows)
-        measures["general"] = general.summary(rows) if rows else None  # where the model can read no text as a whole
-    if work.task.evaluate.memorisation:
-        found = json.loads((partial / "memorisation.json").read_text("utf-8"))
-        measures["memorisation"] = memorised(found["train"], found["test"])
+        measures["general"] = (
+            general_ability.summary(rows) if rows else None
+        )  # where the model can read no text as a whole
+    if work.task.evaluate.memorization:
+        found = json.loads((partial / "memorization.json").read_text("utf-8"))
+        measures["memorization"] = memorized(found["train"], found["test"])
     return measures
 
 
 def cost(variants: dict[str, Any], prices: Suitability) -> dict[str, Json]:
     """Price of 1000 answers at the declared prices: hosting for the tuned model, tokens for a prompt to a paid model.
     The classical model has none: it runs beside anything."""
-    tokens = {n: v["prompt_tokens"] + v["answer_tokens"] for n, v in variants.items() if n in metrics.PROMPTED}
+    tokens = {n: v["prompt_tokens"] + v["completion_tokens"] for n, v in variants.items() if n in metrics.PROMPTED}
     per_1000 = {name: round(count * prices.prompted_price / 1000, 4) for name, count in tokens.items()}
     if prices.requests_per_day:
         hosted = round(1000 * prices.hosting_per_month / (DAYS_PER_MONTH * prices.requests_per_day), 4)
@@ -153,7 +160,7 @@ def cost(variants: dict[str, Any], prices: Suitability) -> dict[str, Json]:
 
 
 def _write(
-    work: Work,
+    work: StageContext,
     tests: Sequence[Example],
     answers: Sequence[Answer],
     scores: Sequence[Score],
@@ -173,7 +180,7 @@ def _write(
         "champion": None,
         "max_new_tokens": max_new_tokens(work, folder),
         "general": None,
-        "memorisation": None,
+        "memorization": None,
         "cost": cost(variants, work.task.suitability) if "tuned" in variants else None,
         **measures,
     }
@@ -192,6 +199,6 @@ def _summary(figures: dict[str, Any]) -> dict[str, Json]:
     measured: dict[str, Json] = {"rows": figures["rows"], **shares, "best_prompted": figures["best_prompted"]}
     if figures["general"]:
         measured["general_rise"] = figures["general"]["rise"]
-    if figures["memorisation"]:
-        measured["memorisation_auc"] = figures["memorisation"]["auc"]
+    if figures["memorization"]:
+        measured["memorization_auc"] = figures["memorization"]["auc"]
     return measured

@@ -13,24 +13,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline import base_model
 from finetune_pipeline.config import Base, Prompt
 from finetune_pipeline.errors import StorageError
-from finetune_pipeline.materialise import Work
+from finetune_pipeline.models import base_model
 from finetune_pipeline.records import Artifact, Json, ServedVersion
+from finetune_pipeline.store import StageContext
 
 VARIANT = "champion"
 
 
-def served(outside: Json) -> ServedVersion | None:
+def served(fingerprint: Json) -> ServedVersion | None:
     """What the step's key says of the live version."""
-    if not isinstance(outside, Mapping):
+    if not isinstance(fingerprint, Mapping):
         return None
-    fields: dict[str, Any] = dict(outside)
+    fields: dict[str, Any] = dict(fingerprint)
     return ServedVersion(**fields)
 
 
-def job_spec(work: Work, partial: Path, version: ServedVersion) -> dict[str, Any]:
+def job_spec(work: StageContext, partial: Path, version: ServedVersion) -> dict[str, Any]:
     """What the job has to do for this version. StorageError when its files are not there, or were changed."""
     adapter, base = _artifacts(work, version)
     declared_base = Base.model_validate(base.manifest["declaration"]["base"])
@@ -45,14 +45,14 @@ def job_spec(work: Work, partial: Path, version: ServedVersion) -> dict[str, Any
         "variants": [VARIANT],
         "max_new_tokens": version.max_new_tokens,
         "general": False,
-        "memorisation": False,
+        "memorization": False,
     }
 
 
-def _artifacts(work: Work, version: ServedVersion) -> tuple[Artifact, Artifact]:
+def _artifacts(work: StageContext, version: ServedVersion) -> tuple[Artifact, Artifact]:
     adapter = work.store.find("adapter", version.adapter_key)
     base = work.store.by_content("base_model", version.base)
-    if adapter is None or adapter.content != version.adapter or base is None:
+    if adapter is None or adapter.content_hash != version.adapter or base is None:
         raise StorageError(
             f"version {version.version} is live, and its adapter {version.adapter} or base model {version.base} is not "
             "in the store, so the candidate cannot be compared with it",

@@ -33,8 +33,8 @@ def answers(train: Sequence[Example], tests: Sequence[Example], spec: AnswerForm
     """Learn from `train` and answer `tests`. Seconds are those of answering, shared by all rows. JobCancelled between
     two fields."""
     report.alive()
-    vectors = _vectoriser()
-    known = vectors.fit_transform([row.question for row in train])
+    vectors = _vectorizer()
+    known = vectors.fit_transform([row.prompt for row in train])
     fields, models = _values(train, spec), dict[str, Any]()
     for name, values in fields.items():
         report.alive()
@@ -42,14 +42,14 @@ def answers(train: Sequence[Example], tests: Sequence[Example], spec: AnswerForm
         models[name] = _learn(known, values)
     report.progress("fields of the classical model", len(models), len(fields))
     start = time.perf_counter()
-    asked = vectors.transform([row.question for row in tests])
+    asked = vectors.transform([row.prompt for row in tests])
     said = {name: model.predict(asked) for name, model in models.items()}
     seconds = (time.perf_counter() - start) / max(len(tests), 1)
     texts = [_text({name: said[name][i] for name in said}, spec) for i in range(len(tests))]
     return [Answer(row.id, VARIANT, text, seconds=round(seconds, 6)) for row, text in zip(tests, texts, strict=True)]
 
 
-def _vectoriser() -> Any:
+def _vectorizer() -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_union
 
@@ -62,8 +62,8 @@ def _vectoriser() -> Any:
 def _values(train: Sequence[Example], spec: AnswerFormat) -> dict[str, list[str]]:
     """For each field the value of every training row, as JSON. A label is a single field without a name."""
     if spec.format == "label":
-        return {"": [canonical(row.answer.strip()) for row in train]}
-    objects = [_object(row.answer) for row in train]
+        return {"": [canonical(row.completion.strip()) for row in train]}
+    objects = [_object(row.completion) for row in train]
     names = dict.fromkeys(name for value in objects for name in value)
     return {name: [canonical(value[name]) if name in value else "" for value in objects] for name in names}
 

@@ -1,8 +1,8 @@
 """The process that loads the model once and answers everything: `python -m finetune_pipeline.evaluate.job <job.json>`.
 
     {"base": "…/models/SmolLM2…", "adapter": null, "split": "…/data_split/3fa9…", "partial": "…/partial/91c4…",
-     "task": {…}, "variants": ["zero_shot", "few_shot", "retrieved", "classical"], "max_new_tokens": 48,
-     "general": false, "memorisation": false}
+     "task": {…}, "variants": ["zero_shot", "few_shot", "few_shot_retrieved", "classical"], "max_new_tokens": 48,
+     "general": false, "memorization": false}
 
 Every answer is appended to `<partial>/answers.jsonl` when it is complete, every finished measure written to
 `<partial>/<measure>.json`: a job that is killed goes on where it was. What is scored and shown is made from these files
@@ -17,24 +17,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline.backends import inside
+from finetune_pipeline.backends import worker
 from finetune_pipeline.config import Task, task_from
-from finetune_pipeline.evaluate import classical, general
-from finetune_pipeline.evaluate.generate import Generation, encode, generate, label_choice
-from finetune_pipeline.evaluate.loading import Loaded, base_only, load
-from finetune_pipeline.evaluate.loss import fitting, losses
-from finetune_pipeline.evaluate.memorisation import MOST_ROWS
+from finetune_pipeline.evaluate import classical, general_ability
+from finetune_pipeline.evaluate.answer_log import AnswerFile
+from finetune_pipeline.evaluate.memorization import MOST_ROWS
 from finetune_pipeline.evaluate.metrics import PROMPTED
-from finetune_pipeline.evaluate.partial import AnswerFile
 from finetune_pipeline.evaluate.prompts import Chat, prompts
+from finetune_pipeline.inference.generate import Generation, encode, generate, label_choice
+from finetune_pipeline.inference.likelihood import fitting, losses
+from finetune_pipeline.inference.loading import Loaded, base_only, load
 from finetune_pipeline.models.device import fast_bf16
 from finetune_pipeline.records import Answer, Example, Reporter, read_jsonl
 from finetune_pipeline.store import write_atomic
 
-SEED = 19  # of the training rows that memorisation looks at
+SEED = 19  # of the training rows that memorization looks at
 
 
-def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
+def run(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
     """Answer what is not answered yet; gives the number of answers made and reused."""
     task = task_from(spec["task"], "the job's task")
     train, tests = _rows(spec, "train"), _rows(spec, "test")
@@ -50,8 +50,8 @@ def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
         _generate(variant, loaded, file, train, tests, task, spec["max_new_tokens"], report)
     if spec["general"]:
         _once(partial / "general.json", lambda: _general(loaded, report))
-    if spec["memorisation"]:
-        _once(partial / "memorisation.json", lambda: _memorisation(loaded, train, tests, task, report))
+    if spec["memorization"]:
+        _once(partial / "memorization.json", lambda: _memorization(loaded, train, tests, task, report))
     return {"answers": len(file.answers) - reused, "reused": reused}
 
 
@@ -86,34 +86,36 @@ def _generate(
         return len(encode(loaded.tokenizer, chat)) + max_new_tokens <= context
 
     asked = prompts(variant, train, left, task.prompt.system, task.answer, task.baseline.shots, fits)
-    how = Generation(variant, max_new_tokens, task.evaluate.batch_rows)
+    how = Generation(variant, max_new_tokens, task.evaluate.batch_size)
 
     def keep(answer: Answer) -> None:
         file.append(answer)
 
-    # the tuned model answers as it will be served; a prompted one is given the best chance (labels.py)
+    # the tuned model answers as it will be served; a prompted one is given the best chance (inference/label_choice.py)
     choice = label_choice(loaded, task.answer.labels) if variant in PROMPTED and task.answer.labels else None
     generate(loaded, asked, task.answer, how, keep, report, done=len(known), choice=choice)
 
 
 def _general(loaded: Loaded, report: Reporter) -> dict[str, dict[str, float]]:
-    rows = fitting(loaded, general.conversations(general.questions()), "general texts", report)
+    rows = fitting(loaded, general_ability.conversations(general_ability.questions()), "general texts", report)
     bf16 = fast_bf16()
     tuned = losses(loaded, rows, "general ability, tuned", report, bf16)
     with base_only(loaded):
         return {"base": losses(loaded, rows, "general ability, base", report, bf16), "tuned": tuned}
 
 
-def _memorisation(
+def _memorization(
     loaded: Loaded, train: list[Example], tests: list[Example], task: Task, report: Reporter
 ) -> dict[str, list[float]]:
     dice = random.Random(SEED)
     count = min(len(train), len(tests), MOST_ROWS)
     sides = {"train": dice.sample(train, count), "test": dice.sample(tests, count)}
     rows = {
-        f"{side}/{row.id}": (row.chat(task.prompt.system), row.answer) for side, some in sides.items() for row in some
+        f"{side}/{row.id}": (row.chat(task.prompt.system), row.completion)
+        for side, some in sides.items()
+        for row in some
     }
-    found = losses(loaded, rows, "memorisation", report, fast_bf16())
+    found = losses(loaded, rows, "memorization", report, fast_bf16())
     return {side: [loss for key, loss in found.items() if key.startswith(f"{side}/")] for side in sides}
 
 
@@ -123,4 +125,4 @@ def _once(path: Path, measure: Callable[[], Any]) -> None:
 
 
 if __name__ == "__main__":
-    inside.main(work)
+    worker.main(run)

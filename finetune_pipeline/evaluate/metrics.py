@@ -26,7 +26,7 @@ from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.records import Answer, Example, Json, Score
 
 CONFIDENCE = 0.95
-PROMPTED = ("zero_shot", "few_shot", "retrieved")
+PROMPTED = ("zero_shot", "few_shot", "few_shot_retrieved")
 
 
 def score(example: Example, answer: Answer, spec: AnswerFormat) -> Score:
@@ -41,9 +41,9 @@ def score(example: Example, answer: Answer, spec: AnswerFormat) -> Score:
 def slice_of(example: Example, spec: AnswerFormat) -> str:
     """The name of the slice a row belongs to: its label, or the value of `slice_by` in its reference; else empty."""
     if spec.format == "label":
-        return example.answer.strip()
+        return example.completion.strip()
     if spec.format == "json" and spec.slice_by:
-        value = _object(example.answer).get(spec.slice_by)
+        value = _object(example.completion).get(spec.slice_by)
         return value if isinstance(value, str) else canonical(value)
     return ""
 
@@ -63,7 +63,7 @@ def _whole(value: Any) -> Any:
 
 def _reference(example: Example, spec: AnswerFormat) -> Any:
     """The reference as a value. Cleaning lets nothing else through than what `parse` reads."""
-    return parse(example.answer, spec)
+    return parse(example.completion, spec)
 
 
 def _fields(example: Example, text: str, spec: AnswerFormat) -> dict[str, bool]:
@@ -72,7 +72,7 @@ def _fields(example: Example, text: str, spec: AnswerFormat) -> dict[str, bool]:
     said = _object(text)
     return {
         name: name in said and canonical(said[name]) == canonical(value)
-        for name, value in _object(example.answer).items()
+        for name, value in _object(example.completion).items()
     }
 
 
@@ -106,7 +106,7 @@ def variant(scores: Sequence[Score], answers: Sequence[Answer]) -> dict[str, Jso
         "finished": _share(sum(a.finished for a in answers), len(answers)),
         "seconds_per_answer": _mean(a.seconds for a in answers),
         "prompt_tokens": _mean(a.prompt_tokens for a in answers),
-        "answer_tokens": _mean(a.answer_tokens for a in answers),
+        "completion_tokens": _mean(a.completion_tokens for a in answers),
     }
 
 

@@ -2,11 +2,12 @@
 
     zero_shot    the task's system prompt and the question
     few_shot     the same few training examples before every question, as earlier turns of the conversation
-    retrieved    for each question the training examples most like it, the most similar last
+    few_shot_retrieved    for each question the training examples most like it, the most similar last
 
 The fixed examples go round the slices, so that a prompt shows as many different answers as it can; which ones is drawn
 by a seed. Similarity is that of character n-grams (TF-IDF, cosine): it needs no model, forgives spelling, and is hard
-to beat for short texts. Fixed examples are the same for all rows, so their tokens are computed once (decoder.py).
+to beat for short texts. Fixed examples are the same for all rows, so their tokens are computed once
+(inference/decoder.py).
 
 A prompt that would not fit into the model's context loses its first, least similar examples until it does.
 """
@@ -32,7 +33,7 @@ def with_shots(example: Example, system: str, shots: Sequence[Example]) -> Chat:
     turns = [
         {"role": role, "content": text}
         for shot in shots
-        for role, text in (("user", shot.question), ("assistant", shot.answer))
+        for role, text in (("user", shot.prompt), ("assistant", shot.completion))
     ]
     return chat[:head] + turns + chat[head:]
 
@@ -58,11 +59,11 @@ def nearest_shots(train: Sequence[Example], tests: Sequence[Example], count: int
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
-    known = vectors.fit_transform([row.question for row in train])
+    known = vectors.fit_transform([row.prompt for row in train])
     near: dict[str, list[Example]] = {}
     for start in range(0, len(tests), 256):  # rows at a time: the similarities are a dense matrix
         some = tests[start : start + 256]
-        similarity = (vectors.transform([row.question for row in some]) @ known.T).toarray()
+        similarity = (vectors.transform([row.prompt for row in some]) @ known.T).toarray()
         for row, line in zip(some, similarity, strict=True):
             best = np.argsort(-line, kind="stable")[:count][::-1]
             near[row.id] = [train[i] for i in best]
@@ -78,11 +79,11 @@ def prompts(
     shots: int,
     fits: Callable[[Chat], bool] = lambda chat: True,
 ) -> Mapping[str, Chat]:
-    """The prompt of every test row (by id) for a variant: zero_shot, few_shot, retrieved or tuned (as zero_shot)."""
+    """The prompt of every test row (by id) for a variant; tuned has the prompt of zero_shot."""
     if variant == "few_shot":
         fixed = fixed_shots(train, spec, shots)
         chosen = {row.id: fixed for row in tests}
-    elif variant == "retrieved":
+    elif variant == "few_shot_retrieved":
         chosen = nearest_shots(train, tests, shots)
     else:
         chosen = {row.id: [] for row in tests}

@@ -20,7 +20,10 @@ SHOWN = 10  # examples of each kind
 LABELS = {
     "zero_shot": ("Base model, instruction only", "The untuned model gets the task's system prompt and the question."),
     "few_shot": ("Base model, fixed examples", "The same training examples stand before every question."),
-    "retrieved": ("Base model, fitting examples", "The training examples most like the question stand before it."),
+    "few_shot_retrieved": (
+        "Base model, fitting examples",
+        "The training examples most like the question stand before it.",
+    ),
     "classical": ("Classical model", "TF-IDF and logistic regression: no language model at all."),
     "champion": ("Live version", "The version that the endpoint serves now, asked as it is served."),
     "tuned": ("Tuned model", "The base model with the trained adapter, asked without examples."),
@@ -46,7 +49,7 @@ class Case:
     """One row side by side: what was asked, what is right, what the tuned model and the best prompt said."""
 
     id: str
-    question: str
+    prompt: str
     reference: str
     tuned: str
     prompted: str
@@ -102,7 +105,7 @@ def cases(facts: Facts) -> dict[str, list[Case]]:
     right = {(s.variant, s.id): s.exact for s in facts.scores}
 
     def case(row: Example) -> Case:
-        return Case(row.id, row.question, row.answer, text["tuned", row.id], text.get((best, row.id), ""))
+        return Case(row.id, row.prompt, row.completion, text["tuned", row.id], text.get((best, row.id), ""))
 
     wrong = [row for row in facts.tests if not right["tuned", row.id]]
     better = [row for row in facts.tests if right["tuned", row.id] and right.get((best, row.id)) is False]

@@ -6,5 +6,5 @@ layouts.py        which columns hold what                    conversations.py   
 examples.py       the pure core: row → Example, PreferencePair or Drop
 assets.py         the thin edge: the asset `raw_examples`
 infer.py          what a new file seems to hold (answer_format.py: of its answers)
-declare.py        that, as a commented task.yaml
+scaffold.py        that, as a commented task.yaml
 """

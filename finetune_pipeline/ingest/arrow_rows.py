@@ -38,4 +38,4 @@ def _row(batch: Any, number: int) -> Row:
     try:
         return Row(number, batch.to_pylist()[0])
     except (ValueError, OverflowError) as error:
-        return Row(number, {"": f"row {number}"}, "broken-row", f"a value is not readable: {type(error).__name__}")
+        return Row(number, {"": f"row {number}"}, "malformed-row", f"a value is not readable: {type(error).__name__}")

@@ -1,10 +1,10 @@
 """The asset `raw_examples`: every row of every declared source, as an example or as a drop with its reason.
 
 examples.jsonl  {"id": "9f1c20e4a7b35d68", "messages": [...], "source": "shop", "origin": "shop_export.csv:12", ...}
-drops.jsonl     {"id": "...", "origin": "chat.jsonl:88", "stage": "ingest", "reason": "not-json", "detail": "..."}
+drops.jsonl     {"id": "...", "origin": "chat.jsonl:88", "stage": "ingest", "reason": "invalid-json", "detail": "..."}
 pairs.jsonl     preference pairs, each of which also stands in examples.jsonl as its preferred answer
 
-Rows are streamed to disk: memory grows by a counter entry a row, not by the rows. What it is not: any judgement of the
+Rows are streamed to disk: memory grows by a counter entry a row, not by the rows. What it is not: any judgment of the
 rows' quality, which is the cleaning's.
 """
 
@@ -21,9 +21,8 @@ from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest.examples import Reading, Record
 from finetune_pipeline.ingest.layouts import Unfit
 from finetune_pipeline.ingest.sources import fingerprint, opened_files
-from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Check, Drop, Example, Json, PreferencePair, Verdict, dumps
-from finetune_pipeline.store import TaskStore
+from finetune_pipeline.store import StageContext, StageResult, TaskStore
 
 _ALIVE_EVERY = 5_000  # rows
 
@@ -33,7 +32,7 @@ def sources_fingerprint(task: Task, store: TaskStore) -> str:
     return fingerprint(task, store.root)
 
 
-def raw_examples(work: Work) -> Outcome:
+def raw_examples(work: StageContext) -> StageResult:
     """Read every source. DataError when a file cannot be read, or when no row of any file is an example."""
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -59,7 +58,7 @@ def raw_examples(work: Work) -> Outcome:
     return _outcome(work, counts, reasons, files)
 
 
-def _files(work: Work) -> Iterator[Reading]:
+def _files(work: StageContext) -> Iterator[Reading]:
     for source in work.task.sources:
         for name, opened in opened_files(source, work.store.root):
             yield Reading(name, source, opened, work.task.answer)
@@ -102,7 +101,7 @@ def _sentence(facts: dict[str, Any]) -> str:
     return f"{facts['file']}: {facts['rows']} rows, {facts['examples']} examples ({how})"
 
 
-def _nothing(files: list[dict[str, Any]], reasons: Counter[str], work: Work) -> DataError:
+def _nothing(files: list[dict[str, Any]], reasons: Counter[str], work: StageContext) -> DataError:
     """No example in any file: say for each file what it has and what it would need."""
     if not any(facts["rows"] for facts in files):
         names = ", ".join(facts["file"] for facts in files)
@@ -113,7 +112,7 @@ def _nothing(files: list[dict[str, Any]], reasons: Counter[str], work: Work) -> 
     unreadable = all("no row that can be read" in facts.get("problem", "") for facts in files)
     return DataError(
         f"no row of {work.task.name} could be read as an example ({why}): " + "; ".join(told),
-        "mend the rows where they come from: one example in each" if unreadable else layouts,
+        "fix the rows where they come from: one example in each" if unreadable else layouts,
     )
 
 
@@ -121,7 +120,9 @@ def _reading(facts: dict[str, Any]) -> str:
     return f"was read as {facts['layout'] or facts['format']}, {facts['rows']} rows"
 
 
-def _outcome(work: Work, counts: Counter[str], reasons: Counter[str], files: list[dict[str, Any]]) -> Outcome:
+def _outcome(
+    work: StageContext, counts: Counter[str], reasons: Counter[str], files: list[dict[str, Any]]
+) -> StageResult:
     read, examples, drops = counts["read"], counts["examples"], sum(reasons.values())
     if read != examples + drops:
         raise AssertionError(f"{read} rows were read, but there are {examples} examples and {drops} drops")
@@ -139,4 +140,6 @@ def _outcome(work: Work, counts: Counter[str], reasons: Counter[str], files: lis
         f"{read} = {examples} + {drops}",
     )
     sentence = f"{read} rows read: {examples} examples, {drops} dropped with a reason"
-    return Outcome(summary, Verdict("raw_examples", True, work.key, sentence, (check,), {"rows": read, "drops": drops}))
+    return StageResult(
+        summary, Verdict("raw_examples", True, work.key, sentence, (check,), {"rows": read, "drops": drops})
+    )

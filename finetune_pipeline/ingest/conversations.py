@@ -34,7 +34,10 @@ class Parsed:
 
 
 class RowRefused(Exception):
-    """A row that is no example. `reason` is a slug (missing-column, wrong-layout, no-question, no-answer, not-json)."""
+    """A row that is no example.
+
+    `reason` is a slug (missing-column, wrong-layout, no-prompt, no-completion, invalid-json).
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason)
@@ -71,15 +74,15 @@ def _dumped(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError as error:
-        raise RowRefused("not-json", f"a value cannot be written as JSON: {error}") from error
+        raise RowRefused("invalid-json", f"a value cannot be written as JSON: {error}") from error
 
 
 def _from_columns(row: Mapping[str, Any], layout: Layout, schema: Mapping[str, Any] | None) -> tuple[Message, ...]:
-    question = _present(row, layout.input, "no-question")
+    question = _present(row, layout.input, "no-prompt")
     if layout.outputs:
         answer = _json_answer(row, layout.outputs, schema)
     else:
-        answer = text_of(_present(row, layout.output, "no-answer"))
+        answer = text_of(_present(row, layout.output, "no-completion"))
     return (Message("user", text_of(question)), Message("assistant", answer))
 
 
@@ -111,16 +114,16 @@ def _typed(value: Any, field: Any) -> Any:
 
 
 def _from_alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    instruction, context = text_of(_present(row, "instruction", "no-question")), row.get("input")
+    instruction, context = text_of(_present(row, "instruction", "no-prompt")), row.get("input")
     question = f"{instruction}\n\n{text_of(context)}" if context not in (None, "") else instruction
     system = row.get("system")
     head = (Message("system", text_of(system)),) if system else ()
-    return (*head, Message("user", question), Message("assistant", text_of(_present(row, "output", "no-answer"))))
+    return (*head, Message("user", question), Message("assistant", text_of(_present(row, "output", "no-completion"))))
 
 
 def _from_preference(row: Mapping[str, Any]) -> Parsed:
     """Chosen and rejected as texts after a `prompt`, or as whole conversations that differ in their last message."""
-    chosen, rejected = _present(row, "chosen", "no-answer"), _present(row, "rejected", "no-answer")
+    chosen, rejected = _present(row, "chosen", "no-completion"), _present(row, "rejected", "no-completion")
     prompt = row.get("prompt")
     head = () if prompt is None else _turns(prompt) if isinstance(prompt, list) else (Message("user", text_of(prompt)),)
     if isinstance(chosen, list) and isinstance(rejected, list):
@@ -151,11 +154,11 @@ def _turn(number: int, turn: Mapping[str, Any]) -> Message:
     if known is None:
         said = repr(role)[:_ROLE_CHARS]
         raise RowRefused("wrong-layout", f"message {number} has the role {said}; known: system, user, assistant")
-    if isinstance(content, list):  # OpenAI's content parts; only text can be learnt here
+    if isinstance(content, list):  # OpenAI's content parts; only text can be learned here
         texts = [part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
         content = "\n".join(texts) if len(texts) == len(content) else None
     if not isinstance(content, str):
-        raise RowRefused("no-answer" if known == "assistant" else "wrong-layout", f"message {number} has no text")
+        raise RowRefused("no-completion" if known == "assistant" else "wrong-layout", f"message {number} has no text")
     return Message(known, content)  # type: ignore[arg-type]
 
 
@@ -172,8 +175,8 @@ def _check(messages: tuple[Message, ...]) -> None:
     roles = [m.role for m in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if "user" not in turns or not any(m.content.strip() for m in messages if m.role == "user"):
-        raise RowRefused("no-question", "nothing that a user said")
+        raise RowRefused("no-prompt", "nothing that a user said")
     if turns[-1] != "assistant":
-        raise RowRefused("no-answer", "the last message is not the assistant's")
+        raise RowRefused("no-completion", "the last message is not the assistant's")
     if turns != ["user", "assistant"] * (len(turns) // 2):
         raise RowRefused("wrong-layout", f"roles do not take turns: {', '.join(roles)}")

@@ -7,7 +7,7 @@ are rare, and half of many a character is the same byte as one of them: such a f
 pasted together) stays UTF-8: each odd byte is read as Windows-1252, which is what it nearly always was. Only a file
 that is not UTF-8 at all is given to charset-normalizer.
 
-What it is not: the mending of texts that were decoded wrongly before they came here ("Ã¼"): that is clean/mojibake.py.
+What it is not: the fixing of texts that were decoded wrongly before they came here ("Ã¼"): that is clean/text_fixes.py.
 
     detect(Path("old.csv"))      # "utf-8", "utf-8-sig", "utf-16", "cp1252", ...
     open_text(path, encoding)    # text, line ends untouched, as the csv module wants it

@@ -60,13 +60,13 @@ class Reading:
         try:
             return self._understood(row)
         except Exception as error:  # noqa: BLE001 - whatever one row holds must not stop the others from being read
-            return self._drop(row, "broken-row", f"reading it ended with {type(error).__name__}")
+            return self._drop(row, "malformed-row", f"reading it ended with {type(error).__name__}")
 
     def _understood(self, row: Row) -> Record:
         if row.problem is not None:
             return self._drop(row, row.problem, row.detail)
         if isinstance(self.layout, Unfit):
-            return self._drop(row, "wrong-column", f"{self.name} lacks {self.layout.needed}")
+            return self._drop(row, "missing-column", f"{self.name} lacks {self.layout.needed}")
         try:
             return self._example(row, self.layout, conversation(row.value, self.layout, self._schema))
         except RowRefused as refusal:

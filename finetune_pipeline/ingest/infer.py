@@ -1,6 +1,6 @@
 """What a file of examples seems to hold: its columns, what a good answer is, how long rows are, a fitting prompt.
 
-It only proposes: `declare.py` writes the proposal as a task.yaml with a comment to each guess, and a person corrects
+It only proposes: `scaffold.py` writes the proposal as a task.yaml with a comment to each guess, and a person corrects
 it. What it is not: the reading for training (assets.py), which takes the declaration's word.
 
     inferred = infer(UPath("train.csv"), input="text", output="category")
@@ -54,8 +54,8 @@ class Inferred:
     refused: Mapping[str, int]
     answer: AnswerFormat
     system: str
-    question_chars: tuple[int, int]
-    answer_chars: tuple[int, int]
+    prompt_chars: tuple[int, int]
+    completion_chars: tuple[int, int]
     max_tokens: int
     groups: tuple[str, ...]
     notes: tuple[str, ...]
@@ -103,10 +103,10 @@ def _inferred(
     file: Reading, layout: Layout, examples: list[Example], refused: Counter[str], cells: dict[str, Counter[str]]
 ) -> Inferred:
     as_text = file.format == "csv" and bool(layout.outputs)  # a CSV has no types: numbers and nulls are to be guessed
-    answer, notes = answer_format([row.answer for row in examples], as_text)
+    answer, notes = answer_format([row.completion for row in examples], as_text)
     system = "" if all(row.messages[0].role == "system" for row in examples) else prompt_for(answer)
     questions = sorted(sum(len(m.content) for m in row.messages[:-1]) for row in examples)
-    answers = sorted(len(row.answer) for row in examples)
+    answers = sorted(len(row.completion) for row in examples)
     rows = len(examples) + refused.total()
     if rows >= SAMPLE_ROWS:
         notes.append(f"only the first {SAMPLE_ROWS} rows were looked at")
@@ -125,10 +125,10 @@ def _inferred(
         refused=dict(refused),
         answer=answer,
         system=system,
-        question_chars=(questions[len(questions) // 2], questions[-1]),
-        answer_chars=(answers[len(answers) // 2], answers[-1]),
+        prompt_chars=(questions[len(questions) // 2], questions[-1]),
+        completion_chars=(answers[len(answers) // 2], answers[-1]),
         max_tokens=_budget(
-            len(system) + max(len(r.answer) + sum(len(m.content) for m in r.messages[:-1]) for r in examples)
+            len(system) + max(len(r.completion) + sum(len(m.content) for m in r.messages[:-1]) for r in examples)
         ),
         groups=_groups(cells, layout, rows),
         notes=tuple(notes),

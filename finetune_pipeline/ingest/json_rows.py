@@ -158,13 +158,13 @@ def _row(number: int, value: Any) -> Row:
     if isinstance(value, dict):
         return Row(number, value) if value else Row(number, {}, "empty-row", "an object without keys")
     kind = {list: "a list", str: "a string", type(None): "null"}.get(type(value), "a number")
-    return Row(number, {"": value}, "not-json", f"{kind}, where an object was expected")
+    return Row(number, {"": value}, "invalid-json", f"{kind}, where an object was expected")
 
 
 def _broken(number: int, text: str, error: Exception) -> Row:
     if isinstance(error, DuplicateKey):
         return Row(number, {"": text}, "duplicate-key", str(error))
     if isinstance(error, json.JSONDecodeError):
-        return Row(number, {"": text}, "not-json", str(error))
+        return Row(number, {"": text}, "invalid-json", str(error))
     deep = isinstance(error, RecursionError)
-    return Row(number, {"": text}, "not-json", "nested too deeply" if deep else "a number of too many digits")
+    return Row(number, {"": text}, "invalid-json", "nested too deeply" if deep else "a number of too many digits")

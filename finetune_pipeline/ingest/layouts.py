@@ -1,6 +1,6 @@
 """How a row is laid out: which of its columns are question and answer, or which key holds the conversation.
 
-    columns      {"message": "where is it?", "intent": "delivery"}          declared, or recognised by usual names
+    columns      {"message": "where is it?", "intent": "delivery"}          declared, or recognized by usual names
     alpaca       {"instruction": "...", "input": "...", "output": "..."}
     sharegpt     {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
     messages     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
@@ -52,12 +52,12 @@ class Unfit:
 
 
 def layout_of(columns: Sequence[str], source: Source) -> Layout | Unfit:
-    """The layout of a file with these columns: as declared, else recognised."""
+    """The layout of a file with these columns: as declared, else recognized."""
     if source.group is not None and source.group not in columns:
         return Unfit(f"the group column {source.group!r}")
     kind: str = source.rows
     if kind == "auto":
-        kind = "columns" if source.input or source.output or source.outputs else _recognised(columns)
+        kind = "columns" if source.input or source.output or source.outputs else _recognized(columns)
     if kind == "columns":
         return _columns(columns, source)
     needed = {
@@ -70,7 +70,7 @@ def layout_of(columns: Sequence[str], source: Source) -> Layout | Unfit:
     return Unfit(_named(missing)) if missing else Layout(kind, group=source.group)
 
 
-def _recognised(columns: Collection[str]) -> str:
+def _recognized(columns: Collection[str]) -> str:
     has = set(columns)
     if "messages" in has:
         return "messages"

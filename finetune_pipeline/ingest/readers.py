@@ -51,7 +51,7 @@ class Opened:
 
 
 def open_rows(path: UPath, declared: str = "auto", split: str = "train", encoding: str = "auto") -> Opened:
-    """Open a file in its declared format (`auto`: by name and content). DataError names the file and the cure, here or
+    """Open a file in its declared format (`auto`: by name and content). DataError names the file and the hint, here or
     when its rows are read."""
     with _named(path):
         kind = declared if declared != "auto" else format_of(path)
@@ -97,9 +97,9 @@ def format_of(path: UPath) -> str:
         )
     with path.open("rb") as file:
         head = file.read(1 << 16)
-    for mark, (what, cure) in _PACKED.items():
+    for mark, (what, hint) in _PACKED.items():
         if head.startswith(mark):
-            raise DataError(f"{path} is {what}", cure)
+            raise DataError(f"{path} is {what}", hint)
     text = head.decode(of_head(head) or "utf-8-sig", "replace").lstrip()
     by_name = _SUFFIXES.get(path.suffix.lower())
     if by_name == "jsonl" and _ARRAY.match(text):
@@ -137,7 +137,7 @@ def _csv(path: UPath, encoding: str) -> Opened:
     mark = "\t" if path.suffix.lower() == ".tsv" else csv_rows.delimiter_of(header_line)
     header = next((record for record in _records(path, encoding, mark) if record.fields), None)
     if header and header.problem:
-        raise DataError(f"the header of {path} cannot be read: {header.problem}", "mend the quotes in its first line")
+        raise DataError(f"the header of {path} cannot be read: {header.problem}", "fix the quotes in its first line")
     columns = tuple(name.strip() for name in header.fields) if header else ()
     _once_each(path, columns, "rename one of them in its first line")
 
@@ -149,11 +149,11 @@ def _csv(path: UPath, encoding: str) -> Opened:
     return Opened("csv", encoding, Rows(rows), tuple(c for c in columns if c))
 
 
-def _once_each(path: UPath, columns: Sequence[str], cure: str) -> None:
+def _once_each(path: UPath, columns: Sequence[str], hint: str) -> None:
     """DataError when two columns have one name."""
     twice = next((name for name, count in Counter(columns).items() if name and count > 1), None)
     if twice:
-        raise DataError(f"{path} has the column {twice!r} more than once", cure)
+        raise DataError(f"{path} has the column {twice!r} more than once", hint)
 
 
 def _records(path: UPath, encoding: str, mark: str) -> Iterator[csv_rows.Record]:
@@ -166,12 +166,12 @@ def _csv_row(record: csv_rows.Record, columns: tuple[str, ...]) -> Row:
     if record.too_long:
         return too_long(record.line, fields[0])
     if record.problem:
-        return Row(record.line, {"": fields[0]}, "broken-row", record.problem)
+        return Row(record.line, {"": fields[0]}, "malformed-row", record.problem)
     if not any(field.strip() for field in fields):
         return Row(record.line, {}, "empty-row", "every field is empty")
     if any(field.strip() for field in fields[len(columns) :]):
         detail = f"{len(fields)} fields under {len(columns)} columns; is a text that holds the delimiter not quoted?"
-        return Row(record.line, {str(number): field for number, field in enumerate(fields)}, "broken-row", detail)
+        return Row(record.line, {str(number): field for number, field in enumerate(fields)}, "malformed-row", detail)
     return Row(record.line, {name: field for name, field in zip(columns, fields, strict=False) if name})
 
 
@@ -193,7 +193,7 @@ def _json(path: UPath, encoding: str) -> Opened:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path} is no valid JSON: line {error.lineno}, column {error.colno}: {error.msg}",
-            "mend it there, or save one object a line as .jsonl, where a broken line costs only itself",
+            "fix it there, or save one object a line as .jsonl, where a broken line costs only itself",
         ) from error
     except (ValueError, RecursionError) as error:  # in the object around the rows
         why = str(error) if isinstance(error, DuplicateKey) else "it is nested too deeply, or has a number too long"

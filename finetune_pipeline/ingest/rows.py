@@ -1,7 +1,7 @@
 """What a reader gives: one row of a file as it was read, with its line, and what is wrong with it if it is unreadable.
 
 Row(line=12, value={"message": "where is it?", "intent": "delivery"})
-Row(line=13, value={"": "{\\"message"}, problem="not-json", detail="Unterminated string: line 1 column 2 (char 1)")
+Row(line=13, value={"": "{\\"message"}, problem="invalid-json", detail="Unterminated string: line 1 column 2 (char 1)")
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ MAX_CHARS = 1 << 24  # of a line or a field: no model reads a text of millions o
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`problem` is the slug of a drop ("not-json", "broken-row", "too-long", "duplicate-key", "empty-row"); `value` is
+    """`problem` is the slug of a drop ("invalid-json", "malformed-row", "too-long", "duplicate-key", "empty-row");
+    `value` is
     then what could be read, for the drop's id only. `detail` explains it, and never quotes the row (it may hold
     personal data)."""
 

@@ -19,13 +19,13 @@ from upath import UPath
 
 from finetune_pipeline.config import Source, Task
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.file_hashes import file_hash
 from finetune_pipeline.ingest.examples import Reading
 from finetune_pipeline.ingest.readers import Opened, open_rows
 from finetune_pipeline.ingest.rows import writable
 from finetune_pipeline.ingest.saved_dataset import open_hub
 from finetune_pipeline.records import content_id
 from finetune_pipeline.store import LOCAL, TaskStore
+from finetune_pipeline.store.file_hashes import file_hash
 
 _GLOB = re.compile(r"[*?\[]")
 
@@ -64,7 +64,7 @@ def _files_of(source: Source, root: UPath) -> list[File]:
     if not _GLOB.search(declared):
         path = located(declared, root)
         if not path.exists():
-            raise DataError(f"the source {source.label!r} names {path}, which does not exist", _cure(path, root))
+            raise DataError(f"the source {source.label!r} names {path}, which does not exist", _hint(path, root))
         return [File(path, declared)]
     found = _matches(declared, root)
     if not found:
@@ -84,7 +84,7 @@ def _matches(declared: str, root: UPath) -> list[File]:
     return [File(UPath(p), writable(head + UPath(p).path.removeprefix(base.path).lstrip("/"))) for p in visible]
 
 
-def _cure(path: UPath, root: UPath) -> str:
+def _hint(path: UPath, root: UPath) -> str:
     beside = path.parent
     names = sorted(p.name for p in beside.iterdir())[:8] if beside.exists() and beside.is_dir() else []
     there = f" (there is: {', '.join(names)})" if names else ""
@@ -102,7 +102,7 @@ def opened_files(source: Source, root: UPath) -> Iterator[tuple[str, Opened]]:
 
 
 def problems(task: Task, store: TaskStore) -> list[str]:
-    """What a quick look finds wrong with the sources, so that they could not be read: for `finetune check`.
+    """What a quick look finds wrong with the sources, so that they could not be read: for `finetune validate`.
 
     Files that are missing or unreadable; files without the columns they need, where no other file has them (else their
     rows are dropped with that reason: see `remarks`). Reads the beginning of each file; asks no Hub.
@@ -142,7 +142,7 @@ def _looked_at(task: Task, store: TaskStore) -> tuple[list[str], list[str], int]
                 unfit += [f"{key}: {file.name} {complaint}"] if complaint else []
                 fitting += not complaint
         except DataError as error:
-            broken.append(f"{key}: {error.message} ({error.cure})")
+            broken.append(f"{key}: {error.message} ({error.hint})")
         fitting += source.hub is not None
     return broken, unfit, fitting
 

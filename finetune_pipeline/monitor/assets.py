@@ -1,6 +1,6 @@
 """The asset `traffic_report`: how the deployed model does in its work, and whether it is time to train again.
 
-    report.json   the figures of judge.py, with `about`: which version, which days
+    report.json   the figures of alarms.py, with `about`: which version, which days
     report.html   the same for people, one page without anything from outside
 
 The verdict is about the deployment's content and blocks nothing: a sensor reads it, and may start a retraining.
@@ -16,13 +16,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_pipeline.config import Task
-from finetune_pipeline.materialise import Outcome, Work
-from finetune_pipeline.monitor.judge import Reference, Report, judge
+from finetune_pipeline.monitor.alarms import Reference, Report, evaluate_traffic
 from finetune_pipeline.monitor.log import files, read, window
 from finetune_pipeline.monitor.page import page
 from finetune_pipeline.records import Json, Verdict, content_id, dumps, read_jsonl
 from finetune_pipeline.split.slices import slice_of
-from finetune_pipeline.store import TaskStore, traffic_folder
+from finetune_pipeline.store import StageContext, StageResult, TaskStore, traffic_folder
 
 SUMMARY = ("requests", "invalid_share", "p50_seconds", "p95_seconds", "fallbacks", "errors", "abandoned", "alarms")
 
@@ -35,14 +34,14 @@ def traffic_fingerprint(task: Task, store: TaskStore) -> str:
     return content_id(*(f"{path.name}:{path.stat().st_size}" for path in found))
 
 
-def traffic_report(work: Work) -> Outcome:
+def traffic_report(work: StageContext) -> StageResult:
     """Judge the traffic of the version that serves. Without traffic the report says so, and raises no alarm."""
     task, deployment = work.task, work.inputs["deployed_endpoint"]
     serving = deployment.json("endpoint.json")["champion"]
     days = window(work.now, task.monitor.window_days)
     adapter = serving["adapter"] if serving else ""
     traffic = read(files(traffic_folder(task.name), days), adapter, lambda answer: slice_of(answer, task.answer))
-    report = judge(traffic, reference(work), task.monitor)
+    report = evaluate_traffic(traffic, reference(work), task.monitor)
     about: dict[str, Json] = {
         "task": task.name,
         "version": serving["version"] if serving else None,
@@ -59,12 +58,12 @@ def traffic_report(work: Work) -> Outcome:
     )
     (work.out / "report.html").write_text(page(about, report, task.monitor), "utf-8")
     work.report.log(report.summary)
-    return Outcome({name: report.figures[name] for name in SUMMARY}, _verdict(report, deployment.content))
+    return StageResult({name: report.figures[name] for name in SUMMARY}, _verdict(report, deployment.content_hash))
 
 
-def reference(work: Work) -> Reference:
+def reference(work: StageContext) -> Reference:
     """The test rows' questions, masked as the log masks them, and the tuned model's answers to them."""
-    from finetune_pipeline.clean.personal import mask
+    from finetune_pipeline.clean.pii import mask
 
     tests = {row.id: row for row in work.inputs["data_split"].examples("test.jsonl")}
     rows: list[dict[str, Any]] = [
@@ -74,10 +73,10 @@ def reference(work: Work) -> Reference:
     ]
     kinds = Counter(kind for row in rows if (kind := slice_of(row["text"], work.task.answer)))
     return Reference(
-        [len(mask(tests[row["id"]].question)[0]) for row in rows],
+        [len(mask(tests[row["id"]].prompt)[0]) for row in rows],
         [len(mask(row["text"])[0]) for row in rows],
         [row["prompt_tokens"] for row in rows],
-        [row["answer_tokens"] for row in rows],
+        [row["completion_tokens"] for row in rows],
         kinds,
     )
 

@@ -10,7 +10,7 @@ freedom, n and m being the two numbers of rows (Yurdakul and Naranjo, "Statistic
 stability index", Journal of Risk Model Validation 14, 2020). With 100 test rows, 50 requests and ten bins that is 0.27
 on average, more than the usual threshold. So drift is what exceeds the declared threshold *and* its own noise.
 
-What it is not: a judgement whether drift does harm, or where the figures come from (log.py).
+What it is not: a judgment whether drift does harm, or where the figures come from (log.py).
 """
 
 from __future__ import annotations

@@ -48,10 +48,10 @@ class Traffic:
     days: dict[str, list[int]] = field(default_factory=dict)
     seconds: array[float] = field(default_factory=_numbers)
     queued: array[float] = field(default_factory=_numbers)
-    question_characters: array[float] = field(default_factory=_numbers)
-    answer_characters: array[float] = field(default_factory=_numbers)
+    prompt_chars: array[float] = field(default_factory=_numbers)
+    completion_chars: array[float] = field(default_factory=_numbers)
     prompt_tokens: array[float] = field(default_factory=_numbers)
-    answer_tokens: array[float] = field(default_factory=_numbers)
+    completion_tokens: array[float] = field(default_factory=_numbers)
     first: str = ""
     last: str = ""
 
@@ -86,7 +86,7 @@ def _add(traffic: Traffic, row: Mapping[str, Any], adapter: str, kind: Callable[
     traffic.versions[str(row["version"])] += 1
     if row["adapter"] != adapter:
         return
-    status, answer = row["status"], row["answer"]
+    status, answer = row["status"], row["completion"]
     if status == "refused":
         traffic.refused[str(row.get("code"))] += 1
         return
@@ -97,8 +97,8 @@ def _add(traffic: Traffic, row: Mapping[str, Any], adapter: str, kind: Callable[
     day = traffic.days.setdefault(row["at"][:10], [0, 0])
     day[0] += 1
     day[1] += broken
-    if row["question"] is not None:
-        traffic.question_characters.append(len(row["question"]))
+    if row["prompt"] is not None:
+        traffic.prompt_chars.append(len(row["prompt"]))
     traffic.prompt_tokens.append(row["prompt_tokens"])
     if (queued := row.get("queued_seconds")) is not None:
         traffic.queued.append(queued)
@@ -108,8 +108,8 @@ def _add(traffic: Traffic, row: Mapping[str, Any], adapter: str, kind: Callable[
     traffic.checked += row["valid"] is not None
     traffic.broken += broken
     if status in ANSWERED:
-        traffic.answer_tokens.append(row["answer_tokens"])
+        traffic.completion_tokens.append(row["completion_tokens"])
         if answer is not None:
-            traffic.answer_characters.append(len(answer))
+            traffic.completion_chars.append(len(answer))
             if name := kind(answer):
                 traffic.kinds[name] += 1

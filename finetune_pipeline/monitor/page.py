@@ -2,7 +2,7 @@
 
     html = page(about, report, task.monitor)
 
-What it is not: the figures (judge.py). Only what is drawn is computed here.
+What it is not: the figures (alarms.py). Only what is drawn is computed here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_pipeline.config import Monitor
-from finetune_pipeline.monitor.judge import Report
+from finetune_pipeline.monitor.alarms import Report
 
 WIDTH, HEIGHT = 720, 120  # of the chart of days, in SVG units
 

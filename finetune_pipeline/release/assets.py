@@ -20,7 +20,6 @@ from typing import Any
 
 from finetune_pipeline.config import Split
 from finetune_pipeline.errors import DataError, GateRefused
-from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import (
     Artifact,
     Check,
@@ -32,44 +31,47 @@ from finetune_pipeline.records import (
     dumps,
     read_jsonl,
 )
-from finetune_pipeline.release import reuse
+from finetune_pipeline.release import holdout_reuse
 from finetune_pipeline.release.card import Registration, card
 from finetune_pipeline.release.criteria import Reuse
 from finetune_pipeline.release.decide import TUNED, Evidence, decide
-from finetune_pipeline.release.page import markdown
+from finetune_pipeline.release.report import markdown
+from finetune_pipeline.store import StageContext, StageResult
 
 ARTIFACT_PATH = "adapter"  # where the training's run keeps the adapter's files in MLflow
 
 
-def release_decision(work: Work) -> Outcome:
+def release_decision(work: StageContext) -> StageResult:
     """Decide on the current adapter. GateRefused when the evaluation is another adapter's, DataError when it did not
     score the very test rows of the current split."""
     evaluation, rules = work.inputs["eval_report"], work.task.release
     tests = list(work.inputs["data_split"].examples("test.jsonl"))
-    look = reuse.Look(work.inputs["adapter"].content, reuse.rules_hash(rules), frozenset(row.id for row in tests))
-    decision = decide(evidence(work, tests, reuse.count(reuse.recall(work.store), look)), rules)
-    reuse.remember(work.store, look, decision, work.now)
+    use = holdout_reuse.HoldoutUse(
+        work.inputs["adapter"].content_hash, holdout_reuse.rules_hash(rules), frozenset(row.id for row in tests)
+    )
+    decision = decide(evidence(work, tests, holdout_reuse.count(holdout_reuse.recall(work.store), use)), rules)
+    holdout_reuse.remember(work.store, use, decision, work.now)
     (work.out / "decision.json").write_text(dumps(asdict(decision)), "utf-8")
     (work.out / "decision.md").write_text(markdown(decision, work.now), "utf-8")
     work.report.log(decision.summary)
-    return Outcome(_decision_summary(decision), _verdict(decision, evaluation))
+    return StageResult(_decision_summary(decision), _verdict(decision, evaluation))
 
 
-def evidence(work: Work, tests: Sequence[Example], past: Reuse) -> Evidence:
+def evidence(work: StageContext, tests: Sequence[Example], past: Reuse) -> Evidence:
     """What the evaluation measured, checked to be about this adapter and these test rows."""
     evaluation, adapter = work.inputs["eval_report"], work.inputs["adapter"]
-    judged = evaluation.manifest["inputs"].get("adapter")
-    if judged != adapter.content:
+    evaluated = evaluation.manifest["inputs"].get("adapter")
+    if evaluated != adapter.content_hash:
         raise GateRefused(
-            f"the evaluation is of adapter {judged}, and the current one is {adapter.content}",
-            "materialise eval_report again",
+            f"the evaluation is of adapter {evaluated}, and the current one is {adapter.content_hash}",
+            "materialize eval_report again",
         )
     scores = [Score(**row) for row in read_jsonl(evaluation.path("scores.jsonl"))]
     odd = {row.id for row in tests} ^ {score.id for score in scores if score.variant == TUNED}
     if odd:
         raise DataError(
             f"the evaluation scored other rows than the split's test rows: {len(odd)} differ, such as {min(odd)}",
-            "materialise eval_report again",
+            "materialize eval_report again",
         )
     general = None
     if evaluation.path("general.jsonl").exists():
@@ -77,20 +79,20 @@ def evidence(work: Work, tests: Sequence[Example], past: Reuse) -> Evidence:
     groups = together(tests, work.task.split)
     live = evaluation.json("report.json").get("champion")
     champion = f"version {live['version']}" if live else None
-    return Evidence(scores, general, groups, adapter.content, evaluation.content, past, champion)
+    return Evidence(scores, general, groups, adapter.content_hash, evaluation.content_hash, past, champion)
 
 
 def together(rows: Sequence[Example], rules: Split) -> dict[str, str | None]:
     """Row id -> the unit it shares with others (by the split's own definition: a declared group, or near duplicates).
     Such rows are right or wrong together, and do not count as independent evidence."""
-    from finetune_pipeline.split.overlap import alike_of
-    from finetune_pipeline.split.sides import units
+    from finetune_pipeline.split.assignment import units
+    from finetune_pipeline.split.leakage import alike_of
 
-    near = alike_of(rows, rules.near_duplicate).similarity.clusters()
+    near = alike_of(rows, rules.near_duplicate_threshold).similarity.clusters()
     return {rows[i].id: rows[unit[0]].id if len(unit) > 1 else None for unit in units(rows, near) for i in unit}
 
 
-def registered_model(work: Work) -> Outcome:
+def registered_model(work: StageContext) -> StageResult:
     """Enter the promoted adapter in MLflow's registry. GateRefused unless the decision is PROMOTE for this adapter and
     this evaluation; StorageError when the adapter's files are not those that were evaluated."""
     from finetune_pipeline import tracking
@@ -100,7 +102,7 @@ def registered_model(work: Work) -> Outcome:
     work.store.verify(adapter)
     run_id = str(adapter.json("training.json")["mlflow_run_id"])
     name = work.task.name
-    version = tracking.find_version(name, "adapter", adapter.content)
+    version = tracking.find_version(name, "adapter", adapter.content_hash)
     new = version is None
     if version is None:
         about = _tags(work), _description(decision)
@@ -110,25 +112,25 @@ def registered_model(work: Work) -> Outcome:
     (work.out / "model.json").write_text(dumps(facts), "utf-8")
     (work.out / "MODEL_CARD.md").write_text(card(_registration(work, version, decision)), "utf-8")
     work.report.log(f"version {version} of {name} is " + ("new" if new else "this very adapter, registered before"))
-    return Outcome({"name": name, "version": version, "new": new, "mlflow_run_id": run_id, "alias": "challenger"})
+    return StageResult({"name": name, "version": version, "new": new, "mlflow_run_id": run_id, "alias": "challenger"})
 
 
 def promoted(made: Artifact, adapter: Artifact, evaluation: Artifact) -> Decision:
     """The decision, if it says PROMOTE about exactly these two. GateRefused otherwise."""
     raw = made.json("decision.json")
     decision = Decision(**{**raw, "checks": tuple(Check(**check) for check in raw["checks"])})
-    for what, judged, now in (
-        ("adapter", decision.adapter, adapter.content),
-        ("evaluation", decision.evaluation, evaluation.content),
+    for what, evaluated, now in (
+        ("adapter", decision.adapter, adapter.content_hash),
+        ("evaluation", decision.evaluation, evaluation.content_hash),
     ):
-        if judged != now:
+        if evaluated != now:
             raise GateRefused(
-                f"the decision was about {what} {judged}, and the current one is {now}",
-                "materialise release_decision again",
+                f"the decision was about {what} {evaluated}, and the current one is {now}",
+                "materialize release_decision again",
             )
     if decision.outcome != "PROMOTE":
         raise GateRefused(
-            f"adapter {adapter.content} is not registered: {decision.summary}",
+            f"adapter {adapter.content_hash} is not registered: {decision.summary}",
             "read decision.md; more test rows, more training data or another declaration makes a new candidate",
         )
     return decision
@@ -137,7 +139,7 @@ def promoted(made: Artifact, adapter: Artifact, evaluation: Artifact) -> Decisio
 def _verdict(decision: Decision, evaluation: Artifact) -> Verdict:
     passed = decision.outcome == "PROMOTE"
     return Verdict(
-        "release_decision", passed, evaluation.content, decision.summary, decision.checks, _figures(decision)
+        "release_decision", passed, evaluation.content_hash, decision.summary, decision.checks, _figures(decision)
     )
 
 
@@ -160,12 +162,12 @@ def _decision_summary(decision: Decision) -> dict[str, Json]:
     return {**_figures(decision), "rows": decision.figures["rows"], "reason": decision.summary}
 
 
-def _lineage(work: Work) -> dict[str, str]:
+def _lineage(work: StageContext) -> dict[str, str]:
     names = ("data_split", "base_model", "adapter", "eval_report", "release_decision")
-    return {name: work.inputs[name].content for name in names}
+    return {name: work.inputs[name].content_hash for name in names}
 
 
-def _tags(work: Work) -> dict[str, str]:
+def _tags(work: StageContext) -> dict[str, str]:
     """What the registry can be searched by, and what another machine needs to check the files."""
     lineage = _lineage(work)
     return {
@@ -174,7 +176,7 @@ def _tags(work: Work) -> dict[str, str]:
         "base": lineage["base_model"],
         "evaluation": lineage["eval_report"],
         "decision": lineage["release_decision"],
-        "licence": work.task.base.licence,
+        "license": work.task.base.license,
         "use": work.task.use,
         "sha256": work.inputs["adapter"].manifest["files"]["adapter_model.safetensors"]["sha256"],
     }
@@ -184,7 +186,7 @@ def _description(decision: Decision) -> str:
     return decision.summary[:1000]  # the registry's column holds 5000 characters on a server's database
 
 
-def _facts(work: Work, name: str, version: int, run_id: str) -> dict[str, Json]:
+def _facts(work: StageContext, name: str, version: int, run_id: str) -> dict[str, Json]:
     lineage = _lineage(work)
     return {
         "name": name,
@@ -199,7 +201,7 @@ def _facts(work: Work, name: str, version: int, run_id: str) -> dict[str, Json]:
     }
 
 
-def _registration(work: Work, version: int, decision: Decision) -> Registration:
+def _registration(work: StageContext, version: int, decision: Decision) -> Registration:
     adapter, base = work.inputs["adapter"], work.inputs["base_model"].json("base_model.json")
     checksums = {name: str(file["sha256"]) for name, file in adapter.manifest["files"].items()}
     return Registration(
@@ -209,7 +211,7 @@ def _registration(work: Work, version: int, decision: Decision) -> Registration:
         base=base,
         accounting=work.inputs["data_split"].json("accounting.json"),
         training=adapter.json("training.json"),
-        memorisation=work.inputs["eval_report"].json("report.json").get("memorisation"),
+        memorization=work.inputs["eval_report"].json("report.json").get("memorization"),
         checksums={**checksums, "base model weights": str(base["weights_sha256"])},
         lineage={**_lineage(work), "mlflow run": str(adapter.json("training.json")["mlflow_run_id"])},
         at=work.now,

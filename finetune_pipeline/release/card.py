@@ -9,7 +9,7 @@
 "Model Cards for Model Reporting" (Mitchell et al., FAT* 2019) says what belongs in it; the fields of the head are those
 of huggingface_hub's ModelCardData. Every number is copied from an artifact: nothing is measured here.
 
-What it is not: the decision's own page (page.py).
+What it is not: the decision's own page (report.py).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from typing import Any
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.records import Decision
-from finetune_pipeline.release.page import checks_table, opponents, shown
-from finetune_pipeline.release.words import percent
+from finetune_pipeline.release.formatting import percent
+from finetune_pipeline.release.report import checks_table, opponents, shown
 
 LANGUAGE = "und"  # ISO 639 "undetermined": the declaration names no language, and a guess would be taken for a fact
 USES = {
-    "research": "Research only: the declared use is research, and licences were checked for that alone.",
-    "internal": "Inside the organisation that trained it; licences were checked for internal use.",
-    "commercial": "Commercial use; the licences of base model and data were checked for it.",
+    "research": "Research only: the declared use is research, and licenses were checked for that alone.",
+    "internal": "Inside the organization that trained it; licenses were checked for internal use.",
+    "commercial": "Commercial use; the licenses of base model and data were checked for it.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
     """What the card tells of. `base`: base_model.json; `accounting`: the split's accounting.json; `training`: the
-    adapter's training.json; `checksums`: file name -> SHA-256; `lineage`: what -> content hash or id; `memorisation`:
+    adapter's training.json; `checksums`: file name -> SHA-256; `lineage`: what -> content hash or id; `memorization`:
     the evaluation's figures on it, if it was measured; `at`: time of the registration (UTC, ISO 8601)."""
 
     task: Task
@@ -43,7 +43,7 @@ class Registration:
     base: Mapping[str, Any]
     accounting: Mapping[str, Any]
     training: Mapping[str, Any]
-    memorisation: Mapping[str, Any] | None
+    memorization: Mapping[str, Any] | None
     checksums: Mapping[str, str]
     lineage: Mapping[str, str]
     at: str
@@ -83,7 +83,7 @@ def _head(model: Registration) -> str:
     )
     head = ModelCardData(
         base_model=str(model.base["id"]),
-        license=task.base.licence,
+        license=task.base.license,
         language=LANGUAGE,
         library_name="peft",
         pipeline_tag="text-generation",
@@ -106,13 +106,13 @@ def _use(task: Task) -> str:
 
 
 def _data(model: Registration) -> str:
-    sides: Mapping[str, int] = model.accounting["sides"]
+    splits: Mapping[str, int] = model.accounting["splits"]
     lines = [f"{model.accounting['raw']} raw rows, every one accounted for:\n", "| fate | rows |", "|---|---|"]
-    lines += [f"| {side} | {count} |" for side, count in sides.items()]
+    lines += [f"| {split} | {count} |" for split, count in splits.items()]
     for stage, reasons in model.accounting["dropped"].items():
         lines += [f"| dropped by {stage}: {reason} | {count} |" for reason, count in reasons.items()]
-    licences = {source.label: source.licence or "not declared" for source in model.task.sources}
-    return "\n".join(lines) + "\n\nLicences of the sources:\n\n" + _list(licences)
+    licenses = {source.label: source.license or "not declared" for source in model.task.sources}
+    return "\n".join(lines) + "\n\nLicenses of the sources:\n\n" + _list(licenses)
 
 
 def _limits(model: Registration) -> str:
@@ -126,8 +126,8 @@ def _limits(model: Registration) -> str:
         else "What else the model forgot was not measured.",
         *warned,
     ]
-    if model.memorisation:
-        lines.append(f"Memorisation of training rows: {_flat(model.memorisation)}.")
+    if model.memorization:
+        lines.append(f"Memorization of training rows: {_flat(model.memorization)}.")
     return "\n".join(f"- {line}" for line in lines)
 
 

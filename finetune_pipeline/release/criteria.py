@@ -19,9 +19,9 @@ from typing import Literal, TypeAlias
 from finetune_pipeline.config import Release
 from finetune_pipeline.records import Check, Json
 from finetune_pipeline.release import power, statistics
-from finetune_pipeline.release.rise import relative_rise
+from finetune_pipeline.release.formatting import gain, interval_name, percent, points, share, signed
+from finetune_pipeline.release.relative_change import relative_rise
 from finetune_pipeline.release.statistics import Paired
-from finetune_pipeline.release.words import gain, interval_name, percent, points, share, signed
 
 SEED = 0  # of the bootstraps; they are a function of the data and this
 SHOWN = 0.95  # confidence of the interval that reports show; the decision's own bounds are one-sided, at 1 - alpha
@@ -60,7 +60,9 @@ def enough_rows(rows: Collection[str], groups: Groups, rules: Release) -> Findin
     that are huge, or luck, and five rows stand for no one's questions. How many it takes follows from the declaration
     alone, never from the answers.
     """
-    needed = power.fewest_rows(rules.min_gain + rules.detectable_gain, rules.min_gain, rules.alpha, rules.power)
+    needed = power.fewest_rows(
+        rules.min_gain + rules.detectable_gain, rules.min_gain, rules.significance_level, rules.power
+    )
     single = sum(groups.get(row) is None for row in rows)
     independent = single + len({groups.get(row) for row in rows} - {None})
     enough = independent >= needed
@@ -88,15 +90,17 @@ def beats(name: str, tuned: Right, baseline: Right, groups: Groups, rules: Relea
     """
     pair = statistics.paired(tuned, baseline, groups)
     p = statistics.p_value(pair, rules.min_gain)
-    low, high = statistics.difference_bounds(pair, 1 - 2 * rules.alpha)
-    state: State = "holds" if p <= rules.alpha and low > rules.min_gain else "undecided"
+    low, high = statistics.difference_bounds(pair, 1 - 2 * rules.significance_level)
+    state: State = "holds" if p <= rules.significance_level and low > rules.min_gain else "undecided"
     if state == "undecided" and high <= rules.min_gain:
         state = "harm"
     least = f"by more than {points(rules.min_gain)}" if rules.min_gain else "in more rows than not"
-    expected = f"exactly right {least}, with a risk of at most {rules.alpha:.0%} to be wrong about that"
-    observed = f"{share(tuned)} against {share(baseline)}: {gain(pair, low, high, p, rules.alpha)}"
-    figures = _pair_figures(pair, low, high, p, rules.alpha)
-    rows = power.rows_needed(pair, rules.min_gain, rules.alpha, rules.power) if state == "undecided" else None
+    expected = f"exactly right {least}, with a risk of at most {rules.significance_level:.0%} to be wrong about that"
+    observed = f"{share(tuned)} against {share(baseline)}: {gain(pair, low, high, p, rules.significance_level)}"
+    figures = _pair_figures(pair, low, high, p, rules.significance_level)
+    rows = (
+        power.rows_needed(pair, rules.min_gain, rules.significance_level, rules.power) if state == "undecided" else None
+    )
     return Finding(Check(f"better than {name}", state == "holds", expected, observed), state, figures, rows)
 
 
@@ -109,16 +113,17 @@ def no_worse(name: str, tuned: Right, other: Right, groups: Groups, rules: Relea
     pair = statistics.paired(tuned, other, groups)
     margin = rules.non_inferiority_margin
     p = statistics.p_value(pair, -margin)
-    low, high = statistics.difference_bounds(pair, 1 - 2 * rules.alpha)
-    state: State = "holds" if p <= rules.alpha and low > -margin else "undecided"
+    low, high = statistics.difference_bounds(pair, 1 - 2 * rules.significance_level)
+    state: State = "holds" if p <= rules.significance_level and low > -margin else "undecided"
     if high < 0:
         state = "harm"
-    expected = f"not shown to be worse, and a loss of {points(margin)} or more excluded at a risk of {rules.alpha:.0%}"
-    observed = f"{share(tuned)} against {share(other)}: {gain(pair, low, high, p, rules.alpha)}"
+    risk = f"{rules.significance_level:.0%}"
+    expected = f"not shown to be worse, and a loss of {points(margin)} or more excluded at a risk of {risk}"
+    observed = f"{share(tuned)} against {share(other)}: {gain(pair, low, high, p, rules.significance_level)}"
     if state == "harm":
         observed += "; shown to be worse"
-    figures = _pair_figures(pair, low, high, p, rules.alpha) | {"margin": margin}
-    rows = power.rows_needed(pair, -margin, rules.alpha, rules.power) if state == "undecided" else None
+    figures = _pair_figures(pair, low, high, p, rules.significance_level) | {"margin": margin}
+    rows = power.rows_needed(pair, -margin, rules.significance_level, rules.power) if state == "undecided" else None
     return Finding(Check(f"no worse than {name}", state == "holds", expected, observed), state, figures, rows)
 
 
@@ -133,13 +138,13 @@ def cheaper(name: str, tuned: Right, other: Right, groups: Groups, rules: Releas
     """A warning where a model that costs a fraction cannot be shown to be worse than the tuned one."""
     pair = statistics.paired(tuned, other, groups)
     p = statistics.p_value(pair)
-    low, high = statistics.difference_bounds(pair, 1 - 2 * rules.alpha)
-    worth = p <= rules.alpha
-    observed = f"{share(tuned)} against {share(other)}: {gain(pair, low, high, p, rules.alpha)}"
+    low, high = statistics.difference_bounds(pair, 1 - 2 * rules.significance_level)
+    worth = p <= rules.significance_level
+    observed = f"{share(tuned)} against {share(other)}: {gain(pair, low, high, p, rules.significance_level)}"
     if not worth:
         observed += f"; {name} may do the same job for a fraction of the cost: consider shipping that instead"
     check = Check(f"worth more than {name}", worth, f"the tuned model is better than {name}", observed, "warning")
-    return Finding(check, "holds", _pair_figures(pair, low, high, p, rules.alpha))
+    return Finding(check, "holds", _pair_figures(pair, low, high, p, rules.significance_level))
 
 
 def keeps_general_ability(losses: Sequence[tuple[float, float]] | None, rules: Release) -> Finding:
@@ -150,19 +155,23 @@ def keeps_general_ability(losses: Sequence[tuple[float, float]] | None, rules: R
         unknown = "not measured: `evaluate.general` is false, so nobody knows what else the model forgot"
         return Finding(Check(name, False, expected, unknown, "warning"), "holds", {"measured": False})
     before, after = [pair[0] for pair in losses], [pair[1] for pair in losses]
-    rise = relative_rise(before, after, rules.alpha, SEED)
+    rise = relative_rise(before, after, rules.significance_level, SEED)
     state: State = "holds" if rise.high <= rules.general_margin else "undecided"
     if rise.low > rules.general_margin:
         state = "harm"
     between = f"between {signed(rise.low)} and {signed(rise.high)}" if rise.rows > 1 else "of unknown spread"
     observed = (
-        f"{signed(rise.rise)} on {rise.rows} texts, {between} ({interval_name(rules.alpha)})"
+        f"{signed(rise.rise)} on {rise.rows} texts, {between} ({interval_name(rules.significance_level)})"
         if rise.rows
         else "no text"
     )
     figures: dict[str, Json] = {"measured": True, "texts": rise.rows, "rise": _finite(rise.rise)}
     figures |= {"low": _finite(rise.low), "high": _finite(rise.high), "margin": rules.general_margin}
-    texts = power.texts_needed(rise, rules.general_margin, rules.alpha, rules.power) if state == "undecided" else None
+    texts = (
+        power.texts_needed(rise, rules.general_margin, rules.significance_level, rules.power)
+        if state == "undecided"
+        else None
+    )
     return Finding(Check(name, state == "holds", expected, observed), state, figures, texts, "general texts")
 
 
@@ -175,18 +184,18 @@ def answers_valid(valid: Right, rules: Release) -> Finding:
     valid.
     """
     right, rows = sum(valid.values()), len(valid)
-    low, high = statistics.clopper_pearson(right, rows, 1 - 2 * rules.alpha)
-    passed = rows > 0 and right / rows >= rules.min_schema
-    state: State = "holds" if passed else "harm" if high < rules.min_schema else "undecided"
-    observed = f"{share(valid)}, between {percent(low)} and {percent(high)} ({interval_name(rules.alpha)})"
-    if passed and low < rules.min_schema:
-        observed += f"; so few rows cannot exclude a share below {percent(rules.min_schema)}"
+    low, high = statistics.clopper_pearson(right, rows, 1 - 2 * rules.significance_level)
+    passed = rows > 0 and right / rows >= rules.min_valid_rate
+    state: State = "holds" if passed else "harm" if high < rules.min_valid_rate else "undecided"
+    observed = f"{share(valid)}, between {percent(low)} and {percent(high)} ({interval_name(rules.significance_level)})"
+    if passed and low < rules.min_valid_rate:
+        observed += f"; so few rows cannot exclude a share below {percent(rules.min_valid_rate)}"
     needed = None
     if state == "undecided":
-        needed = power.share_rows_needed(right, rows, rules.min_schema, rules.alpha, rules.power)
-    figures: dict[str, Json] = {"rows": rows, "valid": right, "low": low, "high": high, "bar": rules.min_schema}
+        needed = power.share_rows_needed(right, rows, rules.min_valid_rate, rules.significance_level, rules.power)
+    figures: dict[str, Json] = {"rows": rows, "valid": right, "low": low, "high": high, "bar": rules.min_valid_rate}
     check = Check(
-        "answers keep the format", passed, f"at least {percent(rules.min_schema)} of the answers valid", observed
+        "answers keep the format", passed, f"at least {percent(rules.min_valid_rate)} of the answers valid", observed
     )
     return Finding(check, state, figures, needed)
 
@@ -194,7 +203,7 @@ def answers_valid(valid: Right, rules: Release) -> Finding:
 def fresh_test_set(reuse: Reuse, rules: Release) -> Finding:
     """A warning once the test set has decided so often that one of its decisions may well be luck."""
     worn = reuse.adapters >= WORN
-    luck = 1 - (1 - rules.alpha) ** reuse.adapters
+    luck = 1 - (1 - rules.significance_level) ** reuse.adapters
     observed = "this is its first decision" if reuse.adapters == 1 else f"{reuse.adapters} adapters so far"
     if worn:
         observed += (

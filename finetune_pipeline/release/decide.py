@@ -35,9 +35,9 @@ from finetune_pipeline.evaluate.metrics import PROMPTED
 from finetune_pipeline.records import Check, Decision, Json, Score
 from finetune_pipeline.release import criteria
 from finetune_pipeline.release.criteria import TEST_ROWS, Finding, Groups, Reuse, Right
+from finetune_pipeline.release.formatting import share
 from finetune_pipeline.release.power import smallest_gain
 from finetune_pipeline.release.slices import slices_unharmed
-from finetune_pipeline.release.words import share
 
 TUNED, CLASSICAL, CHAMPION = "tuned", "classical", "champion"
 
@@ -71,7 +71,7 @@ def decide(evidence: Evidence, rules: Release) -> Decision:
             f"live {evidence.champion} has no answers to the test rows"
             if evidence.champion
             else "there are answers of a live version, and none is named",
-            "materialise eval_report again",
+            "materialize eval_report again",
         )
     findings = _findings(exact, evidence, rules)
     outcome = _outcome(findings)
@@ -94,7 +94,7 @@ def by_variant(scores: Sequence[Score]) -> dict[str, Right]:
         if odd:
             raise DataError(
                 f"{name} and {TUNED} were not scored once on the same test rows: {len(odd)} differ, such as {odd[0]}",
-                "materialise eval_report again; baseline and tuned model have to answer the same split",
+                "materialize eval_report again; baseline and tuned model have to answer the same split",
             )
     return dict(exact)
 
@@ -211,7 +211,11 @@ def _figures(
     best = best_prompted(exact)
     gain = findings[f"gain:{best}"].figures if best else {}
     losses = gain.get("losses", 0)
-    seen = smallest_gain(len(tuned), losses, rules.alpha, rules.power) if best and isinstance(losses, int) else None
+    seen = (
+        smallest_gain(len(tuned), losses, rules.significance_level, rules.power)
+        if best and isinstance(losses, int)
+        else None
+    )
     return {
         "rows": len(tuned),
         "variants": {name: {"rows": len(rows), "exact": sum(rows.values())} for name, rows in exact.items()},

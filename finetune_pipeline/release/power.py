@@ -15,7 +15,7 @@ import math
 from functools import lru_cache
 from typing import Any
 
-from finetune_pipeline.release.rise import Rise
+from finetune_pipeline.release.relative_change import Rise
 from finetune_pipeline.release.statistics import Paired, mcnemar, score_z
 
 MOST_ROWS = 1_000_000  # beyond this, "more rows" is no advice

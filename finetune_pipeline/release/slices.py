@@ -13,8 +13,8 @@ from finetune_pipeline.config import Release
 from finetune_pipeline.records import Check
 from finetune_pipeline.release import power, statistics
 from finetune_pipeline.release.criteria import Finding, Groups, Right
+from finetune_pipeline.release.formatting import between_points, points
 from finetune_pipeline.release.statistics import Paired
-from finetune_pipeline.release.words import between_points, points
 
 
 def slices_unharmed(
@@ -47,9 +47,9 @@ def slices_unharmed(
 
 
 def _slice(pair: Paired, adjusted: float | None, right: Right, rules: Release) -> dict[str, Any]:
-    low, high = statistics.difference_bounds(pair, 1 - 2 * rules.alpha)
+    low, high = statistics.difference_bounds(pair, 1 - 2 * rules.significance_level)
     state = "unharmed" if low > -rules.slice_margin else "undecided"
-    if adjusted is not None and adjusted <= rules.alpha:
+    if adjusted is not None and adjusted <= rules.significance_level:
         state = "harmed"
     exact = sum(right.values())
     return {
@@ -66,7 +66,7 @@ def _slice(pair: Paired, adjusted: float | None, right: Right, rules: Release) -
 
 
 def _rows_needed(pair: Paired, rules: Release) -> int | None:
-    return power.rows_needed(pair, -rules.slice_margin, rules.alpha, rules.power)
+    return power.rows_needed(pair, -rules.slice_margin, rules.significance_level, rules.power)
 
 
 def _blocking(

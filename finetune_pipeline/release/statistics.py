@@ -7,8 +7,8 @@
 What is compared is a row at a time: rows that both models have right, or both wrong, say nothing about which is better.
 Everything that scipy has is scipy's; Tango's interval and Holm's step-down are not in it and stand here.
 
-What it is not: losses on general text (rise.py), what the figures mean for a release (criteria.py), or how many rows
-would be needed (power.py).
+What it is not: losses on general text (relative_change.py), what the figures mean for a release (criteria.py), or how
+many rows would be needed (power.py).
 """
 
 from __future__ import annotations

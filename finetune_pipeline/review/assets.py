@@ -3,11 +3,11 @@
     review_sample   sample.jsonl: a simple random sample of the rows that nobody has reviewed; round.json: the round of
                     the review that it belongs to (rounds.py)
                     flagged.jsonl: rows to look at besides, which decide nothing (flagged.py)
-    expert_review   examples.jsonl (all cleaned rows, edits applied, rejected rows out), reviews.jsonl, changes.jsonl,
+    expert_review   examples.jsonl (all cleaned rows, edits applied, rejected rows out), reviews.jsonl, fixes.jsonl,
                     drops.jsonl; raises WaitingForPeople until every row of the sample has its verdicts
 
 The pure part is `settle`. What it is not: the draw (rounds.py), the gate (gate.py), the rules for a correction
-(edits.py), or the verdicts' home (inbox.py).
+(edits.py), or the verdicts' home (verdict_store.py).
 """
 
 from __future__ import annotations
@@ -20,18 +20,25 @@ from dataclasses import asdict, dataclass, replace
 
 from upath import UPath
 
-from finetune_pipeline.clean.single import Refused
+from finetune_pipeline.clean.row_cleaner import RowDropped
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError, WaitingForPeople
-from finetune_pipeline.materialise import Outcome, Work
-from finetune_pipeline.records import Artifact, Change, Drop, Example, Json, Review, Verdict, write_jsonl
+from finetune_pipeline.records import Artifact, Drop, Example, Fix, Json, Review, Verdict, write_jsonl
 from finetune_pipeline.review.edits import Edits, without_personal, without_repeated
 from finetune_pipeline.review.flagged import FILE, flag
-from finetune_pipeline.review.gate import judge
+from finetune_pipeline.review.gate import evaluate_review
 from finetune_pipeline.review.history import ROUND, decide, load_history, open_round, round_of
-from finetune_pipeline.review.inbox import Progress, approves, by_row, load_all, load_for, progress, verdicts_folder
 from finetune_pipeline.review.rounds import Decision, Drawn, draw, rules_hash
-from finetune_pipeline.store import TaskStore
+from finetune_pipeline.review.verdict_store import (
+    Progress,
+    approves,
+    by_row,
+    load_all,
+    load_for,
+    progress,
+    verdicts_folder,
+)
+from finetune_pipeline.store import StageContext, StageResult, TaskStore
 
 STAGE = "review"
 Apply = Callable[[Example, str], tuple[Example, list[str]]]  # Edits.applied
@@ -42,11 +49,11 @@ class Settled:
     """What the verdicts made of the rows: len(kept) + len(drops) is the number of rows that came in."""
 
     kept: tuple[Example, ...]
-    changes: tuple[Change, ...]
+    fixes: tuple[Fix, ...]
     drops: tuple[Drop, ...]
 
 
-def review_sample(work: Work) -> Outcome:
+def review_sample(work: StageContext) -> StageResult:
     """Draw the rows for the experts. DataError when there is nothing to draw from."""
     clean = work.inputs["clean_examples"]
     rows = list(clean.examples())
@@ -55,7 +62,7 @@ def review_sample(work: Work) -> Outcome:
             "clean_examples has no rows, so there is nothing to review",
             "see why cleaning dropped all rows: drops.jsonl",
         )
-    drawn = _draw(work, rows, clean.content)
+    drawn = _draw(work, rows, clean.content_hash)
     write_jsonl(work.out / "sample.jsonl", drawn.rows)
     (work.out / ROUND).write_text(json.dumps(drawn.round.to_json(), indent=1), "utf-8")
     flagged = flag(clean, rows, work.task.review.max_flagged)
@@ -64,12 +71,12 @@ def review_sample(work: Work) -> Outcome:
     known = "" if drawn.round.number == 1 else " that nobody reviewed in an earlier round"
     work.report.log(f"round {drawn.round.number}: {len(drawn.rows)} of {of} rows{known} are in the sample")
     figures: dict[str, Json] = {"round": drawn.round.number, "look": drawn.round.look, "gone": drawn.round.gone}
-    return Outcome(
+    return StageResult(
         {"rows": len(drawn.rows), "of": of, "share": len(drawn.rows) / of, **figures, "flagged_pairs": len(flagged)}
     )
 
 
-def _draw(work: Work, rows: Sequence[Example], about: str) -> Drawn:
+def _draw(work: StageContext, rows: Sequence[Example], about: str) -> Drawn:
     said = load_all(work.store, work.task)
     before = work.store.current("review_sample")
     last = None if before is None else round_of(before)
@@ -103,7 +110,7 @@ def _hash_if_there(path: UPath) -> str | None:
         return None
 
 
-def expert_review(work: Work) -> Outcome:
+def expert_review(work: StageContext) -> StageResult:
     """Judge the sample and apply all verdicts, also those of earlier rounds, to the data.
 
     WaitingForPeople while verdicts are missing.
@@ -117,31 +124,33 @@ def expert_review(work: Work) -> Outcome:
     if not state.complete:
         raise waiting(work.task.name, state)
     drawn = round_of(sample)
-    verdict = judge(sampled, reviews, rules, clean.content, drawn, load_history(work.store).of(drawn.number))
+    verdict = evaluate_review(
+        sampled, reviews, rules, clean.content_hash, drawn, load_history(work.store).of(drawn.number)
+    )
     settled = settle(rows, given, _applier(work), work.task)
     write_jsonl(work.out / "examples.jsonl", settled.kept)
     told = (without_personal(review, work.task) for group in given.values() for review in group)
     write_jsonl(work.out / "reviews.jsonl", (asdict(review) for review in told))
-    write_jsonl(work.out / "changes.jsonl", settled.changes)
+    write_jsonl(work.out / "fixes.jsonl", settled.fixes)
     write_jsonl(work.out / "drops.jsonl", settled.drops)
     _remember(work, sample, verdict)
     work.report.log(verdict.summary)
-    return Outcome(_summary(state, settled, verdict.figures), verdict)
+    return StageResult(_summary(state, settled, verdict.figures), verdict)
 
 
-def _remember(work: Work, sample: Artifact, verdict: Verdict) -> None:
+def _remember(work: StageContext, sample: Artifact, verdict: Verdict) -> None:
     right, rows = (int(str(verdict.figures[name])) for name in ("right", "rows"))
     rules = rules_hash(work.task.review)
     decide(work.store, sample, Decision(verdict.passed, right, rows, verdict.about, rules, work.now))
 
 
-def _applier(work: Work) -> Apply:
+def _applier(work: StageContext) -> Apply:
     """What applies corrections; the tokenizer is loaded with the first one."""
     found: list[Edits] = []
 
     def applied(row: Example, answer: str) -> tuple[Example, list[str]]:
         if not found:
-            from finetune_pipeline import base_model
+            from finetune_pipeline.models import base_model
 
             folder = base_model.folder_of(work.inputs["base_model"], work.task.base, work.report)
             found.append(Edits(work.task, base_model.token_counter(folder)))
@@ -162,7 +171,7 @@ def settle(rows: Iterable[Example], given: Mapping[str, Sequence[Review]], apply
     edit). Where no such majority exists the row leaves too: nobody knows what is right. An edit that does not pass the
     rules for every row takes its row out, and so does one that makes two rows the same."""
     kept: list[Example] = []
-    changes: list[Change] = []
+    fixes: list[Fix] = []
     drops: list[Drop] = []
     for row in rows:
         reviews = given.get(row.id, ())
@@ -170,14 +179,14 @@ def settle(rows: Iterable[Example], given: Mapping[str, Sequence[Review]], apply
         if outcome == "keep":
             kept.append(row)
         elif outcome == "edit":
-            _edit(row, by, apply, kept, changes, drops)
+            _edit(row, by, apply, kept, fixes, drops)
         else:
             drops.append(Drop(row.id, row.origin, STAGE, outcome, _who(by or reviews)))
-    edited = frozenset(change.id for change in changes if change.rule == "expert-edit")
+    edited = frozenset(change.id for change in fixes if change.rule == "expert-edit")
     if edited:
         kept, repeated = without_repeated(kept, edited, task)
         drops += [replace(drop, stage=STAGE) for drop in repeated]
-    return Settled(tuple(kept), tuple(changes), tuple(drops))
+    return Settled(tuple(kept), tuple(fixes), tuple(drops))
 
 
 def _edit(
@@ -185,19 +194,19 @@ def _edit(
     by: Sequence[Review],
     apply: Apply,
     kept: list[Example],
-    changes: list[Change],
+    fixes: list[Fix],
     drops: list[Drop],
 ) -> None:
     """Put the corrected row among those that are kept, or say in the ledger why it cannot be."""
     try:
-        edited, slugs = apply(row, by[0].answer or "")
-    except Refused as refused:
+        edited, slugs = apply(row, by[0].completion or "")
+    except RowDropped as refused:
         detail = f"{_who(by)}: {refused.reason}" + (f" ({refused.detail})" if refused.detail else "")
         drops.append(Drop(row.id, row.origin, STAGE, "edit-refused", detail))
         return
     kept.append(edited)
-    changes.append(Change(row.id, row.origin, STAGE, "expert-edit", _who(by)))
-    changes += [Change(row.id, row.origin, STAGE, slug) for slug in dict.fromkeys(slugs)]
+    fixes.append(Fix(row.id, row.origin, STAGE, "expert-edit", _who(by)))
+    fixes += [Fix(row.id, row.origin, STAGE, slug) for slug in dict.fromkeys(slugs)]
 
 
 def _majority(row: Example, reviews: Sequence[Review]) -> tuple[str, list[Review]]:
@@ -207,14 +216,14 @@ def _majority(row: Example, reviews: Sequence[Review]) -> tuple[str, list[Review
     votes = Counter(_vote(row, review) for review in reviews)
     vote, count = votes.most_common(1)[0]
     if 2 * count <= len(reviews):
-        return "experts-disagree", []
+        return "reviewers-disagree", []
     return {"approve": "keep", "reject": "expert-rejected"}.get(vote[0], "edit"), [
         review for review in reviews if _vote(row, review) == vote
     ]
 
 
 def _vote(row: Example, review: Review) -> tuple[str, str | None]:
-    return ("approve", None) if approves(row, review) else (review.decision, review.answer)
+    return ("approve", None) if approves(row, review) else (review.decision, review.completion)
 
 
 def _who(reviews: Sequence[Review]) -> str:
@@ -230,7 +239,7 @@ def _summary(state: Progress, settled: Settled, figures: Mapping[str, Json]) -> 
         "share": figures["share"],
         "lower_bound": figures["lower_bound"],
         "fresh_rows_needed": figures["fresh_rows_none_wrong"],
-        "edited": sum(change.rule == "expert-edit" for change in settled.changes),
+        "edited": sum(change.rule == "expert-edit" for change in settled.fixes),
         "dropped": len(settled.drops),
         "dropped_by_reason": dict(Counter(drop.reason for drop in settled.drops)),
         "recorded": state.recorded,

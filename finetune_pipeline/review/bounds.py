@@ -54,11 +54,11 @@ def fresh_rows(share: float, rules: ReviewRules, look: int) -> dict[str, int | N
     confidence = round_confidence(rules.confidence, look)
 
     def least(right: float) -> int | None:
-        return _least(lambda n: n > 0 and lower_bound(right * n, n, confidence) >= rules.threshold)
+        return _least(lambda n: n > 0 and lower_bound(right * n, n, confidence) >= rules.min_approved)
 
     return {
-        "none_wrong": least(1.0) if rules.threshold < 1 else None,
-        "same_share": least(share) if share > rules.threshold else None,
+        "none_wrong": least(1.0) if rules.min_approved < 1 else None,
+        "same_share": least(share) if share > rules.min_approved else None,
     }
 
 

@@ -1,17 +1,18 @@
 """The review gate: are enough of the reviewed rows right as they were, and what can a sample of this size show at all?
 
-    judge(rows, reviews, rules, about, drawn) -> Verdict      pure: no I/O; the desk shows it while the review goes on
+    evaluate_review(rows, reviews, rules, about, drawn) -> Verdict      pure: no I/O; the desk shows it while the
+    review goes on
 
 A row counts as right when the majority of its reviewers approve it; an edited or rejected row was not right, nor was a
-row that was taken out after it was drawn (rounds.py). The observed share decides, unless `review.require_bound` lets
-the lower bound decide. The bound takes into account how often the gate was asked before (bounds.py).
+row that was taken out after it was drawn (rounds.py). The observed share decides, unless `review.require_lower_bound`
+lets the lower bound decide. The bound takes into account how often the gate was asked before (bounds.py).
 
     57 of 60 rows right in round 1: observed 95.0 %, and with 97.5 % confidence at least 86.1 % of all rows
 
 The statement is about the rows that nobody reviewed in an earlier round, as they are now. All others have a verdict of
 their own, which is followed: they are approved, corrected or dropped.
 
-What it is not: where verdicts are kept (inbox.py), or what becomes of the rows (assets.py).
+What it is not: where verdicts are kept (verdict_store.py), or what becomes of the rows (assets.py).
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from typing import Literal
 from finetune_pipeline.config import ReviewRules
 from finetune_pipeline.records import Check, Example, Json, Review, Verdict
 from finetune_pipeline.review.bounds import fresh_rows, interval, lower_bound, round_confidence
-from finetune_pipeline.review.inbox import by_row, progress, right
 from finetune_pipeline.review.rounds import Decision, Round
+from finetune_pipeline.review.verdict_store import by_row, progress, right
 
 NAMED = 5  # wrong rows named in the check's text; all of them stand in the figures
 
 
-def judge(
+def evaluate_review(
     rows: Sequence[Example],
     reviews: Iterable[Review],
     rules: ReviewRules,
@@ -55,7 +56,7 @@ def judge(
     share = k / n if n else 0.0
     everything = drawn.population is not None and len(rows) >= drawn.population and not late
     bound = share if everything else lower_bound(k, n, round_confidence(rules.confidence, drawn.look))
-    passes = share >= rules.threshold and (bound >= rules.threshold or not rules.require_bound)
+    passes = share >= rules.min_approved and (bound >= rules.min_approved or not rules.require_lower_bound)
     needed = fresh_rows(share, rules, drawn.look if passes else drawn.look + 1)
     left = math.inf if drawn.population is None else drawn.population - len(rows)
     checks = (
@@ -74,7 +75,7 @@ def judge(
         "share": share,
         "lower_bound": bound,
         "interval": list(interval(k, n, rules.confidence)),
-        "threshold": rules.threshold,
+        "threshold": rules.min_approved,
         "confidence": rules.confidence,
         "round_confidence": round_confidence(rules.confidence, drawn.look),
         "unseen": drawn.population,
@@ -129,17 +130,17 @@ def _share(k: int, n: int, share: float, rules: ReviewRules, wrong: Sequence[Exa
     observed = f"{k} of {n} ({share:.1%}) in round {drawn.number}" + (f"; wrong: {named}{rest}" if wrong else "")
     if drawn.gone:
         observed += f"; {drawn.gone} drawn and no longer in the data, which count as wrong"
-    passed = n > 0 and share >= rules.threshold
-    return Check("share of rows that are right", passed, f"at least {rules.threshold:.1%}", observed)
+    passed = n > 0 and share >= rules.min_approved
+    return Check("share of rows that are right", passed, f"at least {rules.min_approved:.1%}", observed)
 
 
 def _bound(bound: float, advice: str, drawn: Round, rules: ReviewRules) -> Check:
-    severity: Literal["error", "warning"] = "error" if rules.require_bound else "warning"
-    holds = bound >= rules.threshold
+    severity: Literal["error", "warning"] = "error" if rules.require_lower_bound else "warning"
+    holds = bound >= rules.min_approved
     confidence = round_confidence(rules.confidence, drawn.look)
     name = f"lower bound at {confidence * 100:.6g}% confidence ({rules.confidence:.0%} over all rounds)"
     return Check(
-        name, holds, f"at least {rules.threshold:.1%}", f"{bound:.1%}" + ("" if holds else f"; {advice}"), severity
+        name, holds, f"at least {rules.min_approved:.1%}", f"{bound:.1%}" + ("" if holds else f"; {advice}"), severity
     )
 
 

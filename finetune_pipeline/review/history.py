@@ -86,7 +86,7 @@ def ended_fingerprint(task: Task, store: TaskStore) -> str:
     """Hash of the rounds that a change of the data or the rules has ended since the gate refused: a new draw is due.
     A refusal of the very data that is there now ends nothing: it stands."""
     clean = store.current("clean_examples")
-    now = (clean.content if clean else "", rules_hash(task.review))
+    now = (clean.content_hash if clean else "", rules_hash(task.review))
     last = {number: decided[-1] for number, decided in load_history(store).decisions.items() if decided}
     ended = [str(n) for n, one in sorted(last.items()) if not one.passed and (one.about, one.rules) != now]
     return content_id(*ended)

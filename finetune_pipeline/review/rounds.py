@@ -153,13 +153,13 @@ def _going_on(
     ordered = _ordered(_unseen(rows, history, last, said) or rows, last.salt)
     sample = [row for row in ordered if _place(row, last.salt) <= last.cut]
     gone = _gone(rows, last, said)
-    if not sample or len(sample) / (len(sample) + gone) < rules.threshold or len(sample) > GROWTH * rules.max_rows:
+    if not sample or len(sample) / (len(sample) + gone) < rules.min_approved or len(sample) > GROWTH * rules.max_rows:
         return None
     return _drawn(sample, replace(last, gone=gone), len(ordered))
 
 
 def _drawn(sample: Sequence[Example], of: Round, population: int) -> Drawn:
-    drawn = of.drawn | {(row.id, row.content) for row in sample}
+    drawn = of.drawn | {(row.id, row.content_hash) for row in sample}
     return Drawn(tuple(sample), replace(of, drawn=drawn, population=population))
 
 
@@ -185,13 +185,13 @@ def _unseen(rows: Sequence[Example], history: History, of: Round, said: Said) ->
         reviews = said.get(shown, ()) if shown not in of.drawn else ()
         return bool(reviews) and (shown in earlier or any(not review.recorded for review in reviews))
 
-    return [row for row in rows if not seen((row.id, row.content))]
+    return [row for row in rows if not seen((row.id, row.content_hash))]
 
 
 def _gone(rows: Sequence[Example], last: Round, said: Said) -> int:
     """Rows drawn in this round that left the data, or changed, after they were found wrong or before anybody judged
     them. A row that only changed before it was judged is still in the sample, as it is now."""
-    present = {row.id: row.content for row in rows}
+    present = {row.id: row.content_hash for row in rows}
     left = (shown for shown in last.drawn if present.get(shown[0]) != shown[1])
     return sum(not _approved(said[shown]) if shown in said else shown[0] not in present for shown in left)
 
@@ -203,7 +203,7 @@ def _approved(reviews: Sequence[Review]) -> bool:
 def _size(population: int, rules: ReviewRules, look: int) -> int:
     """How many rows a round draws. Where the bound decides, and after a refusal, no fewer than can show the bound: 20
     rows of which 80 % are right look like 95 % once in 15 times, so small samples would get through by repetition."""
-    enough = fresh_rows(1.0, rules, look)["none_wrong"] if rules.require_bound or look > 1 else None
+    enough = fresh_rows(1.0, rules, look)["none_wrong"] if rules.require_lower_bound or look > 1 else None
     wanted = max(rules.min_rows, math.ceil(rules.fraction * population), enough or 0)
     return min(wanted, rules.max_rows, population)
 

@@ -10,7 +10,7 @@
     GET  /metrics               Prometheus
     GET  /health                without a key: whether it is up, whose it is, how many tasks cannot be served as desired
 
-Errors are OpenAI's error objects: 400 (what is wrong, and the cure), 401, 404, 413, 422 (on_invalid: reject), 429 with
+Errors are OpenAI's error objects: 400 (what is wrong, and the hint), 401, 404, 413, 422 (on_invalid: reject), 429 with
 Retry-After, 503 while the first models load. What it is not: what is done with one request (endpoint.py), what is
 served (supervisor.py), or how (engine.py).
 """
@@ -36,16 +36,16 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from finetune_pipeline.backends.inside import end_with
 from finetune_pipeline.backends.local import job_environment
+from finetune_pipeline.backends.worker import end_with
 from finetune_pipeline.errors import FinetuneError, PortInUse
 from finetune_pipeline.records import content_id
-from finetune_pipeline.serve.chat import ApiError
+from finetune_pipeline.serve.api_keys import VARIABLE, key_file, load_keys
 from finetune_pipeline.serve.connection import ClientGone
 from finetune_pipeline.serve.endpoint import Endpoint
-from finetune_pipeline.serve.keys import VARIABLE, key_file, load_keys
 from finetune_pipeline.serve.metrics import Metrics
-from finetune_pipeline.serve.supervisor import Supervisor, standing_json
+from finetune_pipeline.serve.openai_schema import ApiError
+from finetune_pipeline.serve.supervisor import Supervisor, serving_status_json
 from finetune_pipeline.serve.traffic import TrafficLog
 from finetune_pipeline.store import data_root, home, write_atomic
 
@@ -82,7 +82,7 @@ def _routes(app: FastAPI, endpoint: Endpoint) -> None:
 
     @app.get("/v1/models", response_model=None)
     async def models(http: Request) -> dict[str, Any]:
-        endpoint.authorise(http)
+        endpoint.authorize(http)
         rows = [
             {
                 "id": name,
@@ -97,8 +97,8 @@ def _routes(app: FastAPI, endpoint: Endpoint) -> None:
 
     @app.get("/version", response_model=None)
     async def version(http: Request) -> dict[str, Any]:
-        endpoint.authorise(http)
-        tasks = {name: standing_json(standing) for name, standing in endpoint.supervisor.table.tasks.items()}
+        endpoint.authorize(http)
+        tasks = {name: serving_status_json(standing) for name, standing in endpoint.supervisor.table.tasks.items()}
         supervisor = endpoint.supervisor
         running, waiting = supervisor.busy()
         progress = {"rounds": supervisor.rounds, "steps": supervisor.steps, "busy": running + waiting}
@@ -107,7 +107,7 @@ def _routes(app: FastAPI, endpoint: Endpoint) -> None:
 
     @app.get("/metrics", response_model=None)
     async def metrics(http: Request) -> Response:
-        endpoint.authorise(http)
+        endpoint.authorize(http)
         return Response(endpoint.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.api_route("/health", methods=["GET", "HEAD"], response_model=None)
@@ -210,7 +210,7 @@ def _leave() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. PortInUse names the port, who has it as far as the system tells, and the cure."""
+    """A listening socket. PortInUse names the port, who has it as far as the system tells, and the hint."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -14,10 +14,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from finetune_pipeline.serve.answering import Generation, Result
-from finetune_pipeline.serve.chat import ApiError, ChatRequest
+from finetune_pipeline.serve.generation import Generation, Result
 from finetune_pipeline.serve.metrics import Metrics
-from finetune_pipeline.serve.routes import Route
+from finetune_pipeline.serve.model_routes import Route
+from finetune_pipeline.serve.openai_schema import ApiError, ChatRequest
 from finetune_pipeline.serve.traffic import Line, Status, TrafficLog
 
 
@@ -72,7 +72,7 @@ class Traces:
         seconds = time.perf_counter() - asked.start
         first = result.first_token - asked.start if result and result.first_token else None
         if asked.route is not None:
-            self._count(asked, asked.route, status, seconds, first, result.answer_tokens if result else 0)
+            self._count(asked, asked.route, status, seconds, first, result.completion_tokens if result else 0)
         self._traffic.add(line_of(asked, status, seconds, first, result, code), check=asked.check)
 
     def _count(
@@ -83,7 +83,7 @@ class Traces:
             return
         self._metrics.seconds.labels(route.model).observe(seconds)
         self._metrics.prompt_tokens.labels(route.model).inc(asked.prompt_tokens)
-        self._metrics.answer_tokens.labels(route.model).inc(tokens)
+        self._metrics.completion_tokens.labels(route.model).inc(tokens)
         if first is not None:
             self._metrics.first_token.labels(route.model).observe(first)
 
@@ -94,7 +94,7 @@ def line_of(
     """The request as the log has it. A question that was refused is not kept: nothing says how long it is."""
     route, request, generation = asked.route, asked.request, asked.generation
     texts = route is not None and route.log_text and status != "refused"
-    tokens = result.answer_tokens if result else generation.answer_tokens if generation else 0
+    tokens = result.completion_tokens if result else generation.completion_tokens if generation else 0
     return Line(
         at=asked.at.isoformat(timespec="milliseconds"),
         request=asked.id,
@@ -107,11 +107,11 @@ def line_of(
         seconds=round(seconds, 4),
         first_token_seconds=round(first, 4) if first is not None else None,
         prompt_tokens=asked.prompt_tokens,
-        answer_tokens=tokens,
+        completion_tokens=tokens,
         key=asked.owner,
         stream=request.stream if request else False,
-        question=request.messages[-1].text if texts and request else None,
-        answer=result.text if texts and result else None,
+        prompt=request.messages[-1].text if texts and request else None,
+        completion=result.text if texts and result else None,
         code=code,
         queued_seconds=round(generation.queued, 4) if generation else None,
     )

@@ -3,7 +3,8 @@ the one that was evaluated.
 
     challenger := version 4      served under support_tickets@4, beside the champion, which keeps the traffic
     parity                       the test rows through the endpoint, compared with the evaluation's answers
-    champion := version 4        desired.json, then MLflow's alias; /version has to show it; one question is asked
+    champion := version 4        deployment_state.json, then MLflow's alias; /version has to show it; one question is
+    asked
 
 When parity fails nothing moves, and the verdict names the rows. When the endpoint does not take the champion over, the
 deployment takes its own move back, and nothing else: a rollback in the meantime stands, and ends the deployment. A
@@ -21,21 +22,20 @@ from typing import Any
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import FinetuneError, GateRefused, ServingError
-from finetune_pipeline.evaluate.partial import AnswerFile, partial_folder
-from finetune_pipeline.materialise import Outcome, Work
+from finetune_pipeline.evaluate.answer_log import AnswerFile
 from finetune_pipeline.records import Check, Json, ServedVersion, Verdict, dumps, read_jsonl, write_jsonl
-from finetune_pipeline.serve import desired
-from finetune_pipeline.serve.desired import Desired, Version
-from finetune_pipeline.serve.live import Live, live_endpoint, wait_served
-from finetune_pipeline.serve.parity import BASE_ROWS, Parity, chosen, compare, judge, replay
-from finetune_pipeline.store import TaskStore
+from finetune_pipeline.serve import deployment_state
+from finetune_pipeline.serve.client import Live, live_endpoint, wait_served
+from finetune_pipeline.serve.deployment_state import Desired, Version
+from finetune_pipeline.serve.parity import BASE_ROWS, Parity, chosen, compare, evaluate_parity, replay
+from finetune_pipeline.store import StageContext, StageResult, TaskStore
 
 
 def desired_fingerprint(task: Task, store: TaskStore) -> str:
     """Changes when what the current deployment says no longer holds: its model lost the traffic to another one, was
     rolled back, or a hold on it was lifted. A deployment does not change its own fingerprint."""
     registered = store.current("registered_model")
-    return str(desired.moves_of(desired.read(store), registered.content)) if registered else "0"
+    return str(deployment_state.moves_of(deployment_state.read(store), registered.content_hash)) if registered else "0"
 
 
 def live_opponent(task: Task, store: TaskStore) -> dict[str, Json] | None:
@@ -43,28 +43,28 @@ def live_opponent(task: Task, store: TaskStore) -> dict[str, Json] | None:
     A part of the evaluation's key: another live version makes the evaluation stale, the candidate's own deployment does
     not."""
     adapter = store.current("adapter")
-    live = desired.opponent(desired.read(store), adapter.content if adapter else "")
+    live = deployment_state.opponent(deployment_state.read(store), adapter.content_hash if adapter else "")
     if live is None:
         return None
     return asdict(ServedVersion(live.version, live.adapter, live.adapter_key, live.base, live.max_new_tokens))
 
 
-def deployed_endpoint(work: Work) -> Outcome:
+def deployed_endpoint(work: StageContext) -> StageResult:
     """Prove parity on the challenger, then move the traffic. ServingError when the endpoint does not do what it is
     told; the champion so far goes on serving."""
     version = candidate(work)
-    state = desired.read(work.store)
+    state = deployment_state.read(work.store)
     if version.adapter in state.held:
         return _held(work, version, state)
     _same_opponent(work)
     with live_endpoint(work.task, work.store, work.report) as endpoint:
-        desired.change(work.store, lambda s: desired.challenge(s, version))
+        deployment_state.change(work.store, lambda s: deployment_state.challenge(s, version))
         try:
             wait_served(endpoint, work.task.name, "challenger", version.adapter, work.report)
-            partial = partial_folder(work.store, "deployed_endpoint", work.key)
+            partial = work.store.unfinished("deployed_endpoint", "answers", work.key)
             parity = _replayed(work, endpoint, version, AnswerFile(partial / "answers.jsonl"))
             shutil.rmtree(partial)
-            verdict = judge(parity, work.task.serve.parity, version.registered)
+            verdict = evaluate_parity(parity, work.task.serve.parity, version.registered)
             write_jsonl(work.out / "parity.jsonl", parity.rows)
             if not verdict.passed:
                 return _outcome(work, version, verdict, None)
@@ -73,27 +73,27 @@ def deployed_endpoint(work: Work) -> Outcome:
         except ServingError as error:
             raise _explained(work, version, error) from error
         finally:
-            desired.change(work.store, lambda s: desired.withdraw(s, version))
+            deployment_state.change(work.store, lambda s: deployment_state.withdraw(s, version))
         return _outcome(work, version, verdict, sample)
 
 
-def candidate(work: Work) -> Version:
+def candidate(work: StageContext) -> Version:
     """The registered model as a version to be served, with the settings that are declared now."""
     model, adapter, serve = work.inputs["registered_model"], work.inputs["adapter"], work.task.serve
     facts = model.json("model.json")
-    if facts["adapter"] != adapter.content:
+    if facts["adapter"] != adapter.content_hash:
         raise GateRefused(
             f"version {facts['version']} was registered with adapter {facts['adapter']}, and the current one is "
-            f"{adapter.content}",
-            "materialise registered_model again",
+            f"{adapter.content_hash}",
+            "materialize registered_model again",
         )
     return Version(
         version=int(facts["version"]),
-        adapter=adapter.content,
+        adapter=adapter.content_hash,
         adapter_key=adapter.key,
-        base=work.inputs["base_model"].content,
-        registered=model.content,
-        evaluation=work.inputs["eval_report"].content,
+        base=work.inputs["base_model"].content_hash,
+        registered=model.content_hash,
+        evaluation=work.inputs["eval_report"].content_hash,
         served_as=work.task.served_as,
         max_new_tokens=_max_new_tokens(work),
         on_invalid=serve.on_invalid,
@@ -102,7 +102,7 @@ def candidate(work: Work) -> Version:
     )
 
 
-def _same_opponent(work: Work) -> None:
+def _same_opponent(work: StageContext) -> None:
     """GateRefused when the candidate was compared with another version than the one that it would replace."""
     compared, live = (
         work.inputs["eval_report"].json("report.json").get("champion"),
@@ -120,13 +120,13 @@ def _live(version: Json) -> str:
     return "no version" if version is None else f"version {version}"
 
 
-def _replayed(work: Work, endpoint: Live, version: Version, kept: AnswerFile) -> Parity:
+def _replayed(work: StageContext, endpoint: Live, version: Version, kept: AnswerFile) -> Parity:
     rows = read_jsonl(work.inputs["eval_report"].path("answers.jsonl"))
     evaluated = {row["id"]: row["text"] for row in rows if row["variant"] == "tuned"}
     test = list(work.inputs["data_split"].examples("test.jsonl"))
     examples = chosen(test, evaluated, work.task.serve.parity_rows)
     if not examples:
-        raise GateRefused("the evaluation holds no answers to the test rows", "materialise eval_report again")
+        raise GateRefused("the evaluation holds no answers to the test rows", "materialize eval_report again")
     name = version.served_as
     served = replay(endpoint, f"{name}@{version.version}", examples, work.report, kept)
     base: dict[str, str] = {}
@@ -136,22 +136,22 @@ def _replayed(work: Work, endpoint: Live, version: Version, kept: AnswerFile) ->
     return compare(examples, served, evaluated, base, work.task.answer)
 
 
-def _move(work: Work, endpoint: Live, version: Version, champion: Version | None) -> None:
+def _move(work: StageContext, endpoint: Live, version: Version, champion: Version | None) -> None:
     """Give the traffic of `champion` to `version` and see it there; else take the move back."""
-    before = desired.read(work.store)
-    desired.change(work.store, lambda s: desired.promote(s, version, champion))
+    before = deployment_state.read(work.store)
+    deployment_state.change(work.store, lambda s: deployment_state.promote(s, version, champion))
     try:
         wait_served(endpoint, work.task.name, "champion", version.adapter, work.report)
     except FinetuneError:
-        desired.change(work.store, lambda s: desired.undo(s, version, before))
+        deployment_state.change(work.store, lambda s: deployment_state.undo(s, version, before))
         raise
-    if complaint := desired.follow(work.store):
+    if complaint := deployment_state.follow(work.store):
         work.report.log(complaint)
 
 
-def _explained(work: Work, version: Version, error: ServingError) -> ServingError:
+def _explained(work: StageContext, version: Version, error: ServingError) -> ServingError:
     """The error, or what is behind it: a model that is not desired any more is not served any more."""
-    now = desired.read(work.store)
+    now = deployment_state.read(work.store)
     if version in (now.challenger, now.champion):
         return error
     last = f": {now.history[-1].what} at {now.history[-1].at}" if now.history else ""
@@ -161,22 +161,22 @@ def _explained(work: Work, version: Version, error: ServingError) -> ServingErro
     )
 
 
-def _sample(work: Work, endpoint: Live, version: Version) -> dict[str, Any]:
+def _sample(work: StageContext, endpoint: Live, version: Version) -> dict[str, Any]:
     """One held-out question, asked of the champion by its public name, and of the base model."""
     example = next(work.inputs["data_split"].examples("test.jsonl"))
     asked = [example]
     tuned = replay(endpoint, version.served_as, asked, work.report)[example.id]
     base = replay(endpoint, f"{version.served_as}@base", asked, work.report)[example.id]
-    return {"id": example.id, "question": example.question, "tuned": tuned, "base": base, "reference": example.answer}
+    return {"id": example.id, "prompt": example.prompt, "tuned": tuned, "base": base, "reference": example.completion}
 
 
-def _outcome(work: Work, version: Version, verdict: Verdict, sample: dict[str, Any] | None) -> Outcome:
-    serving = desired.read(work.store).champion
+def _outcome(work: StageContext, version: Version, verdict: Verdict, sample: dict[str, Any] | None) -> StageResult:
+    serving = deployment_state.read(work.store).champion
     facts = {
         "task": work.task.name,
         "served_as": version.served_as,
-        "candidate": desired.plain(version),
-        "champion": desired.plain(serving) if serving else None,
+        "candidate": deployment_state.plain(version),
+        "champion": deployment_state.plain(serving) if serving else None,
         "parity": verdict.to_json(),
         "sample": sample,
     }
@@ -188,17 +188,17 @@ def _outcome(work: Work, version: Version, verdict: Verdict, sample: dict[str, A
         "parity": verdict.figures.get("share"),
         "rows": verdict.figures.get("rows", 0),
     }
-    return Outcome(summary, verdict)
+    return StageResult(summary, verdict)
 
 
-def _held(work: Work, version: Version, state: Desired) -> Outcome:
+def _held(work: StageContext, version: Version, state: Desired) -> StageResult:
     reason = state.held[version.adapter]
     serving = f"version {state.champion.version} serves" if state.champion else "nothing is served"
     check = Check("not rolled back", False, "a version that nobody took back", reason)
-    summary = f"version {version.version} is not deployed: {reason}; {serving} (`finetune release --again` lifts this)"
+    summary = f"version {version.version} is not deployed: {reason}; {serving} (`finetune unhold` lifts this)"
     write_jsonl(work.out / "parity.jsonl", ())
     return _outcome(work, version, Verdict("deployed_endpoint", False, version.registered, summary, (check,)), None)
 
 
-def _max_new_tokens(work: Work) -> int:
+def _max_new_tokens(work: StageContext) -> int:
     return int(work.inputs["eval_report"].json("report.json")["max_new_tokens"])

@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from finetune_pipeline.serve.chat import ApiError
+from finetune_pipeline.serve.openai_schema import ApiError
 
 MAX_BODY = 4 << 20
 STALLED_SECONDS = 60.0  # without a byte sent or taken by the client: its connection is given up

@@ -1,6 +1,6 @@
 """One request to one answer: who asks, which model, what it may cost, what goes back, what is noted.
 
-    authorise, parse, lease the adapter, render the prompt, generate, check, respond, log
+    authorize, parse, lease the adapter, render the prompt, generate, check, respond, log
 
 Whatever a request holds (a place in the engine, the lease on its adapter) is given back at its end, however it ends: an
 answer, an error, or a client that hung up. What it is not: the URLs and the process (app.py).
@@ -17,21 +17,21 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from finetune_pipeline.errors import ModelError
-from finetune_pipeline.evaluate.generate import encode
-from finetune_pipeline.serve import chat
-from finetune_pipeline.serve.answering import Generation, GenerationFailed, Result, judged, settle
+from finetune_pipeline.inference.generate import encode
+from finetune_pipeline.serve import openai_schema
+from finetune_pipeline.serve.api_keys import PIPELINE, VARIABLE, Keys
 from finetune_pipeline.serve.asked import Asked, Traces
-from finetune_pipeline.serve.chat import ApiError, ChatRequest
 from finetune_pipeline.serve.connection import ClientGone, Stream, body_of, while_connected
-from finetune_pipeline.serve.engine import AdapterGone, Ask, EngineFull
-from finetune_pipeline.serve.keys import PIPELINE, VARIABLE, Keys
+from finetune_pipeline.serve.engine import AdapterGone, EngineFull, GenerationRequest
+from finetune_pipeline.serve.generation import Generation, GenerationFailed, Result, checked, settle
 from finetune_pipeline.serve.metrics import Metrics
-from finetune_pipeline.serve.routes import Route
+from finetune_pipeline.serve.model_routes import Route
+from finetune_pipeline.serve.openai_schema import ApiError, ChatRequest
 from finetune_pipeline.serve.supervisor import Supervisor
 from finetune_pipeline.serve.traffic import TrafficLog
 
 RETRY_AFTER = {"retry-after": "2"}
-CHARACTERS_PER_TOKEN = 16  # a prompt of more for each token that fits is refused before it is tokenised
+CHARACTERS_PER_TOKEN = 16  # a prompt of more for each token that fits is refused before it is tokenized
 PURPOSE = "x-finetune-purpose"
 
 
@@ -48,7 +48,7 @@ class Endpoint:
 
     # who and what -------------------------------------------------------------------------------------------
 
-    def authorise(self, http: Request) -> str:
+    def authorize(self, http: Request) -> str:
         given = http.headers.get("authorization")
         owner = self.keys.owner(given)
         if owner is None:
@@ -59,7 +59,7 @@ class Endpoint:
 
     def asked(self, http: Request) -> Asked:
         """Who asks. What is marked as a check is no traffic, so that nobody may mark it but the pipeline."""
-        owner, purpose = self.authorise(http), http.headers.get(PURPOSE)
+        owner, purpose = self.authorize(http), http.headers.get(PURPOSE)
         if purpose and owner != PIPELINE:
             raise ApiError(403, f"the header {PURPOSE} takes the pipeline's own key; leave it out", "forbidden_header")
         return Asked(owner, check=bool(purpose))
@@ -81,7 +81,7 @@ class Endpoint:
         known = ", ".join(sorted(self.supervisor.table.routes)) or "none; deploy one with `finetune run`"
         raise ApiError(404, f"there is no model {model!r}; known: {known}", "model_not_found", "model")
 
-    async def ask_of(self, asked: Asked, request: ChatRequest, route: Route) -> Ask:
+    async def ask_of(self, asked: Asked, request: ChatRequest, route: Route) -> GenerationRequest:
         """The prompt as token ids, with the task's system prompt where the request brings none, and its limits. The
         answer is never longer than the route's answers were in the evaluation."""
         messages = request.chat
@@ -100,7 +100,7 @@ class Endpoint:
             raise _too_long(f"the prompt has {len(ids)} tokens and the answer may have {wanted}", route.engine.context)
         asked.prompt_tokens = len(ids)
         sampling = (request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p, request.seed or 0)
-        return Ask(route.adapter, ids, route.prefix_ids, wanted, *sampling, stop=route.rule)
+        return GenerationRequest(route.adapter, ids, route.prefix_ids, wanted, *sampling, stop=route.rule)
 
     # answers ------------------------------------------------------------------------------------------------
 
@@ -109,12 +109,12 @@ class Endpoint:
         asked.held.callback(self.traces.ended, asked)
         handed_over = False
         try:
-            asked.request = request = chat.parse_request(await body_of(http))
+            asked.request = request = openai_schema.parse_request(await body_of(http))
             route = self.lease(asked, request.model)
             ask = await self.ask_of(asked, request, route)
             asked.generation = first = Generation(route, ask, request.stops)
             asked.held.callback(first.close)
-            if request.stream and route.on_invalid == "pass":
+            if request.stream and route.on_invalid == "flag":
                 handed_over = True
                 return Stream(self._stream(asked, request, route, first), self._headers(asked, route), asked.held)
             result = await while_connected(http, settle(route, ask, request.stops, first))
@@ -149,10 +149,10 @@ class Endpoint:
             raise ApiError(422, message, "invalid_answer", headers=headers)
         if request.stream:
             return Stream(self._pieces(asked, request, route, result), headers, asked.held)
-        usage = chat.usage_of(asked.prompt_tokens, result.answer_tokens)
+        usage = openai_schema.usage_of(asked.prompt_tokens, result.completion_tokens)
         trace = self._trace(asked, route, result)
         head = (asked.id, asked.created, request.model, route.fingerprint)
-        return JSONResponse(chat.completion(*head, result.text, result.finish, usage, trace), headers=headers)
+        return JSONResponse(openai_schema.completion(*head, result.text, result.finish, usage, trace), headers=headers)
 
     async def _stream(
         self, asked: Asked, request: ChatRequest, route: Route, generation: Generation
@@ -160,14 +160,14 @@ class Endpoint:
         """The answer as it comes; what the format says of it stands in the last piece."""
         head = (asked.id, asked.created, request.model, route.fingerprint)
         try:
-            yield chat.event(chat.chunk(*head, {"role": "assistant", "content": ""}))
+            yield openai_schema.event(openai_schema.chunk(*head, {"role": "assistant", "content": ""}))
             async for text in generation.texts():
-                yield chat.event(chat.chunk(*head, {"content": text}))
-            result = judged(route, generation)
+                yield openai_schema.event(openai_schema.chunk(*head, {"content": text}))
+            result = checked(route, generation)
             self.traces.answered(asked, result)
         except GenerationFailed as error:
             self.traces.failed(asked)
-            yield chat.event(ApiError(500, f"the model failed: {error}", "engine_error").body())
+            yield openai_schema.event(ApiError(500, f"the model failed: {error}", "engine_error").body())
             return
         for row in self._closing(asked, request, route, result):
             yield row
@@ -175,17 +175,20 @@ class Endpoint:
     async def _pieces(self, asked: Asked, request: ChatRequest, route: Route, result: Result) -> AsyncIterator[str]:
         """An answer that had to be seen as a whole first, as a stream."""
         head = (asked.id, asked.created, request.model, route.fingerprint)
-        yield chat.event(chat.chunk(*head, {"role": "assistant", "content": result.text}))
+        yield openai_schema.event(openai_schema.chunk(*head, {"role": "assistant", "content": result.text}))
         for row in self._closing(asked, request, route, result):
             yield row
 
     def _closing(self, asked: Asked, request: ChatRequest, route: Route, result: Result) -> list[str]:
         head = (asked.id, asked.created, request.model, route.fingerprint)
-        rows = [chat.chunk(*head, {}, result.finish) | {"finetune": self._trace(asked, route, result)}]
+        rows = [openai_schema.chunk(*head, {}, result.finish) | {"finetune": self._trace(asked, route, result)}]
         options = request.stream_options
         if options is not None and options.include_usage:
-            rows.append(chat.chunk(*head, None) | {"usage": chat.usage_of(asked.prompt_tokens, result.answer_tokens)})
-        return [*(chat.event(row) for row in rows), "data: [DONE]\n\n"]
+            rows.append(
+                openai_schema.chunk(*head, None)
+                | {"usage": openai_schema.usage_of(asked.prompt_tokens, result.completion_tokens)}
+            )
+        return [*(openai_schema.event(row) for row in rows), "data: [DONE]\n\n"]
 
     # traces -------------------------------------------------------------------------------------------------
 
@@ -203,7 +206,7 @@ class Endpoint:
 
     def _trace(self, asked: Asked, route: Route, result: Result) -> dict[str, Any]:
         who = (route.task, route.version, route.adapter or "", asked.id)
-        return chat.trace_of(*who, result.status, result.valid, result.problem)
+        return openai_schema.trace_of(*who, result.status, result.valid, result.problem)
 
 
 def _too_long(what: str, context: int) -> ApiError:

@@ -3,10 +3,10 @@
     engine = Engine(folder_of_the_base)                      # loads the weights; seconds
     engine.load("9be0…", adapter_folder)                     # while requests run, between two steps
     with engine.lease("9be0…"):                              # the adapter stays as long as somebody uses it
-        ticket = engine.submit(Ask("9be0…", prompt_ids, prefix_ids, limit), sink)
+        ticket = engine.submit(GenerationRequest("9be0…", prompt_ids, prefix_ids, limit), sink)
     engine.unload("9be0…")                                   # when the last lease is given back
 
-The thread steps one `Decoder` (evaluate/decoder.py, the evaluation's own) per adapter and class of size in turn, so
+The thread steps one `Decoder` (inference/decoder.py, the evaluation's own) per adapter and class of size in turn, so
 that long rows keep nobody waiting: requests join and leave between steps. It owns the model: loading, unloading and
 computing happen there and nowhere else. LoRA layers stay unmerged; `None` is the base without adapter. What is certain:
 a request is computed by one adapter from its first token to its last, and answers do not depend on who asks at the same
@@ -15,7 +15,8 @@ time.
 Why not transformers' own continuous batching: it holds one adapter for all requests, and what it returns was wrong in
 ways that its issues describe; the evaluation's decoder makes "served equals evaluated" true by construction.
 
-What it is not: routing of model names (supervisor.py), text (text.py) or HTTP (app.py). It is longer than most files
+What it is not: routing of model names (supervisor.py), text (detokenizer.py) or HTTP (app.py). It is longer than most
+files
 here because the queue, the leases and the thread share one lock, and are checked against each other more easily so.
 """
 
@@ -34,10 +35,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from finetune_pipeline.errors import ServingError
-from finetune_pipeline.serve.adapters import Adapters
+from finetune_pipeline.inference.adapters import Adapters
 
 if TYPE_CHECKING:
-    from finetune_pipeline.evaluate.decoder import Decoder, Request
+    from finetune_pipeline.inference.decoder import Decoder, Request
 
 T = TypeVar("T")
 SIZES = (1024, 4096)  # own tokens of a row, prompt and answer: shorter and longer rows are computed apart
@@ -58,7 +59,7 @@ class AdapterGone(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class GenerationRequest:
     """One prompt for one adapter (None: the base). `prefix_ids` is what this task's prompts begin with: computed once
     for all of them; a prompt that begins otherwise is computed as a whole. `stop` gets the answer's ids so far."""
 
@@ -73,7 +74,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TokenEvent:
     """One token of an answer. `reason` ends it: "eos" (`token` is the end mark, no text), "stop", "length", "error"."""
 
     token: int
@@ -95,8 +96,8 @@ class Ticket:
         return (time.perf_counter() if self.joined is None else self.joined) - self.submitted
 
 
-Sink = Callable[[Piece], None]
-Lane = tuple[str | None, tuple[int, ...], int]
+Sink = Callable[[TokenEvent], None]
+DecoderKey = tuple[str | None, tuple[int, ...], int]
 """Rows that one decoder computes: adapter, shared prefix, class of size. The rectangle of a decoder's cache is as long
 as its longest row: among short rows, one long row would leave room for a few only, or wait until hardly any is left."""
 
@@ -106,7 +107,7 @@ class Engine:
 
     def __init__(self, base: Path, max_rows: int = MAX_ROWS, max_requests: int = MAX_REQUESTS) -> None:
         """Load the base model in the folder `base`. ModelError when it cannot be loaded."""
-        from finetune_pipeline.evaluate.loading import load
+        from finetune_pipeline.inference.loading import load
 
         loaded = load(base)
         self._model, self.tokenizer, self._eos = loaded.model, loaded.tokenizer, loaded.eos_ids
@@ -116,9 +117,9 @@ class Engine:
         self._max_rows, self._max_requests = max_rows, max_requests
         self._loaded: set[str] = set()
         self._leases: Counter[str] = Counter()
-        self._lanes: dict[Lane, Decoder] = {}
-        self._sinks: dict[str, tuple[Lane, Sink, Ticket]] = {}
-        self._inbox: deque[tuple[Lane, Request]] = deque()
+        self._lanes: dict[DecoderKey, Decoder] = {}
+        self._sinks: dict[str, tuple[DecoderKey, Sink, Ticket]] = {}
+        self._inbox: deque[tuple[DecoderKey, Request]] = deque()
         self._cancelled: set[str] = set()
         self._calls: deque[Callable[[], None]] = deque()
         self._leaving: set[str] = set()
@@ -136,7 +137,9 @@ class Engine:
         """Requests that are running, and requests that wait for a place."""
         with self._wake:
             lanes = list(self._lanes.values())
-            return sum(lane.running for lane in lanes), len(self._inbox) + sum(lane.waiting for lane in lanes)
+            return sum(decoder_key.running for decoder_key in lanes), len(self._inbox) + sum(
+                decoder_key.waiting for decoder_key in lanes
+            )
 
     @property
     def loaded(self) -> frozenset[str]:
@@ -177,23 +180,23 @@ class Engine:
                     self._calls.append(lambda: self._unload(adapter))
                     self._wake.notify()
 
-    def submit(self, ask: Ask, sink: Sink) -> Ticket:
+    def submit(self, ask: GenerationRequest, sink: Sink) -> Ticket:
         """Queue a prompt; `sink` gets its pieces on the engine's thread, and has to return at once. Gives the ticket
         that `cancel` takes. EngineFull when too many wait."""
-        from finetune_pipeline.evaluate.decoder import Request
+        from finetune_pipeline.inference.decoder import Request
 
         shares = (
             len(ask.prompt_ids) > len(ask.prefix_ids) and tuple(ask.prompt_ids[: len(ask.prefix_ids)]) == ask.prefix_ids
         )
         own = len(ask.prompt_ids) - shares * len(ask.prefix_ids) + ask.max_new_tokens
-        lane: Lane = (ask.adapter, ask.prefix_ids if shares else (), sum(own > size for size in SIZES))
+        decoder_key: DecoderKey = (ask.adapter, ask.prefix_ids if shares else (), sum(own > size for size in SIZES))
         with self._wake:
             if self._stopping or len(self._sinks) >= self._max_requests:
                 raise EngineFull
             ticket = Ticket(f"r{next(self._names)}", time.perf_counter())
             sampling = (ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
-            self._inbox.append((lane, Request(ticket.name, ask.prompt_ids, *sampling, stop=ask.stop)))
-            self._sinks[ticket.name] = lane, sink, ticket
+            self._inbox.append((decoder_key, Request(ticket.name, ask.prompt_ids, *sampling, stop=ask.stop)))
+            self._sinks[ticket.name] = decoder_key, sink, ticket
             self._wake.notify()
         return ticket
 
@@ -247,8 +250,8 @@ class Engine:
             while not self._stopping:
                 try:
                     if self._next():
-                        for lane in list(self._lanes):
-                            self._step(lane)
+                        for decoder_key in list(self._lanes):
+                            self._step(decoder_key)
                 except Exception as error:  # whatever it was: begin anew rather than leave everybody waiting
                     log.exception("the engine failed, and begins anew")
                     with self._wake:
@@ -259,7 +262,7 @@ class Engine:
         with self._wake:
             tickets = list(self._sinks)
         for ticket in tickets:
-            self._end(ticket, Piece(-1, "error", why))
+            self._end(ticket, TokenEvent(-1, "error", why))
 
     def _next(self) -> bool:
         """Wait for something to do; take in what came since the last round. False: stop."""
@@ -276,62 +279,62 @@ class Engine:
         for decoder in self._lanes.values():
             if cancelled:
                 decoder.cancel(cancelled)
-        for lane, request in inbox:
+        for decoder_key, request in inbox:
             if request.id not in cancelled:
-                self._admit(lane, request)
+                self._add_requests(decoder_key, request)
         return True
 
     def _working(self) -> bool:
-        return any(lane.running or lane.waiting for lane in self._lanes.values())
+        return any(decoder_key.running or decoder_key.waiting for decoder_key in self._lanes.values())
 
-    def _admit(self, lane: Lane, request: Request) -> None:
-        from finetune_pipeline.evaluate.decoder import Decoder
+    def _add_requests(self, decoder_key: DecoderKey, request: Request) -> None:
+        from finetune_pipeline.inference.decoder import Decoder
 
         if request.id not in self._sinks:  # it has failed with its lane in the meantime
             return
         try:
-            if lane not in self._lanes:
-                self._adapters.activate(lane[0])
+            if decoder_key not in self._lanes:
+                self._adapters.activate(decoder_key[0])
                 decoder = Decoder(
-                    self._model, self._eos, lane[1], self._max_rows, STEP_TOKENS, CACHED_TOKENS, PIECE_TOKENS
+                    self._model, self._eos, decoder_key[1], self._max_rows, STEP_TOKENS, CACHED_TOKENS, PIECE_TOKENS
                 )
                 with self._wake:
-                    self._lanes[lane] = decoder
-            self._lanes[lane].admit([request])
+                    self._lanes[decoder_key] = decoder
+            self._lanes[decoder_key].add_request([request])
         except Exception as error:  # the request gets it; the thread has to live for the others
             log.exception("a request could not be started")
-            self._end(request.id, Piece(-1, "error", str(error)))
+            self._end(request.id, TokenEvent(-1, "error", str(error)))
 
-    def _step(self, lane: Lane) -> None:
-        decoder = self._lanes[lane]
+    def _step(self, decoder_key: DecoderKey) -> None:
+        decoder = self._lanes[decoder_key]
         if not (decoder.running or decoder.waiting):
             return
         try:
             began = time.perf_counter()
-            self._adapters.activate(lane[0])
+            self._adapters.activate(decoder_key[0])
             tokens = decoder.step()
             self.steps += 1
         except Exception as error:  # out of memory, say: these rows get it, the thread lives for the others
-            log.exception("a step of %s failed", lane[0] or "the base model")
+            log.exception("a step of %s failed", decoder_key[0] or "the base model")
             with self._wake:
-                del self._lanes[lane]
-                failed = [name for name, (where, _, _) in self._sinks.items() if where == lane]
+                del self._lanes[decoder_key]
+                failed = [name for name, (where, _, _) in self._sinks.items() if where == decoder_key]
             for ticket in failed:
-                self._end(ticket, Piece(-1, "error", str(error)))
+                self._end(ticket, TokenEvent(-1, "error", str(error)))
             return
-        if lane[2] and not (decoder.running or decoder.waiting):
+        if decoder_key[2] and not (decoder.running or decoder.waiting):
             with self._wake:
-                del self._lanes[lane]  # the cache of long rows is large, and they are rare
+                del self._lanes[decoder_key]  # the cache of long rows is large, and they are rare
         for name in decoder.joined:
             if (known := self._sinks.get(name)) is not None:
                 known[2].joined = began
         for token in tokens:
             if token.finished:
-                self._end(token.id, Piece(token.token, token.reason, token.error))
+                self._end(token.id, TokenEvent(token.token, token.reason, token.error))
             elif (waiting := self._sinks.get(token.id)) is not None:
-                waiting[1](Piece(token.token))
+                waiting[1](TokenEvent(token.token))
 
-    def _end(self, ticket: str, piece: Piece) -> None:
+    def _end(self, ticket: str, piece: TokenEvent) -> None:
         with self._wake:
             known = self._sinks.pop(ticket, None)
         if known is not None:
@@ -349,6 +352,6 @@ class Engine:
         with self._wake:
             if adapter in self._loaded or self._leases[adapter]:
                 return  # it was wanted again in the meantime
-            for lane in [lane for lane in self._lanes if lane[0] == adapter]:
-                del self._lanes[lane]
+            for decoder_key in [decoder_key for decoder_key in self._lanes if decoder_key[0] == adapter]:
+                del self._lanes[decoder_key]
         self._adapters.unload(adapter)

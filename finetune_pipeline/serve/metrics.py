@@ -33,7 +33,7 @@ class Metrics:
             "finetune_first_token_seconds", "From request to first token.", by_model, buckets=SECONDS, registry=own
         )
         self.prompt_tokens = Counter("finetune_prompt_tokens", "Tokens of prompts.", by_model, registry=own)
-        self.answer_tokens = Counter("finetune_answer_tokens", "Tokens of answers.", by_model, registry=own)
+        self.completion_tokens = Counter("finetune_answer_tokens", "Tokens of answers.", by_model, registry=own)
         self.lines_lost = Counter(
             "finetune_traffic_lines_lost", "Traffic log lines not written: full disk, or too many.", registry=own
         )

@@ -3,13 +3,13 @@ evaluation's report.
 
     answers = replay(endpoint, "support_tickets@4", examples, report)        # through HTTP, 48 at a time
     result = compare(examples, answers, evaluated, base, spec)               # pure
-    judge(result, threshold=0.97, about=registered.content)                  # the verdict
+    evaluate_parity(result, threshold=0.97, about=registered.content)                  # the verdict
 
 A different chat template, a system prompt that is missing, a tokenizer that adds a token, another precision, an adapter
 that was loaded only in part: each shows here, and nowhere else before the users. Answers are compared as values (JSON
 objects by content, labels by name), and two answers that break the format by their text.
 
-What it is not: a judgement of the model. That was the release decision's.
+What it is not: a judgment of the model. That was the release decision's.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from finetune_pipeline.backends.progress import STALLED_SECONDS
 from finetune_pipeline.clean.answers import parse
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.errors import ServingError
+from finetune_pipeline.evaluate.answer_log import AnswerFile
 from finetune_pipeline.evaluate.metrics import canonical, score
-from finetune_pipeline.evaluate.partial import AnswerFile
 from finetune_pipeline.records import Answer, Check, Example, Reporter, Verdict
-from finetune_pipeline.serve.live import Live, tail
+from finetune_pipeline.serve.client import Live, tail
 
 CONCURRENCY = 48  # leaves room for requests of others (engine.MAX_REQUESTS)
 WATCH_SECONDS = 1.0
@@ -108,7 +108,7 @@ def compare(
     return Parity(rows, len(base), differs)
 
 
-def judge(parity: Parity, threshold: float, about: str) -> Verdict:
+def evaluate_parity(parity: Parity, threshold: float, about: str) -> Verdict:
     """Passed when enough served answers equal the evaluated ones, and the adapter does something at all."""
     equal, total = sum(row.equal for row in parity.rows), len(parity.rows)
     checks = (

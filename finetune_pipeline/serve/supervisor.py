@@ -1,13 +1,15 @@
-"""Makes the running endpoint serve what is desired: reads every task's desired.json each second, and converges.
+"""Makes the running endpoint serve what is desired: reads every task's deployment_state.json each second, and
+converges.
 
-    desired.json says version 4          this thread: finds and verifies the adapter, loads it, then swaps the table of
+    deployment_state.json says version 4          this thread: finds and verifies the adapter, loads it, then swaps the
+    table of
     (routes so far: version 3)           routes as a whole; requests in flight end on 3, new ones go to 4; 3 is unloaded
 
 No restart, no request refused or mixed. What cannot be served (a file missing, changed, an adapter that does not fit)
 leaves the version before it in place, and stands under `errors` in /version, in the log and in the metrics; it is tried
 again when the desired state changes, and every half minute.
 
-What it is not: the one who decides (assets.py and desired.rollback write the desired state), or HTTP (app.py).
+What it is not: the one who decides (assets.py and deployment_state.rollback write the desired state), or HTTP (app.py).
 """
 
 from __future__ import annotations
@@ -21,12 +23,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_pipeline.errors import FinetuneError, StorageError
-from finetune_pipeline.graph import FOLDERS
-from finetune_pipeline.serve import desired
-from finetune_pipeline.serve.desired import Desired, Version
+from finetune_pipeline.serve import deployment_state
+from finetune_pipeline.serve.deployment_state import Desired, Version
 from finetune_pipeline.serve.engine import Engine
 from finetune_pipeline.serve.metrics import Metrics
-from finetune_pipeline.serve.routes import BASE, Found, Route, base_folder, find, route
+from finetune_pipeline.serve.model_routes import BASE, Found, Route, base_folder, find, route
 from finetune_pipeline.store import TaskStore, task_names
 
 POLL_SECONDS = 1.0
@@ -35,7 +36,7 @@ log = logging.getLogger("finetune.supervisor")
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ServingStatus:
     """Where one task stands in this process: the routes it has, and why what is desired is missing: errors by what they
     concern (champion, challenger, name, state)."""
 
@@ -50,7 +51,7 @@ class Table:
     """Everything the endpoint serves at one moment; replaced as a whole, never changed."""
 
     routes: Mapping[str, Route] = field(default_factory=dict)
-    tasks: Mapping[str, Standing] = field(default_factory=dict)
+    tasks: Mapping[str, ServingStatus] = field(default_factory=dict)
 
 
 class Supervisor:
@@ -121,28 +122,28 @@ class Supervisor:
         """One round: after it the table is what is desired, as far as it can be served."""
         names = [self._only] if self._only else task_names()
         before = self.table
-        tasks = {name: self._one(name, before.tasks.get(name, Standing())) for name in names}
+        tasks = {name: self._one(name, before.tasks.get(name, ServingStatus())) for name in names}
         tasks, routes = named(tasks)
         if tasks != before.tasks:
             self.table = Table(routes, tasks)
             self._tell(before)
         self._drop_unused(before)
 
-    def _one(self, task: str, now: Standing) -> Standing:
-        """`_stand`, of which no failure concerns another task, whatever it is (a manifest nobody foresaw)."""
+    def _one(self, task: str, now: ServingStatus) -> ServingStatus:
+        """`_update_status`, of which no failure concerns another task, whatever it is (a manifest nobody foresaw)."""
         try:
-            return self._stand(task, now)
+            return self._update_status(task, now)
         except Exception as error:
             errors = {"state": f"{type(error).__name__}: {error}"}
             if now.errors != errors:  # a round later it is no news
                 log.exception("%s: its desired state cannot be applied", task)
             return replace(now, errors=errors)
 
-    def _stand(self, task: str, now: Standing) -> Standing:
+    def _update_status(self, task: str, now: ServingStatus) -> ServingStatus:
         """Where the task stands after its desired state was read and, as far as possible, loaded."""
-        store = TaskStore(task, FOLDERS)
+        store = TaskStore(task)
         try:
-            state = desired.read(store)
+            state = deployment_state.read(store)
         except (FinetuneError, OSError) as error:
             return replace(now, errors={"state": str(error)})
         errors: dict[str, str] = {}
@@ -150,12 +151,12 @@ class Supervisor:
         challenger = self._serve(store, "challenger", state.challenger, now.challenger, errors)
         if "challenger" in errors:
             challenger = None  # an old challenger must not answer for the new one
-        return Standing(champion, challenger, state, errors)
+        return ServingStatus(champion, challenger, state, errors)
 
     def _tell(self, before: Table) -> None:
         """Each new error once, in the log and in the metrics."""
         for task, standing in self.table.tasks.items():
-            known = before.tasks.get(task, Standing()).errors
+            known = before.tasks.get(task, ServingStatus()).errors
             for what, error in standing.errors.items():
                 if known.get(what) != error:
                     log.error("%s: %s: %s", task, what, error)
@@ -214,7 +215,7 @@ def serves(now: Route, wanted: Version) -> bool:
     return same and (now.model, now.on_invalid, now.log_text, now.max_new_tokens) == settings
 
 
-def named(tasks: Mapping[str, Standing]) -> tuple[dict[str, Standing], dict[str, Route]]:
+def named(tasks: Mapping[str, ServingStatus]) -> tuple[dict[str, ServingStatus], dict[str, Route]]:
     """All model names of these tasks. Where two want one name, the first in the alphabet has it, the other an error."""
     standings, routes = dict(tasks), dict[str, Route]()
     engines: dict[Engine, Route] = {}
@@ -236,16 +237,16 @@ def named(tasks: Mapping[str, Standing]) -> tuple[dict[str, Standing], dict[str,
 
 def names_of(one: Route) -> list[Route]:
     """The route under each of its names."""
-    versioned = replace(one, model=f"{one.model}@{one.version}", check=True, on_invalid="pass")
+    versioned = replace(one, model=f"{one.model}@{one.version}", check=True, on_invalid="flag")
     base = replace(_base_of(one), model=f"{one.model}@{BASE}", check=True)
     return [one, versioned, base]
 
 
 def _base_of(one: Route) -> Route:
-    return replace(one, version=0, adapter=None, on_invalid="pass")
+    return replace(one, version=0, adapter=None, on_invalid="flag")
 
 
-def standing_json(standing: Standing) -> dict[str, Any]:
+def serving_status_json(standing: ServingStatus) -> dict[str, Any]:
     """A task's line in /version."""
 
     def shown(one: Route | None) -> dict[str, Any] | None:
@@ -257,7 +258,7 @@ def standing_json(standing: Standing) -> dict[str, Any]:
         "champion": shown(standing.champion),
         "challenger": shown(standing.challenger),
         "desired": {
-            role: desired.plain(version) if version else None
+            role: deployment_state.plain(version) if version else None
             for role, version in (("champion", state.champion), ("challenger", state.challenger))
         },
         "errors": dict(standing.errors),

@@ -3,14 +3,14 @@
     <home>/traffic/support_tickets/2026-01-05.jsonl
     {"at": "2026-01-05T10:00:00.123+00:00", "request": "chatcmpl-…", "task": "support_tickets",
      "model": "support_tickets", "version": 4, "adapter": "9be0…", "status": "ok", "valid": true, "seconds": 0.61,
-     "first_token_seconds": 0.07, "prompt_tokens": 141, "answer_tokens": 21, "key": "shop", "stream": false,
-     "question": "where is my parcel? <EMAIL>", "answer": "…", "code": null, "queued_seconds": 0.02}
+     "first_token_seconds": 0.07, "prompt_tokens": 141, "completion_tokens": 21, "key": "shop", "stream": false,
+     "prompt": "where is my parcel? <EMAIL>", "completion": "…", "code": null, "queued_seconds": 0.02}
 
 Requests without an answer have a line too: `abandoned` (the client hung up), `refused` (4xx, with the error's code;
 where no model that is served was named, in the folder `_refused`), and `error`. Requests without a valid key have none:
 they are counted in the metrics alone, since anybody could fill the disk with them.
 
-Questions and answers are masked (clean/personal.py), or absent where the task says `serve.log_text: false`. What the
+Questions and answers are masked (clean/pii.py), or absent where the task says `serve.log_text: false`. What the
 pipeline itself asks (parity, the deployment's own question) is no traffic: it goes to the folder `checks` beside, so
 that it cannot look like drift. Log files can be read by their owner alone.
 
@@ -58,11 +58,11 @@ class Line:
     seconds: float
     first_token_seconds: float | None
     prompt_tokens: int
-    answer_tokens: int
+    completion_tokens: int
     key: str
     stream: bool
-    question: str | None
-    answer: str | None
+    prompt: str | None
+    completion: str | None
     code: str | None = None
     queued_seconds: float | None = None
 
@@ -128,9 +128,9 @@ class TrafficLog:
 
 def masked(line: Line) -> dict[str, Any]:
     """The line as it is written: without personal data in question and answer."""
-    from finetune_pipeline.clean.personal import mask
+    from finetune_pipeline.clean.pii import mask
 
-    texts = {name: mask(text)[0] for name in ("question", "answer") if (text := getattr(line, name)) is not None}
+    texts = {name: mask(text)[0] for name in ("prompt", "completion") if (text := getattr(line, name)) is not None}
     return asdict(line) | texts
 
 

@@ -1,10 +1,10 @@
 """The split as an asset: train.jsonl, validation.jsonl, test.jsonl, the rows no side could take, and the account of
-every raw row (accounting.json the counts, fates.jsonl a line for each raw row).
+every raw row (accounting.json the counts, outcomes.jsonl a line for each raw row).
 
-    {"id": "9f1c20e4a7b35d68", "origin": "tickets.csv:12", "fate": "dropped", "stage": "clean", "reason": "html"}
+    {"id": "9f1c20e4a7b35d68", "origin": "tickets.csv:12", "outcome": "dropped", "stage": "clean", "reason": "html"}
 
-The verdict is the hard check for overlap (overlap.py); only a split that passes it is remembered (memory.py). What it
-is not: the rules (sides.py), or the arithmetic of the account (ledger.py).
+The verdict is the hard check for overlap (leakage.py); only a split that passes it is remembered (frozen_test.py).
+What it is not: the rules (assignment.py), or the arithmetic of the account (accounting.py).
 """
 
 from __future__ import annotations
@@ -16,54 +16,54 @@ from dataclasses import asdict
 
 from finetune_pipeline.config import Split
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Artifact, Check, Drop, Example, Json, Verdict, read_jsonl, write_jsonl
-from finetune_pipeline.split.ledger import Account, account
-from finetune_pipeline.split.memory import extended, frozen_file, known_sides, recall, remember, resembling
-from finetune_pipeline.split.overlap import Alike, Overlap, alike_of, overlaps
-from finetune_pipeline.split.sides import STAGE, Side, Sides, assign, units
+from finetune_pipeline.split.accounting import Account, account
+from finetune_pipeline.split.assignment import STAGE, Assignment, SplitName, assign, units
+from finetune_pipeline.split.frozen_test import extended, frozen_file, known_splits, recall, remember, resembling
+from finetune_pipeline.split.leakage import Alike, Overlap, alike_of, overlaps
 from finetune_pipeline.split.slices import slice_of
+from finetune_pipeline.store import StageContext, StageResult
 
-SIDES: tuple[Side, ...] = ("train", "validation", "test")
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 FEW_TEST_ROWS = 30  # with these, a rise from 70 % to 90 % is missed two times in three (exact McNemar, two-sided 5 %)
 NAMED = 5
 ROUNDS = 5  # of assigning anew; the second nearly always finds nothing left
 
 
-def data_split(work: Work) -> Outcome:
+def data_split(work: StageContext) -> StageResult:
     """Split the reviewed rows. DataError when a side stays empty or the rows do not reconcile."""
     rules, rows = work.task.split, list(work.inputs["expert_review"].examples())
     memory = recall(work.store, rules.seed)
-    alike = alike_of(rows, rules.near_duplicate)
-    known = known_sides(rows, memory)
+    alike = alike_of(rows, rules.near_duplicate_threshold)
+    known = known_splits(rows, memory)
     returned = resembling(rows, known, memory, alike)
-    slices = [slice_of(row.answer, work.task.answer) for row in rows]
-    sides, found = separate(rows, known, rules, slices, alike, returned)
-    parts = parted(rows, sides)
+    slices = [slice_of(row.completion, work.task.answer) for row in rows]
+    assignment, found = separate(rows, known, rules, slices, alike, returned)
+    parts = parted(rows, assignment)
     _refuse_empty(parts, rows, alike)
-    counts = _account(work, parts, sides)
-    _write(work, parts, sides, counts)
-    missing = _without_test_rows(slices, [slice_of(row.answer, work.task.answer) for row in parts["test"]])
-    verdict = judge(found, parts, rules, missing, work.inputs["expert_review"].content, alike)
-    if verdict.passed and remember(work.store, rules.seed, extended(memory, rows, sides.side, alike)):
+    counts = _account(work, parts, assignment)
+    _write(work, parts, assignment, counts)
+    missing = _without_test_rows(slices, [slice_of(row.completion, work.task.answer) for row in parts["test"]])
+    verdict = evaluate_split(found, parts, rules, missing, work.inputs["expert_review"].content_hash, alike)
+    if verdict.passed and remember(work.store, rules.seed, extended(memory, rows, assignment.split_of, alike)):
         work.report.log(f"{frozen_file(work.store)} says which rows are test rows for good: commit it with the task")
     work.report.log(verdict.summary)
     figures: dict[str, Json] = {
-        "frozen_test_rows": sum(side == "test" for side in known.values()),
+        "frozen_test_rows": sum(split_name == "test" for split_name in known.values()),
         "reworded_test_rows": len(returned),
         "slices_without_test_rows": missing,
     }
-    return Outcome({**_counted(counts), **figures}, verdict)
+    return StageResult({**_counted(counts), **figures}, verdict)
 
 
 def separate(
     rows: Sequence[Example],
-    known: Mapping[str, Side],
+    known: Mapping[str, SplitName],
     rules: Split,
     slices: Sequence[str],
     alike: Alike,
     returned: Mapping[str, str] | None = None,
-) -> tuple[Sides, list[Overlap]]:
+) -> tuple[Assignment, list[Overlap]]:
     """Assign sides such that nothing overlaps, and what still does (nothing, or the gate refuses). `returned`: rows
     that resemble a frozen test row, and its id.
 
@@ -73,27 +73,27 @@ def separate(
     near = alike.similarity.clusters()
     at = {row.id: i for i, row in enumerate(rows)}
     for _ in range(ROUNDS):
-        sides = assign(rows, units(rows, near), known, rules, slices, alike, returned)
-        parts = parted(rows, sides)
+        assignment = assign(rows, units(rows, near), known, rules, slices, alike, returned)
+        parts = parted(rows, assignment)
         found = overlaps(parts["test"], [*parts["train"], *parts["validation"]], alike)
         if not found:
             break
         near += [[at[overlap.test], at[overlap.other]] for overlap in found]
-    return sides, found
+    return assignment, found
 
 
-def parted(rows: Sequence[Example], sides: Sides) -> dict[Side, list[Example]]:
+def parted(rows: Sequence[Example], assignment: Assignment) -> dict[SplitName, list[Example]]:
     """The rows of each side, in the order they came."""
-    parts: dict[Side, list[Example]] = {name: [] for name in SIDES}
+    parts: dict[SplitName, list[Example]] = {name: [] for name in SPLITS}
     for row in rows:
-        if row.id in sides.side:
-            parts[sides.side[row.id]].append(row)
+        if row.id in assignment.split_of:
+            parts[assignment.split_of[row.id]].append(row)
     return parts
 
 
-def judge(
+def evaluate_split(
     found: Sequence[Overlap],
-    parts: Mapping[Side, Sequence[Example]],
+    parts: Mapping[SplitName, Sequence[Example]],
     rules: Split,
     missing: Sequence[str],
     about: str,
@@ -116,10 +116,10 @@ def judge(
         Check("slices present in test", not missing, "all", _names(missing) or "all", "warning"),
         _templates(alike, rules),
     )
-    said = ", ".join(f"{len(parts[name])} {name}" for name in SIDES)
+    said = ", ".join(f"{len(parts[name])} {name}" for name in SPLITS)
     summary = f"{said}; no overlap" if not found else f"{said}; {len(found)} pairs overlap: {_pairs(found)}"
     figures: dict[str, Json] = {
-        **{name: len(parts[name]) for name in SIDES},
+        **{name: len(parts[name]) for name in SPLITS},
         "overlaps": [asdict(overlap) for overlap in found[:100]],
         "overlap_pairs": len(found),
         "ignored_grams": alike.similarity.ignored,
@@ -133,12 +133,16 @@ def _templates(alike: Alike, rules: Split) -> Check:
     raised = alike.similarity.raised()
     told = "; ".join(f"{count} rows only from {least}" for least, count in raised.items()) or "all rows"
     return Check(
-        "rows kept apart as declared", not raised, f"from similarity {rules.near_duplicate:g}", told, "warning"
+        "rows kept apart as declared",
+        not raised,
+        f"from similarity {rules.near_duplicate_threshold:g}",
+        told,
+        "warning",
     )
 
 
-def _refuse_empty(parts: Mapping[Side, Sequence[Example]], rows: Sequence[Example], alike: Alike) -> None:
-    empty = [name for name in SIDES if not parts[name]]
+def _refuse_empty(parts: Mapping[SplitName, Sequence[Example]], rows: Sequence[Example], alike: Alike) -> None:
+    empty = [name for name in SPLITS if not parts[name]]
     if not empty:
         return
     together = units(rows, alike.similarity.clusters())
@@ -148,15 +152,15 @@ def _refuse_empty(parts: Mapping[Side, Sequence[Example]], rows: Sequence[Exampl
     raise DataError(
         f"the split leaves {' and '.join(empty)} empty: {len(rows)} rows{named} make only {len(together)} units of "
         f"rows that have to stay together (near duplicates, groups), and the largest holds {largest} rows",
-        "add rows that differ, raise `split.near_duplicate` (fewer rows count as alike), or check the sources' `group` "
-        "column",
+        "add rows that differ, raise `split.near_duplicate_threshold` (fewer rows count as alike), or "
+        "check the sources' `group` column",
     )
 
 
-def _account(work: Work, parts: Mapping[Side, Sequence[Example]], sides: Sides) -> Account:
+def _account(work: StageContext, parts: Mapping[SplitName, Sequence[Example]], assignment: Assignment) -> Account:
     raw = [id_ for id_, _ in _raw_rows(work.inputs["raw_examples"])]
-    drops = [*_earlier_drops(work), *sides.drops]
-    return account(raw, {name: [row.id for row in parts[name]] for name in SIDES}, drops)
+    drops = [*_earlier_drops(work), *assignment.drops]
+    return account(raw, {name: [row.id for row in parts[name]] for name in SPLITS}, drops)
 
 
 def _raw_rows(raw: Artifact) -> Iterator[tuple[str, str]]:
@@ -165,29 +169,31 @@ def _raw_rows(raw: Artifact) -> Iterator[tuple[str, str]]:
         yield from ((row["id"], row["origin"]) for row in read_jsonl(raw.path(name)))
 
 
-def _earlier_drops(work: Work) -> Iterator[Drop]:
+def _earlier_drops(work: StageContext) -> Iterator[Drop]:
     for asset in ("raw_examples", "clean_examples", "expert_review"):
         yield from (Drop(**row) for row in read_jsonl(work.inputs[asset].path("drops.jsonl")))
 
 
-def _write(work: Work, parts: Mapping[Side, Sequence[Example]], sides: Sides, counts: Account) -> None:
-    for name in SIDES:
+def _write(
+    work: StageContext, parts: Mapping[SplitName, Sequence[Example]], assignment: Assignment, counts: Account
+) -> None:
+    for name in SPLITS:
         write_jsonl(work.out / f"{name}.jsonl", parts[name])
-    write_jsonl(work.out / "drops.jsonl", sides.drops)
-    write_jsonl(work.out / "fates.jsonl", _fates(work, sides))
+    write_jsonl(work.out / "drops.jsonl", assignment.drops)
+    write_jsonl(work.out / "outcomes.jsonl", _outcomes(work, assignment))
     (work.out / "accounting.json").write_text(json.dumps(asdict(counts), indent=1), "utf-8")
 
 
-def _fates(work: Work, sides: Sides) -> Iterator[dict[str, str]]:
+def _outcomes(work: StageContext, assignment: Assignment) -> Iterator[dict[str, str]]:
     origins = dict(_raw_rows(work.inputs["raw_examples"]))
-    for id_, side in sides.side.items():
-        yield {"id": id_, "origin": origins[id_], "fate": side, "stage": STAGE, "reason": ""}
-    for drop in (*_earlier_drops(work), *sides.drops):
-        yield {"id": drop.id, "origin": drop.origin, "fate": "dropped", "stage": drop.stage, "reason": drop.reason}
+    for id_, split_name in assignment.split_of.items():
+        yield {"id": id_, "origin": origins[id_], "outcome": split_name, "stage": STAGE, "reason": ""}
+    for drop in (*_earlier_drops(work), *assignment.drops):
+        yield {"id": drop.id, "origin": drop.origin, "outcome": "dropped", "stage": drop.stage, "reason": drop.reason}
 
 
 def _counted(counts: Account) -> dict[str, Json]:
-    return {**counts.sides, "raw": counts.raw, "dropped": counts.dropped_rows, "dropped_by_stage": counts.dropped}
+    return {**counts.splits, "raw": counts.raw, "dropped": counts.dropped_rows, "dropped_by_stage": counts.dropped}
 
 
 def _without_test_rows(all_slices: Sequence[str], test_slices: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import ModelError
-from finetune_pipeline.lora import lean
+from finetune_pipeline.inference.fused_lora import use_fused_lora
 
 _HINT = "choose a base model whose layers are built of linear layers (Llama, Qwen, Mistral, SmolLM, Phi, ...)"
 
@@ -28,9 +28,9 @@ def with_adapter(model: Any, rules: Train) -> Any:
     lowest = max(0, count - rules.layers) if rules.layers else 0
     linear, experts = _targets(model, lowest)
     config = LoraConfig(
-        r=rules.rank,
-        lora_alpha=rules.alpha,
-        lora_dropout=rules.dropout,
+        r=rules.lora.r,
+        lora_alpha=rules.lora.alpha,
+        lora_dropout=rules.lora.dropout,
         target_modules=sorted({name.rpartition(".")[2] for name in linear}),
         target_parameters=experts or None,
         layers_to_transform=list(range(lowest, count)),
@@ -42,7 +42,7 @@ def with_adapter(model: Any, rules: Train) -> Any:
     except ValueError as error:  # no linear layer at all; dropout on experts, which peft cannot do
         raise ModelError(f"{type(model).__name__} cannot be adapted: {error}", _HINT) from error
     _compare(model, linear, lowest)
-    lean(wrapped)
+    use_fused_lora(wrapped)
     wrapped.train()
     return wrapped
 

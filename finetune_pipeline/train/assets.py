@@ -11,25 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.backends import local
-from finetune_pipeline.base_model import folder_of
-from finetune_pipeline.materialise import Outcome, Work
+from finetune_pipeline.models.base_model import folder_of
 from finetune_pipeline.records import Check, Verdict
-from finetune_pipeline.store import home
+from finetune_pipeline.store import StageContext, StageResult
 
 SHOWN = ("steps", "seconds", "tokens_per_second", "loss_first", "loss_last", "validation_loss", "precision", "peak_mb")
 
 
-def adapter(work: Work) -> Outcome:
+def adapter(work: StageContext) -> StageResult:
     """Train, or go on from the last checkpoint of this very work (same key). See job.py for what is left behind."""
-    job = _job_folder(work)
+    job = work.store.unfinished("adapter", "checkpoints", work.key)
     spec = _spec(work, job)
     training = local.run("finetune_pipeline.train.job", spec, job, work.report, work.task.train.threads)
     shown = {name: training[name] for name in SHOWN}
     summary = {**shown, "mlflow_run_id": training["mlflow_run_id"], "resumed_at": training["resumed_at"]}
-    return Outcome(summary, judge(training, work.inputs["data_split"].content), unfinished=job)
+    return StageResult(summary, evaluate_training(training, work.inputs["data_split"].content_hash), unfinished=job)
 
 
-def judge(training: dict[str, Any], about: str) -> Verdict:
+def evaluate_training(training: dict[str, Any], about: str) -> Verdict:
     """Did it learn? (The audit and divergence stop the job itself; what is left is to compare start and end.)"""
     start, end = training["validation_loss_start"], training["validation_loss"]
     checks = (
@@ -42,14 +41,7 @@ def judge(training: dict[str, Any], about: str) -> Verdict:
     return Verdict("adapter", passed, about, summary, checks, {"validation_loss": end, "steps": steps})
 
 
-def _job_folder(work: Work) -> Path:
-    """Where the job and its checkpoints live: with the task, or in the home folder when that is an object store."""
-    if work.store.is_local:
-        return work.store.local_root / "6_adapter" / "checkpoints" / work.key
-    return home() / "checkpoints" / work.store.task / work.key
-
-
-def _spec(work: Work, job: Path) -> dict[str, Any]:
+def _spec(work: StageContext, job: Path) -> dict[str, Any]:
     task, split, base = work.task, work.inputs["data_split"], work.inputs["base_model"]
     rules = task.train.model_dump(mode="json")
     return {
@@ -63,5 +55,5 @@ def _spec(work: Work, job: Path) -> dict[str, Any]:
         "out": str(work.out.absolute()),
         "task": task.name,
         "params": {**rules, "base": base.json("base_model.json")["id"], "key": work.key},
-        "data": {"name": f"{task.name}/data_split", "digest": split.content},
+        "data": {"name": f"{task.name}/data_split", "digest": split.content_hash},
     }

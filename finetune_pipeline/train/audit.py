@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune_pipeline.records import Check
-from finetune_pipeline.train.encode import Encoded
+from finetune_pipeline.train.tokenize import Encoded
 
 NAMED = 5
 

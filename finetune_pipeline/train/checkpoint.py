@@ -1,4 +1,4 @@
-"""Checkpoints of a training: adapter, optimiser state and history, as safetensors and JSON; each is whole or absent.
+"""Checkpoints of a training: adapter, optimizer state and history, as safetensors and JSON; each is whole or absent.
 
     checkpoints/step-00000040/tensors.safetensors, state.json     # state.json holds the hash of the tensors
 
@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune_pipeline.models.model_files import writing
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.store import sha256_file
-from finetune_pipeline.weights import writing
 
 KEPT = 2
 
@@ -34,7 +34,7 @@ class State:
     precisions: list[str] = field(default_factory=list)
 
 
-def save(folder: Path, state: State, weights: Mapping[str, Any], optimiser: Any) -> None:
+def save(folder: Path, state: State, weights: Mapping[str, Any], optimizer: Any) -> None:
     """Write a checkpoint beside the older ones; keep the newest two. StorageError when there is no room."""
     from safetensors.torch import save_file
 
@@ -46,7 +46,7 @@ def save(folder: Path, state: State, weights: Mapping[str, Any], optimiser: Any)
             scratch.mkdir(parents=True)
             tensors = {name: weight.detach().contiguous() for name, weight in weights.items()}
             for name, weight in weights.items():  # nothing before the first step, or for a weight without a gradient
-                tensors |= {f"{part}/{name}": value for part, value in optimiser.state.get(weight, {}).items()}
+                tensors |= {f"{part}/{name}": value for part, value in optimizer.state.get(weight, {}).items()}
             save_file(tensors, scratch / "tensors.safetensors")
             plain = asdict(state) | {"sha256": sha256_file(scratch / "tensors.safetensors")}
             (scratch / "state.json").write_text(json.dumps(plain), "utf-8")
@@ -58,7 +58,7 @@ def save(folder: Path, state: State, weights: Mapping[str, Any], optimiser: Any)
         shutil.rmtree(old)
 
 
-def load(folder: Path, weights: Mapping[str, Any], optimiser: Any, report: Reporter) -> State:
+def load(folder: Path, weights: Mapping[str, Any], optimizer: Any, report: Reporter) -> State:
     """Go on from the newest checkpoint that is whole; a damaged one is reported and removed. A new State if none is."""
     for found in sorted(folder.glob("step-*"), reverse=True):
         try:
@@ -67,7 +67,7 @@ def load(folder: Path, weights: Mapping[str, Any], optimiser: Any, report: Repor
             report.log(f"the checkpoint {found.name} is damaged ({error}); taking the one before")
             shutil.rmtree(found)
             continue
-        _restore(tensors, weights, optimiser)
+        _restore(tensors, weights, optimizer)
         report.log(f"going on from the checkpoint at step {state.step}")
         return state
     return State()
@@ -89,7 +89,7 @@ def _read(folder: Path, weights: Mapping[str, Any]) -> tuple[State, dict[str, An
     return state, tensors
 
 
-def _restore(tensors: Mapping[str, Any], weights: Mapping[str, Any], optimiser: Any) -> None:
+def _restore(tensors: Mapping[str, Any], weights: Mapping[str, Any], optimizer: Any) -> None:
     import torch
 
     with torch.no_grad():
@@ -97,4 +97,4 @@ def _restore(tensors: Mapping[str, Any], weights: Mapping[str, Any], optimiser: 
             weight.copy_(tensors[name])
             if f"step/{name}" in tensors:
                 moments = {part: tensors[f"{part}/{name}"].to(weight.device) for part in ("exp_avg", "exp_avg_sq")}
-                optimiser.state[weight] = {"step": tensors[f"step/{name}"], **moments}
+                optimizer.state[weight] = {"step": tensors[f"step/{name}"], **moments}

@@ -15,25 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline.attention_limits import longest_row
-from finetune_pipeline.backends import inside
-from finetune_pipeline.base_model import end_ids
+from finetune_pipeline.backends import worker
+from finetune_pipeline.backends.peak_memory import PeakMemory
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import ModelError, TrainingFailed
-from finetune_pipeline.memory import PeakMemory
+from finetune_pipeline.inference.attention_limits import longest_row
+from finetune_pipeline.models.base_model import end_ids
 from finetune_pipeline.models.device import name_of, uses_bf16
+from finetune_pipeline.models.model_files import writing
 from finetune_pipeline.records import Example, Reporter, Silent, read_jsonl, write_jsonl
-from finetune_pipeline.train import checkpoint, yardstick
+from finetune_pipeline.train import checkpoint, forward_check
 from finetune_pipeline.train.adapter import with_adapter
 from finetune_pipeline.train.audit import Audit, audit
-from finetune_pipeline.train.encode import Encoded, encode, shared_prefix
 from finetune_pipeline.train.loop import BETAS, Loop
-from finetune_pipeline.train.packed import PackedModel
+from finetune_pipeline.train.packing import PackedModel
 from finetune_pipeline.train.replay import Replay, general_texts
-from finetune_pipeline.weights import writing
+from finetune_pipeline.train.tokenize import Encoded, encode, shared_prefix
 
 
-def work(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
+def run(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
     """Train one adapter. TrainingFailed, ModelError, StorageError; JobCancelled after a checkpoint."""
     with PeakMemory() as peak:
         facts = _train(spec, report)
@@ -47,7 +47,7 @@ def _train(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
     made = assemble(spec, rules, report)
     folder = Path(spec["checkpoints"])
     folder.mkdir(parents=True, exist_ok=True)
-    state = checkpoint.load(folder, made.weights, made.optimiser, report)
+    state = checkpoint.load(folder, made.weights, made.optimizer, report)
     resumed_at = state.step
     note_precision(state, name_of(uses_bf16(rules.precision)), report)
     return _tracked(spec, report, made, state) | {
@@ -77,7 +77,7 @@ class Assembled:
     wrapped: Any
     packed: PackedModel
     weights: dict[str, Any]
-    optimiser: Any
+    optimizer: Any
     rows: dict[str, list[Encoded]]
     audit: Audit
     replay: Replay | None
@@ -100,14 +100,14 @@ def assemble(spec: dict[str, Any], rules: Train, report: Reporter | None = None)
     found = audit(rows["train"], end_ids, model.config.max_position_embeddings, len(prefix))
     _write_audit(found, Path(spec["out"]))
     wrapped = with_adapter(model, rules)
-    yardstick.check(model, prefix, [*rows["train"], *rows["validation"]])
+    forward_check.check(model, prefix, [*rows["train"], *rows["validation"]])
     packed = PackedModel(model, prefix)
     weights = {name: weight for name, weight in wrapped.named_parameters() if weight.requires_grad}
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         list(weights.values()), lr=rules.learning_rate, betas=BETAS, weight_decay=rules.weight_decay
     )
     replay = replay_for(wrapped, packed, tokenizer, end_ids, rules, report or Silent())
-    return Assembled(rules, wrapped, packed, weights, optimiser, rows, found, replay)
+    return Assembled(rules, wrapped, packed, weights, optimizer, rows, found, replay)
 
 
 def _tracked(spec: dict[str, Any], report: Reporter, made: Assembled, state: checkpoint.State) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _tracked(spec: dict[str, Any], report: Reporter, made: Assembled, state: che
             run.log_dataset(spec["data"]["name"], spec["data"]["digest"], len(train))
         state.run_id = run.run_id
         loop = made.loop(Path(spec["checkpoints"]), report, run.log_metrics)
-        loop.run(train, made.rows["validation"], state, made.optimiser)
+        loop.run(train, made.rows["validation"], state, made.optimizer)
         save_adapter(made.wrapped, out, spec["base_id"])
         write_jsonl(out / "history.jsonl", state.history)
         run.log_artifacts(out, "adapter")
@@ -178,7 +178,7 @@ def figures(state: checkpoint.State, rows: list[Encoded], rules: Train) -> dict[
     validation = [line["validation_loss"] for line in state.history if "validation_loss" in line]
     general = [line["general_divergence"] for line in state.history if "general_divergence" in line][-20:]
     per_row = sum(len(row.ids) for row in rows) / max(1, len(rows))
-    tokens = per_row * min(len(rows), rules.batch_rows) * state.step
+    tokens = per_row * min(len(rows), rules.batch_size) * state.step
     return {
         "mlflow_run_id": state.run_id,
         "steps": state.step,
@@ -204,9 +204,9 @@ def _write_audit(found: Audit, out: Path) -> None:
     if broken:
         raise TrainingFailed(
             "the audit before training failed: " + "; ".join(broken),
-            "mend or drop these rows, or choose a base model whose chat template ends every turn",
+            "fix or drop these rows, or choose a base model whose chat template ends every turn",
         )
 
 
 if __name__ == "__main__":
-    inside.main(work)
+    worker.main(run)

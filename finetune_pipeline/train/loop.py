@@ -1,6 +1,6 @@
 """The training loop: AdamW on the adapter's weights, warm-up and cosine, clipping, checkpoints, an eye on the loss.
 
-What it is not: the loss of a batch (packed.py), the order of the rows (schedule.py), the process it runs in (job.py).
+What it is not: the loss of a batch (packing.py), the order of the rows (schedule.py), the process it runs in (job.py).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from finetune_pipeline.errors import JobCancelled, TrainingFailed
 from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.train import checkpoint
-from finetune_pipeline.train.encode import Encoded
-from finetune_pipeline.train.packed import PackedModel
+from finetune_pipeline.train.packing import PackedModel
 from finetune_pipeline.train.replay import Replay
 from finetune_pipeline.train.schedule import batch_at, pieces, rate_at, total_steps
+from finetune_pipeline.train.tokenize import Encoded
 
 SMOOTHING = 0.9
 BETAS = (0.9, 0.999)
@@ -42,12 +42,12 @@ class Loop:
     replay: Replay | None = None
 
     def run(
-        self, train: Sequence[Encoded], validation: Sequence[Encoded], state: checkpoint.State, optimiser: Any
+        self, train: Sequence[Encoded], validation: Sequence[Encoded], state: checkpoint.State, optimizer: Any
     ) -> None:
         """Train from `state` to the end. TrainingFailed when the loss is not finite or diverges; JobCancelled after a
         checkpoint when the run was stopped."""
         total = total_steps(len(train), self.rules)
-        per_epoch = math.ceil(len(train) / self.rules.batch_rows)
+        per_epoch = math.ceil(len(train) / self.rules.batch_size)
         if state.step == 0 and not state.history:
             state.history.append({"step": 0, "validation_loss": self.validate(validation)})
         saved = began = time.monotonic()
@@ -56,9 +56,9 @@ class Loop:
             try:
                 self.report.alive()
             except JobCancelled:
-                checkpoint.save(self.folder, state, self.weights, optimiser)
+                checkpoint.save(self.folder, state, self.weights, optimizer)
                 raise
-            line = self._step(train, state.step, total, optimiser)
+            line = self._step(train, state.step, total, optimizer)
             state.step += 1
             state.seconds = before + time.monotonic() - began
             state.history.append({"step": state.step, **line})
@@ -68,15 +68,15 @@ class Loop:
             self.tell({k: v for k, v in state.history[-1].items() if k != "step"}, state.step)
             self.report.progress("training", state.step, total, loss=line["loss"])
             if time.monotonic() - saved >= self.rules.checkpoint_seconds and state.step < total:
-                checkpoint.save(self.folder, state, self.weights, optimiser)
+                checkpoint.save(self.folder, state, self.weights, optimizer)
                 saved = time.monotonic()
 
-    def _step(self, train: Sequence[Encoded], step: int, total: int, optimiser: Any) -> dict[str, float]:
+    def _step(self, train: Sequence[Encoded], step: int, total: int, optimizer: Any) -> dict[str, float]:
         import torch
 
         torch.manual_seed(self.rules.seed + step)  # dropout depends on the step, not on what ran before
         rate = rate_at(step, total, self.rules)
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate
         batch = [train[place] for place in batch_at(step, len(train), self.rules)]
         supervised = sum(len(row.answer) for row in batch)
@@ -92,11 +92,11 @@ class Loop:
                 objective = objective + self.replay.weight * divergence
                 general, kept = [], {"general_divergence": float(divergence.detach())}  # with the first piece alone
             objective.backward()
-        norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.rules.clip)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.rules.max_grad_norm)
         _finite("loss", loss, step + 1)  # before the weights take it on, and with them a checkpoint
         _finite("gradient norm", float(norm), step + 1)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         tokens = sum(len(row.ids) for row in batch)  # as a plain trainer counts them: every row with its instruction
         return {
             "loss": loss,
@@ -123,10 +123,10 @@ class Loop:
         smooth = first
         for line in state.history[-50:]:
             smooth = SMOOTHING * smooth + (1 - SMOOTHING) * line.get("loss", first)
-        if state.step >= 20 and smooth > self.rules.divergence * first:
+        if state.step >= 20 and smooth > self.rules.divergence_factor * first:
             raise TrainingFailed(
                 f"the loss diverges: {smooth:.3f} at step {state.step}, from {first:.3f} at the start",
-                "lower `train.learning_rate`, or raise `train.warmup`",
+                "lower `train.learning_rate`, or raise `train.warmup_ratio`",
             )
 
 

@@ -7,7 +7,8 @@ KL(base || tuned) over the tokens of `texts` general texts (replay.jsonl, our ow
 knowledge distillation (Hinton, Vinyals and Dean, 2015) from the model's own base, instead of learning the texts
 themselves. What evaluation measures are other texts (evaluate/general.jsonl).
 
-The texts lie in the packed sequence of the step (packed.py), so that they cost what their tokens cost. The base model's
+The texts lie in the packed sequence of the step (packing.py), so that they cost what their tokens cost. The base
+model's
 hidden states are computed for `BLOCK` steps at a time, with the adapter switched off. Logits, [tokens, vocabulary], are
 computed for so many tokens at a time that they stay small; where that takes several pieces, they are computed again for
 the gradient (Chen et al., Training deep nets with sublinear memory cost, 2016). Which texts a step gets depends on seed
@@ -26,8 +27,8 @@ from typing import Any
 from finetune_pipeline.config import KeepGeneral
 from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import Example, Message
-from finetune_pipeline.train.encode import Encoded
-from finetune_pipeline.train.packed import PackedModel
+from finetune_pipeline.train.packing import PackedModel
+from finetune_pipeline.train.tokenize import Encoded
 
 BLOCK = 4  # steps; more saves time, and takes the memory of their hidden states
 LOGITS_BYTES = 128 * 1024**2  # of a piece; with the base model's, distributions and gradients up to seven times that

@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_pipeline.config import Train
-from finetune_pipeline.train.encode import Encoded
+from finetune_pipeline.train.tokenize import Encoded
 
 
 def total_steps(rows: int, rules: Train) -> int:
-    """Optimiser steps in all; at least one."""
-    return max(1, round(math.ceil(rows / rules.batch_rows) * rules.epochs))
+    """Optimizer steps in all; at least one."""
+    return max(1, round(math.ceil(rows / rules.batch_size) * rules.num_epochs))
 
 
 def batch_at(step: int, rows: int, rules: Train) -> list[int]:
-    """The rows (by place) of optimiser step `step`; every epoch has an order of its own."""
-    per_epoch = math.ceil(rows / rules.batch_rows)
+    """The rows (by place) of optimizer step `step`; every epoch has an order of its own."""
+    per_epoch = math.ceil(rows / rules.batch_size)
     epoch, place = divmod(step, per_epoch)
     batch: list[int] = _order(rows, rules.seed, epoch)[
-        place * rules.batch_rows : (place + 1) * rules.batch_rows
+        place * rules.batch_size : (place + 1) * rules.batch_size
     ].tolist()
     return batch
 
@@ -38,7 +38,7 @@ def _order(rows: int, seed: int, epoch: int) -> Any:
 
 def rate_at(step: int, total: int, rules: Train) -> float:
     """Linear warm-up, then a cosine to zero (Loshchilov and Hutter, SGDR, 2017)."""
-    warm = max(1, round(rules.warmup * total))
+    warm = max(1, round(rules.warmup_ratio * total))
     if step < warm:
         return rules.learning_rate * (step + 1) / warm
     return rules.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))

@@ -24,9 +24,9 @@ from finetune_pipeline.store import machine_lock
 JOB = """
 import os, signal, subprocess, sys, time
 from finetune_pipeline import errors
-from finetune_pipeline.backends import inside
+from finetune_pipeline.backends import worker
 
-inside.GRACE_SECONDS = 1.5
+worker.GRACE_SECONDS = 1.5
 
 STUBBORN = '''import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -104,7 +104,7 @@ def work(spec, report):
             open(spec["mark"], "w").write("in good order")
 
 if __name__ == "__main__":
-    inside.main(work)
+    worker.main(work)
 """
 
 
@@ -163,7 +163,7 @@ def test_an_error_arrives_as_what_it_was(tmp_path: Path, name: str) -> None:
     with pytest.raises(errors.FinetuneError, match="not finite") as caught:
         run(tmp_path, do="refuse", error=name)
     assert type(caught.value) is getattr(errors, name)
-    assert caught.value.cure == "use a lower learning rate"
+    assert caught.value.hint == "use a lower learning rate"
 
 
 def test_a_bug_in_a_job_shows_the_end_of_its_output(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_bug_in_a_job_shows_the_end_of_its_output(tmp_path: Path) -> None:
         run(tmp_path, do="break")
     assert "reading weights" in caught.value.message
     assert "KeyError: 'weights'" in caught.value.message
-    assert str(tmp_path / "job" / "output.log") in caught.value.cure
+    assert str(tmp_path / "job" / "output.log") in caught.value.hint
     assert oct((tmp_path / "job" / "output.log").stat().st_mode)[-3:] == "600"  # it may quote rows
 
 
@@ -190,7 +190,7 @@ def test_a_job_that_died_on_a_full_disk_says_so(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
     with pytest.raises(errors.StorageError, match="no room left to write") as caught:
         run(tmp_path, do="break")
-    assert "free some space" in caught.value.cure
+    assert "free some space" in caught.value.hint
 
 
 def test_a_torn_line_of_a_job_is_passed_over(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_events_of_an_earlier_job_are_not_taken_for_those_of_this_one(tmp_path: 
 
 def test_what_the_job_of_a_killed_run_says_at_its_end_is_not_taken_for_this_one(tmp_path: Path) -> None:
     run(tmp_path, do="add", numbers=[1])
-    stopped = {"event": "error", "type": "JobCancelled", "message": "stopped on request", "cure": "run again"}
+    stopped = {"event": "error", "type": "JobCancelled", "message": "stopped on request", "hint": "run again"}
     with (tmp_path / "job" / "events.jsonl").open("a", encoding="utf-8") as earlier:
 
         class Late(Listener):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from referencing.exceptions import Unresolvable
 
-from finetune_pipeline.clean.answers import Truncated, lenient, parse, problem, tidy
+from finetune_pipeline.clean.answers import Truncated, lenient, normalize_answer, parse, problem
 from finetune_pipeline.config import AnswerFormat
 
 JSON = AnswerFormat(
@@ -71,28 +71,28 @@ def test_labels_and_texts() -> None:
 @pytest.mark.parametrize(
     ("text", "written", "rules"),
     [
-        ('{"order":null,"intent":"delivery"}', '{"intent": "delivery", "order": null}', ["answer-form"]),
-        ('{"intent": " Refund", "order": null}', '{"intent": "refund", "order": null}', ["answer-label"]),
+        ('{"order":null,"intent":"delivery"}', '{"intent": "delivery", "order": null}', ["completion-form"]),
+        ('{"intent": " Refund", "order": null}', '{"intent": "refund", "order": null}', ["completion-label"]),
         ('```json\n{"intent": "refund", "order": null}\n```', '{"intent": "refund", "order": null}', ["answer-fence"]),
-        ('{"who": {"a": 1, "b": 2}}', '{"who": {"b": 2, "a": 1}}', ["answer-form"]),
-        ('{"x": "caf\\u00e9"}', '{"x": "café"}', ["answer-form"]),
+        ('{"who": {"a": 1, "b": 2}}', '{"who": {"b": 2, "a": 1}}', ["completion-form"]),
+        ('{"x": "caf\\u00e9"}', '{"x": "café"}', ["completion-form"]),
         ('{"intent": "delivery", "order": null}', '{"intent": "delivery", "order": null}', []),
         ('{"intent": "deli', '{"intent": "deli', []),
         ("no json", "no json", []),
     ],
 )
 def test_json_is_written_in_one_form(text: str, written: str, rules: list[str]) -> None:
-    assert tidy(text, JSON) == (written, rules)
-    assert tidy(written, JSON) == (written, [])
+    assert normalize_answer(text, JSON) == (written, rules)
+    assert normalize_answer(written, JSON) == (written, [])
 
 
 def test_labels_are_spelled_as_declared_only_where_one_fits() -> None:
-    assert tidy(" refund ", LABEL) == ("Refund", ["answer-label"])
-    assert tidy("yes\n", LABEL) == ("yes", ["answer-label"])
-    assert tidy("Delivery", LABEL) == ("Delivery", [])  # two declared labels fit
-    assert tidy("delivery", LABEL) == ("delivery", [])
-    assert tidy("refunds", LABEL) == ("refunds", [])
-    assert tidy(" a text ", TEXT) == ("a text", ["answer-space"])
+    assert normalize_answer(" refund ", LABEL) == ("Refund", ["completion-label"])
+    assert normalize_answer("yes\n", LABEL) == ("yes", ["completion-label"])
+    assert normalize_answer("Delivery", LABEL) == ("Delivery", [])  # two declared labels fit
+    assert normalize_answer("delivery", LABEL) == ("delivery", [])
+    assert normalize_answer("refunds", LABEL) == ("refunds", [])
+    assert normalize_answer(" a text ", TEXT) == ("a text", ["answer-space"])
 
 
 WHOLE = '{"intent": "refund", "order": null}'

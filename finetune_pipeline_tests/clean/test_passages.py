@@ -22,7 +22,7 @@ def told(seed: int, words: int = 40) -> str:
     return " ".join(random.Random(seed).choices(WORDS, k=words))
 
 
-def questions(count: int, words: int = 9) -> list[str]:
+def prompts(count: int, words: int = 9) -> list[str]:
     dice = random.Random(0)
     return [f"{' '.join(dice.choices(WORDS, k=words))} {n}" for n in range(count)]
 
@@ -40,18 +40,18 @@ def questions(count: int, words: int = 9) -> list[str]:
     ids=["before", "behind", "around", "twenty", "twenty and one", "three levels"],
 )
 def test_what_is_left_is_the_question(wrap: Callable[[str, int], str]) -> None:
-    plain = questions(1200)
+    plain = prompts(1200)
     assert without_passages([wrap(text, n) for n, text in enumerate(plain)]) == plain
 
 
 def test_a_passage_in_the_middle_is_cut_and_both_sides_stay() -> None:
-    left, right = questions(200), questions(400)[200:]
+    left, right = prompts(200), prompts(400)[200:]
     found = without_passages([f"{a} {told(1)} {b}" for a, b in zip(left, right, strict=True)])
     assert found == [f"{a} {b}" for a, b in zip(left, right, strict=True)]
 
 
 def test_neither_the_order_nor_the_pieces_that_are_read_change_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = questions(600)
+    plain = prompts(600)
     texts = [f"{told(n % 4)} {text}" for n, text in enumerate(plain)]
     monkeypatch.setattr(passages, "_PIECE_CHARS", 1000)
     monkeypatch.setattr(passages, "_SAMPLE_CHARS", sum(map(len, texts)) // 3)
@@ -62,7 +62,7 @@ def test_neither_the_order_nor_the_pieces_that_are_read_change_anything(monkeypa
 
 def test_variants_of_one_long_text_stay_whole() -> None:
     dice = random.Random(2)
-    texts = questions(900)
+    texts = prompts(900)
     for n in range(100):
         said = told(1, words=60).split()
         said[dice.randrange(len(said))] = f"word{n}"
@@ -71,15 +71,15 @@ def test_variants_of_one_long_text_stay_whole() -> None:
 
 
 def test_what_few_texts_share_or_is_short_stays() -> None:
-    few = [f"{told(1)} {text}" for text in questions(MANY - 1)] + questions(400)[200:]
-    short = [f"{told(1)[: WINDOW - 4]} {text}" for text in questions(200)]
-    little = [f"{told(1)} {text}" for text in questions(FEW_TEXTS - 1)]
+    few = [f"{told(1)} {text}" for text in prompts(MANY - 1)] + prompts(400)[200:]
+    short = [f"{told(1)[: WINDOW - 4]} {text}" for text in prompts(200)]
+    little = [f"{told(1)} {text}" for text in prompts(FEW_TEXTS - 1)]
     for texts in (few, short, little, [], [""] * 30, ["\ud800 " * 100]):
         assert without_passages(texts) == texts
 
 
 def test_a_text_that_is_nothing_but_the_passage_stays() -> None:
-    plain = questions(200)
+    plain = prompts(200)
     assert without_passages([told(1), *(f"{told(1)} {text}" for text in plain)]) == [told(1), *plain]
 
 

@@ -17,7 +17,7 @@ INSTRUCTION = (
 CITIES = ("Paris", "Rome", "Berlin", "Madrid", "London", "Vienna", "Prague", "Lisbon", "Oslo", "Athens", "Dublin")
 
 
-def questions(count: int, seed: int = 1) -> list[str]:
+def prompts(count: int, seed: int = 1) -> list[str]:
     """Distinct questions of random words, every tenth one nearly a copy of the one before."""
     dice = random.Random(seed)
     words = ["".join(dice.choices("abcdefghijklmnoprstu", k=dice.randint(2, 8))) for _ in range(600)]
@@ -30,7 +30,7 @@ def questions(count: int, seed: int = 1) -> list[str]:
 
 @pytest.mark.parametrize("threshold", [0.6, 0.8])
 def test_an_instruction_before_every_question_changes_nothing(threshold: float) -> None:
-    plain = questions(400)
+    plain = prompts(400)
     expected = measure(plain, threshold).clusters()
     assert len(expected) == 40
     assert measure([INSTRUCTION + text for text in plain], threshold).clusters() == expected
@@ -40,8 +40,8 @@ def test_an_instruction_before_every_question_changes_nothing(threshold: float) 
 
 
 def test_each_of_several_instructions_is_left_out() -> None:
-    plain = questions(600)
-    told = [f"{word} " * 30 for word in ("translate", "classify", "summarise", "correct")]
+    plain = prompts(600)
+    told = [f"{word} " * 30 for word in ("translate", "classify", "summarize", "correct")]
     alike = measure([told[n // 10 % 4] + text for n, text in enumerate(plain)], 0.6)
     assert alike.clusters() == measure(plain, 0.6).clusters()
 
@@ -49,7 +49,7 @@ def test_each_of_several_instructions_is_left_out() -> None:
 @pytest.mark.parametrize("count", [1, 2, 20])
 def test_instructions_made_of_the_words_of_the_questions_change_nothing(count: int) -> None:
     """What is left out is left out where the instruction stands; the same words in a question count."""
-    plain = questions(1200)
+    plain = prompts(1200)
     words = [word for text in plain[:200] for word in text.split()]
     told = [" ".join(random.Random(n).choices(words, k=60)) for n in range(count)]
     alike = measure([f"{told[n // 10 % count]} {text}" for n, text in enumerate(plain)], 0.8)
@@ -96,7 +96,7 @@ def test_a_short_instruction_before_short_questions_is_left_out_of_the_crowd() -
 
 
 def test_few_texts_are_compared_as_they_are() -> None:
-    texts = [INSTRUCTION + text for text in questions(10)]
+    texts = [INSTRUCTION + text for text in prompts(10)]
     assert measure(texts, 0.6).ignored == 0
     assert len(measure(texts, 0.6).clusters()) == 1
 

@@ -35,7 +35,7 @@ def declare(data: Path, name: str, **sections: Any) -> Path:
     plain: dict[str, Any] = {
         "name": name,
         "sources": [{"path": "raw/rows.csv"}],
-        "base": {"path": "model", "licence": "apache-2.0"},
+        "base": {"path": "model", "license": "apache-2.0"},
     }
     (folder / "task.yaml").write_text(yaml.safe_dump({**plain, **sections}), "utf-8")
     return folder

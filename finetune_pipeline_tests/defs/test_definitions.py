@@ -64,7 +64,7 @@ def test_sensors_and_schedules_that_start_runs_wait_to_be_switched_on(definition
     assert {s.default_status for s in schedules} == {dg.DefaultScheduleStatus.STOPPED}
 
 
-@pytest.mark.parametrize("module", ["finetune_pipeline.definitions", "finetune_pipeline.cli"])
+@pytest.mark.parametrize("module", ["finetune_pipeline.definitions", "finetune_pipeline.cli.commands"])
 def test_importing_is_light(module: str) -> None:
     code = f"import {module}, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -80,17 +80,17 @@ def test_workspace_and_dg_load_the_same_code() -> None:
 
 STEPS_NAMES = ("base_model", "adapter")
 BROKEN = {
-    "my-task": "name: my-task\nsources: [{path: raw/a.csv}]\nbase: {path: model, licence: mit}\n",
+    "my-task": "name: my-task\nsources: [{path: raw/a.csv}]\nbase: {path: model, license: mit}\n",
     "My Task": "name: [",
     "empty": "",
-    "cron": "name: cron\nsources: [{path: a.csv}]\nbase: {path: m, licence: mit}\n"
+    "cron": "name: cron\nsources: [{path: a.csv}]\nbase: {path: m, license: mit}\n"
     "automation: {schedule: every monday}\n",
-    "last_friday": "name: last_friday\nsources: [{path: a.csv}]\nbase: {path: m, licence: mit}\n"
+    "last_friday": "name: last_friday\nsources: [{path: a.csv}]\nbase: {path: m, license: mit}\n"
     "automation: {schedule: 0 6 * * 5L}\n",  # cron, but none that Dagster knows
     "keys": "name: keys\nsourcs: []\n",
     "a b": "1: 2",
     "a_b": "2026-13-45",
-    "twice": "name: twice\nname: twice\nsources: [{path: a.csv}]\nbase: {path: m, licence: mit}\n",
+    "twice": "name: twice\nname: twice\nsources: [{path: a.csv}]\nbase: {path: m, license: mit}\n",
     "deep": "name: " + "[" * 100_000,
     "tagged": "name: !!python/name:os.system\n",
 }

@@ -13,9 +13,9 @@ from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
 from finetune_pipeline.definitions import build
 from finetune_pipeline.graph import BY_NAME
-from finetune_pipeline.materialise import open_task
+from finetune_pipeline.materialize import open_task
 from finetune_pipeline.records import Example, Json, Message, Review, Verdict, write_jsonl
-from finetune_pipeline.review import inbox
+from finetune_pipeline.review import verdict_store
 from finetune_pipeline.store import TaskStore
 
 from .conftest import declare
@@ -213,7 +213,7 @@ def test_an_alarm_whose_run_failed_is_offered_again(
 def approve(store: TaskStore, rows: int, decision: str = "approve") -> None:
     for n in range(rows):
         row = Example(str(n), (Message("user", f"q{n}"), Message("assistant", "a")), "s", "o")
-        inbox.save(store, Review(row.id, row.content, "anna", decision, "2026-01-05T10:00:00+00:00"))  # type: ignore[arg-type]
+        verdict_store.save(store, Review(row.id, row.content_hash, "anna", decision, "2026-01-05T10:00:00+00:00"))  # type: ignore[arg-type]
 
 
 def test_train_starts_with_the_last_verdict_and_again_after_a_failure(

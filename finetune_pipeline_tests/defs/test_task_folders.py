@@ -50,7 +50,7 @@ def test_what_changed_is_named_with_what_to_press(data: Path, dagster: dg.Dagste
 def test_an_edit_that_dagster_reads_at_every_run_needs_no_reload(data: Path, dagster: dg.DagsterInstance) -> None:
     declare(data, "parcels")
     sensor = watch_task_folders(["parcels"])
-    declare(data, "parcels", train={"epochs": 3})
+    declare(data, "parcels", train={"num_epochs": 3})
     assert tick(sensor, dagster)[0] == "every task is loaded as it is declared"
     declare(data, "parcels", automation={"schedule": "0 7 * * 1"})
     assert "`parcels` changed" in tick(sensor, dagster)[0]

@@ -19,20 +19,20 @@ import yaml
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.graph import BY_NAME, STEPS
-from finetune_pipeline.materialise import gather, open_task, step_key
+from finetune_pipeline.materialize import gather, open_task, step_key
 from finetune_pipeline.records import (
     Artifact,
-    Change,
     Check,
     Drop,
     Example,
+    Fix,
     Message,
     Review,
     Verdict,
     content_id,
     write_jsonl,
 )
-from finetune_pipeline.review import inbox
+from finetune_pipeline.review import verdict_store
 from finetune_pipeline.review.rounds import Round
 from finetune_pipeline.store import TaskStore, data_root
 
@@ -75,7 +75,7 @@ def declaration(name: str, **sections: Any) -> dict[str, Any]:
         "sources": [{"name": "shop", "path": "raw/shop.csv", "input": "text", "output": "answer"}],
         "prompt": {"system": SYSTEM},
         "answer": {"format": "json", "schema": SCHEMA, "slice_by": "intent"},
-        "base": {"path": "model", "licence": "apache-2.0"},
+        "base": {"path": "model", "license": "apache-2.0"},
         "quality": {"min_rows": 20},
         "review": {"min_rows": SAMPLE},
     }
@@ -115,7 +115,7 @@ class Maker:
             summary, verdict = getattr(self, asset)(out)
             facts = {
                 "made_at": "2026-01-05T10:00:00+00:00",
-                "inputs": {name: a.content for name, a in inputs.items()},
+                "inputs": {name: a.content_hash for name, a in inputs.items()},
                 "summary": summary,
                 "verdict": verdict.to_json() if verdict else None,
             }
@@ -124,33 +124,33 @@ class Maker:
     def content(self, asset: str) -> str:
         artifact = self.store.current(asset)
         assert artifact is not None
-        return artifact.content
+        return artifact.content_hash
 
     def verdict(self, gate: str, about: str, summary: str, *checks: Check) -> Verdict:
         passed = self.passed.get(gate, True)
         return Verdict(gate, passed, self.content(about), summary, checks)
 
     def base_model(self, out: Path) -> Any:
-        _json(out / "base_model.json", {"id": "model", "licence": "apache-2.0"})
+        _json(out / "base_model.json", {"id": "model", "license": "apache-2.0"})
         return {"parameters": 134515008}, None
 
     def raw_examples(self, out: Path) -> Any:
         extra = [example(1000 + n) for n in range(len(self.rows) // 6)]
         write_jsonl(out / "examples.jsonl", [*self.rows, *extra])
         write_jsonl(
-            out / "drops.jsonl", [Drop(f"unreadable{n}", f"chat.jsonl:{n}", "1_raw", "not-json") for n in range(5)]
+            out / "drops.jsonl", [Drop(f"unreadable{n}", f"chat.jsonl:{n}", "ingest", "invalid-json") for n in range(5)]
         )
         return {"rows": len(self.rows) + len(extra), "dropped": 5}, None
 
     def clean_examples(self, out: Path) -> Any:
         reasons = ("near-duplicate", "exact-duplicate", "near-duplicate", "contradiction", "answer-invalid")
         extra = [example(1000 + n) for n in range(len(self.rows) // 6)]
-        drops = [Drop(e.id, e.origin, "2_clean", reasons[n % 5], "like shop.csv:2") for n, e in enumerate(extra)]
+        drops = [Drop(e.id, e.origin, "clean", reasons[n % 5], "like shop.csv:2") for n, e in enumerate(extra)]
         rules = ("pii-email", "html", "mojibake")
-        changes = [Change(e.id, e.origin, "2_clean", rules[n % 3], "1 place") for n, e in enumerate(self.rows[:14])]
+        changes = [Fix(e.id, e.origin, "clean", rules[n % 3], "1 place") for n, e in enumerate(self.rows[:14])]
         write_jsonl(out / "examples.jsonl", self.rows)
         write_jsonl(out / "drops.jsonl", drops)
-        write_jsonl(out / "changes.jsonl", changes)
+        write_jsonl(out / "fixes.jsonl", changes)
         return {"rows": len(self.rows), "dropped": len(drops)}, None
 
     def suitability_report(self, out: Path) -> Any:
@@ -173,12 +173,14 @@ class Maker:
             "utf-8",
         )
         (docs / "static" / "a.css").write_text("h1{color:rgb(1,2,3)}", "utf-8")
-        failing = [] if good else [{"id": e.id, "origin": e.origin, "rules": ["answer_valid"]} for e in self.rows[:3]]
+        failing = (
+            [] if good else [{"id": e.id, "origin": e.origin, "rules": ["completion_valid"]} for e in self.rows[:3]]
+        )
         write_jsonl(out / "rows.jsonl", failing)
         checks = (
             Check("row_ok", good, "every row is right in every respect, in at least 95 % of the rows", "97.5 % of 120 rows" if good else "91.2 % of 120 rows"),
             Check("table: row count to be between", True, "at least 20 rows are left", "120 rows"),
-            Check("answer_valid", good, "every answer is valid JSON of the declared schema, in at least 95 % of the rows", "97.5 % of 120 rows" if good else "91.2 % of 120 rows"),
+            Check("completion_valid", good, "every answer is valid JSON of the declared schema, in at least 95 % of the rows", "97.5 % of 120 rows" if good else "91.2 % of 120 rows"),
         )  # fmt: skip
         said = (
             "97.5 % of 120 rows are right in every respect, needed 95 %"
@@ -190,16 +192,16 @@ class Maker:
     def review_sample(self, out: Path) -> Any:
         sample = self.rows[:SAMPLE]
         write_jsonl(out / "sample.jsonl", sample)
-        drawn = frozenset((row.id, row.content) for row in sample)
+        drawn = frozenset((row.id, row.content_hash) for row in sample)
         _json(out / "round.json", Round(1, 1, 7, "7", "f" * 16, drawn, 0, len(self.rows)).to_json())
         return {"rows": len(sample), "of": len(self.rows)}, None
 
     def expert_review(self, out: Path) -> Any:
         write_jsonl(out / "examples.jsonl", self.rows[1:])
         write_jsonl(out / "reviews.jsonl", [])
-        write_jsonl(out / "changes.jsonl", [])
+        write_jsonl(out / "fixes.jsonl", [])
         write_jsonl(
-            out / "drops.jsonl", [Drop(self.rows[0].id, self.rows[0].origin, "4_review", "expert-rejected", "anna")]
+            out / "drops.jsonl", [Drop(self.rows[0].id, self.rows[0].origin, "review", "expert-rejected", "anna")]
         )
         check = Check("share of rows that are right", True, "at least 95.0%", "12 of 12 (100.0%)")
         bound = Check(
@@ -227,7 +229,7 @@ class Maker:
         )
 
     def baseline_report(self, out: Path) -> Any:
-        return self._report(out, {"zero_shot": 0.0, "few_shot": 0.21, "retrieved": 0.42, "classical": 0.37})
+        return self._report(out, {"zero_shot": 0.0, "few_shot": 0.21, "few_shot_retrieved": 0.42, "classical": 0.37})
 
     def adapter(self, out: Path) -> Any:
         _json(out / "training.json", {"steps": 74})
@@ -235,14 +237,14 @@ class Maker:
 
     def eval_report(self, out: Path) -> Any:
         return self._report(
-            out, {"zero_shot": 0.0, "few_shot": 0.21, "retrieved": 0.42, "classical": 0.37, "tuned": 0.84}
+            out, {"zero_shot": 0.0, "few_shot": 0.21, "few_shot_retrieved": 0.42, "classical": 0.37, "tuned": 0.84}
         )
 
     def _report(self, out: Path, exact: Mapping[str, float]) -> Any:
         variants = {
             name: {"rows": 130, "exact": share, "valid": min(1.0, share + 0.3)} for name, share in exact.items()
         }
-        _json(out / "report.json", {"rows": 130, "variants": variants, "best_prompted": "retrieved"})
+        _json(out / "report.json", {"rows": 130, "variants": variants, "best_prompted": "few_shot_retrieved"})
         (out / "report.html").write_text(
             "<!doctype html><title>Report</title><style>body{font-family:sans-serif}</style><script>document.title='ran'</script><h1>Evaluation</h1><p>130 test rows.</p>",
             "utf-8",
@@ -254,7 +256,7 @@ class Maker:
         outcome = "PROMOTE" if good else "INCONCLUSIVE"
         summary = f"{outcome}: the tuned model has 84.6 % of 130 test rows exactly right, the best prompted baseline (retrieved) 42.3 %"
         checks = (
-            Check("better than retrieved", good, "the interval of the gain lies above 0 points", "+42.3 points, 33.0 to 51.2" if good else "+2.1 points, -4.0 to 8.2"),
+            Check("better than few_shot_retrieved", good, "the interval of the gain lies above 0 points", "+42.3 points, 33.0 to 51.2" if good else "+2.1 points, -4.0 to 8.2"),
             Check("general ability", True, "loss rises by at most 10 %", "+1.2 %"),
             Check("test set used before", False, "never", "2 decisions were made on it", "warning"),
         )  # fmt: skip
@@ -272,7 +274,11 @@ class Maker:
 
     def deployed_endpoint(self, out: Path) -> Any:
         asked = self.rows[100]
-        sample = {"question": asked.question, "tuned": asked.answer, "base": "I am sorry to hear that! How can I help?"}
+        sample = {
+            "prompt": asked.prompt,
+            "tuned": asked.completion,
+            "base": "I am sorry to hear that! How can I help?",
+        }
         _json(out / "endpoint.json", {"task": self.task.name, "sample": sample})
         return {"version": 3, "parity": 1.0, "rows": 130}, self.verdict(
             "deployed_endpoint", "registered_model", "130 of 130 replayed answers are equal"
@@ -308,7 +314,7 @@ def approve_all(store: TaskStore, reviewer: str = "anna") -> None:
     sample = store.current("review_sample")
     assert sample is not None
     for row in sample.examples("sample.jsonl"):
-        inbox.save(store, Review(row.id, row.content, reviewer, "approve", "2026-01-05T10:00:00+00:00"))
+        verdict_store.save(store, Review(row.id, row.content_hash, reviewer, "approve", "2026-01-05T10:00:00+00:00"))
 
 
 def _json(path: Path, value: Any) -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from finetune_pipeline.materialise import open_task
+from finetune_pipeline.materialize import open_task
 from finetune_pipeline.records import Message, Review
-from finetune_pipeline.review import inbox
+from finetune_pipeline.review import verdict_store
 
 from .conftest import PASSWORD
 from .made_up import example, make
@@ -76,7 +76,7 @@ def verdicts() -> list[Review]:
     task, store = open_task("parcels")
     sample = store.current("review_sample")
     assert sample is not None
-    return inbox.load(store, task, sample)
+    return verdict_store.load(store, task, sample)
 
 
 def press(page: Page, key: str) -> None:
@@ -112,7 +112,7 @@ def test_a_whole_sample_by_keyboard(browser: Browser, desk_url: str) -> None:
     assert len(given) == 12
     assert [given[example(n).id].decision for n in range(5)] == ["approve", "approve", "reject", "edit", "approve"]
     assert given[example(2).id].note == "a rash answer"
-    assert '"priority": "high"' in (given[example(3).id].answer or "")
+    assert '"priority": "high"' in (given[example(3).id].completion or "")
     assert visit.complaints == []
     assert all(url.startswith(desk_url) for url in visit.asked)
 
@@ -163,7 +163,7 @@ def test_arabic_and_hebrew_run_from_the_right(browser: Browser, desk_url: str) -
     rows = [replace(example(n), messages=(Message("user", said), example(n).messages[-1])) for n in range(30)]
     make("parcels", rows=rows)
     page = Visit(browser, desk_url).goto("/tasks/parcels/review")
-    assert page.evaluate("getComputedStyle(document.querySelector('.question')).direction") == "rtl"
+    assert page.evaluate("getComputedStyle(document.querySelector('.prompt')).direction") == "rtl"
     page = Visit(browser, desk_url).goto(f"/tasks/parcels/review?row={rows[0].id}&edit=1")
     page.fill("[name=note]", "שלום")
     assert page.evaluate("getComputedStyle(document.querySelector('[name=note]')).direction") == "rtl"

@@ -11,11 +11,11 @@ import pytest
 from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 
-from finetune_pipeline.desk import files, headers, ledger, ledger_rows, login, review, settings, tasks
+from finetune_pipeline.desk import files, ledger, ledger_rows, login, review, security_headers, settings, tasks
 from finetune_pipeline.desk.app import create_app
 from finetune_pipeline.desk.users import add_user
 from finetune_pipeline.records import Example, Message, write_jsonl
-from finetune_pipeline.review.inbox import verdicts_folder
+from finetune_pipeline.review.verdict_store import verdicts_folder
 
 from .conftest import PASSWORD, sign_in, token
 from .made_up import declare, example, make
@@ -144,11 +144,11 @@ def test_personal_data_of_raw_rows_is_masked_on_every_page(client: TestClient) -
         drop = {"id": "row5", "origin": "shop.csv:5", "stage": "clean", "reason": "answer-invalid", "detail": PERSONAL}
         (out / "drops.jsonl").write_text(json.dumps(drop) + "\n")
         change = {"id": "row6", "origin": "shop.csv:6", "stage": "clean", "rule": "pii-email", "detail": "1 time"}
-        (out / "changes.jsonl").write_text(json.dumps(change) + "\n")
+        (out / "fixes.jsonl").write_text(json.dumps(change) + "\n")
         write_jsonl(out / "examples.jsonl", rows)
-        store.commit("clean_examples", "newer", out, {"inputs": {"raw_examples": raw.content}, "summary": {}})
+        store.commit("clean_examples", "newer", out, {"inputs": {"raw_examples": raw.content_hash}, "summary": {}})
     sign_in(client)
-    for path, rows_shown in (("/ledger?why=answer-invalid", 1), ("/ledger?kind=mended", 1), ("/quality", 3)):
+    for path, rows_shown in (("/ledger?why=answer-invalid", 1), ("/ledger?kind=fixed", 1), ("/quality", 3)):
         text = client.get(f"/tasks/parcels{path}").text
         assert not [word for word in ("jane.doe", "bob.roe", "7946") if word in text], path
         assert text.count("please write to &lt;EMAIL&gt; or call &lt;PHONE&gt;") >= rows_shown, path
@@ -161,8 +161,8 @@ def test_a_page_seeks_to_its_rows_and_does_not_read_the_file_again(
     raw = store.current("raw_examples")
     assert raw is not None
     ids = [row.id for row in raw.examples()][-3:]
-    assert [text.question for text in ledger_rows.texts(raw, ids).values()] == [
-        row.question for row in raw.examples() if row.id in ids
+    assert [text.prompt for text in ledger_rows.texts(raw, ids).values()] == [
+        row.prompt for row in raw.examples() if row.id in ids
     ]
     read = 0
     plain = json.loads
@@ -181,13 +181,13 @@ def test_a_page_seeks_to_its_rows_and_does_not_read_the_file_again(
 def test_text_of_any_script_finds_its_own_direction(client: TestClient) -> None:
     rows = [
         Example(
-            f"row{n}", (Message("user", "أين طلبي؟"), Message("assistant", example(0).answer)), "shop", "shop.csv:1"
+            f"row{n}", (Message("user", "أين طلبي؟"), Message("assistant", example(0).completion)), "shop", "shop.csv:1"
         )
         for n in range(30)
     ]
     make("parcels", rows=rows)
     text = sign_in(client).get("/tasks/parcels/review").text
-    assert '<p class="text question" dir="auto">أين طلبي؟</p>' in text
+    assert '<p class="text prompt" dir="auto">أين طلبي؟</p>' in text
     edit = client.get("/tasks/parcels/review?row=row3&edit=1").text
     assert all('dir="auto"' in tag for tag in re.findall(r"<(?:input(?! type=)|textarea)[^>]*>", edit))
 
@@ -212,10 +212,10 @@ def test_every_answer_carries_the_strict_headers(client: TestClient) -> None:
     sign_in(client)
     for path in ("/", "/login", "/nowhere", "/static/desk.css", "/static/nothing.css"):
         answer = client.get(path)
-        assert answer.headers["content-security-policy"] == headers.DESK, path
+        assert answer.headers["content-security-policy"] == security_headers.DESK, path
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["referrer-policy"] == "no-referrer"
-    assert "unsafe" not in headers.DESK and "frame-ancestors 'self'" in headers.DESK
+    assert "unsafe" not in security_headers.DESK and "frame-ancestors 'self'" in security_headers.DESK
 
 
 def test_large_and_endless_bodies_are_refused(client: TestClient) -> None:
@@ -284,8 +284,8 @@ def test_the_ledger_filters_and_pages(client: TestClient) -> None:
     assert "51 to 71 of 71" in client.get("/tasks/parcels/ledger?at=99").text
     one = client.get("/tasks/parcels/ledger?why=contradiction").text
     assert "1 to 13 of 13" in one and "like shop.csv:2" in one
-    mended = client.get("/tasks/parcels/ledger?kind=mended&why=html").text
-    assert "1 to 5 of 5" in mended
+    fixed = client.get("/tasks/parcels/ledger?kind=fixed&why=html").text
+    assert "1 to 5 of 5" in fixed
     assert "No row has this reason" in client.get("/tasks/parcels/ledger?why=nothing").text
     assert client.get("/tasks/parcels/ledger?kind=other").status_code == 400
     assert client.get("/tasks/parcels/ledger?at=x").status_code == 400
@@ -318,10 +318,10 @@ def test_reports_and_data_docs_come_sandboxed(client: TestClient) -> None:
     make("parcels", until="registered_model")
     sign_in(client)
     report = client.get("/tasks/parcels/reports/eval_report/report.html")
-    assert report.status_code == 200 and report.headers["content-security-policy"] == headers.REPORT
-    assert headers.REPORT.startswith("sandbox;") and "script" not in headers.REPORT
+    assert report.status_code == 200 and report.headers["content-security-policy"] == security_headers.REPORT
+    assert security_headers.REPORT.startswith("sandbox;") and "script" not in security_headers.REPORT
     docs = client.get("/tasks/parcels/docs/index.html")
-    assert docs.status_code == 200 and docs.headers["content-security-policy"] == headers.DATA_DOCS
+    assert docs.status_code == 200 and docs.headers["content-security-policy"] == security_headers.DATA_DOCS
     assert client.get("/tasks/parcels/docs/static/a.css").headers["content-type"].startswith("text/css")
     frame = client.get("/tasks/parcels/reports/eval_report").text
     assert '<iframe class="report" src="/tasks/parcels/reports/eval_report/report.html"' in frame
@@ -395,7 +395,7 @@ def test_a_damaged_file_of_one_task_leaves_the_others_on_the_front_page(client: 
     for path, content in (
         (decision.folder.parent / "current", b"../x"),
         (decision.path("decision.json"), b"[]"),
-        (damaged.local_root / "9_traffic" / "desired.json", b"\xff"),
+        (damaged.local_root / "11_serve" / "deployment_state.json", b"\xff"),
     ):
         before = path.read_bytes() if path.exists() else None
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from finetune_pipeline.desk import review as pages
-from finetune_pipeline.materialise import open_task
+from finetune_pipeline.materialize import open_task
 from finetune_pipeline.records import Example, Message, Review
-from finetune_pipeline.review import inbox
+from finetune_pipeline.review import verdict_store
 from finetune_pipeline.review.rounds import Round
 from finetune_pipeline.store import TaskStore
 
@@ -30,13 +30,13 @@ def given(store: TaskStore) -> list[Review]:
     task, _ = open_task("parcels")
     sample = store.current("review_sample")
     assert sample is not None
-    return inbox.load(store, task, sample)
+    return verdict_store.load(store, task, sample)
 
 
-def judge(client: TestClient, decision: str, page: str = PAGE, **fields: str) -> str:
+def record_verdict(client: TestClient, decision: str, page: str = PAGE, **fields: str) -> str:
     """Send the form of a page, and give the text of where it leads."""
     text = client.get(page).text
-    data = {name: hidden(text, name) for name in ("csrf", "row", "content")}
+    data = {name: hidden(text, name) for name in ("csrf", "row", "content_hash")}
     answer = client.post(PAGE, data={**data, "decision": decision, **fields})
     assert answer.status_code == 303, answer.text
     return client.get(answer.headers["location"]).text
@@ -48,21 +48,21 @@ def test_a_whole_sample_is_judged_row_by_row(client: TestClient) -> None:
     text = client.get(PAGE).text
     assert "0 of 12 reviewed" in text and "wheres my kettle" in text
     for _ in range(11):
-        text = judge(client, "approve")
+        text = record_verdict(client, "approve")
     assert "11 of 12 reviewed" in text and "Approved row 11." in text
-    text = judge(client, "reject", note="not a question")
+    text = record_verdict(client, "reject", note="not a question")
     assert "The review is complete" in text and "The gate will refuse the data" in text and "not a question" in text
     reviews = given(store)
     assert [review.decision for review in reviews] == ["approve"] * 11 + ["reject"]
     assert {review.reviewer for review in reviews} == {"anna"}
-    assert reviews[0].content == example(0).content
+    assert reviews[0].content_hash == example(0).content_hash
 
 
 def test_an_approved_sample_says_what_comes_next(client: TestClient) -> None:
     make("parcels")
     sign_in(client)
     for _ in range(12):
-        text = judge(client, "approve")
+        text = record_verdict(client, "approve")
     assert "The gate will let the data pass" in text and "The pipeline goes on with the next run" in text
 
 
@@ -72,11 +72,11 @@ def test_skip_back_and_undo(client: TestClient) -> None:
     first, second, last = example(0), example(1), example(11)
     assert "Row 2 of 12" in client.get(f"{PAGE}?after={first.id}").text
     assert "Row 1 of 12" in client.get(f"{PAGE}?after={last.id}").text
-    judge(client, "approve")
+    record_verdict(client, "approve")
     assert f"{PAGE}?row={first.id}" in client.get(PAGE).text, "back leads to the row before"
     again = client.get(f"{PAGE}?row={first.id}").text
     assert "You said “right”" in again
-    judge(client, "reject", page=f"{PAGE}?row={first.id}")
+    record_verdict(client, "reject", page=f"{PAGE}?row={first.id}")
     assert [(review.id, review.decision) for review in given(store)] == [(first.id, "reject")]
     answer = client.post(f"{PAGE}/undo", data={"csrf": token(client, PAGE)})
     assert answer.headers["location"] == f"{PAGE}?row={first.id}"
@@ -90,7 +90,7 @@ def test_an_edit_with_a_mistake_shows_the_complaint_and_saves_nothing(client: Te
     _, store = make("parcels")
     sign_in(client)
     text = client.get(f"{PAGE}?row={example(0).id}&edit=1").text
-    data = {name: hidden(text, name) for name in ("csrf", "row", "content", "decision")}
+    data = {name: hidden(text, name) for name in ("csrf", "row", "content_hash", "decision")}
     fields = {"field:intent": '"refund"', "field:priority": '"low"', "field:product": "null", "field:order": "12"}
     answer = client.post(PAGE, data={**data, **fields, "note": "wrong order"})
     assert answer.status_code == 422
@@ -104,27 +104,29 @@ def test_an_edit_with_a_mistake_shows_the_complaint_and_saves_nothing(client: Te
     assert answer.status_code == 303
     (review,) = given(store)
     assert review.decision == "edit" and review.note == "no order"
-    assert review.answer == '{"intent": "refund", "priority": "low", "product": null, "order": null}'
+    assert review.completion == '{"intent": "refund", "priority": "low", "product": null, "order": null}'
 
 
 def test_labels_are_edited_with_a_list(client: TestClient) -> None:
-    rows = [example(number).with_answer("delivery") for number in range(30)]
+    rows = [example(number).with_completion("delivery") for number in range(30)]
     _, store = make("parcels", rows=rows, sections={"answer": {"format": "label", "labels": ["delivery", "other"]}})
     sign_in(client)
     assert '<option value="&#34;other&#34;">other</option>' in client.get(f"{PAGE}?row={rows[0].id}&edit=1").text
-    judge(client, "edit", **{"field:whole answer": '"other"'})
-    assert [review.answer for review in given(store)] == ["other"]
+    record_verdict(client, "edit", **{"field:whole answer": '"other"'})
+    assert [review.completion for review in given(store)] == ["other"]
 
 
 def test_a_verdict_on_changed_data_is_not_saved(client: TestClient) -> None:
     _, store = make("parcels")
     sign_in(client)
     text = client.get(PAGE).text
-    data = {name: hidden(text, name) for name in ("csrf", "row", "content")}
+    data = {name: hidden(text, name) for name in ("csrf", "row", "content_hash")}
     with store.scratch("review_sample") as out:
-        changed = example(0).with_answer('{"intent": "refund", "priority": "low", "product": null, "order": null}')
+        changed = example(0).with_completion('{"intent": "refund", "priority": "low", "product": null, "order": null}')
         (out / "sample.jsonl").write_text(json.dumps(changed.to_json()) + "\n")
-        (out / "round.json").write_text(json.dumps(Round(drawn=frozenset({(changed.id, changed.content)})).to_json()))
+        (out / "round.json").write_text(
+            json.dumps(Round(drawn=frozenset({(changed.id, changed.content_hash)})).to_json())
+        )
         store.commit("review_sample", "newer", out, {"summary": {"of": 120}, "inputs": {}, "verdict": None})
     answer = client.post(PAGE, data={**data, "decision": "approve"})
     assert answer.headers["location"] == f"{PAGE}?row={example(0).id}"
@@ -140,12 +142,12 @@ def test_two_experts_do_not_see_each_others_verdicts(client: TestClient) -> None
     _, store = make("parcels", sections={"review": {"min_rows": 12, "reviewers": 2}})
     sign_in(client)
     for _ in range(12):
-        text = judge(client, "reject", note="annas word")
+        text = record_verdict(client, "reject", note="annas word")
     assert "Your part is done" in text and "12 rows still need another expert" in text
     sign_in(client, "bert")
     text = client.get(PAGE).text
     assert "0 of 12 reviewed" in text and "annas word" not in text and "Row 1 of 12" in text
-    judge(client, "approve")
+    record_verdict(client, "approve")
     assert {(review.reviewer, review.decision) for review in given(store)} == {("anna", "reject"), ("bert", "approve")}
 
 
@@ -153,9 +155,9 @@ def test_a_row_that_a_colleague_judged_meanwhile_is_not_judged_again(client: Tes
     _, store = make("parcels")
     sign_in(client)
     text = client.get(f"{PAGE}?row={example(0).id}&edit=1").text
-    data = {name: hidden(text, name) for name in ("csrf", "row", "content")}
+    data = {name: hidden(text, name) for name in ("csrf", "row", "content_hash")}
     row = example(0)
-    inbox.save(store, Review(row.id, row.content, "bert", "reject", "2026-01-05T10:00:00+00:00"))
+    verdict_store.save(store, Review(row.id, row.content_hash, "bert", "reject", "2026-01-05T10:00:00+00:00"))
     answers = [
         client.post(PAGE, data={**data, "decision": "approve"}),
         client.post(PAGE, data={**data, "decision": "reject", "note": "my careful note"}),
@@ -174,20 +176,20 @@ def test_a_row_that_a_colleague_judged_meanwhile_is_not_judged_again(client: Tes
 def test_an_expert_may_change_an_own_verdict(client: TestClient) -> None:
     _, store = make("parcels")
     sign_in(client)
-    judge(client, "approve")
-    judge(client, "reject", page=f"{PAGE}?row={example(0).id}")
+    record_verdict(client, "approve")
+    record_verdict(client, "reject", page=f"{PAGE}?row={example(0).id}")
     assert [(review.reviewer, review.decision) for review in given(store)] == [("anna", "reject")]
 
 
 def test_two_experts_at_the_same_moment_give_one_verdict(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have the row open and send at once: one is saved, the other is told. To look takes long enough for both."""
 
-    def looks(*given: str, look: Any = pages.sit) -> Any:
+    def looks(*given: str, look: Any = pages.open_review) -> Any:
         found = look(*given)
         time.sleep(0.3)
         return found
 
-    monkeypatch.setattr(pages, "sit", looks)
+    monkeypatch.setattr(pages, "open_review", looks)
     _, store = make("parcels")
     texts = {}
     clients = {name: TestClient(client.app, base_url="http://127.0.0.1", follow_redirects=False) for name in NAMES}
@@ -196,7 +198,7 @@ def test_two_experts_at_the_same_moment_give_one_verdict(client: TestClient, mon
     together = threading.Barrier(2)
 
     def send(name: str) -> int:
-        data = {field: hidden(texts[name], field) for field in ("csrf", "row", "content")}
+        data = {field: hidden(texts[name], field) for field in ("csrf", "row", "content_hash")}
         together.wait()
         return clients[name].post(PAGE, data={**data, "decision": "approve"}).status_code
 
@@ -210,7 +212,7 @@ def test_an_earlier_turn_that_reads_as_the_question_does_is_shown(client: TestCl
         Message("user", "Where is it?"),
         Message("assistant", "Which order?"),
         Message("user", "Where is it?"),
-        Message("assistant", example(0).answer),
+        Message("assistant", example(0).completion),
     )
     rows = [Example(f"row{n}", turns, "shop", f"shop.csv:{n}") for n in range(30)]
     make("parcels", rows=rows)
@@ -222,10 +224,10 @@ def test_an_earlier_turn_that_reads_as_the_question_does_is_shown(client: TestCl
 @pytest.mark.parametrize("value", ["[" * 100_000, '"\\ud800"', "9" * 5000, "NaN", "{"])
 def test_an_answer_that_is_no_json_is_a_complaint_and_no_fault(client: TestClient, value: str) -> None:
     schema = {"type": "object", "properties": {"extra": {"type": ["object", "array", "string"]}}}
-    rows = [example(n).with_answer('{"extra": {}}') for n in range(30)]
+    rows = [example(n).with_completion('{"extra": {}}') for n in range(30)]
     _, store = make("parcels", rows=rows, sections={"answer": {"format": "json", "schema": schema}})
     text = sign_in(client).get(f"{PAGE}?row={rows[0].id}&edit=1").text
-    data = {name: hidden(text, name) for name in ("csrf", "row", "content", "decision")}
+    data = {name: hidden(text, name) for name in ("csrf", "row", "content_hash", "decision")}
     answer = client.post(PAGE, data={**data, "field:extra": value})
     assert answer.status_code == 422, answer.text[:300]
     assert given(store) == []
@@ -237,7 +239,7 @@ def test_recorded_verdicts_are_told(client: TestClient) -> None:
     )
     folder = store.local_root / "review"
     folder.mkdir()
-    rows = [Review(example(n).id, example(n).content, "carla", "approve", "2026-01-01") for n in range(12)]
+    rows = [Review(example(n).id, example(n).content_hash, "carla", "approve", "2026-01-01") for n in range(12)]
     (folder / "verdicts.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
     make("parcels", sections={"review": {"min_rows": 12, "recorded": "review/verdicts.jsonl"}})
     text = sign_in(client).get(PAGE).text
@@ -248,15 +250,15 @@ def test_an_unknown_decision_is_refused(client: TestClient) -> None:
     _, store = make("parcels")
     sign_in(client)
     text = client.get(PAGE).text
-    data = {name: hidden(text, name) for name in ("csrf", "row", "content")}
+    data = {name: hidden(text, name) for name in ("csrf", "row", "content_hash")}
     assert client.post(PAGE, data={**data, "decision": "perhaps"}).status_code == 400
     assert given(store) == []
 
 
 def text_task() -> TaskStore:
     """Answers are free text, where a correction may hold anything."""
-    rows = [example(number).with_answer(f"we will look into it, case {number}") for number in range(30)]
-    sections = {"answer": {"format": "text"}, "quality": {"min_rows": 20, "max_answer_chars": 80}}
+    rows = [example(number).with_completion(f"we will look into it, case {number}") for number in range(30)]
+    sections = {"answer": {"format": "text"}, "quality": {"min_rows": 20, "max_completion_chars": 80}}
     return make("parcels", rows=rows, sections=sections)[1]
 
 
@@ -264,7 +266,7 @@ def test_personal_data_in_a_correction_or_a_note_is_replaced_before_it_is_kept(c
     store = text_task()
     sign_in(client)
     row = example(0).id
-    text = judge(
+    text = record_verdict(
         client,
         "edit",
         page=f"{PAGE}?row={row}&edit=1",
@@ -273,7 +275,7 @@ def test_personal_data_in_a_correction_or_a_note_is_replaced_before_it_is_kept(c
     )
     assert "Personal data was replaced in what you wrote." in text
     (review,) = given(store)
-    assert (review.answer, review.note) == ("write to <EMAIL>", "<EMAIL> said so")
+    assert (review.completion, review.note) == ("write to <EMAIL>", "<EMAIL> said so")
     kept = "".join(path.read_text("utf-8") for path in (store.local_root / "review").rglob("*.json"))
     assert "jo@example.com" not in kept
 
@@ -282,7 +284,7 @@ def test_a_correction_that_could_not_be_trained_on_is_refused_with_the_reason(cl
     store = text_task()
     sign_in(client)
     text = client.get(f"{PAGE}?row={example(0).id}&edit=1").text
-    data = {name: hidden(text, name) for name in ("csrf", "row", "content", "decision")}
+    data = {name: hidden(text, name) for name in ("csrf", "row", "content_hash", "decision")}
     for edit, reason in (("x" * 81, "at most 80 characters"), ("\u200b", "Empty answer")):
         answer = client.post(PAGE, data={**data, "field:whole answer": edit})
         assert answer.status_code == 422
@@ -294,29 +296,29 @@ def test_a_correction_that_changes_nothing_approves(client: TestClient) -> None:
     store = text_task()
     sign_in(client)
     page = f"{PAGE}?row={example(0).id}&edit=1"
-    judge(client, "edit", page=page, **{"field:whole answer": "we will look into it, case 0"})
+    record_verdict(client, "edit", page=page, **{"field:whole answer": "we will look into it, case 0"})
     assert [review.decision for review in given(store)] == ["approve"]
 
 
 def test_the_first_verdict_fixes_the_round_and_a_later_round_says_that_it_is_one(client: TestClient) -> None:
     _, store = make("parcels")
     sign_in(client)
-    judge(client, "approve")
+    record_verdict(client, "approve")
     rounds = store.local_root / "review" / "rounds"
     assert [path.name for path in rounds.iterdir()] == ["1.json"]
     rows = [example(number) for number in range(40, 52)]
     with store.scratch("review_sample") as out:
         (out / "sample.jsonl").write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
-        drawn = Round(2, 2, drawn=frozenset((row.id, row.content) for row in rows), gone=1, population=108)
+        drawn = Round(2, 2, drawn=frozenset((row.id, row.content_hash) for row in rows), gone=1, population=108)
         (out / "round.json").write_text(json.dumps(drawn.to_json()))
         store.commit("review_sample", "newer", out, {"summary": {"of": 108}, "inputs": {}, "verdict": None})
     text = client.get(PAGE).text
     assert "0 of 12 reviewed, round 2" in text
-    judge(client, "reject")
+    record_verdict(client, "reject")
     text = client.get(PAGE).text
     assert "at least, of rows not reviewed before" in text and "1 drawn row left the data, and counts as wrong" in text
     for _ in range(11):
-        text = judge(client, "approve")
+        text = record_verdict(client, "approve")
     assert "begins round 3, with rows that nobody has reviewed; a sample that shows 95.0%" in text
     assert sorted(path.name for path in rounds.iterdir()) == ["1.json", "2.json"]
 
@@ -334,10 +336,10 @@ def test_rows_that_may_conflict_are_shown_and_judged_beside_the_sample(client: T
     assert "0 of 12 reviewed" in text, "the sample is as large as before"
     page = client.get(f"{PAGE}?row={other.id}").text
     assert "Flagged row" in page and "Nearly the same question has another answer" in page and one.origin in page
-    text = judge(client, "reject", page=f"{PAGE}?row={other.id}")
+    text = record_verdict(client, "reject", page=f"{PAGE}?row={other.id}")
     assert "0 of 12 reviewed" in text and "(wrong)" in text
-    assert [review.id for review in inbox.load_for(store, task, [other])] == [other.id]
+    assert [review.id for review in verdict_store.load_for(store, task, [other])] == [other.id]
     for _ in range(12):
-        text = judge(client, "approve")
+        text = record_verdict(client, "approve")
     assert "The review is complete" in text and "12 of 12 rows have all their verdicts" in text
     assert "Answers that may conflict" in text

@@ -35,7 +35,7 @@ def test_a_taken_port_is_named_with_the_cure(place: Path) -> None:
     with taken_port() as port, pytest.raises(PortInUse) as caught:
         run("127.0.0.1", port)
     assert caught.value.exit_code == 10
-    assert f"127.0.0.1:{port}" in caught.value.message and "FINETUNE_DESK_URL=" in caught.value.cure
+    assert f"127.0.0.1:{port}" in caught.value.message and "FINETUNE_DESK_URL=" in caught.value.hint
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
@@ -73,7 +73,7 @@ def test_the_network_has_to_be_wanted_and_needs_a_person(tmp_path: Path, monkeyp
     monkeypatch.setattr(users, "COST", 2**4)
     with pytest.raises(ServingError, match=r"open to the network on 0\.0\.0\.0") as caught:
         require_private("0.0.0.0")  # noqa: S104
-    assert "FINETUNE_DESK_PUBLIC=1" in caught.value.cure
+    assert "FINETUNE_DESK_PUBLIC=1" in caught.value.hint
     monkeypatch.setenv("FINETUNE_DESK_PUBLIC", "1")
     users.first_start()
     with pytest.raises(ServingError, match="no user that a person made"):

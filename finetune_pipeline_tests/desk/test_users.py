@@ -10,7 +10,7 @@ import pytest
 from finetune_pipeline.desk import attempts as attempts_module
 from finetune_pipeline.desk import open_sessions, users
 from finetune_pipeline.desk.attempts import FREE_FOR_NETWORK, LONGEST_WAIT, Attempts, network_of
-from finetune_pipeline.desk.private import signing_secret
+from finetune_pipeline.desk.private_files import signing_secret
 from finetune_pipeline.desk.session import local_address
 from finetune_pipeline.errors import DataError, StorageError
 from finetune_pipeline.store import home

@@ -13,11 +13,10 @@ import pytest
 from finetune_pipeline.config import Prompt, Task
 from finetune_pipeline.errors import GateRefused, JobCancelled, StorageError
 from finetune_pipeline.evaluate import job
+from finetune_pipeline.evaluate.answer_log import AnswerFile
 from finetune_pipeline.evaluate.assets import baseline_report, cost, eval_report, job_spec
-from finetune_pipeline.evaluate.partial import AnswerFile
-from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Answer, Artifact, ServedVersion, Silent, read_jsonl
-from finetune_pipeline.store import TaskStore
+from finetune_pipeline.store import StageContext, StageResult, TaskStore
 from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
 
 LABELS = ("red", "green", "blue")
@@ -31,18 +30,18 @@ def rows(prefix: str, count: int) -> list[object]:
 @pytest.fixture
 def declared(tiny_model: Path) -> Task:
     return task(
-        base={"path": str(tiny_model), "licence": "apache-2.0"},
+        base={"path": str(tiny_model), "license": "apache-2.0"},
         answer={"format": "label", "labels": LABELS},
-        prompt={"system": "Say the colour."},
+        prompt={"system": "Say the color."},
         baseline={"shots": 2},
-        evaluate={"batch_rows": 4},
+        evaluate={"batch_size": 4},
         suitability={"hosting_per_month": 73.0, "requests_per_day": 100},
     )
 
 
 @pytest.fixture
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: Task) -> tuple[TaskStore, dict[str, Artifact]]:
-    from finetune_pipeline.base_model import prepare
+    from finetune_pipeline.models.base_model import prepare
 
     store = task_store(tmp_path, monkeypatch)
     _, facts = prepare(declared.base, store.task, Silent())
@@ -76,7 +75,7 @@ class CancelAfter(Silent):
             raise JobCancelled("stopped", "run again")
 
 
-def commit(store: TaskStore, made: Work, asset: str) -> Artifact:
+def commit(store: TaskStore, made: StageContext, asset: str) -> Artifact:
     files = {p.name: list(read_jsonl(p)) for p in made.out.glob("*.jsonl")}
     report = json.loads((made.out / "report.json").read_text("utf-8"))
     return finished(store, asset, {**files, "report.json": report})
@@ -89,11 +88,11 @@ def test_both_reports(
     first = work(declared, store, tmp_path, **artifacts)
     outcome = baseline_report(first)
     report = json.loads((first.out / "report.json").read_text("utf-8"))
-    assert set(report["variants"]) == {"zero_shot", "few_shot", "retrieved", "classical"}
+    assert set(report["variants"]) == {"zero_shot", "few_shot", "few_shot_retrieved", "classical"}
     assert all(figure["rows"] == 9 for figure in report["variants"].values())
     assert report["variants"]["few_shot"]["prompt_tokens"] > report["variants"]["zero_shot"]["prompt_tokens"]
     assert outcome.summary["rows"] == 9
-    assert outcome.unfinished == store.local_root / "5_split" / "partial" / "key"  # goes when the report is stored
+    assert outcome.unfinished == store.local_root / "07_baseline" / "answers" / "key"  # goes when the report is stored
 
     baseline = commit(store, first, "baseline_report")
     tuned = Artifact("adapter", "k", "c", adapter, {"files": {}})
@@ -106,10 +105,10 @@ def test_both_reports(
     losses = list(read_jsonl(second.out / "general.jsonl"))
     assert len(losses) >= 60
     assert any(row["base"] != row["tuned"] for row in losses), "the adapter has to be off for the base"
-    assert report["memorisation"]["train_rows"] == 9
+    assert report["memorization"]["train_rows"] == 9
     assert report["cost"]["per_1000"]["tuned"] == pytest.approx(24.0)
-    assert isinstance(outcome, Outcome)
-    assert {"tuned", "general_rise", "memorisation_auc"} <= set(outcome.summary)
+    assert isinstance(outcome, StageResult)
+    assert {"tuned", "general_rise", "memorization_auc"} <= set(outcome.summary)
     assert "<svg" in (second.out / "report.html").read_text("utf-8")
 
 
@@ -118,22 +117,22 @@ def test_the_live_version_answers_the_same_rows_as_it_is_served(
 ) -> None:
     """Beside the candidate, under the system prompt it was trained with; another prompt, other answers."""
     store, artifacts = inputs
-    old = declared.model_copy(update={"prompt": Prompt(system="Name the colour of the door, please.")})
+    old = declared.model_copy(update={"prompt": Prompt(system="Name the color of the door, please.")})
     live = committed(store, "adapter", adapter, old)
     base = committed(store, "base_model", artifacts["base_model"].folder, declared)
-    version = ServedVersion(3, live.content, live.key, base.content, 5)
+    version = ServedVersion(3, live.content_hash, live.key, base.content_hash, 5)
     baseline = finished(
         store, "baseline_report", {"answers.jsonl": [], "scores.jsonl": [], "report.json": {"variants": {}}}
     )
     made = work(quick(declared), store, tmp_path, **artifacts, baseline_report=baseline, adapter=live)
-    made = replace(made, outside=asdict(version))
+    made = replace(made, fingerprint=asdict(version))
     eval_report(made)
     report = json.loads((made.out / "report.json").read_text("utf-8"))
     assert report["champion"] == asdict(version)
     assert list(report["variants"]) == ["champion", "tuned"]
     said = {(row["variant"], row["id"]): row for row in read_jsonl(made.out / "answers.jsonl")}
     assert len(said) == 2 * 9
-    assert all(said["champion", f"q{i}"]["answer_tokens"] <= 5 for i in range(9))
+    assert all(said["champion", f"q{i}"]["completion_tokens"] <= 5 for i in range(9))
     lengths = {name: said[name, "q0"]["prompt_tokens"] for name in ("champion", "tuned")}
     assert lengths["champion"] > lengths["tuned"]
     page = (made.out / "report.html").read_text("utf-8")
@@ -147,9 +146,9 @@ def test_a_live_version_whose_files_are_gone_is_named(
     baseline = finished(store, "baseline_report", {"answers.jsonl": [], "scores.jsonl": []})
     tuned = Artifact("adapter", "k", "c", adapter, {"files": {}})
     made = work(declared, store, tmp_path, **artifacts, baseline_report=baseline, adapter=tuned)
-    gone = asdict(ServedVersion(3, "gone", "gone", artifacts["base_model"].content, 5))
+    gone = asdict(ServedVersion(3, "gone", "gone", artifacts["base_model"].content_hash, 5))
     with pytest.raises(StorageError, match="version 3 is live, and its adapter gone"):
-        eval_report(replace(made, outside=gone))
+        eval_report(replace(made, fingerprint=gone))
 
 
 def committed(store: TaskStore, asset: str, files: Path, declared: Task) -> Artifact:
@@ -161,7 +160,7 @@ def committed(store: TaskStore, asset: str, files: Path, declared: Task) -> Arti
 
 
 def quick(declared: Task) -> Task:
-    evaluate = declared.evaluate.model_copy(update={"general": False, "memorisation": False})
+    evaluate = declared.evaluate.model_copy(update={"general": False, "memorization": False})
     return declared.model_copy(update={"evaluate": evaluate})
 
 
@@ -172,13 +171,13 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
     only = declared.model_copy(
         update={
             "baseline": declared.baseline.model_copy(update={"variants": ("zero_shot",)}),
-            "evaluate": declared.evaluate.model_copy(update={"batch_rows": 2, "max_new_tokens": 20}),
+            "evaluate": declared.evaluate.model_copy(update={"batch_size": 2, "max_new_tokens": 20}),
         }
     )
     first = work(only, store, tmp_path, **artifacts)
-    partial = store.local_root / "5_split" / "partial" / "key"
+    partial = store.local_root / "07_baseline" / "answers" / "key"
     with pytest.raises(JobCancelled):
-        job.work(job_spec(first, partial, ["zero_shot"]), CancelAfter())
+        job.run(job_spec(first, partial, ["zero_shot"]), CancelAfter())
     kept = partial / "answers.jsonl"
     before = kept.read_text("utf-8").splitlines()
     assert 2 <= len(before) < 9
@@ -209,5 +208,5 @@ def test_lines_are_kept_whatever_stands_in_them(tmp_path: Path) -> None:
 
 def test_cost_without_traffic_has_no_share_of_the_hosting(declared: Task) -> None:
     prices = declared.suitability.model_copy(update={"requests_per_day": 0, "prompted_price": 2.0})
-    variants = {"zero_shot": {"prompt_tokens": 90, "answer_tokens": 10}, "tuned": {}, "classical": {}}
+    variants = {"zero_shot": {"prompt_tokens": 90, "completion_tokens": 10}, "tuned": {}, "classical": {}}
     assert cost(variants, prices)["per_1000"] == {"zero_shot": 0.2}

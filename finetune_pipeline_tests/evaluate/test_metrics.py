@@ -53,7 +53,7 @@ def test_a_fence_or_a_word_around_it_is_no_wrong_answer(text: str) -> None:
     assert found.fields == {"intent": True, "order": True, "n": True}
 
 
-@pytest.mark.parametrize("variant_", ["zero_shot", "few_shot", "retrieved", "classical", "tuned", "champion"])
+@pytest.mark.parametrize("variant_", ["zero_shot", "few_shot", "few_shot_retrieved", "classical", "tuned", "champion"])
 def test_every_variant_is_read_alike(variant_: str) -> None:
     row = example("l", "q", "refund")
     for text in ("Refund", "refund.", '"refund"'):
@@ -89,7 +89,7 @@ def test_the_figures_of_a_variant() -> None:
     assert isinstance(slices, dict)
     assert slices["x"]["exact"] == 0.5
     assert slices["y"]["rows"] == 1
-    assert (figures["prompt_tokens"], figures["answer_tokens"], figures["finished"]) == (10, 5, 0.666667)
+    assert (figures["prompt_tokens"], figures["completion_tokens"], figures["finished"]) == (10, 5, 0.666667)
 
 
 def test_intervals_are_those_of_clopper_and_pearson() -> None:

@@ -19,7 +19,7 @@ TESTS = [example("q1", "my parcel never came", "delivery"), example("q2", "log i
 
 def test_fixed_examples_show_every_slice_before_any_twice() -> None:
     shots = fixed_shots(TRAIN, SPEC, 4)
-    assert {row.answer for row in shots[:3]} == {"refund", "delivery", "account"}
+    assert {row.completion for row in shots[:3]} == {"refund", "delivery", "account"}
     assert len({row.id for row in shots}) == 4
     assert shots == fixed_shots(TRAIN, SPEC, 4)
     assert any(fixed_shots(TRAIN, SPEC, 4, seed) != shots for seed in range(5))
@@ -49,7 +49,7 @@ def test_a_rows_own_system_message_stays_first() -> None:
 
 
 def test_the_least_similar_examples_go_when_room_is_short() -> None:
-    whole = prompts("retrieved", TRAIN, TESTS, "", SPEC, 3)["q1"]
-    short = prompts("retrieved", TRAIN, TESTS, "", SPEC, 3, fits=lambda chat: len(chat) <= 5)["q1"]
+    whole = prompts("few_shot_retrieved", TRAIN, TESTS, "", SPEC, 3)["q1"]
+    short = prompts("few_shot_retrieved", TRAIN, TESTS, "", SPEC, 3, fits=lambda chat: len(chat) <= 5)["q1"]
     assert short == whole[2:]
-    assert len(prompts("retrieved", TRAIN, TESTS, "", SPEC, 3, fits=lambda chat: False)["q1"]) == 1
+    assert len(prompts("few_shot_retrieved", TRAIN, TESTS, "", SPEC, 3, fits=lambda chat: False)["q1"]) == 1

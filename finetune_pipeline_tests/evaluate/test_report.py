@@ -30,7 +30,7 @@ def facts(*names: str, **measures: Any) -> Facts:
         "best_prompted": best_prompted(variants),
         "max_new_tokens": 30,
         "general": None,
-        "memorisation": None,
+        "memorization": None,
         "cost": None,
         **measures,
     }
@@ -43,7 +43,7 @@ FULL = facts(
     "classical",
     "tuned",
     general={"texts": 60, "base": 2.0, "tuned": 2.1, "rise": 0.05},
-    memorisation={"auc": 0.52, "interval": [0.4, 0.6], "train_rows": 12},
+    memorization={"auc": 0.52, "interval": [0.4, 0.6], "train_rows": 12},
     cost={"currency": "EUR", "per_1000": {"tuned": 1.5, "zero_shot": 2}, "requests_per_day": 10, "prompted_price": 0.6},
 )
 

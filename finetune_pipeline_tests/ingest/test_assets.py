@@ -1,4 +1,4 @@
-"""raw_examples on real files: every row is an example or a drop, ids stay, and errors name the file and the cure."""
+"""raw_examples on real files: every row is an example or a drop, ids stay, and errors name the file and the hint."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from finetune_pipeline import file_hashes
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest.assets import raw_examples, sources_fingerprint
 from finetune_pipeline.ingest.groups import group_of
 from finetune_pipeline.ingest.sources import problems, remarks
-from finetune_pipeline.materialise import Outcome, materialise
+from finetune_pipeline.materialize import materialize
 from finetune_pipeline.records import Example, read_jsonl
-from finetune_pipeline.store import TaskStore, sha256_file
+from finetune_pipeline.store import StageResult, TaskStore, file_hashes, sha256_file
 from finetune_pipeline_tests.artifacts import task, task_store, work
 
 
@@ -32,7 +31,7 @@ def put(store: TaskStore, name: str, text: str) -> None:
 
 def make(
     store: TaskStore, tmp_path: Path, *sources: dict[str, Any]
-) -> tuple[Outcome, list[Example], list[dict[str, Any]]]:
+) -> tuple[StageResult, list[Example], list[dict[str, Any]]]:
     job = work(task(sources=list(sources)), store, tmp_path)
     outcome = raw_examples(job)
     examples = [Example.from_json(row) for row in read_jsonl(job.out / "examples.jsonl")]
@@ -51,18 +50,18 @@ def test_every_row_of_every_file_is_accounted_for(store: TaskStore, tmp_path: Pa
         {"path": "raw/[bc].jsonl", "name": "lines"},
         {"path": "raw/wrong.csv", "input": "text", "output": "label"},
     )
-    assert [(e.question, e.answer, e.source, e.origin, e.group) for e in examples] == [
+    assert [(e.prompt, e.completion, e.source, e.origin, e.group) for e in examples] == [
         ("hi", "x", "a", "a.csv:2", group_of("c1")),
         ("ho", "", "a", "a.csv:3", group_of("c2")),
         ("a", "b", "lines", "b.jsonl:1", None),
         ("p", "good", "lines", "c.jsonl:1", None),
     ]
     assert [(d["origin"], d["reason"]) for d in drops] == [
-        ("a.csv:4", "no-question"),
-        ("b.jsonl:2", "not-json"),
+        ("a.csv:4", "no-prompt"),
+        ("b.jsonl:2", "invalid-json"),
         ("b.jsonl:3", "missing-column"),
-        ("wrong.csv:2", "wrong-column"),
-        ("wrong.csv:3", "wrong-column"),
+        ("wrong.csv:2", "missing-column"),
+        ("wrong.csv:3", "missing-column"),
     ]
     assert outcome.summary["rows"] == 9 == len(examples) + len(drops)
     files: Any = outcome.summary["files"]
@@ -128,7 +127,7 @@ def test_ids_stay_when_rows_are_added_before_and_differ_for_the_same_content_twi
         ({"a.csv": ""}, [{"path": "raw/a.csv"}], r"the data set is empty, no rows in: raw/a.csv"),
         ({"a.csv": "text,label\n"}, [{"path": "raw/a.csv"}], r"the data set is empty, no rows in: raw/a.csv"),
         ({"a.csv": "no,body\n1,hi\n"}, [{"path": "raw/*.csv", "input": "x"}], r"the column 'x'; it has: no, body"),
-        ({"a.jsonl": "x\ny\n"}, [{"path": "raw/a.jsonl"}], r"not-json: 2"),
+        ({"a.jsonl": "x\ny\n"}, [{"path": "raw/a.jsonl"}], r"invalid-json: 2"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_at_all_is_an_error_with_a_cure(
@@ -138,7 +137,7 @@ def test_what_cannot_be_read_at_all_is_an_error_with_a_cure(
         put(store, name, text)
     with pytest.raises(DataError, match=message) as error:
         make(store, tmp_path, *sources)
-    assert error.value.cure
+    assert error.value.hint
 
 
 def test_fingerprint_follows_every_byte_and_never_fails(store: TaskStore) -> None:
@@ -174,13 +173,13 @@ def test_a_source_that_did_not_change_is_not_read_to_know_that(
     assert [path.name for path in read[2:]] == ["b.csv"]
 
 
-def test_materialise_reads_again_only_when_a_file_changed(store: TaskStore) -> None:
+def test_materialize_reads_again_only_when_a_file_changed(store: TaskStore) -> None:
     declared = task(sources=[{"path": "raw/a.csv"}])
     put(store, "a.csv", "text,label\nhi,x\n")
-    first = materialise("raw_examples", declared, store)
-    assert materialise("raw_examples", declared, store).manifest == first.manifest
+    first = materialize("raw_examples", declared, store)
+    assert materialize("raw_examples", declared, store).manifest == first.manifest
     put(store, "a.csv", "text,label\nhi,y\n")
-    assert materialise("raw_examples", declared, store).content != first.content
+    assert materialize("raw_examples", declared, store).content_hash != first.content_hash
 
 
 def test_check_names_broken_files_and_remarks_on_unfit_ones(store: TaskStore) -> None:
@@ -198,4 +197,4 @@ def test_rows_with_odd_content_survive_the_way_to_disk(store: TaskStore, tmp_pat
     odd = 'line\u2028break "quoted" \\ tab\t 👍 \ud83d'
     put(store, "a.jsonl", json.dumps({"prompt": odd, "completion": "x"}) + "\n")
     _, examples, _ = make(store, tmp_path, {"path": "raw/a.jsonl"})
-    assert examples[0].question.startswith('line\u2028break "quoted" \\ tab\t 👍')
+    assert examples[0].prompt.startswith('line\u2028break "quoted" \\ tab\t 👍')

@@ -32,14 +32,14 @@ def read(path: Path, content: str | bytes, **declared: Any) -> list[str]:
     for record in found:
         dumps(record.to_json() if not isinstance(record, Drop) and hasattr(record, "to_json") else str(record)).encode()
     assert len({record.id for record in found}) == len(found)
-    return [record.reason if isinstance(record, Drop) else record.answer for record in found]  # type: ignore[union-attr]
+    return [record.reason if isinstance(record, Drop) else record.completion for record in found]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (f'{{"prompt": {LONG}, "completion": "x"}}', "not-json"),
-        (f'{{"prompt": {DEEP}, "completion": "x"}}', "not-json"),
+        (f'{{"prompt": {LONG}, "completion": "x"}}', "invalid-json"),
+        (f'{{"prompt": {DEEP}, "completion": "x"}}', "invalid-json"),
         ('{"prompt": ' + "[" * 900 + "]" * 900 + ', "completion": "x"}', None),  # near the limit: read or dropped
         ('{"prompt": "hi", "prompt": "ho", "completion": "x"}', "duplicate-key"),
         ('{"prompt": "hi", "completion": {"a": 1, "a": 2}}', "duplicate-key"),
@@ -67,9 +67,9 @@ def test_a_number_that_json_does_not_have_is_dropped_where_it_is_used(tmp_path: 
         read(tmp_path / "a.json", f"[{','.join(lines)}]"),
         read(tmp_path / "b.json", f'{{"data": [{",".join(lines)}]}}'),
     ):
-        assert found == ["x", "not-json", "not-json", "y"]
+        assert found == ["x", "invalid-json", "invalid-json", "y"]
     pair = f'{{"prompt": "hi", "chosen": "x", "rejected": {number}}}'
-    assert read(tmp_path / "c.jsonl", pair) == ["not-json"]
+    assert read(tmp_path / "c.jsonl", pair) == ["invalid-json"]
 
 
 def test_nan_in_parquet_is_dropped_within_answers_and_is_no_group(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_nan_in_parquet_is_dropped_within_answers_and_is_no_group(tmp_path: Path
     columns = {"prompt": list("abcde"), "completion": answers, "who": [nan, 1.0, 2.0, nan, inf], "score": [nan] * 5}
     pq.write_table(pa.table(columns), path)
     found = read(path, path.read_bytes(), group="who")
-    assert found == ['{"a": [1.0, 2.0]}', "not-json", "not-json", '{"a": null}', "not-json"]
+    assert found == ['{"a": [1.0, 2.0]}', "invalid-json", "invalid-json", '{"a": null}', "invalid-json"]
 
 
 def test_nan_in_a_csv_cell_is_no_number(tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_nan_in_a_csv_cell_is_no_number(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,n\nhi,NaN\nho,1e999\nhu,2.5\n", "utf-8")
     source = Source(path="a.csv", outputs=("n",))
     found = list(Reading("a.csv", source, open_rows(UPath(tmp_path / "a.csv")), declared).records())
-    assert [one.reason for one in found if isinstance(one, Drop)] == ["not-json", "not-json"]
-    assert found[2].answer == '{"n": 2.5}'  # type: ignore[union-attr]
+    assert [one.reason for one in found if isinstance(one, Drop)] == ["invalid-json", "invalid-json"]
+    assert found[2].completion == '{"n": 2.5}'  # type: ignore[union-attr]
 
 
 def test_two_arrays_one_after_the_other_are_refused_and_not_read_by_half(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_two_arrays_one_after_the_other_are_refused_and_not_read_by_half(tmp_pat
 def test_half_characters_are_replaced_wherever_they_stand(tmp_path: Path) -> None:
     bad = '{"prompt": "hi \\ud83d", "completion": "x", "who": "c\\udc00", "\\ud800": 1}'
     assert read(tmp_path / "a.jsonl", f"{bad}\n{GOOD}\n", group="who") == ["x", "x"]
-    assert read(tmp_path / "b.jsonl", '{"\\ud800": 1}\n' + GOOD, input="none") == ["wrong-column", "wrong-column"]
+    assert read(tmp_path / "b.jsonl", '{"\\ud800": 1}\n' + GOOD, input="none") == ["missing-column", "missing-column"]
 
 
 def test_a_csv_field_beyond_the_limit_is_dropped_by_that_reason(
@@ -143,11 +143,11 @@ def test_looking_for_the_encoding_copies_each_byte_a_few_times_whatever_the_line
 def test_an_unclosed_quote_that_finds_another_one_later_does_not_take_the_rows_between(tmp_path: Path) -> None:
     text = "prompt,completion\none,x\n" + '"two,y\n' + "".join(f"row {n},z{n}\n" for n in range(20)) + 'last,"end"\n'
     found = read(tmp_path / "a.csv", text)
-    assert found[:2] == ["x", "broken-row"]
+    assert found[:2] == ["x", "malformed-row"]
     assert [f"z{n}" for n in range(20)] == found[2:22]
     swallowed = "prompt,completion\none,x\n" + '"two,y\n' + "".join(f"row {n},z{n}\n" for n in range(20)) + 'last,q"\n'
     found = read(tmp_path / "b.csv", swallowed)
-    assert found[1] == "broken-row"
+    assert found[1] == "malformed-row"
     assert [f"z{n}" for n in range(20)] == found[2:22]
 
 
@@ -161,7 +161,7 @@ def test_a_key_that_comes_after_the_first_rows_is_found(tmp_path: Path) -> None:
     found = read(tmp_path / "a.jsonl", head + GOOD)
     assert found == ["missing-column"] * 120 + ["x"]
     broken = "no json\n" * 60 + GOOD
-    assert read(tmp_path / "b.jsonl", broken) == ["not-json"] * 60 + ["x"]
+    assert read(tmp_path / "b.jsonl", broken) == ["invalid-json"] * 60 + ["x"]
     grouped = "".join(f'{{"prompt": "q{n}", "completion": "a{n}"}}\n' for n in range(60))
     last = '{"prompt": "q", "completion": "x", "who": "c1"}'
     assert read(tmp_path / "c.jsonl", grouped + last, group="who")[-2:] == ["a59", "x"]
@@ -173,7 +173,7 @@ def test_check_and_init_see_such_a_key_as_well(tmp_path: Path, monkeypatch: pyte
     path.parent.mkdir(parents=True)
     path.write_text("no json\n" * 60 + f"{GOOD}\n" * 10, "utf-8")
     assert problems(task(sources=[{"path": "raw/a.jsonl"}]), store) == []
-    assert infer(UPath(path)).refused == {"not-json": 60}
+    assert infer(UPath(path)).refused == {"invalid-json": 60}
 
 
 def test_init_reads_answers_that_cannot_be_parsed(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_parquet_value_that_python_cannot_hold_costs_its_row(tmp_path: Path, k
     import pyarrow.parquet as pq
 
     pq.write_table(with_a_broken_row(kind), tmp_path / "a.parquet")
-    assert read(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes()) == ["x", "broken-row", "z"]
+    assert read(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes()) == ["x", "malformed-row", "z"]
 
 
 @pytest.mark.parametrize("kind", ["date", "text"])
@@ -227,7 +227,7 @@ def test_such_a_value_of_a_data_set_costs_its_row_too(
     for source in sources:
         ((name, opened),) = opened_files(source, UPath(tmp_path))
         found = list(Reading(name, source, opened, AnswerFormat()).records())
-        assert [row.reason if isinstance(row, Drop) else row.answer for row in found] == ["x", "broken-row", "z"]  # type: ignore[union-attr]
+        assert [row.reason if isinstance(row, Drop) else row.completion for row in found] == ["x", "malformed-row", "z"]  # type: ignore[union-attr]
 
 
 def test_a_file_that_breaks_off_while_its_rows_are_read_is_an_error_with_its_name(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_what_a_row_that_was_not_expected_says_is_its_kind_and_not_its_text(
         raise KeyError("Mr Miller's secret")
 
     monkeypatch.setattr(examples, "conversation", boom)
-    assert read(tmp_path / "a.jsonl", GOOD) == ["broken-row"]
+    assert read(tmp_path / "a.jsonl", GOOD) == ["malformed-row"]
 
 
 def test_json_rows_of_a_wrapped_array_know_their_lines(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_numbers_in_a_csv_cell_that_no_one_can_read_stay_text(tmp_path: Path) ->
     source = Source(path="a.csv", outputs=("n", "l"))
     record = next(iter(Reading("a.csv", source, open_rows(UPath(tmp_path / "a.csv")), declared).records()))
     assert not isinstance(record, Drop)
-    assert json.loads(record.answer) == {"n": LONG, "l": DEEP}  # type: ignore[union-attr]
+    assert json.loads(record.completion) == {"n": LONG, "l": DEEP}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_numbers_in_a_csv_cell_that_no_one_can_read_stay_text(tmp_path: Path) ->
     [
         ("a.csv", b"", "a.csv is empty"),
         ("a.jsonl", b'{"q": 1, "q": 2}\n', r"a.jsonl has no row that can be read \(duplicate-key: 1\)"),
-        ("a.json", b"[1, 2]", r"a.json has no row that can be read \(not-json: 2\)"),
+        ("a.json", b"[1, 2]", r"a.json has no row that can be read \(invalid-json: 2\)"),
         ("a.csv", b'"open,x\nhi,y\n', "the header of .*a.csv cannot be read: broken quotes"),
         ("a.xlsx", b"PK\x03\x04....", "a.xlsx is a zip archive or an Excel workbook"),
         ("a.csv.gz", b"\x1f\x8b....", "a.csv.gz is compressed"),
@@ -285,13 +285,13 @@ def test_init_says_what_a_file_is_that_holds_no_rows(tmp_path: Path, name: str, 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=said) as refused:
         infer(UPath(tmp_path / name))
-    assert refused.value.cure
+    assert refused.value.hint
 
 
 def test_an_array_that_is_named_jsonl_is_read_as_an_array(tmp_path: Path) -> None:
     assert read(tmp_path / "a.jsonl", f"[\n{GOOD},\n{GOOD}\n]") == ["x", "x"]
     assert read(tmp_path / "b.jsonl", f"[{GOOD},{GOOD}]") == ["x", "x"]
-    assert read(tmp_path / "c.jsonl", f'["a", "b"]\n{GOOD}\n') == ["not-json", "x"]
+    assert read(tmp_path / "c.jsonl", f'["a", "b"]\n{GOOD}\n') == ["invalid-json", "x"]
 
 
 @pytest.mark.parametrize("path", ["s3://no-such-bucket-here/x.csv", "foo://x/x.csv", "http://127.0.0.1:9/x.csv"])

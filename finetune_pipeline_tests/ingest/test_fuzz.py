@@ -18,10 +18,10 @@ from upath import UPath
 
 from finetune_pipeline.config import AnswerFormat, Source
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.ingest.declare import declaration
 from finetune_pipeline.ingest.examples import Reading
 from finetune_pipeline.ingest.infer import infer
 from finetune_pipeline.ingest.readers import open_rows
+from finetune_pipeline.ingest.scaffold import declaration
 from finetune_pipeline.records import Drop, Example, PreferencePair, dumps
 
 ROUNDS = 60
@@ -114,7 +114,7 @@ def check(path: Path) -> str:
         records = list(reading.records())
         count = sum(1 for _ in opened.rows)
     except DataError as error:
-        assert path.name in str(error) and error.cure
+        assert path.name in str(error) and error.hint
         return "refused"
     assert len(records) == count
     assert len({record.id for record in records}) == count

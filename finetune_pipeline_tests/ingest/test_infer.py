@@ -14,8 +14,8 @@ from upath import UPath
 
 from finetune_pipeline.config import load_task, task_from
 from finetune_pipeline.errors import DataError, DeclarationError
-from finetune_pipeline.ingest.declare import create, declaration
 from finetune_pipeline.ingest.infer import infer
+from finetune_pipeline.ingest.scaffold import create, declaration
 
 WORDS = [
     "where",
@@ -47,7 +47,7 @@ def write(path: Path, columns: list[str], rows: list[list[Any]]) -> UPath:
 
 
 @pytest.fixture
-def labelled(tmp_path: Path) -> UPath:
+def labeled(tmp_path: Path) -> UPath:
     random_ = random.Random(1)
     labels = ["yes", "no", "null", "1", "on: off", "#x", "Ärger", "- dash", "1e3", "~"]
     rows = [[sentence(random_), labels[n % 10], f"c{n // 4}"] for n in range(200)]
@@ -55,8 +55,8 @@ def labelled(tmp_path: Path) -> UPath:
     return write(tmp_path / "my.csv", ["text", "category", "customer_id"], rows)
 
 
-def test_labels_are_found_with_their_spellings_slips_and_groups(labelled: UPath) -> None:
-    found = infer(labelled)
+def test_labels_are_found_with_their_spellings_slips_and_groups(labeled: UPath) -> None:
+    found = infer(labeled)
     assert (found.layout, found.input, found.output, found.rows) == ("columns", "text", "category", 200)
     assert found.answer.format == "label"
     assert sorted(found.answer.labels) == sorted(
@@ -67,14 +67,14 @@ def test_labels_are_found_with_their_spellings_slips_and_groups(labelled: UPath)
     assert any("slip" in note for note in found.notes) and any("1 answers are empty" in note for note in found.notes)
 
 
-def test_declaration_comes_back_as_it_was_inferred_whatever_labels_look_like(labelled: UPath) -> None:
-    found = infer(labelled)
+def test_declaration_comes_back_as_it_was_inferred_whatever_labels_look_like(labeled: UPath) -> None:
+    found = infer(labeled)
     task = task_from(yaml.safe_load(declaration("my_task", found, "raw/my.csv")), "test")
     assert task.answer == found.answer
     assert task.prompt.system == found.system
     assert task.clean.max_tokens == found.max_tokens
     assert (task.sources[0].path, task.sources[0].input, task.sources[0].output) == ("raw/my.csv", "text", "category")
-    assert task.base.licence == "apache-2.0"
+    assert task.base.license == "apache-2.0"
 
 
 def test_json_of_several_columns_gets_a_schema_with_enums_nulls_and_numbers(tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def test_json_answers_in_chats_are_found_and_rare_dirt_is_left_out(tmp_path: Pat
     assert schema is not None and schema["properties"]["intent"] == {"enum": ["a", "b", "c"]}
     assert schema["properties"]["who"]["properties"] == {"age": {"type": "integer"}}
     assert "extra" not in schema["properties"]
-    assert found.refused == {"not-json": 1}
+    assert found.refused == {"invalid-json": 1}
     text = declaration("t", found, "raw/a.jsonl")
-    assert "rows: messages" in text and "typo" in text and "not-json: 1" in text
+    assert "rows: messages" in text and "typo" in text and "invalid-json: 1" in text
 
 
 def test_free_text_and_long_rows(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_free_text_and_long_rows(tmp_path: Path) -> None:
     assert found.answer.format == "text"
     assert found.max_tokens >= 4096
     task = task_from(yaml.safe_load(declaration("t", found, "raw/a.csv")), "test")
-    assert task.quality.max_question_chars >= 10_000
+    assert task.quality.max_prompt_chars >= 10_000
 
 
 def test_errors_name_the_columns_there_are(tmp_path: Path) -> None:
@@ -137,13 +137,13 @@ def test_errors_name_the_columns_there_are(tmp_path: Path) -> None:
         infer(write(tmp_path / "b.csv", ["text", "label"], []))
 
 
-def test_create_makes_a_task_once(labelled: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_makes_a_task_once(labeled: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "data"))
-    path = create("my_task", Path(str(labelled)), "text", "category")
+    path = create("my_task", Path(str(labeled)), "text", "category")
     assert load_task(Path(str(path.parent))).sources[0].path == "raw/my.csv"
-    assert (path.parent / "raw" / "my.csv").read_bytes() == labelled.read_bytes()
+    assert (path.parent / "raw" / "my.csv").read_bytes() == labeled.read_bytes()
     with pytest.raises(DeclarationError, match="exists already"):
-        create("my_task", Path(str(labelled)))
+        create("my_task", Path(str(labeled)))
     with pytest.raises(DeclarationError, match="one problem"):
-        create("My-Task", Path(str(labelled)))
+        create("My-Task", Path(str(labeled)))
     assert not (tmp_path / "data" / "My-Task").exists()

@@ -1,4 +1,4 @@
-"""Every row layout is recognised, or declared; a row that departs from it is refused with its reason."""
+"""Every row layout is recognized, or declared; a row that departs from it is refused with its reason."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read(row: dict[str, Any], schema: dict[str, Any] | None = None, **declared: 
         {"chosen": ASKED, "rejected": [ASKED[0], {"role": "assistant", "content": "go away"}]},
     ],
 )
-def test_layouts_are_recognised(row: dict[str, Any]) -> None:
+def test_layouts_are_recognized(row: dict[str, Any]) -> None:
     assert read(row) == [("user", "hi"), ("assistant", "hello")]
 
 
@@ -68,17 +68,17 @@ def test_several_outputs_become_one_json_answer_with_the_schemas_types() -> None
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"messages": [ASKED[0]]}, "no-answer"),
-        ({"messages": [*ASKED, ASKED[0]]}, "no-answer"),
-        ({"messages": [ASKED[1]]}, "no-question"),
-        ({"messages": []}, "no-question"),
+        ({"messages": [ASKED[0]]}, "no-completion"),
+        ({"messages": [*ASKED, ASKED[0]]}, "no-completion"),
+        ({"messages": [ASKED[1]]}, "no-prompt"),
+        ({"messages": []}, "no-prompt"),
         ({"messages": [ASKED[0], *ASKED]}, "wrong-layout"),
         ({"messages": [{"role": "wizard", "content": "hi"}]}, "wrong-layout"),
         ({"messages": "no json"}, "wrong-layout"),
-        ({"messages": [ASKED[0], {"role": "assistant", "content": None}]}, "no-answer"),
-        ({"prompt": None, "completion": "x"}, "no-question"),
-        ({"prompt": "  ", "completion": "x"}, "no-question"),
-        ({"prompt": "hi", "completion": None}, "no-answer"),
+        ({"messages": [ASKED[0], {"role": "assistant", "content": None}]}, "no-completion"),
+        ({"prompt": None, "completion": "x"}, "no-prompt"),
+        ({"prompt": "  ", "completion": "x"}, "no-prompt"),
+        ({"prompt": "hi", "completion": None}, "no-completion"),
         ({"chosen": ASKED, "rejected": [ASKED[1], ASKED[1]]}, "wrong-layout"),
     ],
 )

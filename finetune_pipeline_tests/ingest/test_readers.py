@@ -33,7 +33,7 @@ def test_csv_loses_one_line_to_a_broken_quote_and_not_the_rest(tmp_path: Path) -
     found = rows(tmp_path / "a.csv", 'q,a\none,x\n"two,y\nthree,z\n"four",w\nfive,v\n')
     assert [(r.line, r.problem, r.value.get("q")) for r in found] == [
         (2, None, "one"),
-        (3, "broken-row", None),
+        (3, "malformed-row", None),
         (4, None, "three"),
         (5, None, "four"),
         (6, None, "five"),
@@ -42,13 +42,13 @@ def test_csv_loses_one_line_to_a_broken_quote_and_not_the_rest(tmp_path: Path) -
 
 def test_csv_with_a_quote_that_never_closes_keeps_all_rows_after_it(tmp_path: Path) -> None:
     found = rows(tmp_path / "a.csv", 'q,a\n"open,x\n' + "".join(f"row {n},y\n" for n in range(5000)))
-    assert [r.problem for r in found] == ["broken-row", *[None] * 5000]
+    assert [r.problem for r in found] == ["malformed-row", *[None] * 5000]
     assert found[-1].line == 5002
 
 
 def test_csv_row_with_too_many_fields_is_broken_and_one_with_a_mark_inside_quotes_is_not(tmp_path: Path) -> None:
     found = rows(tmp_path / "a.csv", 'q,a\nhi, you,x\n"hi, you",x\nshort\nok,x,,\n')
-    assert [r.problem for r in found] == ["broken-row", None, None, None]
+    assert [r.problem for r in found] == ["malformed-row", None, None, None]
     assert found[2].value == {"q": "short"}
 
 
@@ -71,17 +71,17 @@ def test_jsonl_keeps_lines_that_are_no_objects_as_problems(tmp_path: Path) -> No
     found = rows(tmp_path / "a.jsonl", '{"q": 1}\nnot json\n[1]\n{}\n{"q": \n{"q": 2}')
     assert [(r.line, r.problem) for r in found] == [
         (1, None),
-        (2, "not-json"),
-        (3, "not-json"),
+        (2, "invalid-json"),
+        (3, "invalid-json"),
         (4, "empty-row"),
-        (5, "not-json"),
+        (5, "invalid-json"),
         (6, None),
     ]
 
 
 def test_json_array_and_array_inside_an_object_and_lines_in_disguise(tmp_path: Path) -> None:
     found = rows(tmp_path / "a.json", '[\n {"q": 1},\n {"q":\n 2}, 3,\n {"q": 4}]')
-    assert [(r.line, r.problem) for r in found] == [(2, None), (3, None), (4, "not-json"), (5, None)]
+    assert [(r.line, r.problem) for r in found] == [(2, None), (3, None), (4, "invalid-json"), (5, None)]
     assert [r.value for r in rows(tmp_path / "b.json", '{"data": [{"q": 1}, {"q": 2}]}')] == [{"q": 1}, {"q": 2}]
     assert [r.value for r in rows(tmp_path / "c.json", '{"q": 1}\n{"q": 2}\n')] == [{"q": 1}, {"q": 2}]
     assert len(rows(tmp_path / "d.json", '{"messages": [{"role": "user", "content": "hi"}]}')) == 1
@@ -118,7 +118,7 @@ def test_wrong_formats_are_refused_with_a_cure(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"hello")
     with pytest.raises(DataError, match="no format known") as error:
         open_rows(UPath(tmp_path / "a.bin"))
-    assert "`format`" in error.value.cure
+    assert "`format`" in error.value.hint
     with pytest.raises(DataError, match=r"is a folder.*\n.*\*\.jsonl"):
         open_rows(UPath(tmp_path))
 
@@ -225,7 +225,7 @@ def test_utf16_that_shows_no_line_end_is_refused_with_the_option_that_reads_it(t
     (tmp_path / "a.csv").write_bytes(f"{row},退款\n".encode("utf-16-le"))
     with pytest.raises(DataError, match=r"a\.csv is no text") as caught:
         detect(UPath(tmp_path / "a.csv"))
-    assert "`encoding` (utf-16-le?" in caught.value.cure
+    assert "`encoding` (utf-16-le?" in caught.value.hint
 
 
 def test_other_bytes_with_nul_are_no_text_or_what_they_were_before(tmp_path: Path) -> None:

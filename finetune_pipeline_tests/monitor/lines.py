@@ -25,11 +25,11 @@ PLAIN = Line(
     seconds=0.5,
     first_token_seconds=0.1,
     prompt_tokens=40,
-    answer_tokens=5,
+    completion_tokens=5,
     key="shop",
     stream=False,
-    question="where is my parcel?",
-    answer="delivery",
+    prompt="where is my parcel?",
+    completion="delivery",
 )
 
 

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from finetune_pipeline.config import Task
-from finetune_pipeline.materialise import Outcome
 from finetune_pipeline.monitor.assets import traffic_fingerprint, traffic_report
 from finetune_pipeline.records import Answer, Artifact, Check
-from finetune_pipeline.store import TaskStore, traffic_folder
+from finetune_pipeline.store import StageResult, TaskStore, traffic_folder
 from finetune_pipeline_tests.artifacts import NAME, example, finished, task, task_store, work
 from finetune_pipeline_tests.monitor.lines import line, write
 
@@ -31,13 +30,13 @@ def declared(**monitor: Any) -> Task:
     return task(answer={"format": "label", "labels": list(KINDS)}, monitor=monitor)
 
 
-def question(i: int) -> str:
+def prompt(i: int) -> str:
     return "where is my parcel? " + "please hurry, " * (i % 20)
 
 
 def deploy(store: TaskStore, champion: bool = True) -> dict[str, Artifact]:
-    rows = [example(f"r{i}", question(i), KINDS[i % 4]) for i in range(100)]
-    answers = [Answer(row.id, "tuned", row.answer, 40 + i % 20, 5, 0.5) for i, row in enumerate(rows)]
+    rows = [example(f"r{i}", prompt(i), KINDS[i % 4]) for i in range(100)]
+    answers = [Answer(row.id, "tuned", row.completion, 40 + i % 20, 5, 0.5) for i, row in enumerate(rows)]
     serving = {"version": 4, "adapter": "a1"} if champion else None
     return {
         "data_split": finished(store, "data_split", {"test.jsonl": rows}),
@@ -47,16 +46,18 @@ def deploy(store: TaskStore, champion: bool = True) -> dict[str, Artifact]:
 
 
 def usual(count: int, **changed: Any) -> list[dict[str, Any]]:
-    return [line(question=question(i), answer=KINDS[i % 4], prompt_tokens=40 + i % 20, **changed) for i in range(count)]
+    return [line(prompt=prompt(i), completion=KINDS[i % 4], prompt_tokens=40 + i % 20, **changed) for i in range(count)]
 
 
-def report(store: TaskStore, tmp_path: Path, rows: Sequence[dict[str, Any]], **monitor: Any) -> tuple[Outcome, Path]:
+def report(
+    store: TaskStore, tmp_path: Path, rows: Sequence[dict[str, Any]], **monitor: Any
+) -> tuple[StageResult, Path]:
     write(traffic_folder(NAME), rows)
     given = work(declared(**monitor), store, tmp_path, **deploy(store))
     return traffic_report(given), given.out
 
 
-def failed(outcome: Outcome) -> list[Check]:
+def failed(outcome: StageResult) -> list[Check]:
     assert outcome.verdict is not None
     return [check for check in outcome.verdict.checks if not check.passed]
 
@@ -76,7 +77,7 @@ def test_usual_traffic_raises_no_alarm(store: TaskStore, tmp_path: Path) -> None
     assert not failed(outcome)
     current = store.current("deployed_endpoint")
     assert current is not None
-    assert outcome.verdict.about == current.content
+    assert outcome.verdict.about == current.content_hash
     assert outcome.summary["requests"] == 400
 
 
@@ -93,8 +94,8 @@ def test_too_few_requests_raise_no_alarm_however_bad(store: TaskStore, tmp_path:
         ({"status": "invalid", "valid": False}, "answers keep the format", "answers break the format, 150 of 300"),
         ({"status": "fallback"}, "answers keep the format", "answers break the format, 150 of 300"),
         ({"seconds": 12.0}, "answers come in time", "answers are slow, 12.00 s"),
-        ({"question": "x" * 900}, "no drift: length of the questions (characters)", "drift in the length of the q"),
-        ({"answer": "delivery"}, "no drift: kinds of answers", "drift in the kinds of answers"),
+        ({"prompt": "x" * 900}, "no drift: length of the questions (characters)", "drift in the length of the q"),
+        ({"completion": "delivery"}, "no drift: kinds of answers", "drift in the kinds of answers"),
     ],
 )
 def test_each_kind_of_trouble_raises_its_alarm(
@@ -120,15 +121,17 @@ def test_a_share_that_may_be_chance_is_no_alarm(store: TaskStore, tmp_path: Path
 
 def test_failed_requests_warn_but_start_no_retraining(store: TaskStore, tmp_path: Path) -> None:
     rows = usual(100) + usual(100, status="error", valid=None)
-    outcome, _ = report(store, tmp_path, [{**row, "answer": row["answer"] if row["valid"] else None} for row in rows])
+    outcome, _ = report(
+        store, tmp_path, [{**row, "completion": row["completion"] if row["valid"] else None} for row in rows]
+    )
     assert outcome.verdict is not None
     assert outcome.verdict.passed
     assert [check.name for check in failed(outcome)] == ["requests are answered"]
 
 
 def test_requests_without_an_answer_reach_the_report(store: TaskStore, tmp_path: Path) -> None:
-    left = {"status": "abandoned", "valid": None, "answer": None, "queued_seconds": 9.0}
-    refused = {"status": "refused", "valid": None, "answer": None, "question": None, "prompt_tokens": 0}
+    left = {"status": "abandoned", "valid": None, "completion": None, "queued_seconds": 9.0}
+    refused = {"status": "refused", "valid": None, "completion": None, "prompt": None, "prompt_tokens": 0}
     rows = usual(200) + [{**row, **left} for row in usual(60)]
     rows += [{**row, **refused, "code": "busy"} for row in usual(30)]
     rows += [{**row, **refused, "code": "invalid_value"} for row in usual(5)]
@@ -152,7 +155,7 @@ def test_the_predecessors_failures_are_not_held_against_the_successor(store: Tas
 
 
 def test_a_log_without_texts_is_judged_by_tokens(store: TaskStore, tmp_path: Path) -> None:
-    rows = [{**row, "question": None, "answer": None, "prompt_tokens": 400} for row in usual(200)]
+    rows = [{**row, "prompt": None, "completion": None, "prompt_tokens": 400} for row in usual(200)]
     outcome, _ = report(store, tmp_path, rows)
     assert "no drift: length of the prompts (tokens)" in [check.name for check in failed(outcome)]
 
@@ -171,7 +174,7 @@ def test_nothing_deployed_is_said(store: TaskStore, tmp_path: Path) -> None:
 
 def test_what_users_wrote_cannot_become_markup(store: TaskStore, tmp_path: Path) -> None:
     """Kinds of answers are the model's own words, and stand on a page that managers open."""
-    rows = [{**row, "answer": "<script>alert(1)</script>"} for row in usual(200)]
+    rows = [{**row, "completion": "<script>alert(1)</script>"} for row in usual(200)]
     deployed = deploy(store)
     tuned = [Answer(f"r{i}", "tuned", "<script>alert(1)</script>", 40, 5, 0.5) for i in range(100)]
     deployed["eval_report"] = finished(store, "eval_report", {"answers.jsonl": tuned})

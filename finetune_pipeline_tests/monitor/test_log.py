@@ -27,18 +27,18 @@ def test_only_days_of_the_window_that_exist_are_read(tmp_path: Path) -> None:
 def test_lines_are_counted_by_what_became_of_them(tmp_path: Path) -> None:
     rows = [
         line(seconds=0.5),
-        line(status="invalid", valid=False, answer="???"),
-        line(status="fallback", valid=True, answer="returns"),
-        line(status="rejected", valid=False, answer="???"),
-        line(status="error", valid=None, answer=None, seconds=30.0),
+        line(status="invalid", valid=False, completion="???"),
+        line(status="fallback", valid=True, completion="returns"),
+        line(status="rejected", valid=False, completion="???"),
+        line(status="error", valid=None, completion=None, seconds=30.0),
     ]
     traffic = read(write(tmp_path, rows), "a1", label)
     assert (traffic.requests, traffic.checked, traffic.broken) == (5, 4, 3)
     assert traffic.statuses == {"ok": 1, "invalid": 1, "fallback": 1, "rejected": 1, "error": 1}
     assert len(traffic.seconds) == 4  # a failed request has no answer that took so long
     assert traffic.kinds == {"delivery": 1}  # a fallback's answer is the base model's
-    assert len(traffic.answer_characters) == 3
-    assert len(traffic.question_characters) == 5
+    assert len(traffic.completion_chars) == 3
+    assert len(traffic.prompt_chars) == 5
     assert traffic.days == {"2026-01-05": [5, 3]}
 
 
@@ -57,10 +57,10 @@ def test_a_torn_line_is_counted_and_skipped(tmp_path: Path) -> None:
 
 
 def test_a_log_without_texts_keeps_its_tokens(tmp_path: Path) -> None:
-    traffic = read(write(tmp_path, [line(question=None, answer=None)]), "a1", label)
-    assert len(traffic.question_characters) == len(traffic.answer_characters) == 0
+    traffic = read(write(tmp_path, [line(prompt=None, completion=None)]), "a1", label)
+    assert len(traffic.prompt_chars) == len(traffic.completion_chars) == 0
     assert list(traffic.prompt_tokens) == [40]
-    assert list(traffic.answer_tokens) == [5]
+    assert list(traffic.completion_tokens) == [5]
 
 
 def test_a_task_without_a_format_has_nothing_to_check(tmp_path: Path) -> None:

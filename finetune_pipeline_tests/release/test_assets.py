@@ -12,11 +12,10 @@ import pytest
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError, GateRefused, StorageError
-from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Artifact, Example, Verdict, write_jsonl
 from finetune_pipeline.release.assets import registered_model, release_decision, together
 from finetune_pipeline.release.card import LANGUAGE
-from finetune_pipeline.store import TaskStore, require_verdict
+from finetune_pipeline.store import StageContext, StageResult, TaskStore, require_verdict
 from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
 from finetune_pipeline_tests.release.evidence import bits, losses, scores
 
@@ -35,7 +34,7 @@ def declared() -> Task:
     return task(
         description="Sorts messages about parcels.",
         answer={"format": "label", "labels": ["delivery", "returns"]},
-        sources=[{"path": "raw/test.csv", "licence": "CC0-1.0"}],
+        sources=[{"path": "raw/test.csv", "license": "CC0-1.0"}],
     )
 
 
@@ -57,10 +56,10 @@ def commit_eval(
             rows = [{"id": f"t{i}", "base": b, "tuned": t} for i, (b, t) in enumerate(losses())]
             write_jsonl(folder / "general.jsonl", rows)
         (folder / "report.json").write_text(
-            json.dumps({"rows": ROWS, "memorisation": {"auc": 0.52}, "champion": live}), "utf-8"
+            json.dumps({"rows": ROWS, "memorization": {"auc": 0.52}, "champion": live}), "utf-8"
         )
-        facts = {"summary": {}, "inputs": {"adapter": adapter.content}, "verdict": None}
-        return store.commit("eval_report", adapter.content + str(sum(right["tuned"])), folder, facts)
+        facts = {"summary": {}, "inputs": {"adapter": adapter.content_hash}, "verdict": None}
+        return store.commit("eval_report", adapter.content_hash + str(sum(right["tuned"])), folder, facts)
 
 
 def adapter_of(store: TaskStore, weights: str, run_id: str = "0" * 32) -> Artifact:
@@ -75,11 +74,11 @@ def adapter_of(store: TaskStore, weights: str, run_id: str = "0" * 32) -> Artifa
 def inputs_of(store: TaskStore, adapter: Artifact, right: dict[str, Sequence[bool]], general: bool = True) -> Inputs:
     accounting = {
         "raw": 900,
-        "sides": {"train": 700, "validation": 60, "test": ROWS},
+        "splits": {"train": 700, "validation": 60, "test": ROWS},
         "dropped": {"clean": {"html": 40}},
     }
     split = finished(store, "data_split", {"test.jsonl": questions(), "accounting.json": accounting})
-    base = {"id": "tiny/base", "weights_sha256": "ab" * 32, "licence": "apache-2.0"}
+    base = {"id": "tiny/base", "weights_sha256": "ab" * 32, "license": "apache-2.0"}
     return {
         "adapter": adapter,
         "eval_report": commit_eval(store, adapter, right, general),
@@ -92,8 +91,8 @@ GOOD: dict[str, Sequence[bool]] = {"zero_shot": bits(ROWS, 5), "few_shot": bits(
 BAD: dict[str, Sequence[bool]] = {"zero_shot": bits(ROWS, 5), "few_shot": bits(ROWS, 60), "tuned": bits(ROWS, 40)}
 
 
-def commit(store: TaskStore, given: Work, outcome: Outcome, asset: str) -> Artifact:
-    """What `materialise` does with an outcome."""
+def commit(store: TaskStore, given: StageContext, outcome: StageResult, asset: str) -> Artifact:
+    """What `materialize` does with an outcome."""
     facts: dict[str, Any] = {"summary": dict(outcome.summary), "inputs": {}, "verdict": None}
     if outcome.verdict:
         facts["verdict"] = outcome.verdict.to_json()
@@ -115,9 +114,9 @@ def test_a_promotion_is_a_verdict_on_the_evaluation(store: TaskStore, decided: C
     made = decided(inputs)
     verdict: Verdict | None = made.verdict
     assert verdict is not None
-    assert (verdict.passed, verdict.about) == (True, inputs["eval_report"].content)
+    assert (verdict.passed, verdict.about) == (True, inputs["eval_report"].content_hash)
     require_verdict(made, "release_decision", inputs["eval_report"])
-    assert made.json("decision.json")["adapter"] == inputs["adapter"].content
+    assert made.json("decision.json")["adapter"] == inputs["adapter"].content_hash
     assert made.summary["outcome"] == "PROMOTE"
     page = made.path("decision.md").read_text("utf-8")
     assert page.startswith("# PROMOTE")
@@ -162,7 +161,7 @@ def test_the_fifth_adapter_on_one_test_set_warns(store: TaskStore, decided: Call
 def test_an_evaluation_of_another_adapter_is_refused(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
     inputs = inputs_of(store, adapter_of(store, "old"), GOOD)
     new = adapter_of(store, "new")
-    with pytest.raises(GateRefused, match=new.content):
+    with pytest.raises(GateRefused, match=new.content_hash):
         decided({**inputs, "adapter": new})
 
 
@@ -219,11 +218,11 @@ def test_registration_is_complete_and_happens_once(
     made = register(store, tmp_path, inputs, decision)
     facts = made.json("model.json")
     assert facts["version"] == tracking.alias_version(store.task, "challenger") == 1
-    assert facts["adapter"] == inputs["adapter"].content
-    assert facts["evaluation"] == inputs["eval_report"].content
+    assert facts["adapter"] == inputs["adapter"].content_hash
+    assert facts["evaluation"] == inputs["eval_report"].content_hash
     tags = tracking.version_tags(store.task, 1)
-    assert (tags["adapter"], tags["decision"]) == (inputs["adapter"].content, decision.content)
-    assert (tags["data"], tags["licence"]) == (inputs["data_split"].content, "apache-2.0")
+    assert (tags["adapter"], tags["decision"]) == (inputs["adapter"].content_hash, decision.content_hash)
+    assert (tags["data"], tags["license"]) == (inputs["data_split"].content_hash, "apache-2.0")
     assert tracking.alias_version(store.task, "champion") is None  # that is the deployment's, after parity
 
     head = ModelCard.load(made.path("MODEL_CARD.md")).data
@@ -250,9 +249,9 @@ def test_only_a_promotion_of_this_very_model_is_registered(
     good = inputs_of(store, adapter_of(store, "w3"), GOOD)
     decision = decided(good)
     other = adapter_of(store, "never judged")
-    with pytest.raises(GateRefused, match=f"adapter {good['adapter'].content}"):
+    with pytest.raises(GateRefused, match=f"adapter {good['adapter'].content_hash}"):
         register(store, tmp_path, {**good, "adapter": other}, decision)
-    with pytest.raises(GateRefused, match=f"evaluation {good['eval_report'].content}"):
+    with pytest.raises(GateRefused, match=f"evaluation {good['eval_report'].content_hash}"):
         register(store, tmp_path, {**good, "eval_report": bad["eval_report"]}, decision)
 
 

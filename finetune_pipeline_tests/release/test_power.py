@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from finetune_pipeline.release import power, statistics
-from finetune_pipeline.release.rise import Rise
+from finetune_pipeline.release.relative_change import Rise
 from finetune_pipeline.release.statistics import Paired
 
 

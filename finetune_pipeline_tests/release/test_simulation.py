@@ -1,6 +1,6 @@
 """With no true difference, the decision promotes at most 5 % of the time: the promise of the whole stage, simulated.
 
-The rule for exact match is the part that could promote by luck; it runs vectorised over thousands of test sets (as in
+The rule for exact match is the part that could promote by luck; it runs vectorized over thousands of test sets (as in
 `benchmarks/decision.py`, which prints the whole table), and some of the sets go through `decide` itself.
 """
 
@@ -15,7 +15,7 @@ import pytest
 
 from finetune_pipeline.config import Release
 from finetune_pipeline.release import statistics
-from finetune_pipeline.release.rise import relative_rise
+from finetune_pipeline.release.relative_change import relative_rise
 
 
 @pytest.fixture(scope="module")

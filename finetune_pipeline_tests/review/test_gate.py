@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from finetune_pipeline.config import ReviewRules
 from finetune_pipeline.records import Example, Review, Verdict
 from finetune_pipeline.review.bounds import fresh_rows, lower_bound, round_confidence
-from finetune_pipeline.review.gate import judge
+from finetune_pipeline.review.gate import evaluate_review
 from finetune_pipeline.review.rounds import Decision, Round
 from finetune_pipeline_tests.artifacts import example
 
@@ -23,7 +23,7 @@ def reviewed(
     rows = [example(f"r{i:03}", f"question {i}", "answer") for i in range(total)]
     decisions = ["approve"] * right + [wrong] * (total - right)
     reviews = [
-        Review(row.id, row.content, reviewer, d, "2026-01-05", "new" if d == "edit" else None)  # type: ignore[arg-type]
+        Review(row.id, row.content_hash, reviewer, d, "2026-01-05", "new" if d == "edit" else None)  # type: ignore[arg-type]
         for row, d in zip(rows, decisions, strict=True)
     ]
     return rows, reviews
@@ -32,7 +32,7 @@ def reviewed(
 def gate(
     right: int, total: int, rules: ReviewRules = RULES, wrong: str = "reject", drawn: Round | None = None
 ) -> Verdict:
-    return judge(*reviewed(right, total, wrong=wrong), rules, "hash", drawn)
+    return evaluate_review(*reviewed(right, total, wrong=wrong), rules, "hash", drawn)
 
 
 def figures(verdict: Verdict) -> Any:
@@ -62,15 +62,15 @@ def test_edited_and_rejected_rows_were_not_right(wrong: str) -> None:
 
 def test_an_edit_that_changes_nothing_is_an_approval() -> None:
     rows, reviews = reviewed(19, 20)
-    same = Review(rows[19].id, rows[19].content, "anna", "edit", "2026-01-05", rows[19].answer)
-    assert judge(rows, [*reviews[:19], same], RULES, "hash").figures["right"] == 20
+    same = Review(rows[19].id, rows[19].content_hash, "anna", "edit", "2026-01-05", rows[19].completion)
+    assert evaluate_review(rows, [*reviews[:19], same], RULES, "hash").figures["right"] == 20
 
 
 def test_every_boundary_up_to_two_hundred_rows_is_that_of_whole_numbers() -> None:
     """95 % of n as a fraction, 20 k >= 19 n, has no rounding; the gate must agree with it everywhere."""
     for n in range(1, 201):
         for k in (19 * n // 20, -(-19 * n // 20)):
-            assert (k / n >= RULES.threshold) is (20 * k >= 19 * n), (k, n)
+            assert (k / n >= RULES.min_approved) is (20 * k >= 19 * n), (k, n)
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
@@ -87,14 +87,14 @@ def test_the_known_case() -> None:
 
 
 def test_with_require_bound_the_bound_decides() -> None:
-    strict = ReviewRules(require_bound=True)
+    strict = ReviewRules(require_lower_bound=True)
     assert not gate(20, 20, strict).passed
     assert not gate(71, 71, strict).passed
     assert gate(72, 72, strict).passed, "0.95 ** 72 < 0.025 < 0.95 ** 71: the first round spends half of the 5 %"
 
 
 def test_every_round_has_to_show_more() -> None:
-    strict = ReviewRules(require_bound=True)
+    strict = ReviewRules(require_lower_bound=True)
     least = [fresh_rows(1.0, strict, look)["none_wrong"] for look in (1, 2, 3, 4)]
     assert least == [72, 86, 99, 113]
     assert gate(72, 72, strict, drawn=Round(1, 1)).passed
@@ -119,22 +119,22 @@ def test_the_advice_is_true_when_it_is_followed(share: float, look: int) -> None
 
 def test_advice_at_the_observed_share_exists_only_above_the_threshold() -> None:
     assert fresh_rows(0.95, RULES, 1)["same_share"] is None
-    assert fresh_rows(0.5, ReviewRules(threshold=1.0), 1) == {"none_wrong": None, "same_share": None}
+    assert fresh_rows(0.5, ReviewRules(min_approved=1.0), 1) == {"none_wrong": None, "same_share": None}
 
 
 def test_the_advice_is_said_and_bounded_by_the_rows_there_are() -> None:
     rows, reviews = reviewed(20, 20)
-    strict = ReviewRules(require_bound=True)
-    said = judge(rows, reviews, RULES, "hash", Round(population=900)).summary
+    strict = ReviewRules(require_lower_bound=True)
+    said = evaluate_review(rows, reviews, RULES, "hash", Round(population=900)).summary
     assert "a round of 72 rows with none wrong would show it" in said
-    refused = judge(rows, reviews, strict, "hash", Round(population=900))
+    refused = evaluate_review(rows, reviews, strict, "hash", Round(population=900))
     assert "round 2 needs 86 fresh rows with none wrong to show it" in refused.summary
     assert refused.figures["fresh_rows_none_wrong"] == 86
-    few = judge(rows, reviews, strict, "hash", Round(population=30))
+    few = evaluate_review(rows, reviews, strict, "hash", Round(population=30))
     assert "and 10 are left that nobody has reviewed" in few.summary
-    everything = judge(rows, reviews, strict, "hash", Round(population=20))
+    everything = evaluate_review(rows, reviews, strict, "hash", Round(population=20))
     assert everything.passed, "where every row was seen nothing is inferred"
-    assert not judge(rows, reviews[:-1], strict, "hash", Round(population=20)).passed
+    assert not evaluate_review(rows, reviews[:-1], strict, "hash", Round(population=20)).passed
 
 
 def test_the_verdict_says_which_round_it_is() -> None:
@@ -155,7 +155,7 @@ def test_rows_that_left_after_they_were_drawn_count_as_wrong() -> None:
 def test_verdicts_that_were_changed_after_a_refusal_are_told() -> None:
     rows, reviews = reviewed(20, 20)
     refused = Decision(False, 18, 20, "hash", "rules", "2026-01-04T10:00:00+00:00")
-    verdict = judge(rows, reviews, RULES, "hash", Round(), [refused])
+    verdict = evaluate_review(rows, reviews, RULES, "hash", Round(), [refused])
     assert verdict.passed
     (told,) = [check for check in verdict.checks if not check.passed and "refused" in check.name]
     assert (told.expected, told.observed) == (
@@ -172,21 +172,21 @@ def test_wrong_rows_are_named() -> None:
 
 def test_a_row_without_its_verdict_fails_the_gate() -> None:
     rows, reviews = reviewed(20, 20)
-    verdict = judge(rows, reviews[:-1], RULES, "hash")
+    verdict = evaluate_review(rows, reviews[:-1], RULES, "hash")
     assert not verdict.passed
     assert verdict.figures["rows"] == 19
 
 
 def test_nothing_reviewed_is_no_pass() -> None:
     rows, _ = reviewed(20, 20)
-    assert not judge(rows, [], ReviewRules(threshold=0.0), "hash").passed
-    assert not judge([], [], RULES, "hash").passed
+    assert not evaluate_review(rows, [], ReviewRules(min_approved=0.0), "hash").passed
+    assert not evaluate_review([], [], RULES, "hash").passed
 
 
 def test_two_reviewers_need_a_majority_and_their_agreement_is_measured() -> None:
     rows, first = reviewed(18, 20)
     _, second = reviewed(19, 20, "bob")
-    verdict = judge(rows, [*first, *second], ReviewRules(reviewers=2), "hash")
+    verdict = evaluate_review(rows, [*first, *second], ReviewRules(reviewers=2), "hash")
     assert verdict.figures["right"] == 18, "a tie is not right"
     (pair,) = figures(verdict)["agreement"]
     assert pair["reviewers"] == ["anna", "bob"]
@@ -198,13 +198,13 @@ def test_two_reviewers_need_a_majority_and_their_agreement_is_measured() -> None
 def test_kappa_is_not_made_up_where_it_is_undefined() -> None:
     rows, first = reviewed(20, 20)
     _, second = reviewed(20, 20, "bob")
-    (pair,) = figures(judge(rows, [*first, *second], ReviewRules(reviewers=2), "hash"))["agreement"]
+    (pair,) = figures(evaluate_review(rows, [*first, *second], ReviewRules(reviewers=2), "hash"))["agreement"]
     assert pair["kappa"] is None
 
 
 def test_recorded_verdicts_are_said_to_be_recorded() -> None:
     rows, reviews = reviewed(20, 20)
-    recorded = [Review(r.id, r.content, r.reviewer, r.decision, r.at, recorded=True) for r in reviews[:15]]
-    verdict = judge(rows, [*recorded, *reviews[15:]], RULES, "hash")
+    recorded = [Review(r.id, r.content_hash, r.reviewer, r.decision, r.at, recorded=True) for r in reviews[:15]]
+    verdict = evaluate_review(rows, [*recorded, *reviews[15:]], RULES, "hash")
     assert verdict.figures["recorded"] == 15
     assert "15 of 20 verdicts are recorded" in verdict.summary

@@ -18,8 +18,8 @@ from finetune_pipeline.review.history import (
     round_of,
     rounds_folder,
 )
-from finetune_pipeline.review.inbox import verdicts_folder
 from finetune_pipeline.review.rounds import Decision, Round, rules_hash
+from finetune_pipeline.review.verdict_store import verdicts_folder
 from finetune_pipeline.store import TaskStore
 from finetune_pipeline_tests.artifacts import example, finished, task, task_store
 
@@ -72,7 +72,7 @@ def test_a_new_draw_is_due_when_data_or_rules_changed_since_a_refusal(store: Tas
     sample = sample_of(store, Round(1, drawn=DRAWN))
     open_round(store, sample)
     assert ended_fingerprint(task(), store) == before, "a first verdict draws nothing anew"
-    decide(store, sample, refused(clean.content))
+    decide(store, sample, refused(clean.content_hash))
     assert ended_fingerprint(task(), store) == before, "a refusal stands"
     assert ended_fingerprint(task(review={"min_rows": 60}), store) != before
     finished(store, "clean_examples", {"examples.jsonl": [example("b", "q", "a")]})

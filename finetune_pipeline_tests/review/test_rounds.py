@@ -13,7 +13,7 @@ import pytest
 from finetune_pipeline.config import ReviewRules
 from finetune_pipeline.records import Example, Review
 from finetune_pipeline.review.bounds import fresh_rows, lower_bound, round_confidence
-from finetune_pipeline.review.gate import judge
+from finetune_pipeline.review.gate import evaluate_review
 from finetune_pipeline.review.rounds import Decision, Drawn, History, Round, Said, draw, rules_hash
 from finetune_pipeline_tests.artifacts import example
 
@@ -23,11 +23,11 @@ ROWS = [example(f"r{i:03}", f"question {i}", f"answer {i}") for i in range(400)]
 
 def verdict(row: Example, decision: str = "approve") -> Review:
     answer = "better" if decision == "edit" else None
-    return Review(row.id, row.content, "anna", decision, "2026-01-05T10:00:00+00:00", answer)  # type: ignore[arg-type]
+    return Review(row.id, row.content_hash, "anna", decision, "2026-01-05T10:00:00+00:00", answer)  # type: ignore[arg-type]
 
 
 def said_of(rows: Sequence[Example], wrong: Callable[[Example], bool] = lambda row: False) -> Said:
-    return {(row.id, row.content): [verdict(row, "reject" if wrong(row) else "approve")] for row in rows}
+    return {(row.id, row.content_hash): [verdict(row, "reject" if wrong(row) else "approve")] for row in rows}
 
 
 def opened(drawn: Drawn, passed: bool | None = None, about: str = "v1", rules: ReviewRules = RULES) -> History:
@@ -46,7 +46,7 @@ def test_ten_percent_but_neither_too_few_nor_too_many(rows: int, drawn: int) -> 
 
 
 def test_where_the_bound_decides_a_round_has_enough_rows_to_show_it() -> None:
-    strict = ReviewRules(require_bound=True)
+    strict = ReviewRules(require_lower_bound=True)
     drawn = first(rules=strict)
     assert len(drawn.rows) == 72
     refused = opened(drawn, False, rules=strict)
@@ -74,10 +74,10 @@ def test_every_row_is_as_likely_as_any_other() -> None:
 def test_after_a_refusal_only_rows_are_drawn_that_nobody_has_reviewed() -> None:
     one = first()
     said = said_of(one.rows, lambda row: row.id < "r200")
-    fixed = [row.with_answer("mended") if said.get((row.id, row.content)) else row for row in ROWS]
+    fixed = [row.with_completion("fixed") if said.get((row.id, row.content_hash)) else row for row in ROWS]
     two = draw(fixed, opened(one, False), one.round, said, RULES, "v2")
     assert (two.round.number, two.round.look) == (2, 2)
-    assert not {(row.id, row.content) for row in two.rows} & set(said)
+    assert not {(row.id, row.content_hash) for row in two.rows} & set(said)
     assert two.round.population == 400, "the repaired rows are rows that nobody has reviewed, too"
     unrepaired = draw([*ROWS, example("new", "q", "a")], opened(one, False), one.round, said, RULES, "v2")
     assert unrepaired.round.population == 401 - len(one.rows)
@@ -90,7 +90,7 @@ def test_rows_that_were_reviewed_beside_a_sample_are_not_fresh_either() -> None:
     two = draw(ROWS[:-1], opened(one, False), one.round, said, RULES, "v2")
     assert not set(two.rows) & set(beside)
     lost = draw(ROWS, History(), None, said, RULES, "v2")
-    assert not {(row.id, row.content) for row in lost.rows} & set(said), "not even when the rounds were deleted"
+    assert not {(row.id, row.content_hash) for row in lost.rows} & set(said), "not even when the rounds were deleted"
 
 
 def test_recorded_verdicts_are_there_before_the_draw() -> None:
@@ -135,7 +135,7 @@ def test_a_row_that_was_taken_out_before_anybody_judged_it_counts_as_wrong() -> 
 
 def test_a_row_that_was_found_right_may_leave_or_change() -> None:
     one = first()
-    changed = [row.with_answer("other") if row == one.rows[1] else row for row in ROWS if row != one.rows[0]]
+    changed = [row.with_completion("other") if row == one.rows[1] else row for row in ROWS if row != one.rows[0]]
     again = draw(changed, opened(one), one.round, said_of(one.rows), RULES, "v2")
     assert again.round.gone == 0
     assert {row.id for row in again.rows} == {row.id for row in one.rows[1:]}, "the changed one is judged again"
@@ -191,8 +191,8 @@ def test_where_every_row_was_reviewed_all_of_them_are_the_sample() -> None:
     said = said_of(rows, lambda row: row in rows[:2])
     rest = draw(rows[2:], opened(one, False), one.round, said, RULES, "v2")
     assert set(rest.rows) == set(rows[2:])
-    reviews = [review for row in rows[2:] for review in said[row.id, row.content]]
-    verdict = judge(rest.rows, reviews, ReviewRules(require_bound=True), "v2", rest.round)
+    reviews = [review for row in rows[2:] for review in said[row.id, row.content_hash]]
+    verdict = evaluate_review(rest.rows, reviews, ReviewRules(require_lower_bound=True), "v2", rest.round)
     assert verdict.passed
 
 
@@ -211,9 +211,9 @@ class Campaign:
         about = f"v{number}"
         drawn = draw(self.rows, self.history, self.before, self.said, self.rules, about)
         for row in drawn.rows:
-            self.said[row.id, row.content] = [verdict(row, "reject" if row.id in self.bad else "approve")]
-        reviews = [review for row in drawn.rows for review in self.said[row.id, row.content]]
-        passed = judge(drawn.rows, reviews, self.rules, about, drawn.round).passed
+            self.said[row.id, row.content_hash] = [verdict(row, "reject" if row.id in self.bad else "approve")]
+        reviews = [review for row in drawn.rows for review in self.said[row.id, row.content_hash]]
+        passed = evaluate_review(drawn.rows, reviews, self.rules, about, drawn.round).passed
         decision = Decision(passed, 0, 0, about, rules_hash(self.rules), "")
         self.history = History(
             (*self.history.rounds, drawn.round), {**self.history.decisions, drawn.round.number: (decision,)}
@@ -243,7 +243,7 @@ def content_text(dice: random.Random) -> str:
 def test_the_bound_is_wrong_at_most_once_in_twenty_data_sets_over_all_rounds(rows: int, fraction: float) -> None:
     """94.9 % of the rows are right; found errors are repaired, and up to ten rounds are tried. Without the error being
     spent over the rounds the same simulation is wrong far more often: it can tell."""
-    rules = ReviewRules(require_bound=True, fraction=fraction, max_rows=2000)
+    rules = ReviewRules(require_lower_bound=True, fraction=fraction, max_rows=2000)
     assert simulated(rows, rules, lambda look: round_confidence(rules.confidence, look)) <= 0.05
     assert simulated(rows, rules, lambda look: rules.confidence) > 0.1
 
@@ -255,13 +255,13 @@ def simulated(rows: int, rules: ReviewRules, confidence: Callable[[int], float],
 
     @cache
     def passes(right: int, n: int, look: int) -> bool:
-        return lower_bound(right, n, confidence(look)) >= rules.threshold
+        return lower_bound(right, n, confidence(look)) >= rules.min_approved
 
     wrongly = 0
     for _ in range(sets):
         unseen, bad = rows, round(0.051 * rows)
         for look in range(1, 11):
-            if bad / unseen <= 1 - rules.threshold:
+            if bad / unseen <= 1 - rules.min_approved:
                 break  # by now it is good: to pass is right
             n = int(max(rules.fraction * unseen, fresh_needed(look)))
             wrong = int(dice.hypergeometric(bad, unseen - bad, n))

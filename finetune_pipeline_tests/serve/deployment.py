@@ -15,15 +15,14 @@ from typing import Any
 import httpx
 import uvicorn
 
-from finetune_pipeline.base_model import prepare
 from finetune_pipeline.config import Task, task_from
-from finetune_pipeline.graph import FOLDERS
+from finetune_pipeline.models.base_model import prepare
 from finetune_pipeline.records import Artifact, Silent, content_id
-from finetune_pipeline.serve import desired
+from finetune_pipeline.serve import deployment_state
+from finetune_pipeline.serve.api_keys import PIPELINE, Keys, client_key
 from finetune_pipeline.serve.app import create_app, identity, listen
-from finetune_pipeline.serve.desired import Version
+from finetune_pipeline.serve.deployment_state import Version
 from finetune_pipeline.serve.endpoint import Endpoint
-from finetune_pipeline.serve.keys import PIPELINE, Keys, client_key
 from finetune_pipeline.serve.metrics import Metrics
 from finetune_pipeline.serve.supervisor import Supervisor
 from finetune_pipeline.serve.traffic import TrafficLog
@@ -54,20 +53,20 @@ class Deployed:
         with self.store.scratch("adapter") as scratch:
             shutil.copytree(folder, scratch, dirs_exist_ok=True)
             return self.store.commit(
-                "adapter", key, scratch, self._facts("prompt", "answer", base_model=self.base.content)
+                "adapter", key, scratch, self._facts("prompt", "answer", base_model=self.base.content_hash)
             )
 
     def version(self, number: int, adapter: Artifact) -> Version:
         serve = self.task.serve
         return Version(
-            version=number, adapter=adapter.content, adapter_key=adapter.key, base=self.base.content,
+            version=number, adapter=adapter.content_hash, adapter_key=adapter.key, base=self.base.content_hash,
             registered=f"registered-{number}", evaluation=f"evaluation-{number}", served_as=self.task.served_as,
             max_new_tokens=LIMIT, on_invalid=serve.on_invalid, log_text=serve.log_text, at="2026-01-05T10:00:00+00:00",
         )  # fmt: skip
 
     def promote(self, number: int, folder: Path, **settings: Any) -> Version:
         version = replace(self.version(number, self.adapter(folder)), **settings)
-        desired.change(self.store, lambda state: desired.promote(state, version, state.champion))
+        deployment_state.change(self.store, lambda state: deployment_state.promote(state, version, state.champion))
         return version
 
     def finished(self, asset: str, files: Mapping[str, str], inputs: Mapping[str, str] | None = None) -> Artifact:
@@ -87,14 +86,14 @@ def declare(root: Path, name: str, model: Path, **sections: Any) -> Deployed:
     plain: dict[str, Any] = {
         "name": name,
         "sources": [{"path": "raw/test.csv"}],
-        "base": {"path": str(model), "licence": "apache-2.0"},
+        "base": {"path": str(model), "license": "apache-2.0"},
         "prompt": {"system": f"Answer {name} with one word."},
         **sections,
     }
     task = task_from(plain, name)
     (root / name).mkdir(parents=True)
     (root / name / "task.yaml").write_text(json.dumps(plain), "utf-8")
-    store = TaskStore(name, FOLDERS)
+    store = TaskStore(name)
     made = Deployed(task, store, base=None)  # type: ignore[arg-type]
     with store.scratch("base_model") as scratch:
         facts = prepare(task.base, name, Silent())[1]
@@ -104,7 +103,7 @@ def declare(root: Path, name: str, model: Path, **sections: Any) -> Deployed:
 
 
 @dataclass
-class Running:
+class DecodeSequence:
     """An endpoint that listens."""
 
     url: str
@@ -138,7 +137,7 @@ class Running:
 
 
 @contextmanager
-def running(keys: dict[str, str] | None = None) -> Iterator[Running]:
+def running(keys: dict[str, str] | None = None) -> Iterator[DecodeSequence]:
     """The application on a free port of loopback, in a thread of this process."""
     import hashlib
 
@@ -150,7 +149,7 @@ def running(keys: dict[str, str] | None = None) -> Iterator[Running]:
     server = uvicorn.Server(uvicorn.Config(create_app(endpoint), log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
-    made = Running(f"http://127.0.0.1:{listening.getsockname()[1]}", endpoint)
+    made = DecodeSequence(f"http://127.0.0.1:{listening.getsockname()[1]}", endpoint)
     try:
         made.until(endpoint.supervisor.ready.is_set, "the endpoint to be ready")
         yield made

@@ -15,16 +15,16 @@ import pytest
 
 from finetune_pipeline import tracking
 from finetune_pipeline.errors import GateRefused, JobCancelled, ServingError, StorageError
-from finetune_pipeline.evaluate.partial import AnswerFile
-from finetune_pipeline.materialise import materialise
+from finetune_pipeline.evaluate.answer_log import AnswerFile
+from finetune_pipeline.materialize import materialize
 from finetune_pipeline.records import Answer, Artifact, Example, Message, Silent, Verdict, dumps, read_jsonl
-from finetune_pipeline.serve import desired, parity, supervisor
+from finetune_pipeline.serve import deployment_state, parity, supervisor
+from finetune_pipeline.serve.api_keys import client_key
 from finetune_pipeline.serve.assets import live_opponent
-from finetune_pipeline.serve.keys import client_key
-from finetune_pipeline.serve.live import Live, wait_served
-from finetune_pipeline.serve.parity import CONCURRENCY, compare, judge, replay, same
+from finetune_pipeline.serve.client import Live, wait_served
+from finetune_pipeline.serve.parity import CONCURRENCY, compare, evaluate_parity, replay, same
 from finetune_pipeline.store import home, traffic_folder
-from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, Deployed, Running, declare, running
+from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, DecodeSequence, Deployed, declare, running
 
 MakeAdapter = Callable[[int], Path]
 ROWS = 12
@@ -36,7 +36,7 @@ TEST = [
 
 @dataclass
 class World:
-    server: Running
+    server: DecodeSequence
     root: Path
     model: Path
     make_adapter: MakeAdapter
@@ -72,8 +72,8 @@ def _register(name: str) -> None:
 
 def evaluated(task: Deployed, folder: Path) -> dict[str, str]:
     """What the evaluation says of these rows."""
-    from finetune_pipeline.evaluate.generate import Generation, generate
-    from finetune_pipeline.evaluate.loading import load
+    from finetune_pipeline.inference.generate import Generation, generate
+    from finetune_pipeline.inference.loading import load
 
     prompts = {row.id: row.chat(task.task.prompt.system) for row in TEST}
     loaded = load(Path(str(task.task.base.path)), folder)
@@ -89,28 +89,28 @@ def candidate(task: Deployed, number: int, folder: Path, answers: dict[str, str]
     lines = [dumps({"id": id_, "variant": "tuned", "text": text}) for id_, text in answers.items()]
     told = {"max_new_tokens": LIMIT, "champion": live_opponent(task.task, task.store)}
     report = task.finished("eval_report", {"answers.jsonl": "\n".join(lines), "report.json": json.dumps(told)})
-    verdict = Verdict("release_decision", True, report.content, "PROMOTE")
+    verdict = Verdict("release_decision", True, report.content_hash, "PROMOTE")
     with task.store.scratch("release_decision") as scratch:
         (scratch / "decision.json").write_text(json.dumps({"outcome": "PROMOTE", "number": number}), "utf-8")
         facts = {"summary": {}, "inputs": {}, "verdict": verdict.to_json()}
-        task.store.commit("release_decision", f"decision{report.content}", scratch, facts)
-    model = {"name": task.name, "version": number, "adapter": adapter.content, "evaluation": report.content}
+        task.store.commit("release_decision", f"decision{report.content_hash}", scratch, facts)
+    model = {"name": task.name, "version": number, "adapter": adapter.content_hash, "evaluation": report.content_hash}
     task.finished("registered_model", {"model.json": json.dumps(model)})
     return adapter
 
 
 def deploy(task: Deployed) -> Artifact:
-    return materialise("deployed_endpoint", task.task, task.store)
+    return materialize("deployed_endpoint", task.task, task.store)
 
 
-def test_first_deployment_then_a_second_then_rollback_then_release_again(world: World) -> None:
+def test_first_deployment_then_a_second_then_rollback_then_unhold(world: World) -> None:
     task = world.task("parcels")
     first, second = world.make_adapter(1), world.make_adapter(2)
 
     candidate(task, 1, first, evaluated(task, first))
     one = deploy(task)
     assert one.verdict is not None and one.verdict.passed and one.verdict.figures["share"] == 1.0
-    assert one.verdict.about == task.store.current("registered_model").content  # type: ignore[union-attr]
+    assert one.verdict.about == task.store.current("registered_model").content_hash  # type: ignore[union-attr]
     shown = one.json("endpoint.json")
     assert shown["champion"]["version"] == 1 and shown["sample"]["tuned"] != shown["sample"]["base"]
     assert len(list(one.path("parity.jsonl").read_text().splitlines())) == ROWS
@@ -122,7 +122,7 @@ def test_first_deployment_then_a_second_then_rollback_then_release_again(world: 
     assert two.summary["version"] == 2 and world.server.standing("parcels")["champion"]["version"] == 2
     assert world.server.standing("parcels")["challenger"] is None
 
-    assert "version 1 serves again" in desired.rollback("parcels", "complaints")
+    assert "version 1 serves again" in deployment_state.rollback("parcels", "complaints")
     world.server.until_serves("parcels", 1)
     assert tracking.alias_version("parcels", "champion") == 1
     held = deploy(task)
@@ -135,12 +135,12 @@ def test_first_deployment_then_a_second_then_rollback_then_release_again(world: 
     assert world.server.standing("parcels")["champion"]["version"] == 1
     assert deploy(task).key == held.key
 
-    assert "may be deployed again" in desired.release_again("parcels")
+    assert "may be deployed again" in deployment_state.unhold("parcels")
     again = deploy(task)
     assert again.verdict is not None and again.verdict.passed
     assert world.server.standing("parcels")["champion"]["version"] == 2
     with pytest.raises(GateRefused, match="nothing holds it"):
-        desired.release_again("parcels")
+        deployment_state.unhold("parcels")
 
     candidate(task, 1, first, evaluated(task, first))  # the older model becomes the current one again
     back = deploy(task)
@@ -155,7 +155,7 @@ def test_other_settings_are_deployed_without_changing_the_model(world: World) ->
     task.task = task.task.model_copy(update={"serve": serve})
     assert deploy(task).key != before.key
     assert world.server.endpoint.supervisor.table.routes["settings"].on_invalid == "reject"
-    assert desired.read(task.store).previous == ()
+    assert deployment_state.read(task.store).previous == ()
 
 
 def test_what_is_served_is_not_what_was_evaluated(world: World) -> None:
@@ -167,8 +167,8 @@ def test_what_is_served_is_not_what_was_evaluated(world: World) -> None:
     failed = deploy(task)
     assert failed.verdict is not None and not failed.verdict.passed
     assert "served equals evaluated" in failed.verdict.summary and TEST[0].id in failed.verdict.summary
-    assert desired.read(task.store).champion.version == 1  # type: ignore[union-attr]
-    assert desired.read(task.store).challenger is None
+    assert deployment_state.read(task.store).champion.version == 1  # type: ignore[union-attr]
+    assert deployment_state.read(task.store).challenger is None
     assert tracking.alias_version("unlike", "champion") == 1
     assert world.server.standing("unlike")["champion"]["version"] == 1
     assert failed.json("endpoint.json")["champion"]["version"] == 1
@@ -182,7 +182,7 @@ def test_an_adapter_that_does_nothing_is_noticed(world: World) -> None:
     assert (
         failed.verdict is not None and not failed.verdict.passed and "the adapter is at work" in failed.verdict.summary
     )
-    assert failed.verdict.figures["share"] == 1.0 and desired.read(task.store).champion is None
+    assert failed.verdict.figures["share"] == 1.0 and deployment_state.read(task.store).champion is None
 
 
 def test_a_tampered_adapter_moves_nothing(world: World) -> None:
@@ -194,7 +194,8 @@ def test_a_tampered_adapter_moves_nothing(world: World) -> None:
     (adapter.folder / "adapter_config.json").write_text("{}", "utf-8")
     with pytest.raises(StorageError, match=r"is not what adapter wrote"):
         deploy(task)
-    assert desired.read(task.store).challenger is None and desired.read(task.store).champion.version == 1  # type: ignore[union-attr]
+    state = deployment_state.read(task.store)
+    assert state.challenger is None and state.champion is not None and state.champion.version == 1
     assert world.server.ask("tampered").headers["x-finetune-version"] == "1"
 
 
@@ -209,7 +210,7 @@ def test_a_rollback_during_a_deployment_stands(world: World, monkeypatch: pytest
 
     def rolling_back(endpoint: Live, name: str, role: str, *rest: Any) -> None:
         if role == at[0]:
-            desired.rollback("crossed", "wrong prices")
+            deployment_state.rollback("crossed", "wrong prices")
         return waiting(endpoint, name, role, *rest)
 
     waiting = wait_served
@@ -219,7 +220,7 @@ def test_a_rollback_during_a_deployment_stands(world: World, monkeypatch: pytest
         candidate(task, 3, world.make_adapter(3), evaluated(task, world.make_adapter(3)))  # against what is live now
         with pytest.raises(ServingError, match="is not the desired state of crossed any more"):
             deploy(task)
-        state = desired.read(task.store)
+        state = deployment_state.read(task.store)
         assert state.champion is not None and state.champion.version == serves and len(state.held) == held
         assert state.challenger is None
         world.server.until_serves("crossed", serves)
@@ -235,8 +236,9 @@ def test_a_registry_that_is_down_does_not_undo_what_serves(world: World, monkeyp
         candidate(task, number, world.make_adapter(number), evaluated(task, world.make_adapter(number)))
         deploy(task)
     monkeypatch.setattr(tracking, "set_alias", down)
-    assert "could not follow: MLflow at http://db does not set an alias: connection refused" in desired.rollback(
-        "unlisted", "complaints"
+    assert (
+        "could not follow: MLflow at http://db does not set an alias: connection refused"
+        in deployment_state.rollback("unlisted", "complaints")
     )
     world.server.until_serves("unlisted", 1)
     candidate(task, 3, world.make_adapter(3), evaluated(task, world.make_adapter(3)))
@@ -261,8 +263,8 @@ def test_an_interrupted_replay_goes_on_where_it_was(world: World, tmp_path: Path
                 raise JobCancelled("stopped")
 
     with pytest.raises(JobCancelled):
-        materialise("deployed_endpoint", task.task, task.store, Impatient())
-    (file,) = Path(str(task.store.stage_folder("8_serve"))).parent.glob("*/partial/*/answers.jsonl")
+        materialize("deployed_endpoint", task.task, task.store, Impatient())
+    (file,) = Path(str(task.store.stage_folder("serve"))).glob("answers/*/answers.jsonl")
     before = [json.loads(line)["id"] for line in file.read_text().splitlines()]
     assert len(before) >= 5
     said: list[str] = []
@@ -271,7 +273,7 @@ def test_an_interrupted_replay_goes_on_where_it_was(world: World, tmp_path: Path
         def log(self, text: str) -> None:
             said.append(text)
 
-    made = materialise("deployed_endpoint", task.task, task.store, Listening())
+    made = materialize("deployed_endpoint", task.task, task.store, Listening())
     assert made.verdict is not None and made.verdict.passed and made.verdict.figures["rows"] == ROWS
     assert f"{len(before)} answers of resumed@1 are there from before" in said
     assert not file.exists()
@@ -396,10 +398,10 @@ def test_parity_passes_from_the_threshold_on() -> None:
     assert (
         result.share == pytest.approx(11 / 12) and result.served_exact == result.share and result.evaluated_exact == 1.0
     )
-    assert judge(result, 11 / 12, "x").passed
-    refused = judge(result, 0.97, "x")
+    assert evaluate_parity(result, 11 / 12, "x").passed
+    refused = evaluate_parity(result, 0.97, "x")
     assert not refused.passed and TEST[0].id in refused.summary
-    assert not judge(compare(TEST, truth, truth, {TEST[1].id: "a"}, spec), 0.97, "x").passed
+    assert not evaluate_parity(compare(TEST, truth, truth, {TEST[1].id: "a"}, spec), 0.97, "x").passed
 
 
 def test_a_candidate_is_not_deployed_over_a_version_it_was_not_compared_with(world: World) -> None:
@@ -410,5 +412,5 @@ def test_a_candidate_is_not_deployed_over_a_version_it_was_not_compared_with(wor
     task.store.point(new)
     with pytest.raises(GateRefused, match="compared the candidate with no version, and now version 1 is live"):
         deploy(task)
-    served = desired.read(task.store).champion
+    served = deployment_state.read(task.store).champion
     assert served is not None and served.version == 1

@@ -18,19 +18,19 @@ import httpx
 import openai
 import pytest
 
-from finetune_pipeline.evaluate.generate import encode
+from finetune_pipeline.inference.generate import encode
 from finetune_pipeline.records import read_jsonl
-from finetune_pipeline.serve import desired, endpoint, supervisor
-from finetune_pipeline.serve.keys import client_key
+from finetune_pipeline.serve import deployment_state, endpoint, supervisor
+from finetune_pipeline.serve.api_keys import client_key
 from finetune_pipeline.store import home, traffic_folder
-from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, Deployed, Running, declare, running
+from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, DecodeSequence, Deployed, declare, running
 
 MakeAdapter = Callable[[int], Path]
 
 
 @dataclass
 class World:
-    server: Running
+    server: DecodeSequence
     parcels: Deployed
     sorting: Deployed
 
@@ -230,8 +230,8 @@ def test_a_client_that_hangs_up_frees_its_place_and_leaves_a_line(
         world.server.until(lambda: world.server.endpoint.supervisor.busy() == (0, 0), "the place to be free")
         world.server.until(lambda: len(lines(world, "parcels")) > before, "its line")
     line = lines(world, "parcels")[before]
-    assert line["status"] == "abandoned" and line["valid"] is None and line["answer"] is None
-    assert line["question"] == "go on" and line["answer_tokens"] < 1900 and line["queued_seconds"] >= 0
+    assert line["status"] == "abandoned" and line["valid"] is None and line["completion"] is None
+    assert line["prompt"] == "go on" and line["completion_tokens"] < 1900 and line["queued_seconds"] >= 0
     assert 'finetune_abandoned_total{model="parcels"}' in world.server.get("/metrics").text
 
 
@@ -254,13 +254,13 @@ def test_a_bad_sampling_value_fails_its_own_request_only(world: World) -> None:
 def test_a_huge_prompt_is_refused_before_it_costs_time(
     world: World, piece: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "encode", lambda *_: pytest.fail("it was tokenised"))
+    monkeypatch.setattr(endpoint, "encode", lambda *_: pytest.fail("it was tokenized"))
     response = world.server.ask("parcels", piece * (600_000 // len(piece)))
     assert response.status_code == 400 and "characters" in response.json()["error"]["message"]
 
 
-def test_health_answers_while_prompts_are_tokenised(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work off the event loop: a tokeniser that waits until somebody was told that the endpoint is well."""
+def test_health_answers_while_prompts_are_tokenized(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work off the event loop: a tokenizer that waits until somebody was told that the endpoint is well."""
     told = threading.Event()
 
     def slow(tokenizer: Any, messages: Any) -> list[int]:
@@ -312,7 +312,7 @@ def test_every_policy_for_invalid_answers_takes_effect_without_a_restart(
         for line in streamed.text.splitlines()
         if '"delta"' in line
     ]
-    policy("pass")
+    policy("flag")
 
 
 # traces -----------------------------------------------------------------------------------------------------
@@ -324,8 +324,8 @@ def test_every_answer_is_logged_with_its_version(world: World) -> None:
     world.server.ask("parcels", stream=True)
     first, second = lines(world, "parcels")[before:]
     assert first["request"] == request and first["version"] == 1 and first["key"] == "tests" and first["status"] == "ok"
-    assert first["question"] == "mail me at <EMAIL>" and first["valid"] is True and not first["stream"]
-    assert 0 < first["first_token_seconds"] <= first["seconds"] and first["answer_tokens"] <= LIMIT
+    assert first["prompt"] == "mail me at <EMAIL>" and first["valid"] is True and not first["stream"]
+    assert 0 < first["first_token_seconds"] <= first["seconds"] and first["completion_tokens"] <= LIMIT
     assert second["stream"] and second["adapter"] == first["adapter"]
 
 
@@ -337,7 +337,7 @@ def test_what_is_refused_leaves_a_line_where_it_belongs(world: World) -> None:
     world.server.post({"model": "parcels", "messages": []}, key="wrong")  # anybody could fill the disk with these
     (line,) = lines(world, "parcels")[before:]
     assert (line["status"], line["code"], line["key"]) == ("refused", "context_length_exceeded", "tests")
-    assert line["question"] is None and line["version"] == 1
+    assert line["prompt"] is None and line["version"] == 1
     assert [row["code"] for row in lines(world, "_refused")[nobody:]] == ["model_not_found", "invalid_json"]
 
 
@@ -374,7 +374,7 @@ def test_checks_are_no_traffic_and_text_stays_out_where_declared(world: World, m
     world.sorting.promote(7, make_adapter(2), log_text=False)
     world.server.until(lambda: not world.server.endpoint.supervisor.table.routes["sort"].log_text, "log_text")
     world.server.ask("sort")
-    assert lines(world, "sorting")[-1]["question"] is None and lines(world, "sorting")[-1]["answer"] is None
+    assert lines(world, "sorting")[-1]["prompt"] is None and lines(world, "sorting")[-1]["completion"] is None
 
 
 def test_metrics_count_by_version(world: World) -> None:
@@ -419,7 +419,7 @@ def test_the_version_changes_while_requests_run_and_rollback_brings_it_back(
         thread.start()
     task.promote(2, make_adapter(3))
     world.server.until(lambda: {text[0] for _, text in seen} == {"1", "2"}, "an answer of version 2")
-    desired.change(task.store, lambda state: desired.back(state, "2026-02-01", "worse"))
+    deployment_state.change(task.store, lambda state: deployment_state.back(state, "2026-02-01", "worse"))
     world.server.until_serves("moving", 1)
     count = len(seen)
     world.server.until(lambda: len(seen) > count + 6, "more answers")
@@ -430,16 +430,18 @@ def test_the_version_changes_while_requests_run_and_rollback_brings_it_back(
     assert len({text for _, text in seen}) == 2  # one answer per version: none is mixed, none is lost
     assert seen[-1][1][0] == "1"
     engine = next(iter(world.server.endpoint.supervisor._engines.values()))
-    world.server.until(lambda: task.adapter(make_adapter(3)).content not in engine._adapters.names, "the old one to go")
+    world.server.until(
+        lambda: task.adapter(make_adapter(3)).content_hash not in engine._adapters.names, "the old one to go"
+    )
 
 
 def test_a_challenger_is_served_beside_the_champion(world: World, make_adapter: MakeAdapter) -> None:
     task = declared_anew(world, "trying", make_adapter)
     version = task.version(2, task.adapter(make_adapter(3)))
-    desired.change(task.store, lambda state: desired.challenge(state, version))
+    deployment_state.change(task.store, lambda state: deployment_state.challenge(state, version))
     world.server.until(lambda: "trying@2" in world.server.endpoint.supervisor.table.routes, "the challenger")
     assert say(world, "trying") == say(world, "trying@1") != say(world, "trying@2")
-    desired.change(task.store, lambda state: desired.withdraw(state, version))
+    deployment_state.change(task.store, lambda state: deployment_state.withdraw(state, version))
     world.server.until(lambda: "trying@2" not in world.server.endpoint.supervisor.table.routes, "its end")
     assert world.server.ask("trying@2").status_code == 404
 
@@ -456,7 +458,7 @@ def test_a_broken_adapter_leaves_the_version_before_and_says_why(world: World, m
     assert "is not what adapter wrote" in world.server.standing("broken")["errors"]["champion"]
     assert say(world, "broken") == before and world.server.standing("broken")["champion"]["version"] == 1
     shutil.rmtree(adapter.folder)  # and a desired state nobody can read changes nothing either
-    (task.store.stage_folder("9_traffic") / "desired.json").write_text("{")
+    (task.store.stage_folder("serve") / "deployment_state.json").write_text("{")
     world.server.until(lambda: "state" in world.server.standing("broken")["errors"], "the error")
     assert say(world, "broken") == before
     assert 'finetune_deploy_errors_total{task="broken"} 2.0' in world.server.get("/metrics").text
@@ -470,19 +472,19 @@ def test_one_damaged_manifest_takes_one_task_down_and_health_says_so(world: Worl
     failing = health()["failing_tasks"]
     task, other = (declared_anew(world, name, make_adapter) for name in ("damaged", "unharmed"))
     adapter = task.adapter(make_adapter(3))
-    (adapter.folder / "manifest.json").write_text('{"content": "' + adapter.content + '"}')
-    desired.change(task.store, lambda s: desired.promote(s, task.version(2, adapter), s.champion))
+    (adapter.folder / "manifest.json").write_text('{"content": "' + adapter.content_hash + '"}')
+    deployment_state.change(task.store, lambda s: deployment_state.promote(s, task.version(2, adapter), s.champion))
     other.promote(2, make_adapter(3))
     world.server.until_serves("unharmed", 2)
     world.server.until(lambda: bool(world.server.standing("damaged")["errors"]), "the error")
     assert "manifest.json is damaged" in world.server.standing("damaged")["errors"]["champion"]
     assert world.server.ask("damaged").headers["x-finetune-version"] == "1"
     assert health()["status"] == "degraded" and health()["failing_tasks"] == failing + 1
-    desired.desired_file(task.store).write_text('{"champion": 5, "previous": 7}')
+    deployment_state.desired_file(task.store).write_text('{"champion": 5, "previous": 7}')
     world.server.until(lambda: "state" in world.server.standing("damaged")["errors"], "the error")
     state: dict[str, Any] = {"champion": {**asdict(task.version(3, adapter)), "adapter": ["x"]}, "challenger": None}
     state |= {"previous": [], "held": {}, "history": []}
-    desired.desired_file(task.store).write_text(json.dumps(state))  # a value of a kind that nobody foresaw
+    deployment_state.desired_file(task.store).write_text(json.dumps(state))  # a value of a kind that nobody foresaw
     world.server.until(lambda: "TypeError" in world.server.standing("damaged")["errors"]["state"], "the error")
     other.promote(3, make_adapter(2))
     world.server.until_serves("unharmed", 3)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from finetune_pipeline.errors import StorageError
-from finetune_pipeline.serve.engine import AdapterGone, Ask, Engine, EngineFull, Piece
+from finetune_pipeline.serve.engine import AdapterGone, Engine, EngineFull, GenerationRequest, TokenEvent
 
 MakeAdapter = Callable[[int], Path]
 PROMPT = tuple(range(20, 44))
@@ -28,9 +28,9 @@ class Collect:
     """A sink that keeps the pieces; `tokens()` waits for the last."""
 
     def __init__(self) -> None:
-        self.pieces: queue.Queue[Piece] = queue.Queue()
+        self.pieces: queue.Queue[TokenEvent] = queue.Queue()
 
-    def __call__(self, piece: Piece) -> None:
+    def __call__(self, piece: TokenEvent) -> None:
         self.pieces.put(piece)
 
     def tokens(self) -> list[int]:
@@ -43,11 +43,11 @@ class Collect:
                 return found
 
 
-def ask(adapter: str | None, limit: int = 12, prompt: tuple[int, ...] = PROMPT, prefix: int = 8) -> Ask:
-    return Ask(adapter, prompt, PROMPT[:prefix], limit)
+def ask(adapter: str | None, limit: int = 12, prompt: tuple[int, ...] = PROMPT, prefix: int = 8) -> GenerationRequest:
+    return GenerationRequest(adapter, prompt, PROMPT[:prefix], limit)
 
 
-def answer(engine: Engine, *asks: Ask) -> list[list[int]]:
+def answer(engine: Engine, *asks: GenerationRequest) -> list[list[int]]:
     sinks = [Collect() for _ in asks]
     for one, sink in zip(asks, sinks, strict=True):
         engine.submit(one, sink)

@@ -21,8 +21,8 @@ def line(**changes: object) -> Line:
     plain: dict[str, object] = {
         "at": "2026-01-05T10:00:00.123+00:00", "request": "chatcmpl-1", "task": "parcels", "model": "parcels",
         "version": 4, "adapter": "9be0", "status": "ok", "valid": True, "seconds": 0.5, "first_token_seconds": 0.1,
-        "prompt_tokens": 10, "answer_tokens": 3, "key": "shop", "stream": False,
-        "question": "write to anna@example.com", "answer": "delivery",
+        "prompt_tokens": 10, "completion_tokens": 3, "key": "shop", "stream": False,
+        "prompt": "write to anna@example.com", "completion": "delivery",
     }  # fmt: skip
     return Line(**{**plain, **changes})  # type: ignore[arg-type]
 
@@ -36,11 +36,11 @@ def lost(tmp_path: Path, monkeypatch: MonkeyPatch) -> list[int]:
 def test_lines_land_in_their_day_masked(lost: list[int]) -> None:
     log = TrafficLog(lost.append)
     log.add(line(), check=False)
-    log.add(line(at="2026-01-06T00:00:00.000+00:00", question=None, answer=None), check=False)
+    log.add(line(at="2026-01-06T00:00:00.000+00:00", prompt=None, completion=None), check=False)
     log.close()
     first, second = (list(read_jsonl(p)) for p in sorted(traffic_folder("parcels").glob("*.jsonl")))
-    assert first[0]["question"] == "write to <EMAIL>" and first[0]["version"] == 4
-    assert second[0]["question"] is None and second[0]["answer"] is None
+    assert first[0]["prompt"] == "write to <EMAIL>" and first[0]["version"] == 4
+    assert second[0]["prompt"] is None and second[0]["completion"] is None
     assert not lost
 
 

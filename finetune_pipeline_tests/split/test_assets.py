@@ -11,19 +11,18 @@ import pytest
 
 from finetune_pipeline.config import Split
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.materialise import Outcome, Work
 from finetune_pipeline.records import Drop, Example, read_jsonl
-from finetune_pipeline.split.assets import data_split, judge, separate
-from finetune_pipeline.split.memory import frozen_file
-from finetune_pipeline.split.overlap import alike_of, overlaps
-from finetune_pipeline.split.sides import assign, units
-from finetune_pipeline.store import TaskStore
+from finetune_pipeline.split.assets import data_split, evaluate_split, separate
+from finetune_pipeline.split.assignment import assign, units
+from finetune_pipeline.split.frozen_test import frozen_file
+from finetune_pipeline.split.leakage import alike_of, overlaps
+from finetune_pipeline.store import StageContext, StageResult, TaskStore
 from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
 
 LABELS = ("delivery", "refund", "warranty")
 ANSWER = {"format": "label", "labels": list(LABELS)}
 DROPS = {
-    "raw_examples": [Drop("u1", "test.csv:90", "ingest", "not-json")],
+    "raw_examples": [Drop("u1", "test.csv:90", "ingest", "invalid-json")],
     "clean_examples": [Drop("c1", "test.csv:91", "clean", "exact-duplicate")],
     "expert_review": [Drop("e1", "test.csv:92", "review", "expert-rejected")],
 }
@@ -44,7 +43,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskStore:
     return task_store(tmp_path, monkeypatch)
 
 
-def prepared(store: TaskStore, tmp_path: Path, rows: Sequence[Example], **split: float) -> Work:
+def prepared(store: TaskStore, tmp_path: Path, rows: Sequence[Example], **split: float) -> StageContext:
     """What `data_split` gets: rows that went through all stages, and three that each stage dropped."""
     gone = [example(id_, f"gone {id_}", "refund") for id_ in ("c1", "e1")]
     raw: dict[str, Sequence[Any]] = {"examples.jsonl": [*rows, *gone], "drops.jsonl": DROPS["raw_examples"]}
@@ -60,10 +59,10 @@ def prepared(store: TaskStore, tmp_path: Path, rows: Sequence[Example], **split:
     )
 
 
-def made(asked: Work) -> tuple[Outcome, dict[str, set[str]]]:
+def made(asked: StageContext) -> tuple[StageResult, dict[str, set[str]]]:
     outcome = data_split(asked)
-    sides = ("train", "validation", "test")
-    return outcome, {s: {row["id"] for row in read_jsonl(asked.out / f"{s}.jsonl")} for s in sides}
+    assignment = ("train", "validation", "test")
+    return outcome, {s: {row["id"] for row in read_jsonl(asked.out / f"{s}.jsonl")} for s in assignment}
 
 
 def test_the_split_and_the_account_of_every_raw_row(store: TaskStore, tmp_path: Path) -> None:
@@ -72,17 +71,17 @@ def test_the_split_and_the_account_of_every_raw_row(store: TaskStore, tmp_path: 
     assert {name: len(found) for name, found in ids.items()} == {"train": 231, "validation": 24, "test": 45}
     assert outcome.verdict is not None
     assert outcome.verdict.passed
-    assert outcome.verdict.about == asked.inputs["expert_review"].content
+    assert outcome.verdict.about == asked.inputs["expert_review"].content_hash
     assert outcome.summary["raw"] == 303
     assert outcome.summary["dropped_by_stage"] == {
-        "ingest": {"not-json": 1},
+        "ingest": {"invalid-json": 1},
         "clean": {"exact-duplicate": 1},
         "review": {"expert-rejected": 1},
     }
-    fates = {row["id"]: row for row in read_jsonl(asked.out / "fates.jsonl")}
+    fates = {row["id"]: row for row in read_jsonl(asked.out / "outcomes.jsonl")}
     assert len(fates) == 303
     assert fates["e1"] == {
-        "id": "e1", "origin": "test.csv:92", "fate": "dropped", "stage": "review", "reason": "expert-rejected"
+        "id": "e1", "origin": "test.csv:92", "outcome": "dropped", "stage": "review", "reason": "expert-rejected"
     }  # fmt: skip
 
 
@@ -104,7 +103,7 @@ def test_another_seed_draws_a_new_test_set_and_the_old_seed_finds_the_old_one(st
 
 def test_near_duplicates_fall_on_the_same_side(store: TaskStore, tmp_path: Path) -> None:
     rows = rows_of(100)
-    copies = [example(f"copy{row.id}", f"Hello! {row.question.upper()}??", row.answer) for row in rows]
+    copies = [example(f"copy{row.id}", f"Hello! {row.prompt.upper()}??", row.completion) for row in rows]
     outcome, ids = made(prepared(store, tmp_path, [*rows, *copies]))
     assert outcome.verdict is not None
     assert outcome.verdict.passed
@@ -113,31 +112,31 @@ def test_near_duplicates_fall_on_the_same_side(store: TaskStore, tmp_path: Path)
 
 def test_a_planted_near_duplicate_fails_the_check_and_is_named() -> None:
     rows = rows_of(100)
-    planted = example("planted", rows[0].question + " now", rows[0].answer)
+    planted = example("planted", rows[0].prompt + " now", rows[0].completion)
     parts = {"test": rows[:40], "train": [*rows[40:90], planted], "validation": rows[90:]}
     alike = alike_of([*rows, planted], 0.6)
     found = overlaps(parts["test"], [*parts["train"], *parts["validation"]], alike)
-    verdict = judge(found, parts, Split(), [], "hash", alike)  # type: ignore[arg-type]
+    verdict = evaluate_split(found, parts, Split(), [], "hash", alike)  # type: ignore[arg-type]
     assert not verdict.passed
     assert "1-0000 (test) and planted: near duplicate" in verdict.summary
-    assert judge([], parts, Split(), [], "hash", alike).passed  # type: ignore[arg-type]
+    assert evaluate_split([], parts, Split(), [], "hash", alike).passed  # type: ignore[arg-type]
 
 
 def test_a_pair_that_the_finder_misses_is_still_kept_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hashing misses a pair now and then; here it misses all. The exact check finds the pair and it is mended."""
+    """Hashing misses a pair now and then; here it misses all. The exact check finds the pair and it is fixed."""
     monkeypatch.setattr("finetune_pipeline.clean.similarity.Similarity.clusters", lambda _: [])
-    mended = 0
+    fixed = 0
     for i in range(20):
         rows = rows_of(60)
-        rows.append(example(f"copy{i}", rows[0].question + " now", rows[0].answer))
-        slices = [row.answer for row in rows]
+        rows.append(example(f"copy{i}", rows[0].prompt + " now", rows[0].completion))
+        slices = [row.completion for row in rows]
         alike = alike_of(rows, 0.6)
-        apart = assign(rows, units(rows, []), {}, Split(), slices, alike).side
-        sides, found = separate(rows, {}, Split(), slices, alike)
+        apart = assign(rows, units(rows, []), {}, Split(), slices, alike).split_of
+        assignment, found = separate(rows, {}, Split(), slices, alike)
         assert found == []
-        assert (sides.side[f"copy{i}"] == "test") == (sides.side[rows[0].id] == "test")
-        mended += (apart[f"copy{i}"] == "test") != (apart[rows[0].id] == "test")
-    assert mended > 0, "otherwise this test shows nothing"
+        assert (assignment.split_of[f"copy{i}"] == "test") == (assignment.split_of[rows[0].id] == "test")
+        fixed += (apart[f"copy{i}"] == "test") != (apart[rows[0].id] == "test")
+    assert fixed > 0, "otherwise this test shows nothing"
 
 
 def test_what_the_test_cannot_show_is_a_warning_not_a_refusal(store: TaskStore, tmp_path: Path) -> None:
@@ -151,19 +150,21 @@ def test_rows_that_a_stage_lost_stop_the_split(store: TaskStore, tmp_path: Path)
     asked = prepared(store, tmp_path, rows_of(100))
     lost = finished(store, "clean_examples", {"examples.jsonl": [], "drops.jsonl": []})
     with pytest.raises(DataError, match=r"1 have no fate.*\(c1\)"):
-        data_split(Work(asked.task, store, {**asked.inputs, "clean_examples": lost}, asked.out, "key", asked.now))
+        data_split(
+            StageContext(asked.task, store, {**asked.inputs, "clean_examples": lost}, asked.out, "key", asked.now)
+        )
     assert not frozen_file(store).exists(), "a split that failed decides nothing for later ones"
 
 
 def test_one_group_of_everything_cannot_be_split(store: TaskStore, tmp_path: Path) -> None:
-    rows = [example(row.id, row.question, row.answer, "all") for row in rows_of(50)]
+    rows = [example(row.id, row.prompt, row.completion, "all") for row in rows_of(50)]
     with pytest.raises(DataError, match="leaves validation and test empty: 50 rows and 1 declared groups"):
         data_split(prepared(store, tmp_path, rows))
 
 
 def test_an_instruction_of_every_row_leaves_all_sides_filled(store: TaskStore, tmp_path: Path) -> None:
     told = "Read the message of the customer and answer with the one label that fits it best, and nothing else. " * 5
-    rows = [example(row.id, told + row.question, row.answer) for row in rows_of(300)]
+    rows = [example(row.id, told + row.prompt, row.completion) for row in rows_of(300)]
     outcome, ids = made(prepared(store, tmp_path, rows))
     assert {name: len(found) for name, found in ids.items()} == {"train": 231, "validation": 24, "test": 45}
     assert outcome.verdict is not None
@@ -185,7 +186,7 @@ def test_reworded_test_rows_that_come_back_are_test_rows(store: TaskStore, tmp_p
     """The frozen rows themselves are in no source any more: only their hashes are left."""
     old = rows_of(200)
     _, before = made(prepared(store, tmp_path, old))
-    back = [example(f"back-{row.id}", f"{row.question} xyz", row.answer) for row in old if row.id in before["test"]]
+    back = [example(f"back-{row.id}", f"{row.prompt} xyz", row.completion) for row in old if row.id in before["test"]]
     outcome, after = made(prepared(store, tmp_path, [*rows_of(200, seed=2), *back]))
     assert {row.id for row in back} <= after["test"]
     assert outcome.summary["reworded_test_rows"] == len(back) == 30

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from finetune_pipeline.config import Train
+from finetune_pipeline.config import Lora, Train
 from finetune_pipeline.errors import ModelError
-from finetune_pipeline.evaluate.loading import attach
+from finetune_pipeline.inference.loading import attach
 from finetune_pipeline.train import adapter
 from finetune_pipeline.train.adapter import with_adapter
-from finetune_pipeline.train.encode import Encoded
 from finetune_pipeline.train.job import save_adapter
-from finetune_pipeline.train.packed import PackedModel, frozen_layers
+from finetune_pipeline.train.packing import PackedModel, frozen_layers
+from finetune_pipeline.train.tokenize import Encoded
 from finetune_pipeline_tests.train.architectures import tiny
 
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -35,7 +35,7 @@ def test_every_linear_layer_of_the_tuned_layers_gets_an_adapter(
     kind: str, modules: set[str], layers: int | None
 ) -> None:
     model = tiny(kind)
-    wrapped = with_adapter(model, Train(rank=2, layers=layers))
+    wrapped = with_adapter(model, Train(lora=Lora(r=2), layers=layers))
     numbers = [2] if layers else [0, 1, 2]
     assert tuned(model) == {(number, module) for number in numbers for module in modules}
     assert set(wrapped.peft_config["default"].target_modules) == modules
@@ -44,7 +44,7 @@ def test_every_linear_layer_of_the_tuned_layers_gets_an_adapter(
 @pytest.mark.parametrize("layers", [None, 1, 2])
 def test_experts_below_the_tuned_layers_stay_as_they_are(layers: int | None) -> None:
     model = tiny("qwen3_moe")
-    with_adapter(model, Train(rank=2, layers=layers))
+    with_adapter(model, Train(lora=Lora(r=2), layers=layers))
     assert {number for number, _ in tuned(model)} == set(range(3 - (layers or 3), 3))
     assert {module for _, module in tuned(model)} == {"q_proj", "k_proj", "v_proj", "o_proj", "experts"}
     assert frozen_layers(model) == 3 - (layers or 3)
@@ -52,7 +52,7 @@ def test_experts_below_the_tuned_layers_stay_as_they_are(layers: int | None) -> 
 
 def test_what_is_frozen_is_read_from_the_weights() -> None:
     model = tiny("llama")
-    with_adapter(model, Train(rank=2, layers=1))
+    with_adapter(model, Train(lora=Lora(r=2), layers=1))
     assert frozen_layers(model) == 2
     for name, weight in model.named_parameters():
         if "layers.1." in name and "o_proj" in name:
@@ -70,14 +70,14 @@ def test_an_adapter_below_the_tuned_layers_is_refused_by_name(monkeypatch: pytes
     real = adapter._targets
     monkeypatch.setattr(adapter, "_targets", lambda *given: (real(*given)[0], ["experts.down_proj"]))
     with pytest.raises(ModelError, match="Qwen3MoeForCausalLM: layer 0 got an adapter, but only 2 and up"):
-        with_adapter(tiny("qwen3_moe"), Train(rank=2, layers=1))
+        with_adapter(tiny("qwen3_moe"), Train(lora=Lora(r=2), layers=1))
 
 
 def test_a_linear_layer_that_peft_leaves_out_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     real = adapter._targets
     monkeypatch.setattr(adapter, "_targets", lambda *given: (real(*given)[0] | {"model.layers.1.other_proj"}, []))
     with pytest.raises(ModelError, match=r"LlamaForCausalLM: no adapter was put on model\.layers\.1\.other_proj"):
-        with_adapter(tiny("llama"), Train(rank=2))
+        with_adapter(tiny("llama"), Train(lora=Lora(r=2)))
 
 
 def test_a_layer_that_computes_without_linear_layers_is_refused_by_name() -> None:
@@ -91,12 +91,12 @@ def test_a_layer_that_computes_without_linear_layers_is_refused_by_name() -> Non
     model = tiny("llama")
     model.model.layers[1].mlp = Own()
     with pytest.raises(ModelError, match="LlamaForCausalLM: no adapter was put on the weights of layer 1's `mlp`"):
-        with_adapter(model, Train(rank=2))
+        with_adapter(model, Train(lora=Lora(r=2)))
 
 
 def test_dropout_on_experts_is_refused_by_name() -> None:
     with pytest.raises(ModelError, match=r"Qwen3MoeForCausalLM cannot be adapted: .*dropout"):
-        with_adapter(tiny("qwen3_moe"), Train(rank=2, dropout=0.1))
+        with_adapter(tiny("qwen3_moe"), Train(lora=Lora(r=2, dropout=0.1)))
 
 
 @pytest.mark.parametrize("kind", ["llama", "phi3", "qwen2_moe", "qwen3_moe"])
@@ -104,7 +104,7 @@ def test_dropout_on_experts_is_refused_by_name() -> None:
 def test_what_was_trained_is_attached_for_evaluation(kind: str, layers: int | None, tmp_path: Path) -> None:
     import torch
 
-    wrapped = with_adapter(tiny(kind), Train(rank=2, layers=layers))
+    wrapped = with_adapter(tiny(kind), Train(lora=Lora(r=2), layers=layers))
     with torch.no_grad():
         for weight in wrapped.parameters():
             if weight.requires_grad:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from finetune_pipeline.config import Lora
 from finetune_pipeline.errors import JobCancelled, TrainingFailed
 from finetune_pipeline.records import Silent
 from finetune_pipeline.store import sha256_file
 from finetune_pipeline.train import checkpoint, job
-from finetune_pipeline.train.encode import Encoded
 from finetune_pipeline.train.schedule import _order, batch_at
+from finetune_pipeline.train.tokenize import Encoded
 from finetune_pipeline_tests.train.test_training import RULES, Setup, StopAfter
 
 
@@ -42,8 +43,8 @@ class Hears(Silent):
 
 def trained(setup: Setup, folder: Path, report: Any = None) -> checkpoint.State:
     """The state at the end of a training in this folder, from its checkpoint if there is one."""
-    state = checkpoint.load(folder, setup.weights, setup.optimiser, report or Silent())
-    setup.loop(folder, report).run(setup.rows, setup.rows[:3], state, setup.optimiser)
+    state = checkpoint.load(folder, setup.weights, setup.optimizer, report or Silent())
+    setup.loop(folder, report).run(setup.rows, setup.rows[:3], state, setup.optimizer)
     return state
 
 
@@ -65,7 +66,7 @@ def test_a_training_cancelled_early_goes_on_to_the_same_weights(tiny_model: Path
 def test_a_training_with_dropout_drops_the_same_after_a_stop(tiny_model: Path, tmp_path: Path) -> None:
     import torch
 
-    rules = RULES.model_copy(update={"dropout": 0.5})
+    rules = RULES.model_copy(update={"lora": Lora(r=4, alpha=8, dropout=0.5)})
     straight, stopped, resumed = (Setup(tiny_model, rules) for _ in range(3))
     trained(straight, tmp_path / "straight")
     with pytest.raises(JobCancelled):
@@ -87,8 +88,8 @@ def test_cancelled_before_step_1_its_checkpoint_is_whole_and_its_run_goes_on(tin
     report = StopAfter(0)
     report.log = said.append  # type: ignore[method-assign, assignment]
     with pytest.raises(JobCancelled):
-        setup.loop(tmp_path, report).run(setup.rows, setup.rows[:3], checkpoint.State(run_id="r1"), setup.optimiser)
-    state = checkpoint.load(tmp_path, setup.weights, setup.optimiser, report)
+        setup.loop(tmp_path, report).run(setup.rows, setup.rows[:3], checkpoint.State(run_id="r1"), setup.optimizer)
+    state = checkpoint.load(tmp_path, setup.weights, setup.optimizer, report)
     assert (state.step, state.run_id) == (0, "r1") and said == ["going on from the checkpoint at step 0"]
 
 
@@ -97,12 +98,12 @@ def test_a_weight_without_a_gradient_has_no_optimizer_state_and_is_resumed_so(ti
     setup = Setup(tiny_model)
     unused = next(iter(setup.weights.values()))
     unused.requires_grad_(False)
-    setup.loop(tmp_path)._step(setup.rows, 0, 9, setup.optimiser)
-    assert unused not in setup.optimiser.state
-    checkpoint.save(tmp_path, checkpoint.State(step=1), setup.weights, setup.optimiser)
+    setup.loop(tmp_path)._step(setup.rows, 0, 9, setup.optimizer)
+    assert unused not in setup.optimizer.state
+    checkpoint.save(tmp_path, checkpoint.State(step=1), setup.weights, setup.optimizer)
     resumed = Setup(tiny_model)
-    assert checkpoint.load(tmp_path, resumed.weights, resumed.optimiser, Silent()).step == 1
-    assert len(resumed.optimiser.state) == len(resumed.weights) - 1
+    assert checkpoint.load(tmp_path, resumed.weights, resumed.optimizer, Silent()).step == 1
+    assert len(resumed.optimizer.state) == len(resumed.weights) - 1
 
 
 def test_going_on_in_another_precision_is_said_and_kept(tiny_model: Path, tmp_path: Path) -> None:
@@ -111,9 +112,9 @@ def test_going_on_in_another_precision_is_said_and_kept(tiny_model: Path, tmp_pa
     first, state = Setup(tiny_model), checkpoint.State()
     job.note_precision(state, "bf16", report)
     with pytest.raises(JobCancelled):
-        first.loop(tmp_path, StopAfter(2)).run(first.rows, first.rows[:3], state, first.optimiser)
+        first.loop(tmp_path, StopAfter(2)).run(first.rows, first.rows[:3], state, first.optimizer)
     again = Setup(tiny_model)
-    resumed = checkpoint.load(tmp_path, again.weights, again.optimiser, Silent())
+    resumed = checkpoint.load(tmp_path, again.weights, again.optimizer, Silent())
     job.note_precision(resumed, "bf16", report)
     assert (said, resumed.precisions) == ([], ["bf16"])
     job.note_precision(resumed, "fp32", report)
@@ -129,8 +130,8 @@ def test_a_checkpoint_that_does_not_fit_is_said_and_changes_nothing(
     from safetensors.torch import load_file, save_file
 
     setup = Setup(tiny_model)
-    setup.loop(tmp_path)._step(setup.rows, 0, 9, setup.optimiser)
-    checkpoint.save(tmp_path, checkpoint.State(step=1), setup.weights, setup.optimiser)
+    setup.loop(tmp_path)._step(setup.rows, 0, 9, setup.optimizer)
+    checkpoint.save(tmp_path, checkpoint.State(step=1), setup.weights, setup.optimizer)
     file, plain = tmp_path / "step-00000001" / "tensors.safetensors", tmp_path / "step-00000001" / "state.json"
     tensors = load_file(file)
     if what == "no optimizer state":
@@ -143,7 +144,7 @@ def test_a_checkpoint_that_does_not_fit_is_said_and_changes_nothing(
     plain.write_text(json.dumps(json.loads(plain.read_text()) | {"sha256": sha256_file(file)}), "utf-8")
     fresh = Setup(tiny_model)
     before = {name: weight.detach().clone() for name, weight in fresh.weights.items()}
-    assert checkpoint.load(tmp_path, fresh.weights, fresh.optimiser, Silent()) == checkpoint.State()
+    assert checkpoint.load(tmp_path, fresh.weights, fresh.optimizer, Silent()) == checkpoint.State()
     assert all(torch.equal(weight, before[name]) for name, weight in fresh.weights.items())
 
 
@@ -165,10 +166,10 @@ def test_a_gradient_that_is_no_number_reaches_neither_weights_nor_checkpoint(
     first.register_hook(spoil)
     with pytest.raises(TrainingFailed, match=rf"the gradient norm is (nan|{said}) at step {at + 1}") as failed:
         trained(setup, tmp_path)
-    assert "train.learning_rate" in failed.value.cure
+    assert "train.learning_rate" in failed.value.hint
     assert all(bool(torch.isfinite(weight).all()) for weight in setup.weights.values())
     fresh = Setup(tiny_model)
-    assert checkpoint.load(tmp_path, fresh.weights, fresh.optimiser, Silent()).step == at
+    assert checkpoint.load(tmp_path, fresh.weights, fresh.optimizer, Silent()).step == at
     for name, weight in fresh.weights.items():
         assert torch.equal(weight, setup.weights[name]) or at == 0, name
 
@@ -181,14 +182,17 @@ def test_a_loss_that_is_no_number_is_named_before_the_step_is_taken(tiny_model: 
         setup.model.model.norm.weight[0] = float("nan")
     before = {name: weight.detach().clone() for name, weight in setup.weights.items()}
     with pytest.raises(TrainingFailed, match="the loss is nan at step 1"):
-        setup.loop(tmp_path)._step(setup.rows, 0, 9, setup.optimiser)
+        setup.loop(tmp_path)._step(setup.rows, 0, 9, setup.optimizer)
     assert all(torch.equal(weight, before[name]) for name, weight in setup.weights.items())
 
 
 def test_validation_has_no_dropout_and_training_has_it(tiny_model: Path, tmp_path: Path) -> None:
     import torch
 
-    plain, dropped = Setup(tiny_model), Setup(tiny_model, RULES.model_copy(update={"dropout": 0.5}))
+    plain, dropped = (
+        Setup(tiny_model),
+        Setup(tiny_model, RULES.model_copy(update={"lora": Lora(r=4, alpha=8, dropout=0.5)})),
+    )
     modes: list[tuple[bool, bool]] = []
     real = dropped.packed.forward
 
@@ -204,7 +208,7 @@ def test_validation_has_no_dropout_and_training_has_it(tiny_model: Path, tmp_pat
     loop = dropped.loop(tmp_path / "b")
     loop.tell = lambda metrics, step: told.append(metrics)
     state = checkpoint.State()
-    loop.run(dropped.rows, dropped.rows[:3], state, dropped.optimiser)
+    loop.run(dropped.rows, dropped.rows[:3], state, dropped.optimizer)
     assert set(modes) == {(False, False), (True, True)}
     assert all(part.training for part in dropped.wrapped.modules())
     assert told[-1]["validation_loss"] == loop.validate(dropped.rows[:3])
@@ -214,7 +218,7 @@ def test_a_million_rows_are_ordered_once_an_epoch() -> None:
     """Shuffled in every step, a long training takes hours longer."""
     _order.cache_clear()
     seen = {row for step in range(300) for row in batch_at(step, 10**6, RULES)}
-    assert len(seen) == 300 * RULES.batch_rows
+    assert len(seen) == 300 * RULES.batch_size
     assert _order.cache_info().misses == 1
 
 

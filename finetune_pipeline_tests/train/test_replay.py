@@ -16,9 +16,9 @@ from finetune_pipeline.errors import JobCancelled
 from finetune_pipeline.records import Silent
 from finetune_pipeline.train import checkpoint, job
 from finetune_pipeline.train import replay as module
-from finetune_pipeline.train.encode import encode
 from finetune_pipeline.train.loop import Loop
 from finetune_pipeline.train.replay import Replay, general_texts
+from finetune_pipeline.train.tokenize import encode
 from finetune_pipeline_tests.train.test_training import RULES, Setup, StopAfter
 
 KEEP = KeepGeneral(weight=2.0, texts=2)
@@ -148,15 +148,15 @@ def test_a_training_resumed_with_general_texts_gives_the_same_weights(tiny_model
 
     straight, replay = setup_with(tiny_model)
     loop = loop_with(straight, replay, tmp_path / "a")
-    loop.run(straight.rows, straight.rows[:3], checkpoint.State(), straight.optimiser)
+    loop.run(straight.rows, straight.rows[:3], checkpoint.State(), straight.optimizer)
     stopped, replay = setup_with(tiny_model)
     loop = loop_with(stopped, replay, tmp_path / "b", StopAfter(3))
     with pytest.raises(JobCancelled):
-        loop.run(stopped.rows, stopped.rows[:3], checkpoint.State(), stopped.optimiser)
+        loop.run(stopped.rows, stopped.rows[:3], checkpoint.State(), stopped.optimizer)
     resumed, replay = setup_with(tiny_model)
-    state = checkpoint.load(tmp_path / "b", resumed.weights, resumed.optimiser, Silent())
+    state = checkpoint.load(tmp_path / "b", resumed.weights, resumed.optimizer, Silent())
     loop = loop_with(resumed, replay, tmp_path / "b")
-    loop.run(resumed.rows, resumed.rows[:3], state, resumed.optimiser)
+    loop.run(resumed.rows, resumed.rows[:3], state, resumed.optimizer)
     assert state.history[-1]["general_divergence"] > 0
     for name, weight in straight.weights.items():
         assert torch.equal(weight, resumed.weights[name]), name
@@ -169,7 +169,7 @@ def test_the_tuned_model_stays_nearer_to_its_base_on_texts_it_was_not_held_on(ti
     for weight in (0.0, 5.0):
         setup, replay = setup_with(tiny_model, keep=KeepGeneral(weight=weight, texts=2))
         loop_with(setup, replay, tmp_path / str(weight)).run(
-            setup.rows, setup.rows[:3], checkpoint.State(), setup.optimiser
+            setup.rows, setup.rows[:3], checkpoint.State(), setup.optimizer
         )
         _, others = setup_with(tiny_model, some=slice(7, 14))
         unseen = Replay(setup.packed, others._texts, KeepGeneral(texts=7), 0, setup.wrapped.disable_adapter, bf16=False)
@@ -188,6 +188,6 @@ def test_no_text_of_the_evaluation_is_trained_on() -> None:
     trained = general_texts()
     assert len({row.id for row in trained}) == len(trained) >= 400
     assert len(measured) >= 200
-    assert not {plain(row.question) for row in trained} & {plain(row["question"]) for row in measured}
-    sentences = {plain(s) for row in trained for s in re.split(r"[.!?\n]", row.answer) if len(s.split()) > 3}
+    assert not {plain(row.prompt) for row in trained} & {plain(row["question"]) for row in measured}
+    sentences = {plain(s) for row in trained for s in re.split(r"[.!?\n]", row.completion) if len(s.split()) > 3}
     assert not sentences & {plain(s) for row in measured for s in re.split(r"[.!?\n]", row["answer"])}

@@ -10,29 +10,31 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from finetune_pipeline.config import Train
+from finetune_pipeline.config import Lora, Train
 from finetune_pipeline.errors import JobCancelled, ModelError, StorageError, TrainingFailed
 from finetune_pipeline.records import Example, Message, Silent, write_jsonl
-from finetune_pipeline.train import checkpoint, job, packed
+from finetune_pipeline.train import checkpoint, job, packing
 from finetune_pipeline.train.adapter import with_adapter
 from finetune_pipeline.train.audit import audit
-from finetune_pipeline.train.encode import Encoded, encode, shared_prefix
 from finetune_pipeline.train.loop import BETAS, Loop
-from finetune_pipeline.train.packed import PackedModel, _Masks
+from finetune_pipeline.train.packing import PackedModel, _Masks
 from finetune_pipeline.train.schedule import batch_at, pieces, rate_at, total_steps
+from finetune_pipeline.train.tokenize import Encoded, encode, shared_prefix
 from finetune_pipeline_tests.train.architectures import tiny
 
-RULES = Train(rank=4, alpha=8, epochs=2, batch_rows=4, learning_rate=0.01, precision="fp32", checkpoint_seconds=0)
-SYSTEM = "Answer with the colour that the sentence names, in one word."
+RULES = Train(
+    lora=Lora(r=4, alpha=8), num_epochs=2, batch_size=4, learning_rate=0.01, precision="fp32", checkpoint_seconds=0
+)
+SYSTEM = "Answer with the color that the sentence names, in one word."
 
 
 def rows(count: int = 12) -> list[Example]:
-    colours = ("red", "green", "blue")
+    colors = ("red", "green", "blue")
     words = ["a", "red", "wall", "stands", "beside", "the", "old", "green", "gate", "and", "a", "blue", "door"]
     return [
         Example(
             f"row{n}",
-            (Message("user", " ".join(words[: 2 + n % 9])), Message("assistant", colours[n % 3])),
+            (Message("user", " ".join(words[: 2 + n % 9])), Message("assistant", colors[n % 3])),
             "test",
             f"test:{n}",
         )
@@ -57,7 +59,7 @@ class Setup:
             for weight in self.weights.values():
                 weight.add_(torch.randn_like(weight) * 0.05)
         self.packed = PackedModel(self.model, self.prefix)
-        self.optimiser = torch.optim.AdamW(list(self.weights.values()), lr=0.01, betas=BETAS)
+        self.optimizer = torch.optim.AdamW(list(self.weights.values()), lr=0.01, betas=BETAS)
 
     def loop(self, folder: Path, report: Any = None) -> Loop:
         told = report or Silent()
@@ -115,7 +117,7 @@ def test_the_output_of_frozen_layers_is_kept_up_to_a_bound(tiny_model: Path, mon
     setup = Setup(tiny_model, RULES.model_copy(update={"layers": 1}))
     whole = float(setup.packed.loss(setup.rows)[0].detach())
     all_of_it = sum(part.untyped_storage().nbytes() for part in setup.packed._kept.values())
-    monkeypatch.setattr(packed, "CACHE_BYTES", all_of_it // 2)
+    monkeypatch.setattr(packing, "CACHE_BYTES", all_of_it // 2)
     bounded = PackedModel(setup.model, setup.prefix)
     for _ in range(2):  # the second time one half comes from memory
         assert float(bounded.loss(setup.rows)[0].detach()) == pytest.approx(whole, rel=1e-5)
@@ -153,25 +155,25 @@ def test_a_training_stopped_and_resumed_gives_the_same_weights(tiny_model: Path,
     import torch
 
     straight = Setup(tiny_model)
-    straight.loop(tmp_path / "a").run(straight.rows, straight.rows[:3], checkpoint.State(), straight.optimiser)
+    straight.loop(tmp_path / "a").run(straight.rows, straight.rows[:3], checkpoint.State(), straight.optimizer)
     stopped = Setup(tiny_model)
     with pytest.raises(JobCancelled):
         stopped.loop(tmp_path / "b", StopAfter(3)).run(
-            stopped.rows, stopped.rows[:3], checkpoint.State(), stopped.optimiser
+            stopped.rows, stopped.rows[:3], checkpoint.State(), stopped.optimizer
         )
     resumed = Setup(tiny_model)
-    state = checkpoint.load(tmp_path / "b", resumed.weights, resumed.optimiser, Silent())
+    state = checkpoint.load(tmp_path / "b", resumed.weights, resumed.optimizer, Silent())
     assert state.step == 3
-    resumed.loop(tmp_path / "b").run(resumed.rows, resumed.rows[:3], state, resumed.optimiser)
+    resumed.loop(tmp_path / "b").run(resumed.rows, resumed.rows[:3], state, resumed.optimizer)
     assert len(state.history) == total_steps(12, RULES) + 1
     for name, weight in straight.weights.items():
         assert torch.equal(weight, resumed.weights[name]), name
 
 
 def test_it_learns(tiny_model: Path, tmp_path: Path) -> None:
-    setup = Setup(tiny_model, RULES.model_copy(update={"epochs": 10.0}))
+    setup = Setup(tiny_model, RULES.model_copy(update={"num_epochs": 10.0}))
     state = checkpoint.State()
-    setup.loop(tmp_path).run(setup.rows, setup.rows[:3], state, setup.optimiser)
+    setup.loop(tmp_path).run(setup.rows, setup.rows[:3], state, setup.optimizer)
     measured = [line["validation_loss"] for line in state.history if "validation_loss" in line]
     assert measured[-1] < measured[0] / 2
 
@@ -179,14 +181,14 @@ def test_it_learns(tiny_model: Path, tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(tiny_model: Path, tmp_path: Path) -> None:
     setup = Setup(tiny_model)
     for step in (1, 2):
-        setup.loop(tmp_path)._step(setup.rows, step, 9, setup.optimiser)
-        checkpoint.save(tmp_path, checkpoint.State(step=step), setup.weights, setup.optimiser)
+        setup.loop(tmp_path)._step(setup.rows, step, 9, setup.optimizer)
+        checkpoint.save(tmp_path, checkpoint.State(step=step), setup.weights, setup.optimizer)
     newest = tmp_path / "step-00000002" / "tensors.safetensors"
     newest.write_bytes(newest.read_bytes()[:-7])
     heard: list[str] = []
     report = Silent()
     report.log = heard.append  # type: ignore[method-assign, assignment]
-    assert checkpoint.load(tmp_path, setup.weights, setup.optimiser, report).step == 1
+    assert checkpoint.load(tmp_path, setup.weights, setup.optimizer, report).step == 1
     assert "step-00000002 is damaged" in heard[0]
 
 
@@ -194,7 +196,7 @@ def test_a_folder_that_cannot_be_written_is_said(tiny_model: Path, tmp_path: Pat
     setup = Setup(tiny_model)
     (tmp_path / "file").write_text("not a folder", "utf-8")
     with pytest.raises(StorageError, match="cannot write"):
-        checkpoint.save(tmp_path / "file", checkpoint.State(step=1), setup.weights, setup.optimiser)
+        checkpoint.save(tmp_path / "file", checkpoint.State(step=1), setup.weights, setup.optimizer)
 
 
 @pytest.mark.parametrize("kind", ["granite", "gemma2"])
@@ -220,7 +222,7 @@ def test_a_full_disk_is_said_and_leaves_no_half_checkpoint(
     monkeypatch.setattr("safetensors.torch.save_file", full)  # what it raises, word for word
     setup = Setup(tiny_model)
     with pytest.raises(StorageError, match=r"no room left to write .*step-00000001"):
-        checkpoint.save(tmp_path, checkpoint.State(step=1), setup.weights, setup.optimiser)
+        checkpoint.save(tmp_path, checkpoint.State(step=1), setup.weights, setup.optimizer)
     assert not list(tmp_path.iterdir())
 
 
@@ -262,7 +264,7 @@ def test_every_row_is_seen_once_an_epoch() -> None:
 
 
 def test_the_rate_rises_and_falls() -> None:
-    rules = RULES.model_copy(update={"warmup": 0.1})
+    rules = RULES.model_copy(update={"warmup_ratio": 0.1})
     rates = [rate_at(step, 100, rules) for step in range(100)]
     assert rates.index(max(rates)) in (9, 10)
     assert rates[-1] < 0.001 * rates[10]

@@ -1,0 +1,52 @@
+"""The declaration of a task: what `data/<task>/task.yaml` may say, one module for each section.
+
+    task = load_task(Path("data/support_tickets"))      # DeclarationError lists every problem at once
+
+Every setting has its type, bound, default and trade-off in its section and nowhere else; `docs/configuration.md` and
+the JSON Schema for editors are generated from them. Sections are frozen, and unknown keys are refused. Also here: the
+schema of an answer (answer_schema.py), and what depends on the machine and not on the task, the addresses of the
+servers (addresses.py, from the environment).
+"""
+
+from finetune_pipeline.config.answer import AnswerFormat, Prompt
+from finetune_pipeline.config.automation import Automation
+from finetune_pipeline.config.base import Base
+from finetune_pipeline.config.baseline import Baseline
+from finetune_pipeline.config.clean import Clean
+from finetune_pipeline.config.evaluate import Evaluate
+from finetune_pipeline.config.load import load_task, task_from
+from finetune_pipeline.config.monitor import Monitor
+from finetune_pipeline.config.quality import Quality
+from finetune_pipeline.config.release import Release
+from finetune_pipeline.config.review import ReviewRules
+from finetune_pipeline.config.serve import Serve
+from finetune_pipeline.config.sources import Source
+from finetune_pipeline.config.split import Split
+from finetune_pipeline.config.suitability import Suitability
+from finetune_pipeline.config.task import TASK_NAME, Task
+from finetune_pipeline.config.train import KeepGeneral, Lora, Train
+
+__all__ = [
+    "TASK_NAME",
+    "AnswerFormat",
+    "Automation",
+    "Base",
+    "Baseline",
+    "Clean",
+    "Evaluate",
+    "KeepGeneral",
+    "Lora",
+    "Monitor",
+    "Prompt",
+    "Quality",
+    "Release",
+    "ReviewRules",
+    "Serve",
+    "Source",
+    "Split",
+    "Suitability",
+    "Task",
+    "Train",
+    "load_task",
+    "task_from",
+]

@@ -1,0 +1,81 @@
+"""Reading task.yaml: all problems of a declaration at once, each with key, value and hint.
+
+task = load_task(Path("data/support_tickets"))      # DeclarationError lists every problem
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_pipeline.config.task import Task
+from finetune_pipeline.config.task_yaml import MAX_BYTES, parse
+from finetune_pipeline.errors import DeclarationError
+
+
+def task_from(raw: Any, where: str) -> Task:
+    """Check a parsed declaration. DeclarationError holds every problem: key, value, hint."""
+    if not isinstance(raw, dict):
+        raise DeclarationError(f"{where} holds no mapping of keys", "begin with `name:`, or run `finetune init`")
+    try:
+        return Task.model_validate(raw)
+    except ValidationError as error:
+        problems = tuple(_problem(e) for e in error.errors() if not _follows(e))
+        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise DeclarationError(f"{where} has {count}", problems=problems) from None
+
+
+def load_task(folder: Path) -> Task:
+    """Read `folder`/task.yaml. DeclarationError when it is missing, no YAML, or wrong in any key."""
+    path = folder / "task.yaml"
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise DeclarationError(
+            f"{path} does not exist", "run `finetune init` to make a task, or check the name, and where a link leads"
+        ) from None
+    except OSError as error:
+        raise DeclarationError(
+            f"{path} cannot be read: {error.strerror}", "check its rights; it has to be a file"
+        ) from None
+    task = task_from(parse(raw, str(path)), str(path))
+    if task.name != folder.name:
+        raise DeclarationError(
+            f"{path} declares `name: {task.name}`, but its folder is {folder.name}", "give both the same name"
+        )
+    return task
+
+
+def _follows(error: Any) -> bool:
+    """A list that is too short only because its items are wrong, which is said of each of them."""
+    return error["type"] == "too_short" and bool(len(error["input"]) >= error["ctx"]["min_length"])
+
+
+def _problem(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "(whole file)"
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key. {_nearest(error['loc'])}"
+    if error["type"] == "missing":
+        return f"{key}: missing; see docs/configuration.md for what it means"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = repr(error["input"])
+    value = "" if isinstance(error["input"], dict) or len(shown) > 80 else f" (it is {shown})"
+    return f"{key}: {message}{value}"
+
+
+def _nearest(loc: tuple[Any, ...]) -> str:
+    """Suggest the key that was meant, among those of the model that holds it."""
+    model: Any = Task
+    for part in loc[:-1]:
+        if isinstance(part, str) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            model = next(
+                (a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")), model
+            )
+    names = [f.alias or n for n, f in model.model_fields.items()]
+    close = difflib.get_close_matches(str(loc[-1]), names, n=1)
+    return f"Did you mean `{close[0]}`?" if close else f"Known here: {', '.join(names)}"

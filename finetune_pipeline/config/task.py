@@ -1,0 +1,79 @@
+"""The whole declaration of a task: every section, and what has to agree between them."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from finetune_pipeline.config.answer import AnswerFormat, Prompt
+from finetune_pipeline.config.automation import Automation
+from finetune_pipeline.config.base import Base
+from finetune_pipeline.config.baseline import Baseline
+from finetune_pipeline.config.clean import Clean
+from finetune_pipeline.config.evaluate import Evaluate
+from finetune_pipeline.config.monitor import Monitor
+from finetune_pipeline.config.quality import Quality
+from finetune_pipeline.config.release import Release
+from finetune_pipeline.config.review import ReviewRules
+from finetune_pipeline.config.section import Section
+from finetune_pipeline.config.serve import Serve
+from finetune_pipeline.config.sources import Source
+from finetune_pipeline.config.split import Split
+from finetune_pipeline.config.suitability import Suitability
+from finetune_pipeline.config.train import Train
+
+TASK_NAME = re.compile("[a-z][a-z0-9_]{0,62}")
+
+
+class Task(Section):
+    """A task: one model's job, its data, and what has to be true before the model is used."""
+
+    name: str = Field(
+        description="Lower-case letters, digits and _: key prefix in Dagster, model name in the endpoint."
+    )
+    description: str = Field("", description="One sentence, shown wherever the task is listed.")
+    use: Literal["research", "internal", "commercial"] = Field(
+        "internal", description="What the model is for; the licenses of base model and data have to allow it."
+    )
+    prompt: Prompt = Prompt()
+    answer: AnswerFormat = AnswerFormat()
+    sources: tuple[Source, ...] = Field(min_length=1, description="Where raw rows come from, in this order.")
+    base: Base
+    clean: Clean = Clean()
+    suitability: Suitability = Suitability()
+    quality: Quality = Quality()
+    review: ReviewRules = ReviewRules()
+    split: Split = Split()
+    baseline: Baseline = Baseline()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    release: Release = Release()
+    serve: Serve = Serve()
+    monitor: Monitor = Monitor()
+    automation: Automation = Automation()
+
+    @field_validator("sources")
+    @classmethod
+    def _told_apart(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        labels = [source.label for source in sources]
+        for label in dict.fromkeys(labels):
+            places = [str(place) for place, other in enumerate(labels) if other == label]
+            if len(places) > 1:
+                raise ValueError(
+                    f"sources {' and '.join(places)} have the same name {label!r}: give each a `name` of its own, "
+                    "so that ids and reports tell them apart"
+                )
+        return sources
+
+    @field_validator("name")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        if not TASK_NAME.fullmatch(name):
+            raise ValueError("may hold lower-case letters, digits and _, beginning with a letter")
+        return name
+
+    @property
+    def served_as(self) -> str:
+        return self.serve.alias or self.name

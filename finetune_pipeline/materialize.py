@@ -1,0 +1,192 @@
+"""Make one asset of one task: find its inputs, check its gates, reuse what is already there, else make and commit it.
+
+The same few lines serve Dagster, the command line and the tests. It knows nothing of what a stage does: `graph.py`
+names the function, which gets a `StageContext` and gives an `StageResult`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_pipeline.backends.peak_memory import PeakMemory
+from finetune_pipeline.config import Task, load_task
+from finetune_pipeline.errors import GateRefused, unreadable
+from finetune_pipeline.graph import BY_NAME, STEPS, Step
+from finetune_pipeline.records import Artifact, Json, Reporter, Silent, content_id
+from finetune_pipeline.store import StageContext, StageResult, TaskStore, is_full, require_verdict, storage_error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where one asset stands. state: fresh (what counts now is made from what is there now), stale, or missing.
+    `artifact` is the one that materializing would give, if it is there already, else the one that counts now."""
+
+    asset: str
+    state: str
+    artifact: Artifact | None
+    key: str | None = None
+
+
+def open_task(name: str) -> tuple[Task, TaskStore]:
+    """The declaration and the store of a task. DeclarationError when there is none, or it is wrong."""
+    store = TaskStore(name)
+    return load_task(store.root), store
+
+
+def step_key(step: Step, task: Task, store: TaskStore, inputs: Mapping[str, Artifact]) -> str:
+    """Hash of all that decides the result: inputs' content, the declared sections, code version, what lies outside."""
+    return _key(step, task, inputs, _fingerprint(step, task, store))
+
+
+def _fingerprint(step: Step, task: Task, store: TaskStore) -> Json:
+    """What the step reads beyond its inputs. StorageError when a file of that cannot be read."""
+    try:
+        beyond: Json = _function(step.fingerprint)(task, store) if step.fingerprint else ""
+    except OSError as error:
+        raise unreadable(error.filename or f"what {step.asset} of {task.name} reads", error) from error
+    return beyond
+
+
+def _key(step: Step, task: Task, inputs: Mapping[str, Artifact], fingerprint: Json) -> str:
+    beyond = fingerprint if isinstance(fingerprint, str) else json.dumps(fingerprint, sort_keys=True)
+    made_from = [f"{name}={inputs[name].content_hash}" for name in sorted(inputs)]
+    return content_id(
+        step.asset, step.version, json.dumps(_config_section_values(step, task), sort_keys=True), beyond, *made_from
+    )
+
+
+def gather(step: Step, store: TaskStore) -> dict[str, Artifact] | str:
+    """The current inputs of a step, or the name of the first that is missing."""
+    inputs: dict[str, Artifact] = {}
+    for name in step.needs:
+        artifact = store.current(name)
+        if artifact is None:
+            return name
+        inputs[name] = artifact
+    return inputs
+
+
+def materialize(
+    asset: str, task: Task, store: TaskStore, report: Reporter | None = None, force: bool = False
+) -> Artifact:
+    """Give the asset made from the current inputs; make it only if it is not there yet.
+
+    Raises GateRefused when an input is missing, or a gate did not pass for the very content under the declaration as
+    it is now; StorageError when a file of an input was changed by hand, or the disk is full; and whatever the stage
+    raises (errors.py). Nothing is stored unless the stage's function returned.
+    """
+    step = BY_NAME[asset]
+    inputs = gather(step, store)
+    if isinstance(inputs, str):
+        raise GateRefused(f"{asset} needs {inputs}, which has not been made yet", f"materialize {inputs} first")
+    for gate, about in step.gates:
+        checked = inputs.get(about) or store.current(about)
+        if checked is None:
+            raise GateRefused(f"{asset} needs {about}, which has not been made yet", f"materialize {about} first")
+        _require_same_rules(require_verdict(store.current(gate), gate, checked), task)
+    report = report or Silent()
+    with store.lock(asset, report):  # two runs of one task at a time: the second finds what the first has made
+        fingerprint = _fingerprint(step, task, store)  # asked once: what is made is made of what the key says
+        key = _key(step, task, inputs, fingerprint)
+        found = None if force else store.find(asset, key)
+        if found is None:
+            return _make(step, task, store, inputs, key, fingerprint, report)
+        store.point(found)
+        return found
+
+
+def _require_same_rules(gate: Artifact, task: Task) -> None:
+    """A verdict given under other thresholds does not count: the declaration may have become stricter since."""
+    then = gate.manifest.get("declaration", {})
+    changed = [
+        f"`{name}`"
+        for name, now in _config_section_values(BY_NAME[gate.asset], task).items()
+        if then.get(name, now) != now
+    ]
+    if changed:
+        raise GateRefused(
+            f"{gate.asset} judged by other rules: {' and '.join(changed)} in task.yaml changed since",
+            f"materialize {gate.asset} again",
+        )
+
+
+def _make(
+    step: Step,
+    task: Task,
+    store: TaskStore,
+    inputs: Mapping[str, Artifact],
+    key: str,
+    fingerprint: Json,
+    report: Reporter,
+) -> Artifact:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    start = time.perf_counter()
+    for artifact in inputs.values():
+        store.verify(artifact)
+    with store.scratch(step.asset) as out:
+        work = StageContext(task, store, inputs, out, key, now, report, fingerprint)
+        try:
+            with PeakMemory() as peak:
+                outcome: StageResult = _function(step.make)(work)
+        except OSError as error:
+            if is_full(error):
+                raise storage_error(error, str(out)) from error
+            raise
+        facts = {
+            "made_at": now,
+            "seconds": round(time.perf_counter() - start, 3),
+            "peak_mb": round(peak.mb),
+            "code": step.version,
+            "inputs": {name: a.content_hash for name, a in inputs.items()},
+            "declaration": _config_section_values(step, task),
+            "summary": dict(outcome.summary),
+            "verdict": outcome.verdict.to_json() if outcome.verdict else None,
+        }
+        artifact = store.commit(step.asset, key, out, facts)
+        if outcome.unfinished:  # not before: on a full disk, or after a kill, it is all there is
+            shutil.rmtree(outcome.unfinished, ignore_errors=True)
+        return artifact
+
+
+def plan(task: Task, store: TaskStore) -> list[Plan]:
+    """Where every asset stands now, in the graph's order. Makes nothing."""
+    plans: list[Plan] = []
+    known: dict[str, Artifact] = {}
+    for step in STEPS:
+        artifact = store.current(step.asset)
+        if all(name in known for name in step.needs):
+            key = step_key(step, task, store, {name: known[name] for name in step.needs})
+            found = store.find(step.asset, key)
+            fresh = found is not None and artifact is not None and found.key == artifact.key
+            state = "fresh" if fresh else "stale" if artifact else "missing"
+            if found:
+                known[step.asset] = found
+            plans.append(Plan(step.asset, state, found or artifact, key))
+        else:
+            plans.append(Plan(step.asset, "stale" if artifact else "missing", artifact))
+    return plans
+
+
+def _config_section_values(step: Step, task: Task) -> dict[str, Any]:
+    """The sections of the declaration that change a step's result, as they stand in a manifest."""
+    plain: dict[str, Any] = json.loads(json.dumps({name: _plain(getattr(task, name)) for name in step.config_sections}))
+    return plain
+
+
+def _plain(section: Any) -> Any:
+    if isinstance(section, tuple):
+        return [_plain(item) for item in section]
+    return section.model_dump(mode="json", by_alias=True) if hasattr(section, "model_dump") else section
+
+
+def _function(dotted: str) -> Callable[..., Any]:
+    module, name = dotted.split(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function

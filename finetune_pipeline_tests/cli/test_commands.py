@@ -1,0 +1,274 @@
+"""The `finetune` command as a stranger meets it: bad input ends with a plain error and its stable exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from rich.console import Console
+from upath import UPath
+
+from finetune_pipeline import errors
+from finetune_pipeline.cli.commands import main
+from finetune_pipeline.cli.docs import command_line, configuration
+from finetune_pipeline.definitions import build
+from finetune_pipeline.store import task_names
+
+ROOT = Path(__file__).parents[2]
+GOOD = "name: {name}\nsources: [{{path: raw/a.csv}}]\nbase: {{path: ../model, license: mit}}\n"
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
+    return tmp_path / "data"
+
+
+def finetune(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def declare(data: Path, name: str, text: str = GOOD) -> None:
+    (data / name).mkdir(parents=True)
+    (data / name / "task.yaml").write_text(text.format(name=name), "utf-8")
+
+
+def test_exit_codes_are_the_documented_ones() -> None:
+    documented = {
+        words[0].lstrip("├└─ "): int(words[words.index("exit") + 1])
+        for line in (errors.__doc__ or "").splitlines()
+        if "exit" in (words := line.replace("├──", "").replace("└──", "").split())[1:2]
+    }
+    kinds: list[type[errors.FinetuneError]] = [errors.FinetuneError, *errors.FinetuneError.__subclasses__()]
+    actual = {kind.__name__: kind.exit_code for kind in kinds}
+    assert documented == actual
+    assert len(set(actual.values())) == len(actual)
+
+
+def test_unknown_task(data: Path) -> None:
+    result = finetune("run", "nothing")
+    assert result.exit_code == errors.DeclarationError.exit_code
+    assert "nothing/task.yaml does not exist" in result.stderr.replace("\n", "")
+
+
+def test_check_reports_every_problem_of_a_declaration_at_once(data: Path) -> None:
+    declare(data, "t", GOOD + "trian: {{}}\nsplit: {{test: 0.9}}\nquality: {{mostly: 2}}\n")
+    result = finetune("validate", "t")
+    assert result.exit_code == errors.DeclarationError.exit_code
+    said = " ".join(result.stderr.split())
+    assert "trian: unknown key. Did you mean `train`?" in said
+    assert "split.test" in said
+    assert "quality.mostly" in said
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("01_ingest/raw_examples/current", b"../../raw"),
+        ("02_clean/clean_examples/current", b"\xff\xfe"),
+        ("02_clean/clean_examples/k1/manifest.json", b"[]"),
+    ],
+)
+def test_status_names_a_damaged_file_in_the_line_of_its_task(
+    data: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: bytes
+) -> None:
+    for name in ("damaged", "fine"):
+        declare(data, name, GOOD.replace("raw/a.csv", "{name}.csv"))
+        (data / name / f"{name}.csv").write_text("input,output\na,b\n", "utf-8")
+        (data / name / "02_clean" / "clean_examples" / "k1").mkdir(parents=True)
+    (data / "damaged" / "02_clean" / "clean_examples" / "current").write_text("k1", "utf-8")
+    (data / "damaged" / file).parent.mkdir(parents=True, exist_ok=True)
+    (data / "damaged" / file).write_bytes(content)
+    monkeypatch.setattr("finetune_pipeline.cli.commands.out", Console(width=400))
+    result = finetune("status")
+    assert result.exit_code == 0, result.exception
+    lines = {line.strip().split("  ")[0]: line for line in result.output.splitlines()}
+    assert "finetune run fine" in lines["fine"]
+    assert Path(file).name in lines["damaged"] and "is damaged" in lines["damaged"], lines["damaged"]
+
+
+def no_search_permission(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """What the system says of a folder's files to a user who may not search it (root may search every folder)."""
+    kind, stat = type(UPath(folder)), os.stat
+    opened = kind.open
+
+    def require(path: object) -> None:
+        if str(path).startswith(f"{folder}/"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    def stat_of(path: Any, *given: Any, **named: Any) -> os.stat_result:
+        require(path)
+        return stat(path, *given, **named)
+
+    def open_of(path: Any, *given: Any, **named: Any) -> Any:
+        require(path)
+        return opened(path, *given, **named)
+
+    monkeypatch.setattr(os, "stat", stat_of)
+    monkeypatch.setattr(kind, "open", open_of)
+
+
+def test_a_task_that_cannot_be_looked_into_is_named_and_leaves_the_others_alone(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("fine", "locked", "locked_raw"):
+        declare(data, name)
+        (data / name / "raw").mkdir()
+        (data / name / "raw" / "a.csv").write_text("input,output\na,b\n", "utf-8")
+    (data / "gone").symlink_to(data / "nowhere")
+    (data / "linked").mkdir()
+    (data / "linked" / "task.yaml").symlink_to(data / "nowhere")
+    (data / "README.md").write_text("no task", "utf-8")
+    no_search_permission(monkeypatch, data / "locked")
+    no_search_permission(monkeypatch, data / "locked_raw" / "raw")
+    monkeypatch.setattr("finetune_pipeline.cli.commands.out", Console(width=400))
+    result = finetune("status")
+    assert result.exit_code == 0, result.exception
+    lines = {line.strip().split("  ")[0]: line for line in result.output.splitlines()}
+    assert lines.keys() == {"task", "fine", "gone", "linked", "locked", "locked_raw"}
+    assert "finetune run fine" in lines["fine"]
+    assert "task.yaml cannot be read: Permission denied" in lines["locked"]
+    assert "raw/a.csv" in lines["locked_raw"] and "Permission denied" in lines["locked_raw"]
+    assert "task.yaml does not exist" in lines["gone"] and "task.yaml does not exist" in lines["linked"]
+
+    build(task_names())
+    assert all(f"the task `{name}` is not loaded" in caplog.text for name in ("gone", "linked", "locked"))
+    assert "the task `fine`" not in caplog.text
+
+
+def test_check_looks_at_sources_and_base_model(data: Path) -> None:
+    declare(data, "t")
+    result = finetune("validate", "t")
+    assert result.exit_code == errors.DeclarationError.exit_code
+    said = " ".join(result.stderr.split())
+    assert "raw/a.csv" in said
+    assert "base" in said
+
+
+def test_status_names_a_broken_declaration_and_goes_on(data: Path) -> None:
+    declare(data, "broken", "name: [")
+    declare(data, "fine")
+    result = finetune("status")
+    assert result.exit_code == 0
+    assert "no valid YAML" in " ".join(result.output.split())
+    assert "fine" in result.output
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        r'description: "a \U00110000 b"',
+        r'description: "thanks \ud83d"',
+        "seed: 1" + ":00" * 300 + ".5",
+    ],
+)
+def test_a_declaration_that_cannot_be_read_leaves_the_other_tasks_alone(
+    data: Path, line: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(data, "broken", GOOD + line + "\n")
+    declare(data, "fine")
+    monkeypatch.setattr("finetune_pipeline.cli.commands.out", Console(width=400))
+    result = finetune("status")
+    assert result.exit_code == 0, result.exception
+    lines = {row.strip().split("  ")[0]: row for row in result.output.splitlines()}
+    assert "declaration" in lines["broken"] and "fine" in lines
+    build(task_names())
+    assert "the task `broken` is not loaded" in caplog.text and "the task `fine`" not in caplog.text
+
+
+def test_status_names_what_is_wrong_with_each_task(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    declare(data, "cron", GOOD + "automation: {{schedule: every monday}}\n")
+    declare(data, "no_source")
+    declare(data, "My Task", "name: x")
+    declare(data, "fine")
+    (data / "fine" / "raw").mkdir()
+    (data / "fine" / "raw" / "a.csv").write_text("input,output\na,b\n", "utf-8")
+    monkeypatch.setattr("finetune_pipeline.cli.commands.out", Console(width=400))
+    result = finetune("status")
+    assert result.exit_code == 0
+    lines = {line.strip().split("  ")[0]: line for line in result.output.splitlines()}
+    assert "a cron line has five fields" in lines["cron"]
+    assert "raw/a.csv, which does not exist" in lines["no_source"]
+    assert "declaration" in lines["My Task"]
+    assert "finetune run fine" in lines["fine"]
+
+
+def test_status_without_tasks_says_how_to_make_one(data: Path) -> None:
+    assert "finetune init" in finetune("status").output
+
+
+def test_a_port_in_use_is_named_with_its_cure(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("FINETUNE_DAGSTER_URL", f"http://127.0.0.1:{port}")
+        result = finetune("up")
+    assert result.exit_code == errors.PortInUse.exit_code
+    assert f"127.0.0.1:{port}" in result.stderr
+    assert "FINETUNE_DAGSTER_URL" in result.stderr
+
+
+def test_help_needs_a_moment_only() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "finetune_pipeline.cli.commands", "-h"], capture_output=True, text=True, check=True
+    )
+    assert "rollback" in said.stdout
+
+
+def test_reference_pages_are_those_of_the_code() -> None:
+    hint = "run `make docs`"
+    assert (ROOT / "docs" / "configuration.md").read_text("utf-8") == configuration(), hint
+    assert (ROOT / "docs" / "cli.md").read_text("utf-8") == command_line(), hint
+
+
+def test_a_user_of_the_desk_comes_and_goes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_NEW_PASSWORD", "correct horse battery")
+    assert "anna can log in" in finetune("user", "anna").stdout
+    assert "cannot log in" in finetune("user", "anna", "--remove").stdout
+    gone = finetune("user", "anna", "--remove")
+    assert gone.exit_code == errors.DataError.exit_code
+    assert "no user `anna`" in gone.stderr
+
+
+def test_brackets_in_what_a_person_wrote_are_shown_and_crash_nothing(data: Path) -> None:
+    declare(data, "t", GOOD.replace("raw/a.csv", "raw/[/foo].csv"))
+    result = finetune("validate", "t")
+    assert result.exit_code == errors.DeclarationError.exit_code, result.exception
+    assert "[/foo].csv" in result.stderr
+    declare(data, "u", GOOD + "description: 'a [/bold] :warning: [x]'\n")
+    assert "a [/bold] :warning: [x]" in finetune("status", "u").output
+    assert "[/foo]" in finetune("run", "[/foo]").stderr
+    (data / "[/").mkdir()
+    declare(data, "[odd]")
+    assert "[odd]" in finetune("status").output
+
+
+def test_two_sources_of_one_name_are_refused_by_name(data: Path) -> None:
+    declare(data, "t", GOOD.replace("]", ", {{path: more/a.csv}}]"))
+    result = finetune("validate", "t")
+    assert result.exit_code == errors.DeclarationError.exit_code
+    said = " ".join(result.stderr.split())
+    assert "sources: sources 0 and 1 have the same name 'a': give each a `name` of its own" in said
+    assert "rot13" in finetune_check_encoding(data, "rot13")
+
+
+def finetune_check_encoding(data: Path, encoding: str) -> str:
+    declare(data, encoding, GOOD.replace("raw/a.csv", f"raw/a.csv, encoding: {encoding}"))
+    return finetune("validate", encoding).stderr
+
+
+def test_a_name_that_the_terminal_cannot_show_is_shown_escaped(data: Path, tmp_path: Path) -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "finetune_pipeline.cli.commands", "init", "t", "--from", b"no\xff.csv"],
+        capture_output=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert said.returncode == errors.DataError.exit_code, said.stderr.decode()
+    assert b"does not exist" in said.stderr

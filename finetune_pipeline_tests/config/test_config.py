@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_pipeline.config import load_task, task_from
+from finetune_pipeline.errors import DeclarationError
+
+LEAST: dict[str, Any] = {
+    "name": "tickets",
+    "sources": [{"path": "raw/tickets.csv"}],
+    "base": {"path": "/models/small", "license": "apache-2.0"},
+}
+
+
+def problems(**sections: Any) -> tuple[str, ...]:
+    with pytest.raises(DeclarationError) as caught:
+        task_from(LEAST | sections, "task.yaml")
+    return caught.value.problems
+
+
+def test_a_declaration_survives_being_written_down() -> None:
+    task = task_from(LEAST | {"answer": {"format": "json", "schema": {"type": "object"}}}, "task.yaml")
+    assert task_from(task.model_dump(mode="json", by_alias=True), "again") == task
+
+
+def test_all_problems_are_told_at_once() -> None:
+    found = problems(
+        name="My Task",
+        base={"hub": "owner/model", "license": "mit"},
+        sources=[{"path": "a.csv"}, {"path": "b.csv", "hub": "owner/data"}],
+        split={"test": 0.45, "validation": 0.4},
+        train={"num_epochs": 0, "lora": {"r": "many"}},
+        qualty={"mostly": 0.9},
+    )
+    keys = {problem.split(":")[0] for problem in found}
+    assert keys == {"name", "base", "sources.1", "split", "train.num_epochs", "train.lora.r", "qualty"}
+    assert len(found) == 7
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"qualty": {}}, "qualty: unknown key. Did you mean `quality`?"),
+        ({"train": {"learning_rat": 1}}, "train.learning_rat: unknown key. Did you mean `learning_rate`?"),
+        ({"sources": [{"path": "x", "inptu": "a"}]}, "sources.0.inptu: unknown key. Did you mean `input`?"),
+        ({"answer": {"shema": {}}}, "answer.shema: unknown key. Did you mean `schema`?"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_one_that_was_meant(sections: dict[str, Any], said: str) -> None:
+    assert problems(**sections) == (said,)
+
+
+def test_a_key_that_resembles_none_is_answered_with_those_there_are() -> None:
+    assert problems(split={"zzz": 1})[0].startswith("split.zzz: unknown key. Known here: test, validation")
+
+
+def test_a_value_out_of_bounds_is_shown() -> None:
+    assert problems(quality={"mostly": 95}) == ("quality.mostly: Input should be less than or equal to 1 (it is 95)",)
+
+
+@pytest.mark.parametrize("revision", [None, "main", "a1b2c3d"])
+def test_a_hub_model_without_a_full_commit_hash_is_refused_with_the_reason(revision: str | None) -> None:
+    (said,) = problems(base={"hub": "owner/model", "revision": revision, "license": "mit"})
+    assert "`hub: owner/model` needs `revision`, a full commit hash" in said
+    assert "nothing you measured holds" in said
+
+
+def test_a_hub_model_with_its_commit_is_accepted() -> None:
+    base = {"hub": "owner/model", "revision": "0123456789abcdef0123456789abcdef01234567", "license": "mit"}
+    assert task_from(LEAST | {"base": base}, "task.yaml").base.hub == "owner/model"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"format": "json"}, "needs `schema`"),
+        ({"format": "label", "labels": ["one"]}, "needs `labels`, two or more"),
+        ({"format": "json", "schema": {"type": "objekt"}}, "is no valid JSON Schema"),
+    ],
+)
+def test_an_answer_format_has_to_be_complete(answer: dict[str, Any], said: str) -> None:
+    assert said in problems(answer=answer)[0]
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "https://example.com/intent.json",
+        "intent.json",
+        "file:///etc/passwd",
+        "http://[",
+        "#/$defs/gone",
+        "#gone",
+        "#/$defs/a/enum",
+        "#/$defs/a/enum/x",
+        "#/$defs/a/minLength/x",
+    ],
+)
+def test_a_schema_that_refers_to_what_is_not_in_it_is_refused(reference: str) -> None:
+    target = {"enum": ["x"], "minLength": 1}
+    directly = {"$defs": {"a": target}, "properties": {"n": {"items": {"$ref": reference}}}}
+    by_another = {"$defs": {"a": target}, "$ref": "#/components/b", "components": {"b": {"not": {"$ref": reference}}}}
+    for schema in (directly, by_another):
+        (problem,) = problems(answer={"format": "json", "schema": schema})
+        assert problem.startswith(f"answer: `schema` refers to {reference}, which is no schema within it")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"child": {"$ref": "#"}, "$ref": {"type": "string"}}},
+        {"$defs": {"a": {"$anchor": "here", "type": "object"}}, "$ref": "#here"},
+        {"$id": "https://example.com/a", "$defs": {"b": {"$id": "b", "not": {"$ref": "a"}}}, "$ref": "b"},
+        {"$ref": "https://json-schema.org/draft/2020-12/schema"},
+        {"const": {"$ref": "https://example.com/is-a-value"}},
+    ],
+)
+def test_a_schema_that_refers_to_its_own_parts_is_accepted(schema: dict[str, Any]) -> None:
+    task_from(LEAST | {"answer": {"format": "json", "schema": schema}}, "task.yaml")
+
+
+def test_a_schema_that_python_cannot_follow_is_a_problem_of_the_declaration() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(45):
+        schema = {"properties": {"a": schema}}
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 250)
+    try:
+        (problem,) = problems(answer={"format": "json", "schema": schema})
+    finally:
+        sys.setrecursionlimit(limit)
+    assert problem.startswith("answer: `schema` is nested too deep: put its parts under `$defs`")
+
+
+def test_a_task_cannot_be_changed_once_it_is_read() -> None:
+    task = task_from(LEAST, "task.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        task.train.num_epochs = 3  # type: ignore[misc]
+
+
+def test_a_task_is_read_from_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "tickets"
+    folder.mkdir()
+    with pytest.raises(DeclarationError, match=r"task\.yaml does not exist"):
+        load_task(folder)
+    (folder / "task.yaml").write_text(
+        "name: tickets\nsources: [{path: a.csv}]\nbase: {path: m, license: mit}\n", "utf-8"
+    )
+    assert load_task(folder).name == "tickets"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: [", "no valid YAML"),
+        ("", "holds no mapping"),
+        ("- a\n- b", "holds no mapping"),
+        ("name: other\nsources: [{path: a}]\nbase: {path: m, license: mit}", "but its folder is tickets"),
+    ],
+)
+def test_a_file_that_is_no_declaration_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    folder = tmp_path / "tickets"
+    folder.mkdir()
+    (folder / "task.yaml").write_text(text, "utf-8")
+    with pytest.raises(DeclarationError, match=said):
+        load_task(folder)
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tickets" / "task.yaml").mkdir(parents=True)
+    with pytest.raises(DeclarationError, match="cannot be read"):
+        load_task(tmp_path / "tickets")
+
+
+@pytest.mark.parametrize(
+    "line", ["0 6 * * 1", "*/15 8-18 * * MON-FRI", "7 * * * *", "@weekly", "@daily", "0 0 1,15 * *"]
+)
+def test_a_cron_line_that_is_right_is_one_that_dagster_takes(line: str) -> None:
+    from dagster._utils.schedules import is_valid_cron_schedule
+
+    assert task_from(LEAST | {"automation": {"schedule": line}}, "task.yaml").automation.schedule == line
+    assert is_valid_cron_schedule(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("0 25 * * 1", "Bad hour"),
+        ("every monday", "five fields"),
+        ("", "five fields"),
+        ("0 6 * * 1 2026", "five fields"),
+        ("61 * * * *", "Bad minute"),
+        ("0 0 30 2 *", "Bad day"),
+        ("@sometimes", "five fields"),
+        ("0 6 * * 5-1", "Bad day-of-week"),
+    ],
+)
+def test_a_wrong_cron_line_is_a_problem_of_the_declaration(line: str, said: str) -> None:
+    (problem,) = problems(automation={"schedule": line})
+    assert problem.startswith("automation.schedule: ")
+    assert said in problem
+
+
+@pytest.mark.parametrize("text", ["description: 2026-13-45", "description: !!int abc", "a: &a [*a]", "[" * 5000])
+def test_yaml_that_cannot_be_read_is_a_problem_of_the_declaration(tmp_path: Path, text: str) -> None:
+    (tmp_path / "task.yaml").write_text(text, "utf-8")
+    with pytest.raises(DeclarationError):
+        load_task(tmp_path)

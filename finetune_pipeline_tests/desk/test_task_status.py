@@ -1,0 +1,127 @@
+"""Where tasks stand, and the story of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune_pipeline.desk import ledger_rows, task_view
+from finetune_pipeline.desk.task_status import status_of
+from finetune_pipeline.errors import StorageError
+from finetune_pipeline.records import Check
+
+from .made_up import approve_all, declare, make
+
+UNTIL = "registered_model"
+
+
+def states(name: str, person: str = "anna") -> dict[str, str]:
+    return {step.name: step.state for step in status_of(name, person).steps}
+
+
+def test_a_task_that_was_only_declared(place: Path) -> None:
+    declare("new")
+    assert set(states("new").values()) == {"missing"}
+    assert status_of("new", "anna").waiting == ()
+
+
+def test_a_sample_waits_for_this_person(place: Path) -> None:
+    make("parcels")
+    assert states("parcels")["quality"] == "fresh"
+    assert states("parcels")["review"] == "waiting"
+    (item,) = status_of("parcels", "anna").waiting
+    assert (item.title, item.page) == ("12 rows to review", "/review")
+
+
+def test_what_i_have_done_waits_for_others(place: Path) -> None:
+    _, store = make("parcels", sections={"review": {"min_rows": 12, "reviewers": 2}})
+    approve_all(store, "anna")
+    assert states("parcels", "anna")["review"] == "others"
+    assert states("parcels", "bert")["review"] == "waiting"
+    assert status_of("parcels", "anna").waiting == ()
+
+
+def test_a_complete_review_is_ready_to_go_on(place: Path) -> None:
+    _, store = make("parcels")
+    approve_all(store)
+    assert states("parcels")["review"] == "ready"
+    assert [item.title for item in status_of("parcels", "bert").waiting] == ["The review is complete"]
+
+
+def test_a_gate_that_said_no_is_told_with_its_reason(place: Path) -> None:
+    make("parcels", until="data_quality", passed={"data_quality": False})
+    assert states("parcels")["quality"] == "failed"
+    (item,) = status_of("parcels", "anna").waiting
+    assert item.page == "/quality" and "91.2" in item.text and "`" not in item.text
+
+
+def test_changed_sources_make_it_stale(place: Path) -> None:
+    make("parcels", until=UNTIL)
+    assert set(states("parcels").values()) == {"fresh", "missing"}
+    (place / "data" / "parcels" / "raw" / "shop.csv").write_text("text,answer\nhello,there\n")
+    assert states("parcels")["clean"] == "stale"
+    assert states("parcels")["train"] == "stale"
+
+
+def test_a_broken_declaration_is_told_not_raised(place: Path) -> None:
+    declare("broken", {"answer": {"format": "jsn"}, "clen": {}})
+    found = status_of("broken", "anna")
+    assert found.problem is not None and len(found.problems) == 2
+
+
+def test_a_source_that_is_missing_is_named(place: Path) -> None:
+    make("parcels", until=UNTIL)
+    (place / "data" / "parcels" / "raw" / "shop.csv").unlink()
+    item = status_of("parcels", "anna").waiting[0]
+    assert (item.tone, item.title) == ("bad", "A source is missing")
+    assert "raw/shop.csv, which does not exist" in item.text
+
+
+def test_counts_reconcile_over_all_stages(place: Path) -> None:
+    _, store = make("parcels", until=UNTIL)
+    counts = task_view.counts(ledger_rows.chain(store))
+    assert counts is not None and counts.reconciles
+    assert (counts.read, counts.kept, counts.lost, counts.fixed) == (145, 119, 26, 14)
+    assert dict(counts.splits) == {"train": 90, "validation": 10, "test": 19}
+    assert task_view.by_reason(counts.dropped)[0] == ("near-duplicate", 8)
+
+
+def test_counts_end_where_rows_were_made_from_older_ones(place: Path) -> None:
+    _, store = make("parcels", until=UNTIL)
+    with store.scratch("clean_examples") as out:
+        for name in ("examples.jsonl", "drops.jsonl", "fixes.jsonl"):
+            (out / name).write_text("")
+        raw = store.current("raw_examples")
+        assert raw is not None
+        store.commit("clean_examples", "newer", out, {"inputs": {"raw_examples": raw.content_hash}, "summary": {}})
+    chain = ledger_rows.chain(store)
+    assert list(chain) == ["raw_examples", "clean_examples"]
+    counts = task_view.counts(chain)
+    assert counts is not None and not counts.reconciles
+
+
+def test_checks_have_failures_first_and_plain_names() -> None:
+    rows = task_view.checks(
+        [
+            Check("no overlap", True, "no pair", "none"),
+            Check("completion_valid", False, "every answer is valid", "90 %"),
+            Check("test rows", False, "at least 30", "19", "warning"),
+        ]
+    )
+    assert [(row.title, row.expected, row.tone) for row in rows] == [
+        ("Every answer is valid", "", "bad"),
+        ("Test rows", "at least 30", "warning"),
+        ("No overlap", "no pair", "good"),
+    ]
+
+
+def test_comparison_ends_with_the_tuned_model_and_its_interval() -> None:
+    figures = {"rows": 100, "exact": 0.5, "valid": 0.9}
+    tuned = {"rows": 100, "exact": 0.4, "valid": 1.0, "interval": [0.3, 0.5]}
+    rows = task_view.comparison({"variants": {"tuned": tuned, "few_shot": figures}, "best_prompted": "few_shot"})
+    assert [(row.name, row.best_prompted) for row in rows] == [("few_shot", True), ("tuned", False)]
+    assert (round(rows[0].low, 3), round(rows[0].high, 3)) == (0.398, 0.602)
+    assert (rows[1].low, rows[1].high) == (0.3, 0.5)
+    with pytest.raises(StorageError, match="exact"):
+        task_view.comparison({"variants": {"tuned": {"rows": 3}}})

@@ -1,0 +1,121 @@
+"""The gate as a whole: the table, Great Expectations, the verdict."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_pipeline.config import Task
+from finetune_pipeline.errors import DataError
+from finetune_pipeline.quality import gate, rules, suite
+from finetune_pipeline.records import Verdict
+from finetune_pipeline_tests.quality.conftest import declare, row, rows, verdict
+
+
+def failed(given: Verdict) -> set[str]:
+    return {check.name for check in given.checks if not check.passed}
+
+
+def test_exactly_95_of_100_rows_pass(task: Task) -> None:
+    given = verdict(rows(100, bad=5), task)
+    assert given.passed
+    assert given.figures["rate"] == 0.95
+    assert given.summary == "95 % of 100 rows are right in every respect, needed 95 %"
+
+
+def test_94_of_100_rows_do_not_pass(task: Task) -> None:
+    given = verdict(rows(100, bad=6), task)
+    assert not given.passed
+    assert failed(given) == {"row_ok", "completion_valid"}
+    assert given.figures["failing"] == [f"row{n}" for n in range(6)]
+
+
+def test_two_rules_that_fail_on_different_rows_add_up(task: Task) -> None:
+    mixed = [*rows(95, bad=5), *(row(n, prompt=f"write to mr{n}@example.org") for n in range(95, 100))]
+    given = verdict(mixed, task)
+    assert failed(given) == {"row_ok"}  # each rule alone holds for 95 of 100 rows
+    assert not given.passed
+    assert given.figures["right"] == 90
+
+
+def test_an_empty_table_does_not_pass(task: Task) -> None:
+    given = verdict([], task)
+    assert not given.passed
+    assert "enough_rows" in failed(given)
+
+
+def test_one_row_less_than_the_minimum_does_not_pass(task: Task) -> None:
+    assert failed(verdict(rows(9), task)) == {"enough_rows"}
+
+
+def test_nulls_cannot_hide_from_the_gate(task: Task) -> None:
+    frame = rules.table(rows(100), task, 0, {})
+    nulls = frame.assign(row_ok=None, **{rule.name: None for rule in rules.rules_of(task)})
+    result = suite.run(nulls, task, "test")
+    assert not result.success
+    wrong = {each.expectation_config.meta["name"] for each in result.results if not each.success}
+    assert wrong == {"every_row_judged"}  # to all others, nulls are rows that are right
+
+
+def test_an_id_used_twice_does_not_pass(task: Task) -> None:
+    assert failed(verdict([*rows(100), row(7, prompt="another question")], task)) == {"id_unique"}
+
+
+@pytest.mark.parametrize(("dropped", "passed"), [(100, True), (101, False)])
+def test_more_than_half_dropped_means_that_the_source_is_broken(task: Task, dropped: int, passed: bool) -> None:
+    given = verdict(rows(100), task, dropped)
+    assert given.passed is passed
+    assert failed(given) == (set() if passed else {"share_dropped"})
+
+
+@pytest.mark.parametrize(("unreadable", "passed"), [(100, True), (101, False)])
+def test_rows_lost_in_reading_count_like_those_lost_in_cleaning(task: Task, unreadable: int, passed: bool) -> None:
+    given = verdict(rows(100), task, 0, {"tickets": rules.Reading(100 + unreadable, unreadable)})
+    assert given.passed is passed
+    assert failed(given) == (set() if passed else {"share_dropped", "unreadable: tickets"})
+    both = verdict(rows(100), task, 60, {"tickets": rules.Reading(210, 50)})
+    assert failed(both) == {"share_dropped"}, "110 of 210 rows are lost, though neither stage lost half of them"
+
+
+def test_a_source_that_cannot_be_read_fails_though_the_rest_is_fine() -> None:
+    sources = [{"path": "raw/tickets.csv"}, {"path": "raw/chat.jsonl"}]
+    read = {"tickets": rules.Reading(100, 0), "chat": rules.Reading(30, 16)}
+    given = verdict(rows(114), declare(sources=sources), 0, read)
+    assert failed(given) == {"unreadable: chat"}
+    assert given.summary.endswith("not met: at most 50 % of the rows of chat could not be read: 53.4 %")
+    assert given.figures["unreadable"] == {"tickets": 0.0, "chat": pytest.approx(16 / 30)}
+    known = [sources[0], {**sources[1], "max_unreadable": 1}]
+    assert verdict(rows(114), declare(sources=known), 0, read).passed
+
+
+def test_the_declared_share_is_the_one_that_counts() -> None:
+    assert verdict(rows(100, bad=6), declare(quality={"min_rows": 10, "mostly": 0.94})).passed
+
+
+def test_a_missing_column_is_an_error_and_no_bad_data(task: Task) -> None:
+    frame = rules.table(rows(20), task, 0, {}).drop(columns="completion_valid")
+    with pytest.raises(DataError, match=r'completion_valid .*column "completion_valid".* does not exist'):
+        suite.run(frame, task, "test")
+
+
+def test_the_verdict_says_what_was_asked_and_what_was_found(task: Task) -> None:
+    given = verdict(rows(100, bad=6), task, dropped=25)
+    lines = {check.name: f"{check.expected}: {check.observed}" for check in given.checks}
+    assert lines["completion_valid"] == (
+        "the answer is valid JSON of the declared schema, in at least 95 % of the rows: 94 % of 100 rows"
+    )
+    assert lines["enough_rows"] == "at least 10 rows are left: 100 rows"
+    assert lines["share_dropped"] == "reading and cleaning dropped at most 50 % of all rows: 20 %"
+    assert given.about == "c0ffee"
+    assert Verdict.from_json(given.to_json()) == given
+
+
+def test_failing_rows_are_named_with_the_rules_they_break(task: Task) -> None:
+    frame = rules.table([*rows(3), row(3, prompt="a<br>b", answer="no")], task, 0, {})
+    assert gate.failing(frame, rules.rules_of(task)) == [
+        {"id": "row3", "origin": "t.csv:3", "rules": ["completion_valid", "no_html"]}
+    ]
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.9496, "94.9 %"), (0.95, "95 %"), (0.9999, "99.9 %"), (1, "100 %")])
+def test_shares_are_cut_so_that_too_few_never_look_enough(share: float, text: str) -> None:
+    assert gate.percent(share) == text

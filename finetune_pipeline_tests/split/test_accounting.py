@@ -1,0 +1,40 @@
+"""Every raw row has one fate; anything else is an error that names the rows."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_pipeline.errors import DataError
+from finetune_pipeline.records import Drop
+from finetune_pipeline.split.accounting import account
+
+
+def drop(id_: str, reason: str = "html", stage: str = "clean") -> Drop:
+    return Drop(id_, f"test.csv:{id_}", stage, reason)
+
+
+def test_what_reconciles_is_counted_by_side_stage_and_reason() -> None:
+    drops = [drop("d"), drop("e"), drop("f", "expert-rejected", "review")]
+    result = account("abcdef", {"train": ["a"], "validation": ["b"], "test": ["c"]}, drops)
+    assert result.raw == 6
+    assert result.splits == {"train": 1, "validation": 1, "test": 1}
+    assert result.dropped == {"clean": {"html": 2}, "review": {"expert-rejected": 1}}
+
+
+def test_the_same_row_twice_in_a_source_has_two_fates() -> None:
+    assert account(["a", "a"], {"train": ["a"]}, [drop("a", "exact-duplicate")]).dropped_rows == 1
+
+
+def test_a_row_without_a_fate_raises_and_is_named() -> None:
+    with pytest.raises(DataError, match=r"2 have no fate.*\(lost1, lost2\)"):
+        account(["a", "lost1", "lost2"], {"train": ["a"]}, [])
+
+
+def test_a_row_with_two_fates_raises_and_is_named() -> None:
+    with pytest.raises(DataError, match=r"more fates.*\(a\)"):
+        account(["a", "b"], {"train": ["a", "b"]}, [drop("a")])
+
+
+def test_a_row_from_nowhere_raises_and_is_named() -> None:
+    with pytest.raises(DataError, match=r"more fates.*\(ghost\)"):
+        account(["a"], {"train": ["a"], "test": ["ghost"]}, [])

@@ -1,0 +1,291 @@
+"""Making one asset, over a graph of three toy steps: rows, a gate that judges them, and what needs the gate."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_pipeline import graph, materialize
+from finetune_pipeline.config import Task, task_from
+from finetune_pipeline.errors import GateRefused, StorageError
+from finetune_pipeline.graph import Step
+from finetune_pipeline.materialize import open_task, plan
+from finetune_pipeline.records import Artifact, Verdict
+from finetune_pipeline.store import StageContext, StageResult, TaskStore, sha256_file, write_atomic
+
+HERE = "finetune_pipeline_tests.test_materialize"
+MADE: list[str] = []  # the assets whose functions were called
+RAW = ["one", "two"]  # what lies outside: the rows that the first step reads
+
+
+UNFINISHED = Path("unfinished")
+
+
+def rows(work: StageContext) -> StageResult:
+    MADE.append("raw_examples")
+    (work.out / "rows.txt").write_text("\n".join(RAW), "utf-8")
+    return StageResult({"rows": len(RAW)})
+
+
+def fingerprint(task: Task, store: TaskStore) -> str:
+    return "\n".join(RAW)
+
+
+def judge(work: StageContext) -> StageResult:
+    MADE.append("data_quality")
+    (work.out / "verdict.txt").write_text("looked", "utf-8")
+    about = work.inputs["raw_examples"].content_hash
+    enough = len(work.inputs["raw_examples"].path("rows.txt").read_text("utf-8").split()) >= work.task.quality.min_rows
+    return StageResult({}, Verdict("data_quality", enough, about, "too few rows"))
+
+
+def use(work: StageContext) -> StageResult:
+    MADE.append("data_split")
+    (work.out / "half.txt").write_text("half", "utf-8")
+    if "boom" in RAW:
+        raise RuntimeError("boom")
+    if "full" in RAW:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    time.sleep(0.3)
+    return StageResult({"rows": 1}, unfinished=UNFINISHED)
+
+
+STEPS = (
+    Step("raw_examples", make=f"{HERE}:rows", fingerprint=f"{HERE}:fingerprint"),
+    Step("data_quality", make=f"{HERE}:judge", needs=("raw_examples",), config_sections=("quality",)),
+    Step(
+        "data_split",
+        make=f"{HERE}:use",
+        needs=("raw_examples",),
+        gates=(("data_quality", "raw_examples"),),
+        config_sections=("split",),
+    ),
+)
+
+
+@pytest.fixture(autouse=True)
+def _toy_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(materialize, "STEPS", STEPS)
+    monkeypatch.setattr(materialize, "BY_NAME", {step.asset: step for step in STEPS})
+    MADE.clear()
+    RAW[:] = ["one", "two"]
+    yield
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TaskStore:
+    return TaskStore("tickets", tmp_path / "data")
+
+
+def declare(**sections: Any) -> Task:
+    least = {"name": "tickets", "sources": [{"path": "x"}], "base": {"path": "m", "license": "mit"}}
+    return task_from(least | {"quality": {"min_rows": 2}} | sections, "task.yaml")
+
+
+def make(store: TaskStore, task: Task, *assets: str) -> Artifact:
+    return [materialize.materialize(asset, task, store) for asset in assets or (step.asset for step in STEPS)][-1]
+
+
+def states(store: TaskStore, task: Task) -> list[str]:
+    return [each.state for each in plan(task, store)]
+
+
+def test_what_is_made_is_not_made_again(store: TaskStore) -> None:
+    task = declare()
+    assert states(store, task) == ["missing"] * 3
+    first = make(store, task)
+    assert states(store, task) == ["fresh"] * 3
+    assert make(store, task) == first
+    assert MADE == ["raw_examples", "data_quality", "data_split"]
+    assert materialize.materialize("data_split", task, store, force=True).content_hash == first.content_hash
+    assert MADE[3:] == ["data_split"]
+
+
+def test_the_manifest_says_what_it_was_made_from(store: TaskStore) -> None:
+    task = declare()
+    made = make(store, task)
+    raw = store.current("raw_examples")
+    assert raw is not None
+    assert made.manifest["inputs"] == {"raw_examples": raw.content_hash}
+    assert made.manifest["declaration"] == {"split": task.split.model_dump(mode="json")}
+    assert made.summary == {"rows": 1}
+    assert made.verdict is None
+    store.verify(made)
+
+
+def test_new_rows_outside_make_everything_stale(store: TaskStore) -> None:
+    make(store, declare())
+    RAW.append("three")
+    assert states(store, declare()) == ["stale"] * 3
+    make(store, declare())
+    assert states(store, declare()) == ["fresh"] * 3
+
+
+def test_a_changed_section_makes_only_its_step_stale(store: TaskStore) -> None:
+    make(store, declare())
+    changed = declare(split={"seed": 12})
+    assert states(store, changed) == ["fresh", "fresh", "stale"]
+    assert states(store, declare(train={"num_epochs": 1})) == ["fresh"] * 3  # nobody here reads that
+
+
+def test_a_new_version_of_the_code_makes_its_step_stale(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(store, declare())
+    monkeypatch.setattr(materialize, "STEPS", (*STEPS[:2], replace(STEPS[2], version="2")))
+    assert states(store, declare()) == ["fresh", "fresh", "stale"]
+
+
+def test_going_back_to_an_earlier_declaration_finds_its_artifact_and_points_to_it(store: TaskStore) -> None:
+    before = make(store, declare())
+    make(store, declare(split={"seed": 12}))
+    assert states(store, declare()) == ["fresh", "fresh", "stale"]  # there, but another one counts now
+    MADE.clear()
+    assert make(store, declare()) == before
+    assert MADE == []
+    assert store.current("data_split") == before
+    assert states(store, declare()) == ["fresh"] * 3
+
+
+def test_an_input_that_is_missing_is_named(store: TaskStore) -> None:
+    with pytest.raises(GateRefused, match="data_split needs raw_examples, which has not been made yet"):
+        make(store, declare(), "data_split")
+
+
+def test_a_gate_that_has_not_judged_refuses(store: TaskStore) -> None:
+    with pytest.raises(GateRefused, match="data_quality has not judged raw_examples"):
+        make(store, declare(), "raw_examples", "data_split")
+
+
+def test_a_gate_that_said_no_refuses_and_its_verdict_is_kept(store: TaskStore) -> None:
+    with pytest.raises(GateRefused, match="data_quality refused raw_examples: too few rows"):
+        make(store, declare(quality={"min_rows": 3}))
+    gate = store.current("data_quality")
+    assert gate is not None and gate.verdict is not None and not gate.verdict.passed
+    assert "data_split" not in MADE
+
+
+def test_a_verdict_about_other_rows_refuses(store: TaskStore) -> None:
+    make(store, declare())
+    RAW.append("three")
+    with pytest.raises(GateRefused, match="data_quality judged other data"):
+        make(store, declare(), "raw_examples", "data_split")
+
+
+def test_a_verdict_under_other_thresholds_refuses(store: TaskStore) -> None:
+    make(store, declare())
+    stricter = declare(quality={"min_rows": 3}, split={"seed": 12})
+    with pytest.raises(
+        GateRefused, match=r"judged by other rules: `quality` in task.yaml changed since\n.*data_quality"
+    ):
+        make(store, stricter, "data_split")
+
+
+@pytest.mark.parametrize(
+    ("raw", "error", "said"), [("boom", RuntimeError, "boom"), ("full", StorageError, "no room left")]
+)
+def test_a_stage_that_fails_leaves_nothing(store: TaskStore, raw: str, error: type[Exception], said: str) -> None:
+    RAW.append(raw)
+    with pytest.raises(error, match=said):
+        make(store, declare())
+    assert store.current("data_split") is None
+    assert list((store.local_root / ".work").iterdir()) == []
+    RAW[:] = ["one", "two", "three"]
+    assert make(store, declare()).path("half.txt").exists()
+
+
+def test_an_input_that_was_edited_by_hand_is_refused_by_name(store: TaskStore) -> None:
+    """Also when it has its old size and time."""
+    raw = make(store, declare(), "raw_examples")
+    make(store, declare(), "data_quality")
+    path = raw.path("rows.txt")
+    stat = path.stat()
+    path.write_text("one\ntoo", "utf-8")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(StorageError, match=r"rows\.txt is not what raw_examples wrote.*\n.*delete") as refused:
+        make(store, declare(), "data_split")
+    assert str(raw.folder) in refused.value.hint
+    assert "data_split" not in MADE
+    shutil.rmtree(raw.folder)
+    assert make(store, declare()).path("half.txt").exists(), "what the hint says helps"
+
+
+def test_a_manifest_that_was_edited_with_its_file_is_refused(store: TaskStore) -> None:
+    raw = make(store, declare(), "raw_examples")
+    make(store, declare(), "data_quality")
+    raw.path("rows.txt").write_text("one\ntoo", "utf-8")
+    manifest = raw.json("manifest.json")
+    manifest["files"]["rows.txt"]["sha256"] = sha256_file(raw.path("rows.txt"))
+    raw.path("manifest.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(StorageError, match=r"manifest\.json is not what raw_examples wrote"):
+        make(store, declare(), "data_split")
+
+
+def test_whatever_uses_the_split_reads_it_through_here() -> None:
+    for asset in ("adapter", "baseline_report", "eval_report", "release_decision", "registered_model"):
+        assert "data_split" in graph.BY_NAME[asset].needs
+
+
+def test_two_runs_at_a_time_make_an_asset_once(store: TaskStore) -> None:
+    make(store, declare(), "raw_examples", "data_quality")
+    threads = [threading.Thread(target=make, args=(store, declare(), "data_split")) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert MADE.count("data_split") == 1
+
+
+def test_a_task_is_opened_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_DATA", str(tmp_path))
+    (tmp_path / "tickets").mkdir()
+    text = "name: tickets\nsources: [{path: a.csv}]\nbase: {path: m, license: mit}\n"
+    (tmp_path / "tickets" / "task.yaml").write_text(text, "utf-8")
+    task, opened = open_task("tickets")
+    assert task.name == "tickets" == opened.task
+    assert opened.local_root == tmp_path / "tickets"
+
+
+def test_the_real_graph_is_in_order_and_names_only_what_there_is() -> None:
+    seen: set[str] = set()
+    for step in graph.STEPS:
+        assert {*step.needs, *step.after, *(gate for gate, _ in step.gates)} <= seen, step.asset
+        assert {about for _, about in step.gates} <= seen, step.asset
+        assert set(step.config_sections) <= set(Task.model_fields), step.asset
+        seen.add(step.asset)
+    assert graph.downstream("adapter")[0] == "adapter"
+    assert "release_decision" in graph.downstream("adapter")
+    assert "data_split" not in graph.downstream("adapter")
+
+
+def test_what_the_work_would_go_on_from_stays_until_the_artifact_is_there(
+    store: TaskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished training must not be lost because there was no room for its manifest."""
+    monkeypatch.chdir(tmp_path)
+    UNFINISHED.mkdir()
+    task = declare()
+    make(store, task, "raw_examples", "data_quality")
+    write = write_atomic
+
+    def full(path: Any, text: str) -> None:
+        if path.name == "manifest.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, text)
+
+    with monkeypatch.context() as edge:
+        edge.setattr("finetune_pipeline.store.task_store.write_atomic", full)
+        with pytest.raises(StorageError, match="no room left"):
+            make(store, task, "data_split")
+    assert UNFINISHED.exists()
+    make(store, task, "data_split")
+    assert not UNFINISHED.exists()
