@@ -176,7 +176,7 @@ def _write(
     figures: dict[str, Any] = {
         "rows": len(tests),
         "variants": variants,
-        "best_prompted": metrics.best_prompted(variants),
+        "best_prompted": metrics.best_prompted({name: figure["exact"] for name, figure in variants.items()}),
         "champion": None,
         "max_new_tokens": max_new_tokens(work, folder),
         "general": None,

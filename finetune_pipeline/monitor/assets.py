@@ -20,7 +20,6 @@ from finetune_pipeline.monitor.alarms import Reference, Report, evaluate_traffic
 from finetune_pipeline.monitor.log import files, read, window
 from finetune_pipeline.monitor.page import page
 from finetune_pipeline.records import Json, Verdict, content_id, dumps, read_jsonl
-from finetune_pipeline.split.slices import slice_of
 from finetune_pipeline.store import StageContext, StageResult, TaskStore, traffic_folder
 
 SUMMARY = ("requests", "invalid_share", "p50_seconds", "p95_seconds", "fallbacks", "errors", "abandoned", "alarms")
@@ -40,7 +39,7 @@ def traffic_report(work: StageContext) -> StageResult:
     serving = deployment.json("endpoint.json")["champion"]
     days = window(work.now, task.monitor.window_days)
     adapter = serving["adapter"] if serving else ""
-    traffic = read(files(traffic_folder(task.name), days), adapter, lambda answer: slice_of(answer, task.answer))
+    traffic = read(files(traffic_folder(task.name), days), adapter, task.answer.slice_of)
     report = evaluate_traffic(traffic, reference(work), task.monitor)
     about: dict[str, Json] = {
         "task": task.name,
@@ -71,7 +70,7 @@ def reference(work: StageContext) -> Reference:
         for row in read_jsonl(work.inputs["eval_report"].path("answers.jsonl"))
         if row["variant"] == "tuned" and row["id"] in tests
     ]
-    kinds = Counter(kind for row in rows if (kind := slice_of(row["text"], work.task.answer)))
+    kinds = Counter(kind for row in rows if (kind := work.task.answer.slice_of(row["text"])))
     return Reference(
         [len(mask(tests[row["id"]].prompt)[0]) for row in rows],
         [len(mask(row["text"])[0]) for row in rows],

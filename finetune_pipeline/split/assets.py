@@ -21,7 +21,7 @@ from finetune_pipeline.split.accounting import Account, account
 from finetune_pipeline.split.assignment import STAGE, Assignment, SplitName, assign, units
 from finetune_pipeline.split.frozen_test import extended, frozen_file, known_splits, recall, remember, resembling
 from finetune_pipeline.split.leakage import Alike, Overlap, alike_of, overlaps
-from finetune_pipeline.split.slices import slice_of
+from finetune_pipeline.statistics.formatting import percent
 from finetune_pipeline.store import StageContext, StageResult
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -37,13 +37,13 @@ def data_split(work: StageContext) -> StageResult:
     alike = alike_of(rows, rules.near_duplicate_threshold)
     known = known_splits(rows, memory)
     returned = resembling(rows, known, memory, alike)
-    slices = [slice_of(row.completion, work.task.answer) for row in rows]
+    slices = [work.task.answer.slice_of(row.completion) for row in rows]
     assignment, found = separate(rows, known, rules, slices, alike, returned)
     parts = parted(rows, assignment)
     _refuse_empty(parts, rows, alike)
     counts = _account(work, parts, assignment)
     _write(work, parts, assignment, counts)
-    missing = _without_test_rows(slices, [slice_of(row.completion, work.task.answer) for row in parts["test"]])
+    missing = _without_test_rows(slices, [work.task.answer.slice_of(row.completion) for row in parts["test"]])
     verdict = evaluate_split(found, parts, rules, missing, work.inputs["expert_review"].content_hash, alike)
     if verdict.passed and remember(work.store, rules.seed, extended(memory, rows, assignment.split_of, alike)):
         work.report.log(f"{frozen_file(work.store)} says which rows are test rows for good: commit it with the task")
@@ -109,8 +109,8 @@ def evaluate_split(
         Check(
             "share of test rows",
             abs(share - rules.test) <= max(0.02, 0.25 * rules.test),
-            f"about {rules.test:.0%}; what was decided before stays: another split.seed draws anew",
-            f"{share:.1%}",
+            f"about {percent(rules.test)}; what was decided before stays: another split.seed draws anew",
+            percent(share),
             "warning",
         ),
         Check("slices present in test", not missing, "all", _names(missing) or "all", "warning"),

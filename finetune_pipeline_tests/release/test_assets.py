@@ -120,7 +120,7 @@ def test_a_promotion_is_a_verdict_on_the_evaluation(store: TaskStore, decided: C
     assert made.summary["outcome"] == "PROMOTE"
     page = made.path("decision.md").read_text("utf-8")
     assert page.startswith("# PROMOTE")
-    assert "| Base model, fixed examples (few_shot) | 40 of 100 (40.0 %) | 45.0 points |" in page
+    assert "| Base model, fixed examples (few_shot) | 40 of 100 (40 %) | 45.0 points |" in page
     assert "| better | yes |" in page
     assert "No version is live" in page
 
@@ -142,7 +142,7 @@ def test_a_retraining_worse_than_the_live_version_is_refused_and_the_page_says_s
     assert not made.verdict.passed
     assert "no worse than live version 3" in made.verdict.summary
     page = made.path("decision.md").read_text("utf-8")
-    assert "| Live version 3 (champion) | 97 of 100 (97.0 %) | -12.0 points |" in page
+    assert "| Live version 3 (champion) | 97 of 100 (97 %) | -12.0 points |" in page
     assert "| no worse (by at most 5.0 points) | **no: shown to be worse** |" in page
 
 
