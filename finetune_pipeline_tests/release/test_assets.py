@@ -16,7 +16,7 @@ from finetune_pipeline.records import Artifact, Example, Verdict, write_jsonl
 from finetune_pipeline.release.assets import registered_model, release_decision, together
 from finetune_pipeline.release.card import LANGUAGE
 from finetune_pipeline.store import StageContext, StageResult, TaskStore, require_verdict
-from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
+from finetune_pipeline_tests.artifacts import example, finished, stage_context, task, task_store
 from finetune_pipeline_tests.release.evidence import bits, losses, scores
 
 ROWS = 100
@@ -103,7 +103,7 @@ def commit(store: TaskStore, given: StageContext, outcome: StageResult, asset: s
 def decided(store: TaskStore, tmp_path: Path) -> Callable[[Inputs], Artifact]:
     def decide(inputs: Inputs) -> Artifact:
         names = ("eval_report", "adapter", "data_split")
-        given = work(declared(), store, tmp_path, **{name: inputs[name] for name in names})
+        given = stage_context(declared(), store, tmp_path, **{name: inputs[name] for name in names})
         return commit(store, given, release_decision(given), "release_decision")
 
     return decide
@@ -202,7 +202,7 @@ def trained(store: TaskStore, weights: str) -> Artifact:
 
 
 def register(store: TaskStore, tmp_path: Path, inputs: Inputs, decision: Artifact) -> Artifact:
-    given = work(declared(), store, tmp_path, **inputs, release_decision=decision)
+    given = stage_context(declared(), store, tmp_path, **inputs, release_decision=decision)
     return commit(store, given, registered_model(given), "registered_model")
 
 
