@@ -76,20 +76,21 @@ def _taken(
     for name in sorted(by_slice, key=lambda name: content_id(str(seed), name)):
         count, target = assigned[name, split], quota[name] + carried
         picked = _pick(by_slice[name], count, target)
-        by_slice[name] = [unit for unit in by_slice[name] if unit not in picked]
+        chosen = set(picked)
+        by_slice[name] = [unit for unit in by_slice[name] if unit not in chosen]
         taken += picked
         count += sum(len(unit.ids) for unit in picked)
         carried = target - count if picked or count < target else 0
     return taken
 
 
-def _pick(ordered: Sequence[Unit], count: int, target: int) -> set[Unit]:
+def _pick(ordered: Sequence[Unit], count: int, target: int) -> list[Unit]:
     """Units in their order, as long as each brings the `count` of rows closer to the target."""
-    picked: set[Unit] = set()
+    picked: list[Unit] = []
     for unit in ordered:
         size = len(unit.ids)
         if count < target and abs(count + size - target) <= target - count:
-            picked.add(unit)
+            picked.append(unit)
             count += size
     return picked
 

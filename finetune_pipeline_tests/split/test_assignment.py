@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from finetune_pipeline.config import Split
-from finetune_pipeline.records import Example
+from finetune_pipeline.records import Example, content_id
 from finetune_pipeline.split.assignment import assign, units
 from finetune_pipeline.split.leakage import row_similarity
 from finetune_pipeline.split.quotas import SplitName, quotas
@@ -87,6 +87,13 @@ def test_the_split_depends_on_the_seed_and_not_on_the_order_of_rows() -> None:
     rows = rows_of({"a": 100, "b": 50})
     assert split(rows) == split(rows[::-1])
     assert split(rows) != split(rows, rules=Split(seed=12))
+
+
+def test_the_order_of_the_result_is_the_same_in_every_process() -> None:
+    """outcomes.jsonl is written in this order; a set of units would be in another order in each process."""
+    rows = rows_of({"a": 300})
+    in_test = [id_ for id_, name in split(rows).items() if name == "test"]
+    assert in_test == sorted(in_test, key=lambda id_: content_id(str(RULES.seed), id_))
 
 
 def test_assigned_rows_keep_their_split_when_rows_are_added() -> None:
