@@ -6,8 +6,8 @@
 The bound is that of Clopper and Pearson (statistics/proportion.py). It is exact; for a sample drawn without replacement
 from few rows it is conservative.
 
-Each time the gate is evaluated on a new sample is an interim analysis, as in a sequential test, and one more chance to
-be wrong. So each analysis spends half of the error that is left (alpha spending: Lan and DeMets, "Discrete sequential
+Each evaluation of the gate on a new sample is an interim analysis, as in a sequential test, and one more chance to be
+wrong. So each analysis spends half of the error that is left (alpha spending: Lan and DeMets, "Discrete sequential
 boundaries for clinical trials", Biometrika 70, 1983, 659-663). With a declared confidence of 1 - a, analysis k has the
 confidence 1 - a / 2^k. All analyses together are wrong with a probability of at most a (a/2 + a/4 + ... = a, the union
 bound), for any number of analyses.

@@ -84,6 +84,7 @@ def review_figures(
     bound = share if all_reviewed else lower_bound(k, n, confidence)
     next_analysis = review_round.analysis + (not reaches_threshold(share, bound, rules))
     needed = rows_needed(share, rules, next_analysis)
+    wrong = [row for row in rows if row.id not in incomplete and not is_right(row, given[row.id])]
     return ReviewFigures(
         round=review_round.number,
         analysis=review_round.analysis,
@@ -103,11 +104,7 @@ def review_figures(
         recorded=state.recorded,
         verdicts=state.given,
         reviewers=sorted({review.reviewer for group in given.values() for review in group}),
-        wrong=[
-            _wrong_row(row, given[row.id])
-            for row in rows
-            if row.id not in incomplete and not is_right(row, given[row.id])
-        ],
+        wrong=[_wrong_row(row, given[row.id]) for row in wrong],
         agreement=agreement(rows, given),
     )
 

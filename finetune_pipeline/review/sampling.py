@@ -120,7 +120,7 @@ def _sample(rows: Sequence[Example], of: Round, population: int) -> Sample:
 
 def _next_analysis(history: History, last: Round, rules: ReviewRules) -> int:
     """The number of the next interim analysis. Data that passed (by the current rules) starts a new count: its error is
-    spent anew. If the gate failed after that, this was the first analysis of the new count."""
+    spent from the start. If the gate failed after that, this was the first analysis of the new count."""
     decided = history.decisions_in(last.number)
     passed = [decision.passed and decision.rules == rules_hash(rules) for decision in decided]
     if passed and passed[-1]:

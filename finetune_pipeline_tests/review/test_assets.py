@@ -15,24 +15,16 @@ import pytest
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError, WaitingForPeople
 from finetune_pipeline.materialize import materialize
-from finetune_pipeline.records import Artifact, Example, Review, Silent, Verdict, read_jsonl
+from finetune_pipeline.records import Artifact, Example, Silent, Verdict, read_jsonl
 from finetune_pipeline.review import history, verdict_store
 from finetune_pipeline.review.assets import expert_review, review_sample, reviews_fingerprint
 from finetune_pipeline.review.flagged import flagged_in, flagged_rows
 from finetune_pipeline.store import TaskStore
-from finetune_pipeline_tests.artifacts import example, finished, stage_context, task, task_store
+from finetune_pipeline_tests.artifacts import example, finished, stage_context, task
+from finetune_pipeline_tests.review.verdicts import verdict
 
 FILES = ("sample.jsonl", "flagged.jsonl")
 ROWS = [example(f"r{i:03}", f"prompt {i}", f"completion {i}") for i in range(40)]
-
-
-def verdict(row: Example, decision: str = "approve", reviewer: str = "anna", completion: str | None = None) -> Review:
-    return Review(row.id, row.content_hash, reviewer, decision, "2026-01-05T10:00:00+00:00", completion)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskStore:
-    return task_store(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -21,15 +21,10 @@ from finetune_pipeline.review.history import (
 from finetune_pipeline.review.rounds import Decision, Round, rules_hash
 from finetune_pipeline.review.verdict_store import verdicts_folder
 from finetune_pipeline.store import TaskStore
-from finetune_pipeline_tests.artifacts import example, finished, task, task_store
+from finetune_pipeline_tests.artifacts import example, finished, task
 
 ROOT = Path(__file__).parents[2]
 DRAWN = frozenset({("a", "1"), ("b", "2")})
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskStore:
-    return task_store(tmp_path, monkeypatch)
 
 
 def sample_of(store: TaskStore, drawn: Round) -> Artifact:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from finetune_pipeline.records import Example, Review
+from finetune_pipeline.records import Example
 from finetune_pipeline.review.edits import Edits
 from finetune_pipeline.review.outcome import apply_reviews
 from finetune_pipeline_tests.artifacts import example, task
+from finetune_pipeline_tests.review.verdicts import verdict
 
 ROWS = [example(f"r{i:03}", f"prompt {i}", f"completion {i}") for i in range(40)]
-
-
-def verdict(row: Example, decision: str = "approve", reviewer: str = "anna", completion: str | None = None) -> Review:
-    return Review(row.id, row.content_hash, reviewer, decision, "2026-01-05T10:00:00+00:00", completion)  # type: ignore[arg-type]
 
 
 def apply_unchecked(row: Example, completion: str) -> tuple[Example, list[str]]:

@@ -18,14 +18,10 @@ from finetune_pipeline.review.rounds import Decision, History, ReviewsByRow, Rou
 from finetune_pipeline.review.sampling import Sample, draw
 from finetune_pipeline.statistics.proportion import lower_bound
 from finetune_pipeline_tests.artifacts import example
+from finetune_pipeline_tests.review.verdicts import verdict
 
 RULES = ReviewRules()
 ROWS = [example(f"r{i:03}", f"prompt {i}", f"completion {i}") for i in range(400)]
-
-
-def verdict(row: Example, decision: str = "approve") -> Review:
-    completion = "better" if decision == "edit" else None
-    return Review(row.id, row.content_hash, "anna", decision, "2026-01-05T10:00:00+00:00", completion)  # type: ignore[arg-type]
 
 
 def reviews_of(rows: Sequence[Example], wrong: Callable[[Example], bool] = lambda row: False) -> ReviewsByRow:

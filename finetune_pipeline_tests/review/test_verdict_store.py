@@ -11,21 +11,13 @@ import pytest
 
 from finetune_pipeline.config import ReviewRules
 from finetune_pipeline.errors import DataError, StorageError
-from finetune_pipeline.records import Artifact, Example, Review
+from finetune_pipeline.records import Artifact, Example
 from finetune_pipeline.review import verdict_store
 from finetune_pipeline.store import TaskStore
-from finetune_pipeline_tests.artifacts import example, finished, task, task_store
+from finetune_pipeline_tests.artifacts import example, finished, task
+from finetune_pipeline_tests.review.verdicts import verdict
 
 ROWS = [example(f"r{i}", f"prompt {i}", f"completion {i}") for i in range(4)]
-
-
-def verdict(row: Example, decision: str = "approve", reviewer: str = "anna", completion: str | None = None) -> Review:
-    return Review(row.id, row.content_hash, reviewer, decision, "2026-01-05T10:00:00+00:00", completion)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskStore:
-    return task_store(tmp_path, monkeypatch)
 
 
 @pytest.fixture
