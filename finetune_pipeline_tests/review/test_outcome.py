@@ -6,9 +6,7 @@ from finetune_pipeline.records import Example
 from finetune_pipeline.review.edits import Edits
 from finetune_pipeline.review.outcome import apply_reviews
 from finetune_pipeline_tests.artifacts import example, task
-from finetune_pipeline_tests.review.verdicts import verdict
-
-ROWS = [example(f"r{i:03}", f"prompt {i}", f"completion {i}") for i in range(40)]
+from finetune_pipeline_tests.review.verdicts import ROWS, verdict
 
 
 def apply_unchecked(row: Example, completion: str) -> tuple[Example, list[str]]:
