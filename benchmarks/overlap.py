@@ -27,7 +27,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from finetune_pipeline.records import Example, Message
-from finetune_pipeline.split.leakage import alike_of, asked, overlaps
+from finetune_pipeline.split.leakage import overlaps, row_similarity, user_text
 
 SEED = 20260105
 TEST = 0.15
@@ -75,7 +75,7 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
     random_.shuffle(rows)
     test, others = rows[: int(TEST * count)], rows[int(TEST * count) :]
     start, cpu = time.perf_counter(), time.process_time()
-    alike = alike_of(rows, options.threshold)
+    alike = row_similarity(rows, options.threshold)
     prepared = time.perf_counter()
     found = overlaps(test, others, alike)
     end = time.perf_counter()
@@ -92,13 +92,13 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
 def recall(rows: Sequence[Example], threshold: float) -> float:
     """Share of the test rows with a near duplicate, found by comparing every pair, that the check names."""
     test, others = rows[: len(rows) // 5], rows[len(rows) // 5 :]
-    sets = {row.id: grams(asked(row)) for row in rows}
+    sets = {row.id: grams(user_text(row)) for row in rows}
     expected = {
         one.id
         for one in test
         if any(len(sets[one.id] & sets[two.id]) >= threshold * len(sets[one.id] | sets[two.id]) for two in others)
     }
-    found = {overlap.test for overlap in overlaps(test, others, alike_of(rows, threshold))}
+    found = {overlap.test for overlap in overlaps(test, others, row_similarity(rows, threshold))}
     return round(len(expected & found) / len(expected), 4) if expected else 1.0
 
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from finetune_pipeline.config import Split
 from finetune_pipeline.records import Example, Message, content_id
-from finetune_pipeline.split.assets import parted, separate
-from finetune_pipeline.split.leakage import alike_of, overlaps
+from finetune_pipeline.split.assignment import assign_without_overlap, rows_by_split
+from finetune_pipeline.split.leakage import overlaps, row_similarity
 
 SEEDS = (11, 12, 13)
 
@@ -84,9 +84,10 @@ def random_split(rows: Sequence[Example], threshold: float, seed: int) -> dict[s
 def our_split(rows: Sequence[Example], threshold: float, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     rules = Split(near_duplicate_threshold=threshold, seed=seed)
-    assignment, _ = separate(rows, {}, rules, [row.completion for row in rows], alike_of(rows, threshold))
+    similarity = row_similarity(rows, threshold)
+    assignment, _ = assign_without_overlap(rows, {}, rules, [row.completion for row in rows], similarity)
     seconds = time.perf_counter() - start
-    parts = parted(rows, assignment)
+    parts = rows_by_split(rows, assignment)
     found = leaked(parts["test"], [*parts["train"], *parts["validation"]], threshold)
     return {**found, "dropped": len(assignment.drops), "seconds": round(seconds, 2)}
 
@@ -95,8 +96,8 @@ def leaked(test: Sequence[Example], train: Sequence[Example], threshold: float) 
     """Test rows, and how many of them are copies or near copies of a row outside test."""
     copies: set[str] = set()
     near: set[str] = set()
-    for overlap in overlaps(test, train, alike_of([*test, *train], threshold)):
-        (copies if overlap.kind == "same question" else near).add(overlap.test)
+    for overlap in overlaps(test, train, row_similarity([*test, *train], threshold)):
+        (copies if overlap.kind == "same prompt" else near).add(overlap.test)
     either = copies | near
     share = round(len(either) / len(test), 4)
     return {"test": len(test), "copies": len(copies), "near": len(near - copies), "leaked": len(either), "share": share}

@@ -66,7 +66,7 @@ class ReviewSession:
         """What the gate would say now; it judges the rows that have all their verdicts."""
         about = str(self.sample.manifest["inputs"].get("clean_examples", ""))
         drawn = history.round_of(self.sample)
-        decided = history.load_history(self.store).of(drawn.number)
+        decided = history.load_history(self.store).decisions_in(drawn.number)
         return gate.evaluate_review(self.queue.rows, self.reviews, self.task.review, about, drawn, decided)
 
     @property

@@ -71,7 +71,7 @@ def queue_of(
     reviewer: str,
     flagged: Sequence[Example] = (),
 ) -> ReviewQueue:
-    """`reviews` as inbox.load_for gives them for the rows of the sample and the flagged ones."""
+    """`reviews` as verdict_store.load_for gives them for the rows of the sample and the flagged ones."""
     given = by_row([*rows, *flagged], reviews).values()
     mine = tuple(review for group in given for review in group if review.reviewer == reviewer)
     left = frozenset(row.id for row in todo(rows, reviews, rules, reviewer))

@@ -86,9 +86,9 @@ def together(rows: Sequence[Example], rules: Split) -> dict[str, str | None]:
     """Row id -> the unit it shares with others (by the split's own definition: a declared group, or near duplicates).
     Such rows are right or wrong together, and do not count as independent evidence."""
     from finetune_pipeline.split.assignment import units
-    from finetune_pipeline.split.leakage import alike_of
+    from finetune_pipeline.split.leakage import row_similarity
 
-    near = alike_of(rows, rules.near_duplicate_threshold).similarity.clusters()
+    near = row_similarity(rows, rules.near_duplicate_threshold).texts.clusters()
     return {rows[i].id: rows[unit[0]].id if len(unit) > 1 else None for unit in units(rows, near) for i in unit}
 
 

@@ -1,1 +1,1 @@
-"""What several stages say with figures: exact bounds of a share (proportion.py), and how shares are written."""
+"""Statistics that several stages use: exact bounds of a proportion (proportion.py), and how shares are written."""

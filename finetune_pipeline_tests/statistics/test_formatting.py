@@ -1,4 +1,4 @@
-"""Shares in words."""
+"""Shares formatted as percentages."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from finetune_pipeline.statistics.formatting import percent, percent_down, perce
         (1, "100 %"),
     ],
 )
-def test_one_decimal_and_never_all_unless_it_is(share: float, text: str) -> None:
+def test_percent_has_one_decimal_and_shows_100_only_for_1(share: float, text: str) -> None:
     assert percent(share) == text
 
 
-def test_no_share_is_a_dash() -> None:
+def test_a_missing_share_is_a_dash() -> None:
     assert percent(None) == "–"
 
 
 @pytest.mark.parametrize(
     ("share", "down", "up"), [(0.9496, "94.9 %", "95 %"), (0.95, "95 %", "95 %"), (0.5001, "50 %", "50.1 %")]
 )
-def test_a_share_beside_its_threshold_is_rounded_away_from_it(share: float, down: str, up: str) -> None:
+def test_percent_down_and_up_never_cross_a_threshold(share: float, down: str, up: str) -> None:
     assert (percent_down(share), percent_up(share)) == (down, up)
