@@ -19,7 +19,7 @@ from finetune_pipeline.clean.normalize import identity
 from finetune_pipeline.clean.pii import mask
 from finetune_pipeline.clean.row_cleaner import RowCleaner, RowDropped
 from finetune_pipeline.config import Task
-from finetune_pipeline.quality.rules import rules_of
+from finetune_pipeline.quality.rules import broken_by, rules_of
 from finetune_pipeline.records import Drop, Example, Review
 
 
@@ -29,7 +29,7 @@ class Edits:
     def __init__(self, task: Task, count: lengths.Counter | None = None) -> None:
         self._task, self._count = task, count
         self._cleaner = RowCleaner(task.clean, task.answer)
-        self._rules = [rule for rule in rules_of(task) if rule.check is not None]
+        self._rules = rules_of(task)
 
     def applied(self, row: Example, answer: str) -> tuple[Example, list[str]]:
         """The row with this answer as it may be trained on, and a slug for each change. Refused says why it may not."""
@@ -39,7 +39,7 @@ class Edits:
             complaint = lengths.complaint(length, self._task.clean)
             if complaint is not None:
                 raise RowDropped(*complaint)
-        broken = [rule for rule in self._rules if rule.check is not None and not rule.check([edited])[0]]
+        broken = broken_by(edited, self._task, self._rules)
         if broken:
             raise RowDropped(broken[0].name.replace("_", "-"), f"it has to hold that {broken[0].says}")
         return edited, slugs
