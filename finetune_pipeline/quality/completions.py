@@ -12,7 +12,8 @@ placeholder, and a signature or a list without a full stop is not cut off.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
 from finetune_pipeline.clean.markup import outside_code
 
@@ -53,18 +54,22 @@ _PLACEHOLDER = re.compile(
 )
 _HINT = re.compile(r"[\[{<]|TODO|TBD|FIXME|[Ll]orem|LOREM|XXX|xxx")  # nearly all texts hold none
 _END = re.compile(r"[.!?…。！？؟।:][\s\"'”’»)\]*_`~]*\Z|[^\w\s,;(\[{-]\W*\Z")
-_SENTENCE = re.compile(r"(?:[^\W\d_]|[,;(\[-])\s*\Z")
+_OPEN = re.compile(r"[,;(\[-]\s*\Z")
 _NO_SENTENCE = re.compile(r"\s*(?:[-*+•#>|]|\d+[.)])")
-_LAST_WORD = re.compile(r"\S+\s*\Z")
 _WORD = re.compile(r"\w+")
+# Words that end no English sentence, not even one without a full stop.
+_NEVER_LAST = frozenset(
+    "a an the and or but nor because although whereas if unless of from than into your my our their its every".split()  # noqa: SIM905
+)
 
 GREETING_WORDS = 4  # "Good morning!" may be answered by the same
 ECHO_WORDS = 12  # a prompt this long that is within the completion is repeated, not mentioned
-ECHO_SHARE = 0.9  # of its runs of five words
+ECHO_SHARE = 0.95  # of the runs of five words of prompt and completion together
 _RUN = 5
 ENOUGH = 20  # completions from which one can say how they usually end
-USUAL = 0.9  # share of completions with end punctuation from which one without is cut off
+USUAL = 0.9  # share of completions with end punctuation from which one without may be cut off
 _SENTENCE_WORDS = 6  # a last line with fewer words is a signature or a heading
+_FREQUENT = 3  # times that a word has to occur for its beginning to be a piece of it
 
 
 def is_refusal(text: str) -> bool:
@@ -88,33 +93,53 @@ def placeholders(text: str) -> list[str]:
 
 
 def is_echo(prompt: str, completion: str) -> bool:
-    """Whether the completion is the prompt, but for case and punctuation, or repeats a long one (nearly) whole."""
+    """Whether the completion is the prompt, but for case, punctuation and a few words, or holds a long one whole. A
+    question that is taken up in the answer ("Nauru is the smallest country ...") is no echo."""
     if len(completion) < len(prompt) / 2:
         return False
     asked, said = _WORD.findall(prompt.casefold()), _WORD.findall(completion.casefold())
     if asked == said:
         return len(asked) >= GREETING_WORDS
-    if len(asked) < ECHO_WORDS or len(said) < ECHO_SHARE * len(asked):
+    if len(asked) < ECHO_WORDS:
         return False
+    if f" {' '.join(asked)} " in f" {' '.join(said)} ":
+        return True
     runs, repeated = _runs(asked), _runs(said)
-    return len(runs & repeated) >= ECHO_SHARE * len(runs)
+    return len(runs & repeated) >= ECHO_SHARE * len(runs | repeated)
 
 
 def cut_off(completions: Sequence[str]) -> list[bool]:
-    """For each completion whether it ends within a sentence; all False where most end without punctuation anyway."""
-    ended = sum(_END.search(text) is not None for text in completions)
-    if len(completions) < ENOUGH or ended < USUAL * len(completions):
-        return [False] * len(completions)
-    return [_breaks_off(text) for text in completions]
+    """For each completion whether it ends within a sentence: without end punctuation, which most others have, and with
+    a comma, a word that ends no sentence ("the"), or a piece of a word that others have whole. A full stop alone may
+    be missing."""
+    ended = [_END.search(text) is not None for text in completions]
+    cut = [False] * len(completions)
+    if len(completions) < ENOUGH or sum(ended) < USUAL * len(completions):
+        return cut
+    candidates = {at: words for at, done in enumerate(ended) if not done and (words := _last_words(completions[at]))}
+    known = Counter(word for text in completions for word in _WORD.findall(text.lower())) if candidates else Counter()
+    pieces = _pieces({words[-1] for words in candidates.values()}, known)
+    for at, words in candidates.items():
+        last = words[-1]
+        cut[at] = last in _NEVER_LAST or last in pieces or _OPEN.search(completions[at]) is not None
+    return cut
 
 
-def _breaks_off(text: str) -> bool:
+def _last_words(text: str) -> list[str]:
+    """The words of the last line where that is a sentence; [] for a signature, a list item, an address, a number."""
     last = text.rstrip().rpartition("\n")[2]
-    if _END.search(last) or not _SENTENCE.search(last) or _NO_SENTENCE.match(last):
-        return False
-    word = _LAST_WORD.search(last)
-    address = word is not None and any(mark in word[0] for mark in ("/", "@", "<", "`"))
-    return not address and len(_WORD.findall(last)) >= _SENTENCE_WORDS
+    words = _WORD.findall(last.lower())
+    if len(words) < _SENTENCE_WORDS or _NO_SENTENCE.match(last) or words[-1][-1].isdigit():
+        return []
+    return [] if any(mark in last.split()[-1] for mark in "/@<`") else words
+
+
+def _pieces(words: Collection[str], known: Mapping[str, int]) -> set[str]:
+    """Those of `words`, each the last of a text, that occur nowhere else and with which a frequent word begins."""
+    rare = {word for word in words if len(word) > 1 and known[word] == 1}
+    longest = max(map(len, rare), default=0)
+    frequent = (word for word, times in known.items() if times >= _FREQUENT)
+    return {word[:size] for word in frequent for size in range(2, min(len(word), longest + 1)) if word[:size] in rare}
 
 
 def _runs(words: Sequence[str]) -> set[tuple[str, ...]]:

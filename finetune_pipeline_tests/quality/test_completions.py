@@ -95,13 +95,19 @@ LONG = "my lamp broke after two days of use and nobody at your shop has written 
         ("good morning", "Good morning!", False),
         ("where is my parcel", "Where is my parcel? It is on its way.", False),
         (LONG, "", False),
+        (
+            "Which country is the smallest in the world that has at least one square mile of area?",
+            "Nauru is the smallest in the world that has at least one square mile of area",
+            False,
+        ),
+        (LONG * 4, (LONG * 4).replace("lamp", "Lamp!", 1) + " thanks", True),
     ],
 )
 def test_echo_of_the_prompt(prompt: str, completion: str, echo: bool) -> None:
     assert is_echo(prompt, completion) is echo
 
 
-SENTENCES = ["It ships today."] * 30
+SENTENCES = ["It ships today, because we have it."] * 30
 
 
 @pytest.mark.parametrize(
@@ -111,6 +117,8 @@ SENTENCES = ["It ships today."] * 30
         ("You can call us, write to us, or", True),
         ("Hello.\n\nYour parcel will arrive on Monday, bec", True),
         ("We have three of these: a lamp, a fan,", True),
+        ("The lamp is near the river and close to town", False),
+        ("You have a right to a refund within a month", False),
         ("Your refund has been sent to you!", False),
         ('He said "this is all right with me."', False),
         ("**It was sent to you yesterday evening.**", False),
