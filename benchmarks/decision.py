@@ -32,7 +32,7 @@ from scipy.stats import beta, norm
 from finetune_pipeline.config import Release
 from finetune_pipeline.evaluate.metrics import PROMPTED
 from finetune_pipeline.records import Score
-from finetune_pipeline.release import statistics
+from finetune_pipeline.release import paired_tests
 from finetune_pipeline.release.decide import CHAMPION, CLASSICAL, Evidence, decide
 from finetune_pipeline.release.relative_change import relative_rise
 
@@ -83,8 +83,8 @@ def gate(right: Bits) -> tuple[Bits, Bits, Bits]:
     rows = tuned.shape[-1]
     wins = (tuned & ~baselines).sum(-1)
     losses = (~tuned & baselines).sum(-1)
-    z = statistics.score_z(wins, losses, rows, RULES.min_gain)
-    p = np.maximum(statistics.mcnemar(wins, losses), norm.sf(z))
+    z = paired_tests.score_z(wins, losses, rows, RULES.min_gain)
+    p = np.maximum(paired_tests.mcnemar(wins, losses), norm.sf(z))
     promote: Bits = (p <= RULES.significance_level).all(0)
     reject: Bits = (z <= -norm.isf(RULES.significance_level)).any(0)  # the upper bound of a gain is not above 0
     bare: Bits = tuned.sum(-1) > baselines.sum(-1).max(0)
@@ -96,9 +96,9 @@ def no_worse(right: Bits) -> Bits:
     tuned, others = right[0], right[1:]
     wins, losses = (tuned & ~others).sum(-1), (~tuned & others).sum(-1)
     rows, margin = tuned.shape[-1], RULES.non_inferiority_margin
-    p = norm.sf(statistics.score_z(wins, losses, rows, -margin))
+    p = norm.sf(paired_tests.score_z(wins, losses, rows, -margin))
     p = np.where(wins == 0, np.maximum(p, beta.sf(margin, losses + 1, np.maximum(rows - losses, 1))), p)
-    shown_worse = statistics.score_z(wins, losses, rows, 0.0) < -norm.isf(RULES.significance_level)
+    shown_worse = paired_tests.score_z(wins, losses, rows, 0.0) < -norm.isf(RULES.significance_level)
     passed: Bits = ((p <= RULES.significance_level) & ~shown_worse).all(0)
     return passed
 
@@ -157,10 +157,10 @@ def groups(sets: int, sizes: Sequence[int] = (1, 3, 6)) -> list[dict[str, Any]]:
         for _ in range(sets):
             level = random.standard_normal((2, count, 1)) + random.standard_normal((2, count, size))
             first, second = (dict(zip(names, map(bool, model.ravel() < 0), strict=True)) for model in level)
-            pair = statistics.paired(first, second, names)
-            wrong["ours"] += statistics.p_value(pair) <= RULES.significance_level
+            pair = paired_tests.paired(first, second, names)
+            wrong["ours"] += paired_tests.p_value(pair) <= RULES.significance_level
             wrong["rows_as_if_independent"] += bool(
-                statistics.mcnemar(pair.wins, pair.losses) <= RULES.significance_level
+                paired_tests.mcnemar(pair.wins, pair.losses) <= RULES.significance_level
             )
         lines.append({"rows": count * size, "group": size, **{name: n / sets for name, n in wrong.items()}})
     return lines

@@ -131,10 +131,10 @@ def _make(
     for artifact in inputs.values():
         store.verify(artifact)
     with store.scratch(step.asset) as out:
-        work = StageContext(task, store, inputs, out, key, now, report, fingerprint)
+        context = StageContext(task, store, inputs, out, key, now, report, fingerprint)
         try:
             with PeakMemory() as peak:
-                outcome: StageResult = _function(step.make)(work)
+                outcome: StageResult = _function(step.make)(context)
         except OSError as error:
             if is_full(error):
                 raise storage_error(error, str(out)) from error

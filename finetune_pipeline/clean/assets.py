@@ -20,22 +20,24 @@ from finetune_pipeline.records import Check, Verdict, write_jsonl
 from finetune_pipeline.store import StageContext, StageResult
 
 
-def clean_examples(work: StageContext) -> StageResult:
+def clean_examples(context: StageContext) -> StageResult:
     """Clean every raw example. DataError when no row stays."""
     from finetune_pipeline.models import base_model
 
-    count = base_model.token_counter(base_model.folder_of(work.inputs["base_model"], work.task.base, work.report))
-    raw = work.inputs["raw_examples"]
+    count = base_model.token_counter(
+        base_model.folder_of(context.inputs["base_model"], context.task.base, context.report)
+    )
+    raw = context.inputs["raw_examples"]
     rows = list(raw.examples())
-    result = clean(rows, work.task.clean, work.task.answer, work.task.prompt.system, count, work.report)
+    result = clean(rows, context.task.clean, context.task.answer, context.task.prompt.system, count, context.report)
     if not result.kept:
         raise _nothing(result)
-    write_jsonl(work.out / "examples.jsonl", result.kept)
-    write_jsonl(work.out / "fixes.jsonl", result.fixes)
-    write_jsonl(work.out / "drops.jsonl", result.drops)
-    write_jsonl(work.out / "clusters.jsonl", result.clusters)
-    write_jsonl(work.out / "conflicts.jsonl", result.conflicts)
-    work.report.log(f"{len(rows)} rows: {len(result.kept)} kept, {len(result.drops)} dropped")
+    write_jsonl(context.out / "examples.jsonl", result.kept)
+    write_jsonl(context.out / "fixes.jsonl", result.fixes)
+    write_jsonl(context.out / "drops.jsonl", result.drops)
+    write_jsonl(context.out / "clusters.jsonl", result.clusters)
+    write_jsonl(context.out / "conflicts.jsonl", result.conflicts)
+    context.report.log(f"{len(rows)} rows: {len(result.kept)} kept, {len(result.drops)} dropped")
     return StageResult(result.summary(), ledger(len(rows), result, raw.content_hash))
 
 

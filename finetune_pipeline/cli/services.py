@@ -20,7 +20,8 @@ import httpx
 
 from finetune_pipeline.backends.local import end_group, job_environment
 from finetune_pipeline.backends.progress import activity, until
-from finetune_pipeline.config.addresses import address, hide_credentials, mlflow_server, require_free
+from finetune_pipeline.config.addresses import address, mlflow_server, require_free
+from finetune_pipeline.config.credentials import hide_credentials
 from finetune_pipeline.errors import ServingError
 from finetune_pipeline.records import Reporter, Silent
 from finetune_pipeline.serve.traffic import private

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from finetune_pipeline.config.answer_schema import unresolved
 from finetune_pipeline.config.section import Section
+
+UNREADABLE = "(unreadable)"
 
 
 class Prompt(Section):
@@ -51,3 +54,22 @@ class AnswerFormat(Section):
                     "put what is meant under `$defs`, and refer to it by `#/$defs/<name>`"
                 )
         return self
+
+    def slice_of(self, completion: str) -> str:
+        """The slice of a row: its label, or the value of the field `slice_by` of its completion.
+
+        "" where the task declares none; `UNREADABLE` where the completion is not the JSON object that it should be (the
+        quality gate lets a small share of such rows pass).
+        """
+        if self.format == "label":
+            return completion.strip()
+        if self.format != "json" or self.slice_by is None:
+            return ""
+        try:
+            value = json.loads(completion)
+        except ValueError:
+            return UNREADABLE
+        if not isinstance(value, dict) or self.slice_by not in value:
+            return UNREADABLE
+        found = value[self.slice_by]
+        return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, sort_keys=True)

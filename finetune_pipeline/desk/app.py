@@ -8,7 +8,6 @@ made a user: the password of the first start stands in a log. TLS is a proxy's w
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import signal
 import socket
@@ -25,12 +24,13 @@ from fastapi.responses import PlainTextResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
+from finetune_pipeline.config.addresses import in_url, is_loopback, listen
 from finetune_pipeline.desk import files, ledger, login, review, security_headers, settings, tasks, users
 from finetune_pipeline.desk.attempts import Attempts
 from finetune_pipeline.desk.page import page
 from finetune_pipeline.desk.private_files import signing_secret
 from finetune_pipeline.desk.session import Sessions, SignedOut, login_address
-from finetune_pipeline.errors import FinetuneError, PortInUse, ServingError
+from finetune_pipeline.errors import FinetuneError, ServingError
 
 if TYPE_CHECKING:
     import uvicorn
@@ -63,7 +63,7 @@ def run(host: str, port: int) -> None:
     import uvicorn
 
     require_private(host)
-    listening = _listen(host, port)
+    listening = listen(host, port, "FINETUNE_DESK_URL", "the desk")
     password = users.first_start()
     if password is not None:
         print(f"The desk had no users. Sign in as `steward` with the password {password}", flush=True)
@@ -72,7 +72,7 @@ def run(host: str, port: int) -> None:
         create_app(), log_level="warning", access_log=False, timeout_graceful_shutdown=5, server_header=False
     )
     threading.Thread(target=import_module, args=["scipy.stats"], daemon=True).start()  # seconds, before anybody asks
-    print(f"desk: http://{_shown(host)}:{port}", flush=True)
+    print(f"desk: http://{in_url(host)}:{port}", flush=True)
     with listening:
         _until_stopped(uvicorn.Server(config), listening)
 
@@ -93,31 +93,6 @@ def require_private(host: str) -> None:
         )
 
 
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host.strip("[]"), port))
-        listening.listen(128)
-    except OSError as error:
-        listening.close()
-        raise PortInUse(
-            f"the desk cannot listen on {host}:{port}: {error.strerror or error}",
-            f"stop what listens there, or choose another: FINETUNE_DESK_URL=http://{_shown(host)}:{port + 1000}",
-        ) from error
-    return listening
-
-
 def _until_stopped(server: uvicorn.Server, listening: socket.socket) -> None:
     """uvicorn shuts down in good order on either signal, and raises it again afterwards: here that is the end."""
     if threading.current_thread() is threading.main_thread():
@@ -126,10 +101,6 @@ def _until_stopped(server: uvicorn.Server, listening: socket.socket) -> None:
         server.run(sockets=[listening])
     except KeyboardInterrupt:
         print("desk: stopped", file=sys.stderr)
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def _to_login(request: Request, error: SignedOut) -> Response:

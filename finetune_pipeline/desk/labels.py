@@ -177,10 +177,6 @@ def spelled(slug: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
-
-
 def number(value: float | None) -> str:
     """Thousands apart, whole numbers without a point, others to three digits."""
     if value is None:

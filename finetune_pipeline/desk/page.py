@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from finetune_pipeline.desk import labels, users
 from finetune_pipeline.desk.session import csrf_token
+from finetune_pipeline.statistics.formatting import percent
 
 FILTERS = {
     "about": labels.about,
@@ -20,7 +21,7 @@ FILTERS = {
     "broken": labels.broken,
     "label": labels.label,
     "number": labels.number,
-    "percent": labels.percent,
+    "percent": percent,
     "spelled": labels.spelled,
     "state": labels.state,
     "variant": labels.variant,

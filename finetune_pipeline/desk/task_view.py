@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from finetune_pipeline.desk import ledger_rows
@@ -22,6 +21,8 @@ from finetune_pipeline.desk.labels import first_up, spelled, together, variant
 from finetune_pipeline.desk.ledger_rows import count
 from finetune_pipeline.errors import StorageError
 from finetune_pipeline.records import Artifact, Check
+from finetune_pipeline.statistics.formatting import percent
+from finetune_pipeline.statistics.proportion import clopper_pearson
 
 SPLITS = ("train", "validation", "test")
 REPORTS: Mapping[str, tuple[str, str]] = {
@@ -150,7 +151,7 @@ def comparison(report: Mapping[str, Any]) -> list[VariantRow]:
 
 def _variant(name: str, figures: Mapping[str, Any], best: bool) -> VariantRow:
     rows, exact = int(figures["rows"]), float(figures["exact"])
-    given = figures.get("interval") or interval(round(exact * rows), rows)
+    given = figures.get("interval") or clopper_pearson(round(exact * rows), rows, 0.95)
     return VariantRow(
         name,
         variant(name),
@@ -162,14 +163,6 @@ def _variant(name: str, figures: Mapping[str, Any], best: bool) -> VariantRow:
         figures.get("seconds_per_answer"),
         best,
     )
-
-
-@lru_cache(maxsize=512)
-def interval(right: int, rows: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact two-sided interval of a share."""
-    from finetune_pipeline.review import bounds
-
-    return bounds.interval(right, rows, confidence)
 
 
 def facts(summary: Mapping[str, Any], leave_out: Sequence[str] = ()) -> list[tuple[str, str]]:
@@ -185,7 +178,7 @@ def plain(name: str, value: bool | float | str) -> str:
     if isinstance(value, str):
         return value or "–"
     if isinstance(value, float) and 0 <= value <= 1 and _is_share(name):
-        return f"{value:.1%}"
+        return percent(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
 
 

@@ -41,80 +41,84 @@ SLACK = 1.2  # an answer may be this much longer than the longest reference
 DAYS_PER_MONTH = 365 / 12
 
 
-def baseline_report(work: StageContext) -> StageResult:
+def baseline_report(context: StageContext) -> StageResult:
     """Answer the test rows with every declared prompt and the classical model. ModelError, DataError, JobCancelled."""
-    wanted = [v for v in work.task.baseline.variants if v != classical.VARIANT or classical.applies(work.task.answer)]
-    partial = _answer(work, "baseline_report", wanted)
-    tests = list(work.inputs["data_split"].examples("test.jsonl"))
+    wanted = [
+        v for v in context.task.baseline.variants if v != classical.VARIANT or classical.applies(context.task.answer)
+    ]
+    partial = _answer(context, "baseline_report", wanted)
+    tests = list(context.inputs["data_split"].examples("test.jsonl"))
     answers = AnswerFile(partial / "answers.jsonl").answers
-    scores = _scores(work, tests, answers)
-    return StageResult(_write(work, tests, answers, scores, wanted, {}), unfinished=partial)
+    scores = _scores(context, tests, answers)
+    return StageResult(_write(context, tests, answers, scores, wanted, {}), unfinished=partial)
 
 
-def eval_report(work: StageContext) -> StageResult:
+def eval_report(context: StageContext) -> StageResult:
     """Answer the test rows with the tuned model and with the live version (variant `champion`, where one is live),
     measure what tuning did besides, and join the baseline's answers.
 
     GateRefused when the baseline is about other test rows; ModelError, StorageError (the adapter does not fit),
     DataError, JobCancelled.
     """
-    tests = list(work.inputs["data_split"].examples("test.jsonl"))
-    baseline = work.inputs["baseline_report"]
+    tests = list(context.inputs["data_split"].examples("test.jsonl"))
+    baseline = context.inputs["baseline_report"]
     before = [Answer(**row) for row in read_jsonl(baseline.path("answers.jsonl"))]
     _same_rows(tests, before)
-    live = champion.served(work.fingerprint)
+    live = champion.served(context.fingerprint)
     opponent = (
-        champion.job_spec(work, work.store.unfinished("eval_report", "answers", work.key), live) if live else None
+        champion.job_spec(context, context.store.unfinished("eval_report", "answers", context.key), live)
+        if live
+        else None
     )
-    partial = _answer(work, "eval_report", ["tuned"], adapter=work.inputs["adapter"])
+    partial = _answer(context, "eval_report", ["tuned"], adapter=context.inputs["adapter"])
     if opponent is not None:
-        local.run(JOB, opponent, partial, work.report)
+        local.run(JOB, opponent, partial, context.report)
     new = AnswerFile(partial / "answers.jsonl").answers
     scores = [Score(**row) for row in read_jsonl(baseline.path("scores.jsonl"))]
     variants = [*baseline.json("report.json")["variants"], *([champion.VARIANT] if live else []), "tuned"]
-    measures = {"champion": asdict(live) if live else None, **_measures(work, partial)}
-    figures = _write(work, tests, [*before, *new], [*scores, *_scores(work, tests, new)], variants, measures)
+    measures = {"champion": asdict(live) if live else None, **_measures(context, partial)}
+    figures = _write(context, tests, [*before, *new], [*scores, *_scores(context, tests, new)], variants, measures)
     return StageResult(figures, unfinished=partial)
 
 
-def max_new_tokens(work: StageContext, folder: Path) -> int:
+def max_new_tokens(context: StageContext, folder: Path) -> int:
     """The declared limit, else the longest training answer in tokens and 20 %. Test answers are not looked at."""
-    if work.task.evaluate.max_new_tokens:
-        return work.task.evaluate.max_new_tokens
-    texts = [row.completion for row in work.inputs["data_split"].examples("train.jsonl")]
+    if context.task.evaluate.max_new_tokens:
+        return context.task.evaluate.max_new_tokens
+    texts = [row.completion for row in context.inputs["data_split"].examples("train.jsonl")]
     longest = max(base_model.token_counter(folder)(texts), default=1)
     return max(int(longest * SLACK), longest + 2)  # room for the end mark
 
 
-def _answer(work: StageContext, asset: str, variants: Sequence[str], adapter: Artifact | None = None) -> Path:
+def _answer(context: StageContext, asset: str, variants: Sequence[str], adapter: Artifact | None = None) -> Path:
     """Run the job; gives the folder with what it wrote."""
-    partial = work.store.unfinished(asset, "answers", work.key)
-    spec = job_spec(work, partial, variants, adapter)
-    local.run(JOB, spec, partial, work.report)
+    partial = context.store.unfinished(asset, "answers", context.key)
+    spec = job_spec(context, partial, variants, adapter)
+    local.run(JOB, spec, partial, context.report)
     return partial
 
 
 def job_spec(
-    work: StageContext, partial: Path, variants: Sequence[str], adapter: Artifact | None = None
+    context: StageContext, partial: Path, variants: Sequence[str], adapter: Artifact | None = None
 ) -> dict[str, Any]:
     """What the job has to do (see job.py). The measures are of the tuned model alone."""
-    folder = base_model.folder_of(work.inputs["base_model"], work.task.base, work.report)
+    folder = base_model.folder_of(context.inputs["base_model"], context.task.base, context.report)
     return {
         "base": str(folder),
         "adapter": str(adapter.folder) if adapter else None,
-        "split": str(work.inputs["data_split"].folder),
+        "split": str(context.inputs["data_split"].folder),
         "partial": str(partial),
-        "task": work.task.model_dump(mode="json", by_alias=True),
+        "task": context.task.model_dump(mode="json", by_alias=True),
         "variants": list(variants),
-        "max_new_tokens": max_new_tokens(work, folder),
-        "general": adapter is not None and work.task.evaluate.general,
-        "memorization": adapter is not None and work.task.evaluate.memorization,
+        "max_new_tokens": max_new_tokens(context, folder),
+        "general": adapter is not None and context.task.evaluate.general,
+        "memorization": adapter is not None and context.task.evaluate.memorization,
     }
 
 
-def _scores(work: StageContext, tests: Sequence[Example], answers: Sequence[Answer]) -> list[Score]:
+def _scores(context: StageContext, tests: Sequence[Example], answers: Sequence[Answer]) -> list[Score]:
     rows = {row.id: row for row in tests}
-    return [metrics.score(rows[answer.id], answer, work.task.answer) for answer in answers]
+    return [metrics.score(rows[answer.id], answer, context.task.answer) for answer in answers]
 
 
 def _same_rows(tests: Sequence[Example], before: Sequence[Answer]) -> None:
@@ -127,17 +131,17 @@ def _same_rows(tests: Sequence[Example], before: Sequence[Answer]) -> None:
         )
 
 
-def _measures(work: StageContext, partial: Path) -> dict[str, Any]:
+def _measures(context: StageContext, partial: Path) -> dict[str, Any]:
     """What is measured of the tuned model alone; general_ability.jsonl is written on the way."""
     measures: dict[str, Any] = {}
-    if work.task.evaluate.general:
+    if context.task.evaluate.general:
         found = json.loads((partial / "general.json").read_text("utf-8"))
         rows = general_ability.compared(found["base"], found["tuned"])
-        write_jsonl(work.out / "general.jsonl", rows)
+        write_jsonl(context.out / "general.jsonl", rows)
         measures["general"] = (
             general_ability.summary(rows) if rows else None
         )  # where the model can read no text as a whole
-    if work.task.evaluate.memorization:
+    if context.task.evaluate.memorization:
         found = json.loads((partial / "memorization.json").read_text("utf-8"))
         measures["memorization"] = memorized(found["train"], found["test"])
     return measures
@@ -160,7 +164,7 @@ def cost(variants: dict[str, Any], prices: Suitability) -> dict[str, Json]:
 
 
 def _write(
-    work: StageContext,
+    context: StageContext,
     tests: Sequence[Example],
     answers: Sequence[Answer],
     scores: Sequence[Score],
@@ -172,25 +176,25 @@ def _write(
         name: metrics.variant([s for s in scores if s.variant == name], [a for a in answers if a.variant == name])
         for name in names
     }
-    folder = base_model.folder_of(work.inputs["base_model"], work.task.base)
+    folder = base_model.folder_of(context.inputs["base_model"], context.task.base)
     figures: dict[str, Any] = {
         "rows": len(tests),
         "variants": variants,
-        "best_prompted": metrics.best_prompted(variants),
+        "best_prompted": metrics.best_prompted({name: figure["exact"] for name, figure in variants.items()}),
         "champion": None,
-        "max_new_tokens": max_new_tokens(work, folder),
+        "max_new_tokens": max_new_tokens(context, folder),
         "general": None,
         "memorization": None,
-        "cost": cost(variants, work.task.suitability) if "tuned" in variants else None,
+        "cost": cost(variants, context.task.suitability) if "tuned" in variants else None,
         **measures,
     }
     told = {name: value for name, value in figures.items() if value is not None or name == "best_prompted"}
-    write_jsonl(work.out / "answers.jsonl", answers)
-    write_jsonl(work.out / "scores.jsonl", scores)
-    (work.out / "report.json").write_text(dumps(told), "utf-8")
-    base = str(work.inputs["base_model"].json("base_model.json")["id"])
-    facts = Facts(work.task.name, work.task.description, base, work.now, figures, tests, answers, scores)
-    (work.out / "report.html").write_text(page(facts), "utf-8")
+    write_jsonl(context.out / "answers.jsonl", answers)
+    write_jsonl(context.out / "scores.jsonl", scores)
+    (context.out / "report.json").write_text(dumps(told), "utf-8")
+    base = str(context.inputs["base_model"].json("base_model.json")["id"])
+    facts = Facts(context.task.name, context.task.description, base, context.now, figures, tests, answers, scores)
+    (context.out / "report.html").write_text(page(facts), "utf-8")
     return _summary(figures)
 
 

@@ -30,16 +30,16 @@ def served(fingerprint: Json) -> ServedVersion | None:
     return ServedVersion(**fields)
 
 
-def job_spec(work: StageContext, partial: Path, version: ServedVersion) -> dict[str, Any]:
+def job_spec(context: StageContext, partial: Path, version: ServedVersion) -> dict[str, Any]:
     """What the job has to do for this version. StorageError when its files are not there, or were changed."""
-    adapter, base = _artifacts(work, version)
+    adapter, base = _artifacts(context, version)
     declared_base = Base.model_validate(base.manifest["declaration"]["base"])
     prompt = Prompt.model_validate(adapter.manifest["declaration"]["prompt"])
-    task = work.task.model_copy(update={"prompt": prompt})
+    task = context.task.model_copy(update={"prompt": prompt})
     return {
-        "base": str(base_model.folder_of(base, declared_base, work.report)),
+        "base": str(base_model.folder_of(base, declared_base, context.report)),
         "adapter": str(adapter.folder),
-        "split": str(work.inputs["data_split"].folder),
+        "split": str(context.inputs["data_split"].folder),
         "partial": str(partial),
         "task": task.model_dump(mode="json", by_alias=True),
         "variants": [VARIANT],
@@ -49,14 +49,14 @@ def job_spec(work: StageContext, partial: Path, version: ServedVersion) -> dict[
     }
 
 
-def _artifacts(work: StageContext, version: ServedVersion) -> tuple[Artifact, Artifact]:
-    adapter = work.store.find("adapter", version.adapter_key)
-    base = work.store.by_content("base_model", version.base)
+def _artifacts(context: StageContext, version: ServedVersion) -> tuple[Artifact, Artifact]:
+    adapter = context.store.find("adapter", version.adapter_key)
+    base = context.store.by_content("base_model", version.base)
     if adapter is None or adapter.content_hash != version.adapter or base is None:
         raise StorageError(
             f"version {version.version} is live, and its adapter {version.adapter} or base model {version.base} is not "
             "in the store, so the candidate cannot be compared with it",
             f"put the files of version {version.version} back, or `finetune rollback` to an earlier version",
         )
-    work.store.verify(adapter)
+    context.store.verify(adapter)
     return adapter, base

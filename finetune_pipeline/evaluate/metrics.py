@@ -19,13 +19,37 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from finetune_pipeline.clean.answers import lenient, load, parse, problem
 from finetune_pipeline.config import AnswerFormat
-from finetune_pipeline.records import Answer, Example, Json, Score
+from finetune_pipeline.records import Answer, Example, Score
+from finetune_pipeline.statistics.proportion import clopper_pearson
 
 CONFIDENCE = 0.95
+
+
+class SliceFigures(TypedDict):
+    rows: int
+    exact: float
+    interval: list[float]
+
+
+class VariantFigures(TypedDict):
+    """One variant in report.json. Shares from 0 to 1, `interval` at 95 %, seconds and tokens as means per answer."""
+
+    rows: int
+    exact: float
+    interval: list[float]
+    valid: float
+    fields: dict[str, float]
+    slices: dict[str, SliceFigures]
+    finished: float
+    seconds_per_answer: float
+    prompt_tokens: float
+    completion_tokens: float
+
+
 PROMPTED = ("zero_shot", "few_shot", "few_shot_retrieved")
 
 
@@ -35,17 +59,7 @@ def score(example: Example, answer: Answer, spec: AnswerFormat) -> Score:
     valid = problem(answer.text, spec) is None
     exact = problem(said, spec) is None and canonical(parse(said, spec)) == canonical(_reference(example, spec))
     fields = _fields(example, said, spec)
-    return Score(example.id, answer.variant, exact, valid, fields, slice_of(example, spec))
-
-
-def slice_of(example: Example, spec: AnswerFormat) -> str:
-    """The name of the slice a row belongs to: its label, or the value of `slice_by` in its reference; else empty."""
-    if spec.format == "label":
-        return example.completion.strip()
-    if spec.format == "json" and spec.slice_by:
-        value = _object(example.completion).get(spec.slice_by)
-        return value if isinstance(value, str) else canonical(value)
-    return ""
+    return Score(example.id, answer.variant, exact, valid, fields, spec.slice_of(example.completion))
 
 
 def canonical(value: Any) -> str:
@@ -85,8 +99,8 @@ def _object(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def variant(scores: Sequence[Score], answers: Sequence[Answer]) -> dict[str, Json]:
-    """What report.json says of one variant. Shares from 0 to 1; seconds and tokens are means per answer."""
+def variant(scores: Sequence[Score], answers: Sequence[Answer]) -> VariantFigures:
+    """What report.json says of one variant."""
     rows = len(scores)
     exact = sum(s.exact for s in scores)
     slices: dict[str, list[bool]] = defaultdict(list)
@@ -99,7 +113,7 @@ def variant(scores: Sequence[Score], answers: Sequence[Answer]) -> dict[str, Jso
     return {
         "rows": rows,
         "exact": _share(exact, rows),
-        "interval": list(interval(exact, rows)),
+        "interval": interval(exact, rows),
         "valid": _share(sum(s.valid for s in scores), rows),
         "fields": {name: _share(sum(right), len(right)) for name, right in fields.items()},
         "slices": {name: _slice(slices[name]) for name in sorted(slices)},
@@ -110,28 +124,23 @@ def variant(scores: Sequence[Score], answers: Sequence[Answer]) -> dict[str, Jso
     }
 
 
-def _slice(right: Sequence[bool]) -> dict[str, Json]:
+def _slice(right: Sequence[bool]) -> SliceFigures:
     return {
         "rows": len(right),
         "exact": _share(sum(right), len(right)),
-        "interval": list(interval(sum(right), len(right))),
+        "interval": interval(sum(right), len(right)),
     }
 
 
-def best_prompted(variants: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The prompted variant with the highest share of exact answers (of equals: the simplest); None if there is none."""
-    names = [name for name in PROMPTED if name in variants]
-    return max(names, key=lambda name: variants[name]["exact"]) if names else None
+def best_prompted(exact: Mapping[str, float]) -> str | None:
+    """The prompted variant with the highest share of exact answers, of equals the simplest; None if there is none.
+
+    `exact`: the share of each variant, from 0 to 1."""
+    return max((name for name in PROMPTED if name in exact), key=lambda name: exact[name], default=None)
 
 
-def interval(successes: int, rows: int) -> tuple[float, float]:
-    """The exact two-sided interval of a share at 95 % (scipy's binomtest, method "exact"); (0, 1) for no rows."""
-    if rows == 0:
-        return 0.0, 1.0
-    from scipy.stats import binomtest
-
-    bounds = binomtest(successes, rows).proportion_ci(CONFIDENCE, method="exact")
-    return round(float(bounds.low), 6), round(float(bounds.high), 6)
+def interval(right: int, rows: int) -> list[float]:
+    return [round(bound, 6) for bound in clopper_pearson(right, rows, CONFIDENCE)]
 
 
 def _share(part: int, whole: int) -> float:

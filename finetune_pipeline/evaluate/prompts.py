@@ -19,7 +19,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from finetune_pipeline.config import AnswerFormat
-from finetune_pipeline.evaluate.metrics import slice_of
 from finetune_pipeline.records import Example
 
 Chat = list[dict[str, str]]
@@ -43,7 +42,7 @@ def fixed_shots(train: Sequence[Example], spec: AnswerFormat, count: int, seed: 
     dice = random.Random(seed)
     slices: dict[str, list[Example]] = defaultdict(list)
     for row in train:
-        slices[slice_of(row, spec)].append(row)
+        slices[spec.slice_of(row.completion)].append(row)
     names = sorted(slices)
     dice.shuffle(names)
     for name in names:

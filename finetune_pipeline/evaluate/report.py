@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_pipeline.records import Answer, Example, Score
+from finetune_pipeline.statistics.formatting import percent
 
 SHOWN = 10  # examples of each kind
 LABELS = {
@@ -110,10 +111,6 @@ def cases(facts: Facts) -> dict[str, list[Case]]:
     wrong = [row for row in facts.tests if not right["tuned", row.id]]
     better = [row for row in facts.tests if right["tuned", row.id] and right.get((best, row.id)) is False]
     return {"wrong": [case(row) for row in wrong[:SHOWN]], "better": [case(row) for row in better[:SHOWN]]}
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share in (0, 1) or 0.1 <= share <= 0.99 else f"{100 * share:.1f} %"
 
 
 def label(variant: str) -> str:

@@ -32,17 +32,17 @@ def sources_fingerprint(task: Task, store: TaskStore) -> str:
     return fingerprint(task, store.root)
 
 
-def raw_examples(work: StageContext) -> StageResult:
+def raw_examples(context: StageContext) -> StageResult:
     """Read every source. DataError when a file cannot be read, or when no row of any file is an example."""
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     files: list[dict[str, Any]] = []
     with ExitStack() as open_files:
         out = {
-            name: open_files.enter_context((work.out / f"{name}.jsonl").open("w", encoding="utf-8"))
+            name: open_files.enter_context((context.out / f"{name}.jsonl").open("w", encoding="utf-8"))
             for name in ("examples", "drops", "pairs")
         }
-        for file in _files(work):
+        for file in _files(context):
             before = counts.copy()
             for record in file.records():
                 _write(record, out)
@@ -50,18 +50,18 @@ def raw_examples(work: StageContext) -> StageResult:
                 counts[_kind(record)] += 1
                 reasons.update([record.reason] if isinstance(record, Drop) else [])
                 if counts["read"] % _ALIVE_EVERY == 0:
-                    work.report.alive()
+                    context.report.alive()
             files.append(_described(file, counts - before))
-            work.report.log(_sentence(files[-1]))
+            context.report.log(_sentence(files[-1]))
     if not counts["examples"]:
-        raise _nothing(files, reasons, work)
-    return _outcome(work, counts, reasons, files)
+        raise _nothing(files, reasons, context)
+    return _outcome(context, counts, reasons, files)
 
 
-def _files(work: StageContext) -> Iterator[Reading]:
-    for source in work.task.sources:
-        for name, opened in opened_files(source, work.store.root):
-            yield Reading(name, source, opened, work.task.answer)
+def _files(context: StageContext) -> Iterator[Reading]:
+    for source in context.task.sources:
+        for name, opened in opened_files(source, context.store.root):
+            yield Reading(name, source, opened, context.task.answer)
 
 
 def _kind(record: Record) -> str:
@@ -101,7 +101,7 @@ def _sentence(facts: dict[str, Any]) -> str:
     return f"{facts['file']}: {facts['rows']} rows, {facts['examples']} examples ({how})"
 
 
-def _nothing(files: list[dict[str, Any]], reasons: Counter[str], work: StageContext) -> DataError:
+def _nothing(files: list[dict[str, Any]], reasons: Counter[str], context: StageContext) -> DataError:
     """No example in any file: say for each file what it has and what it would need."""
     if not any(facts["rows"] for facts in files):
         names = ", ".join(facts["file"] for facts in files)
@@ -111,7 +111,7 @@ def _nothing(files: list[dict[str, Any]], reasons: Counter[str], work: StageCont
     layouts = "declare the columns of each source with `input` and `output` (or `outputs`), or its layout with `rows`"
     unreadable = all("no row that can be read" in facts.get("problem", "") for facts in files)
     return DataError(
-        f"no row of {work.task.name} could be read as an example ({why}): " + "; ".join(told),
+        f"no row of {context.task.name} could be read as an example ({why}): " + "; ".join(told),
         "fix the rows where they come from: one example in each" if unreadable else layouts,
     )
 
@@ -121,7 +121,7 @@ def _reading(facts: dict[str, Any]) -> str:
 
 
 def _outcome(
-    work: StageContext, counts: Counter[str], reasons: Counter[str], files: list[dict[str, Any]]
+    context: StageContext, counts: Counter[str], reasons: Counter[str], files: list[dict[str, Any]]
 ) -> StageResult:
     read, examples, drops = counts["read"], counts["examples"], sum(reasons.values())
     if read != examples + drops:
@@ -141,5 +141,5 @@ def _outcome(
     )
     sentence = f"{read} rows read: {examples} examples, {drops} dropped with a reason"
     return StageResult(
-        summary, Verdict("raw_examples", True, work.key, sentence, (check,), {"rows": read, "drops": drops})
+        summary, Verdict("raw_examples", True, context.key, sentence, (check,), {"rows": read, "drops": drops})
     )

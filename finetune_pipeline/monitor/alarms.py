@@ -22,7 +22,8 @@ from finetune_pipeline.config import Monitor
 from finetune_pipeline.monitor.drift import Drift, categories, lengths
 from finetune_pipeline.monitor.log import Traffic
 from finetune_pipeline.records import Check, Json
-from finetune_pipeline.release.statistics import clopper_pearson
+from finetune_pipeline.statistics.formatting import percent
+from finetune_pipeline.statistics.proportion import clopper_pearson
 
 CONFIDENCE = 0.95
 DRIFT = "no drift: "
@@ -133,14 +134,13 @@ def _enough(traffic: Traffic, rules: Monitor) -> Check:
 
 
 def _format(traffic: Traffic, rules: Monitor) -> Check:
-    name, expected = "answers keep the format", f"at most {rules.max_invalid:.1%} of the answers break it"
+    name, expected = "answers keep the format", f"at most {percent(rules.max_invalid)} of the answers break it"
     if not traffic.checked:
         return Check(name, True, expected, "the task declares no format to keep")
     low, _ = clopper_pearson(traffic.broken, traffic.checked, 2 * CONFIDENCE - 1)
     share = traffic.broken / traffic.checked
-    observed = (
-        f"{traffic.broken} of {traffic.checked} ({share:.1%}), {low:.1%} or more with {CONFIDENCE:.0%} confidence"
-    )
+    observed = f"{traffic.broken} of {traffic.checked} ({percent(share)}), "
+    observed += f"{percent(low)} or more with {percent(CONFIDENCE)} confidence"
     if low <= rules.max_invalid < share:
         observed += "; more than declared, which may still be chance: watch it"
     return Check(name, low <= rules.max_invalid, expected, observed)
@@ -164,7 +164,7 @@ def _failures(traffic: Traffic, rules: Monitor) -> Check:
     observed = f"{sum(parts.values())} of {asked} requests got no answer"
     if named := ", ".join(f"{count} {what}" for what, count in parts.items() if count):
         observed += f": {named}"
-    expected = f"no more than {rules.max_invalid:.1%} of the requests fail"
+    expected = f"no more than {percent(rules.max_invalid)} of the requests fail"
     return Check("requests are answered", low <= rules.max_invalid, expected, observed, "warning")
 
 
@@ -175,7 +175,9 @@ def _drift(drift: Drift, rules: Monitor) -> Check:
     moved = sorted(drift.bins, key=lambda b: -abs(b.live - b.test))[:2]
     drifted = drift.drifted(rules.max_psi)
     if drifted:
-        observed += "; most changed: " + ", ".join(f"{b.name} from {b.test:.0%} to {b.live:.0%}" for b in moved)
+        observed += "; most changed: " + ", ".join(
+            f"{b.name} from {percent(b.test)} to {percent(b.live)}" for b in moved
+        )
     return Check(DRIFT + drift.name, not drifted, f"stability index at most {bar:.2f} ({why})", observed)
 
 

@@ -20,7 +20,6 @@ from finetune_pipeline.monitor.alarms import Reference, Report, evaluate_traffic
 from finetune_pipeline.monitor.log import files, read, window
 from finetune_pipeline.monitor.page import page
 from finetune_pipeline.records import Json, Verdict, content_id, dumps, read_jsonl
-from finetune_pipeline.split.slices import slice_of
 from finetune_pipeline.store import StageContext, StageResult, TaskStore, traffic_folder
 
 SUMMARY = ("requests", "invalid_share", "p50_seconds", "p95_seconds", "fallbacks", "errors", "abandoned", "alarms")
@@ -34,44 +33,44 @@ def traffic_fingerprint(task: Task, store: TaskStore) -> str:
     return content_id(*(f"{path.name}:{path.stat().st_size}" for path in found))
 
 
-def traffic_report(work: StageContext) -> StageResult:
+def traffic_report(context: StageContext) -> StageResult:
     """Judge the traffic of the version that serves. Without traffic the report says so, and raises no alarm."""
-    task, deployment = work.task, work.inputs["deployed_endpoint"]
+    task, deployment = context.task, context.inputs["deployed_endpoint"]
     serving = deployment.json("endpoint.json")["champion"]
-    days = window(work.now, task.monitor.window_days)
+    days = window(context.now, task.monitor.window_days)
     adapter = serving["adapter"] if serving else ""
-    traffic = read(files(traffic_folder(task.name), days), adapter, lambda answer: slice_of(answer, task.answer))
-    report = evaluate_traffic(traffic, reference(work), task.monitor)
+    traffic = read(files(traffic_folder(task.name), days), adapter, task.answer.slice_of)
+    report = evaluate_traffic(traffic, reference(context), task.monitor)
     about: dict[str, Json] = {
         "task": task.name,
         "version": serving["version"] if serving else None,
         "adapter": adapter,
         "from": days[0],
         "to": days[-1],
-        "made_at": work.now,
+        "made_at": context.now,
     }
     checks = [
         {"name": c.name, "passed": c.passed, "expected": c.expected, "observed": c.observed} for c in report.checks
     ]
-    (work.out / "report.json").write_text(
+    (context.out / "report.json").write_text(
         dumps({"about": about, "summary": report.summary, "checks": checks, **report.figures}), "utf-8"
     )
-    (work.out / "report.html").write_text(page(about, report, task.monitor), "utf-8")
-    work.report.log(report.summary)
+    (context.out / "report.html").write_text(page(about, report, task.monitor), "utf-8")
+    context.report.log(report.summary)
     return StageResult({name: report.figures[name] for name in SUMMARY}, _verdict(report, deployment.content_hash))
 
 
-def reference(work: StageContext) -> Reference:
+def reference(context: StageContext) -> Reference:
     """The test rows' questions, masked as the log masks them, and the tuned model's answers to them."""
     from finetune_pipeline.clean.pii import mask
 
-    tests = {row.id: row for row in work.inputs["data_split"].examples("test.jsonl")}
+    tests = {row.id: row for row in context.inputs["data_split"].examples("test.jsonl")}
     rows: list[dict[str, Any]] = [
         row
-        for row in read_jsonl(work.inputs["eval_report"].path("answers.jsonl"))
+        for row in read_jsonl(context.inputs["eval_report"].path("answers.jsonl"))
         if row["variant"] == "tuned" and row["id"] in tests
     ]
-    kinds = Counter(kind for row in rows if (kind := slice_of(row["text"], work.task.answer)))
+    kinds = Counter(kind for row in rows if (kind := context.task.answer.slice_of(row["text"])))
     return Reference(
         [len(mask(tests[row["id"]].prompt)[0]) for row in rows],
         [len(mask(row["text"])[0]) for row in rows],

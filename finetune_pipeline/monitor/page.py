@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune_pipeline.config import Monitor
 from finetune_pipeline.monitor.alarms import Report
+from finetune_pipeline.statistics.formatting import percent
 
 WIDTH, HEIGHT = 720, 120  # of the chart of days, in SVG units
 
@@ -75,10 +76,6 @@ def bars(days: Any) -> list[Bar]:
         )
         for i, (name, day) in enumerate(days.items())
     ]
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def seconds(value: float | None) -> str:

@@ -41,25 +41,25 @@ from finetune_pipeline.store import StageContext, StageResult
 ARTIFACT_PATH = "adapter"  # where the training's run keeps the adapter's files in MLflow
 
 
-def release_decision(work: StageContext) -> StageResult:
+def release_decision(context: StageContext) -> StageResult:
     """Decide on the current adapter. GateRefused when the evaluation is another adapter's, DataError when it did not
     score the very test rows of the current split."""
-    evaluation, rules = work.inputs["eval_report"], work.task.release
-    tests = list(work.inputs["data_split"].examples("test.jsonl"))
+    evaluation, rules = context.inputs["eval_report"], context.task.release
+    tests = list(context.inputs["data_split"].examples("test.jsonl"))
     use = holdout_reuse.HoldoutUse(
-        work.inputs["adapter"].content_hash, holdout_reuse.rules_hash(rules), frozenset(row.id for row in tests)
+        context.inputs["adapter"].content_hash, holdout_reuse.rules_hash(rules), frozenset(row.id for row in tests)
     )
-    decision = decide(evidence(work, tests, holdout_reuse.count(holdout_reuse.recall(work.store), use)), rules)
-    holdout_reuse.remember(work.store, use, decision, work.now)
-    (work.out / "decision.json").write_text(dumps(asdict(decision)), "utf-8")
-    (work.out / "decision.md").write_text(markdown(decision, work.now), "utf-8")
-    work.report.log(decision.summary)
+    decision = decide(evidence(context, tests, holdout_reuse.count(holdout_reuse.recall(context.store), use)), rules)
+    holdout_reuse.remember(context.store, use, decision, context.now)
+    (context.out / "decision.json").write_text(dumps(asdict(decision)), "utf-8")
+    (context.out / "decision.md").write_text(markdown(decision, context.now), "utf-8")
+    context.report.log(decision.summary)
     return StageResult(_decision_summary(decision), _verdict(decision, evaluation))
 
 
-def evidence(work: StageContext, tests: Sequence[Example], past: Reuse) -> Evidence:
+def evidence(context: StageContext, tests: Sequence[Example], past: Reuse) -> Evidence:
     """What the evaluation measured, checked to be about this adapter and these test rows."""
-    evaluation, adapter = work.inputs["eval_report"], work.inputs["adapter"]
+    evaluation, adapter = context.inputs["eval_report"], context.inputs["adapter"]
     evaluated = evaluation.manifest["inputs"].get("adapter")
     if evaluated != adapter.content_hash:
         raise GateRefused(
@@ -76,7 +76,7 @@ def evidence(work: StageContext, tests: Sequence[Example], past: Reuse) -> Evide
     general = None
     if evaluation.path("general.jsonl").exists():
         general = [(row["base"], row["tuned"]) for row in read_jsonl(evaluation.path("general.jsonl"))]
-    groups = together(tests, work.task.split)
+    groups = together(tests, context.task.split)
     live = evaluation.json("report.json").get("champion")
     champion = f"version {live['version']}" if live else None
     return Evidence(scores, general, groups, adapter.content_hash, evaluation.content_hash, past, champion)
@@ -92,26 +92,26 @@ def together(rows: Sequence[Example], rules: Split) -> dict[str, str | None]:
     return {rows[i].id: rows[unit[0]].id if len(unit) > 1 else None for unit in units(rows, near) for i in unit}
 
 
-def registered_model(work: StageContext) -> StageResult:
+def registered_model(context: StageContext) -> StageResult:
     """Enter the promoted adapter in MLflow's registry. GateRefused unless the decision is PROMOTE for this adapter and
     this evaluation; StorageError when the adapter's files are not those that were evaluated."""
     from finetune_pipeline import tracking
 
-    adapter = work.inputs["adapter"]
-    decision = promoted(work.inputs["release_decision"], adapter, work.inputs["eval_report"])
-    work.store.verify(adapter)
+    adapter = context.inputs["adapter"]
+    decision = promoted(context.inputs["release_decision"], adapter, context.inputs["eval_report"])
+    context.store.verify(adapter)
     run_id = str(adapter.json("training.json")["mlflow_run_id"])
-    name = work.task.name
+    name = context.task.name
     version = tracking.find_version(name, "adapter", adapter.content_hash)
     new = version is None
     if version is None:
-        about = _tags(work), _description(decision)
+        about = _tags(context), _description(decision)
         version = tracking.register(name, run_id, ARTIFACT_PATH, *about, folder=adapter.folder)
     tracking.set_alias(name, "challenger", version)
-    facts = _facts(work, name, version, run_id)
-    (work.out / "model.json").write_text(dumps(facts), "utf-8")
-    (work.out / "MODEL_CARD.md").write_text(card(_registration(work, version, decision)), "utf-8")
-    work.report.log(f"version {version} of {name} is " + ("new" if new else "this very adapter, registered before"))
+    facts = _facts(context, name, version, run_id)
+    (context.out / "model.json").write_text(dumps(facts), "utf-8")
+    (context.out / "MODEL_CARD.md").write_text(card(_registration(context, version, decision)), "utf-8")
+    context.report.log(f"version {version} of {name} is " + ("new" if new else "this very adapter, registered before"))
     return StageResult({"name": name, "version": version, "new": new, "mlflow_run_id": run_id, "alias": "challenger"})
 
 
@@ -162,23 +162,23 @@ def _decision_summary(decision: Decision) -> dict[str, Json]:
     return {**_figures(decision), "rows": decision.figures["rows"], "reason": decision.summary}
 
 
-def _lineage(work: StageContext) -> dict[str, str]:
+def _lineage(context: StageContext) -> dict[str, str]:
     names = ("data_split", "base_model", "adapter", "eval_report", "release_decision")
-    return {name: work.inputs[name].content_hash for name in names}
+    return {name: context.inputs[name].content_hash for name in names}
 
 
-def _tags(work: StageContext) -> dict[str, str]:
+def _tags(context: StageContext) -> dict[str, str]:
     """What the registry can be searched by, and what another machine needs to check the files."""
-    lineage = _lineage(work)
+    lineage = _lineage(context)
     return {
         "adapter": lineage["adapter"],
         "data": lineage["data_split"],
         "base": lineage["base_model"],
         "evaluation": lineage["eval_report"],
         "decision": lineage["release_decision"],
-        "license": work.task.base.license,
-        "use": work.task.use,
-        "sha256": work.inputs["adapter"].manifest["files"]["adapter_model.safetensors"]["sha256"],
+        "license": context.task.base.license,
+        "use": context.task.use,
+        "sha256": context.inputs["adapter"].manifest["files"]["adapter_model.safetensors"]["sha256"],
     }
 
 
@@ -186,8 +186,8 @@ def _description(decision: Decision) -> str:
     return decision.summary[:1000]  # the registry's column holds 5000 characters on a server's database
 
 
-def _facts(work: StageContext, name: str, version: int, run_id: str) -> dict[str, Json]:
-    lineage = _lineage(work)
+def _facts(context: StageContext, name: str, version: int, run_id: str) -> dict[str, Json]:
+    lineage = _lineage(context)
     return {
         "name": name,
         "version": version,
@@ -197,22 +197,22 @@ def _facts(work: StageContext, name: str, version: int, run_id: str) -> dict[str
         "decision": lineage["release_decision"],
         "data": lineage["data_split"],
         "base": lineage["base_model"],
-        "registered_at": work.now,
+        "registered_at": context.now,
     }
 
 
-def _registration(work: StageContext, version: int, decision: Decision) -> Registration:
-    adapter, base = work.inputs["adapter"], work.inputs["base_model"].json("base_model.json")
+def _registration(context: StageContext, version: int, decision: Decision) -> Registration:
+    adapter, base = context.inputs["adapter"], context.inputs["base_model"].json("base_model.json")
     checksums = {name: str(file["sha256"]) for name, file in adapter.manifest["files"].items()}
     return Registration(
-        task=work.task,
+        task=context.task,
         version=version,
         decision=decision,
         base=base,
-        accounting=work.inputs["data_split"].json("accounting.json"),
+        accounting=context.inputs["data_split"].json("accounting.json"),
         training=adapter.json("training.json"),
-        memorization=work.inputs["eval_report"].json("report.json").get("memorization"),
+        memorization=context.inputs["eval_report"].json("report.json").get("memorization"),
         checksums={**checksums, "base model weights": str(base["weights_sha256"])},
-        lineage={**_lineage(work), "mlflow run": str(adapter.json("training.json")["mlflow_run_id"])},
-        at=work.now,
+        lineage={**_lineage(context), "mlflow run": str(adapter.json("training.json")["mlflow_run_id"])},
+        at=context.now,
     )

@@ -20,8 +20,8 @@ from typing import Any
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.records import Decision
-from finetune_pipeline.release.formatting import percent
 from finetune_pipeline.release.report import checks_table, opponents, shown
+from finetune_pipeline.statistics.formatting import percent
 
 LANGUAGE = "und"  # ISO 639 "undetermined": the declaration names no language, and a guess would be taken for a fact
 USES = {

@@ -6,7 +6,7 @@
 A finding *holds*, shows *harm* (the opposite of what is asked is itself shown), or is *undecided*: this test set is too
 small for the difference there is. Only what holds counts for a release.
 
-What it is not: what follows from all findings together (decide.py), or the tests themselves (statistics.py).
+What it is not: what follows from all findings together (decide.py), or the tests themselves (paired_tests.py).
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import Literal, TypeAlias
 
 from finetune_pipeline.config import Release
 from finetune_pipeline.records import Check, Json
-from finetune_pipeline.release import power, statistics
-from finetune_pipeline.release.formatting import gain, interval_name, percent, points, share, signed
+from finetune_pipeline.release import paired_tests, power
+from finetune_pipeline.release.formatting import gain, interval_name, points, share, signed
+from finetune_pipeline.release.paired_tests import Paired
 from finetune_pipeline.release.relative_change import relative_rise
-from finetune_pipeline.release.statistics import Paired
+from finetune_pipeline.statistics.formatting import percent
+from finetune_pipeline.statistics.proportion import clopper_pearson
 
 SEED = 0  # of the bootstraps; they are a function of the data and this
 SHOWN = 0.95  # confidence of the interval that reports show; the decision's own bounds are one-sided, at 1 - alpha
@@ -68,7 +70,7 @@ def enough_rows(rows: Collection[str], groups: Groups, rules: Release) -> Findin
     enough = independent >= needed
     expected = (
         f"at least {needed} independent test rows: fewer cannot show a gain of "
-        f"{points(rules.min_gain + rules.detectable_gain)} with a chance of {rules.power:.0%}"
+        f"{points(rules.min_gain + rules.detectable_gain)} with a chance of {percent(rules.power)}"
     )
     observed = f"{len(rows)} test rows"
     if independent < len(rows):
@@ -88,14 +90,16 @@ def beats(name: str, tuned: Right, baseline: Right, groups: Groups, rules: Relea
 
     Harm is shown where the upper bound of the gain does not exceed `min_gain`.
     """
-    pair = statistics.paired(tuned, baseline, groups)
-    p = statistics.p_value(pair, rules.min_gain)
-    low, high = statistics.difference_bounds(pair, 1 - 2 * rules.significance_level)
+    pair = paired_tests.paired(tuned, baseline, groups)
+    p = paired_tests.p_value(pair, rules.min_gain)
+    low, high = paired_tests.difference_bounds(pair, 1 - 2 * rules.significance_level)
     state: State = "holds" if p <= rules.significance_level and low > rules.min_gain else "undecided"
     if state == "undecided" and high <= rules.min_gain:
         state = "harm"
     least = f"by more than {points(rules.min_gain)}" if rules.min_gain else "in more rows than not"
-    expected = f"exactly right {least}, with a risk of at most {rules.significance_level:.0%} to be wrong about that"
+    expected = (
+        f"exactly right {least}, with a risk of at most {percent(rules.significance_level)} to be wrong about that"
+    )
     observed = f"{share(tuned)} against {share(baseline)}: {gain(pair, low, high, p, rules.significance_level)}"
     figures = _pair_figures(pair, low, high, p, rules.significance_level)
     rows = (
@@ -110,14 +114,14 @@ def no_worse(name: str, tuned: Right, other: Right, groups: Groups, rules: Relea
     Harm is shown where the whole interval lies below 0, within the margin too: the margin covers what these rows cannot
     tell, not a loss that they show.
     """
-    pair = statistics.paired(tuned, other, groups)
+    pair = paired_tests.paired(tuned, other, groups)
     margin = rules.non_inferiority_margin
-    p = statistics.p_value(pair, -margin)
-    low, high = statistics.difference_bounds(pair, 1 - 2 * rules.significance_level)
+    p = paired_tests.p_value(pair, -margin)
+    low, high = paired_tests.difference_bounds(pair, 1 - 2 * rules.significance_level)
     state: State = "holds" if p <= rules.significance_level and low > -margin else "undecided"
     if high < 0:
         state = "harm"
-    risk = f"{rules.significance_level:.0%}"
+    risk = percent(rules.significance_level)
     expected = f"not shown to be worse, and a loss of {points(margin)} or more excluded at a risk of {risk}"
     observed = f"{share(tuned)} against {share(other)}: {gain(pair, low, high, p, rules.significance_level)}"
     if state == "harm":
@@ -136,9 +140,9 @@ def nothing_live() -> Finding:
 
 def cheaper(name: str, tuned: Right, other: Right, groups: Groups, rules: Release) -> Finding:
     """A warning where a model that costs a fraction cannot be shown to be worse than the tuned one."""
-    pair = statistics.paired(tuned, other, groups)
-    p = statistics.p_value(pair)
-    low, high = statistics.difference_bounds(pair, 1 - 2 * rules.significance_level)
+    pair = paired_tests.paired(tuned, other, groups)
+    p = paired_tests.p_value(pair)
+    low, high = paired_tests.difference_bounds(pair, 1 - 2 * rules.significance_level)
     worth = p <= rules.significance_level
     observed = f"{share(tuned)} against {share(other)}: {gain(pair, low, high, p, rules.significance_level)}"
     if not worth:
@@ -184,7 +188,7 @@ def answers_valid(valid: Right, rules: Release) -> Finding:
     valid.
     """
     right, rows = sum(valid.values()), len(valid)
-    low, high = statistics.clopper_pearson(right, rows, 1 - 2 * rules.significance_level)
+    low, high = clopper_pearson(right, rows, 1 - 2 * rules.significance_level)
     passed = rows > 0 and right / rows >= rules.min_valid_rate
     state: State = "holds" if passed else "harm" if high < rules.min_valid_rate else "undecided"
     observed = f"{share(valid)}, between {percent(low)} and {percent(high)} ({interval_name(rules.significance_level)})"
@@ -207,7 +211,7 @@ def fresh_test_set(reuse: Reuse, rules: Release) -> Finding:
     observed = "this is its first decision" if reuse.adapters == 1 else f"{reuse.adapters} adapters so far"
     if worn:
         observed += (
-            f"; were all of them useless, one would still be promoted with a chance of up to {luck:.0%}: add rows"
+            f"; were all of them useless, one would still be promoted with a chance of up to {percent(luck)}: add rows"
         )
     if reuse.rules > 1:
         observed += f"; this very adapter was judged by {reuse.rules} sets of rules: choose them before looking"
@@ -228,12 +232,12 @@ def _pair_figures(pair: Paired, low: float, high: float, p: float, alpha: float)
         "wins": pair.wins,
         "losses": pair.losses,
         "difference": pair.difference,
-        "interval": list(statistics.difference_bounds(pair, SHOWN)),
+        "interval": list(paired_tests.difference_bounds(pair, SHOWN)),
         "confidence": SHOWN,
         "bounds": [low, high],
         "bounds_confidence": 1 - 2 * alpha,
-        "bootstrap": list(statistics.bootstrap_bounds(pair, 1 - 2 * alpha, SEED)),
+        "bootstrap": list(paired_tests.bootstrap_bounds(pair, 1 - 2 * alpha, SEED)),
         "p": p,
-        "p_two_sided": float(statistics.mcnemar(pair.wins, pair.losses, "two-sided")),
+        "p_two_sided": float(paired_tests.mcnemar(pair.wins, pair.losses, "two-sided")),
         "design_effect": pair.design,
     }

@@ -32,6 +32,7 @@ from typing import Literal
 from finetune_pipeline.config import Release
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.evaluate.metrics import PROMPTED
+from finetune_pipeline.evaluate.metrics import best_prompted as most_exact
 from finetune_pipeline.records import Check, Decision, Json, Score
 from finetune_pipeline.release import criteria
 from finetune_pipeline.release.criteria import TEST_ROWS, Finding, Groups, Reuse, Right
@@ -100,9 +101,8 @@ def by_variant(scores: Sequence[Score]) -> dict[str, Right]:
 
 
 def best_prompted(exact: Mapping[str, Right]) -> str | None:
-    """The prompted baseline with the most answers exactly right; of equals, the simplest."""
-    names = [name for name in PROMPTED if name in exact]
-    return max(names, key=lambda name: sum(exact[name].values()), default=None)
+    """The prompted baseline with the most answers exactly right (evaluate/metrics.py)."""
+    return most_exact({name: sum(right.values()) / max(1, len(right)) for name, right in exact.items()})
 
 
 def _findings(exact: Mapping[str, Right], evidence: Evidence, rules: Release) -> dict[str, Finding]:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from finetune_pipeline.release.statistics import Paired
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+from finetune_pipeline.release.paired_tests import Paired
+from finetune_pipeline.statistics.formatting import percent
 
 
 def points(value: float) -> str:
@@ -33,7 +30,7 @@ def between_points(low: float, high: float) -> str:
 
 
 def interval_name(alpha: float) -> str:
-    return f"{1 - 2 * alpha:.0%} interval"
+    return f"{percent(1 - 2 * alpha)} interval"
 
 
 def gain(pair: Paired, low: float, high: float, p: float, alpha: float) -> str:

@@ -15,8 +15,8 @@ import math
 from functools import lru_cache
 from typing import Any
 
+from finetune_pipeline.release.paired_tests import Paired, mcnemar, score_z
 from finetune_pipeline.release.relative_change import Rise
-from finetune_pipeline.release.statistics import Paired, mcnemar, score_z
 
 MOST_ROWS = 1_000_000  # beyond this, "more rows" is no advice
 MOST_EXACT = 20_000  # above, the normal approximation is as good as the exact sum, and instant

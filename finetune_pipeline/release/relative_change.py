@@ -2,7 +2,7 @@
 
     relative_rise(base_losses, tuned_losses, alpha=0.05, seed=0)     # Rise(rows=60, rise=0.017, low=0.011, high=0.023)
 
-What it is not: shares of right answers (statistics.py), or the margin that the rise is held against (criteria.py).
+What it is not: shares of right answers (paired_tests.py), or the margin that the rise is held against (criteria.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_pipeline.release.statistics import RESAMPLES
+from finetune_pipeline.release.paired_tests import RESAMPLES
 
 
 @dataclass(frozen=True, slots=True)

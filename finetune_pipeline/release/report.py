@@ -14,7 +14,8 @@ from typing import Any
 
 from finetune_pipeline.evaluate.report import label
 from finetune_pipeline.records import Check, Decision
-from finetune_pipeline.release.formatting import percent, points
+from finetune_pipeline.release.formatting import points
+from finetune_pipeline.statistics.formatting import percent
 
 SHOWN = {"holds": "yes", "undecided": "**not shown**"}
 HARM = {"gain": "**no: shown to be no better**", "no_worse": "**no: shown to be worse**"}
@@ -50,7 +51,7 @@ def checks_table(checks: tuple[Check, ...]) -> str:
 
 def variants_table(figures: Mapping[str, Any]) -> str:
     """The tuned model and its opponents: who has how many rows right, what was asked of the difference, the answer."""
-    confidence = f"{1 - 2 * figures['rules']['significance_level']:.0%}"
+    confidence = percent(1 - 2 * figures["rules"]["significance_level"])
     lines = [
         f"| who | exactly right | tuned is ahead by | {confidence} interval | asked of the tuned model | shown |",
         "|---|---|---|---|---|---|",
@@ -101,7 +102,7 @@ def opponents(figures: Mapping[str, Any]) -> str:
 def shown(figures: Mapping[str, Any]) -> str:
     """Power, reuse and, where undecided, how many rows it would take."""
     smallest, reuse = figures["smallest_gain_shown"], figures["findings"]["reuse"]
-    rows, chance = figures["rows"], f"{figures['rules']['power']:.0%}"
+    rows, chance = figures["rows"], percent(figures["rules"]["power"])
     text = (
         f"{rows} test rows show a gain of {points(smallest)} or more over the best prompt with a chance of {chance}, "
         "with as many rows lost as here; smaller ones they may miss."

@@ -11,10 +11,10 @@ from typing import Any
 
 from finetune_pipeline.config import Release
 from finetune_pipeline.records import Check
-from finetune_pipeline.release import power, statistics
+from finetune_pipeline.release import paired_tests, power
 from finetune_pipeline.release.criteria import Finding, Groups, Right
 from finetune_pipeline.release.formatting import between_points, points
-from finetune_pipeline.release.statistics import Paired
+from finetune_pipeline.release.paired_tests import Paired
 
 
 def slices_unharmed(
@@ -35,11 +35,11 @@ def slices_unharmed(
         parts[slices[row]][row] = right
     named = {name: rows for name, rows in sorted(parts.items()) if name}
     pairs = {
-        name: statistics.paired(rows, {row: baseline[row] for row in rows}, groups) for name, rows in named.items()
+        name: paired_tests.paired(rows, {row: baseline[row] for row in rows}, groups) for name, rows in named.items()
     }
     tested = [name for name, pair in pairs.items() if pair.rows >= rules.min_slice_rows]
-    chances = [statistics.p_value(statistics.mirrored(pairs[name]), rules.slice_margin) for name in tested]
-    adjusted = dict(zip(tested, statistics.holm(chances), strict=True))
+    chances = [paired_tests.p_value(paired_tests.mirrored(pairs[name]), rules.slice_margin) for name in tested]
+    adjusted = dict(zip(tested, paired_tests.holm(chances), strict=True))
     table = {name: _slice(pair, adjusted.get(name), named[name], rules) for name, pair in pairs.items()}
     harmed = [name for name in tested if table[name]["state"] == "harmed"]
     open_ = [name for name in tested if table[name]["state"] == "undecided"]
@@ -47,7 +47,7 @@ def slices_unharmed(
 
 
 def _slice(pair: Paired, adjusted: float | None, right: Right, rules: Release) -> dict[str, Any]:
-    low, high = statistics.difference_bounds(pair, 1 - 2 * rules.significance_level)
+    low, high = paired_tests.difference_bounds(pair, 1 - 2 * rules.significance_level)
     state = "unharmed" if low > -rules.slice_margin else "undecided"
     if adjusted is not None and adjusted <= rules.significance_level:
         state = "harmed"

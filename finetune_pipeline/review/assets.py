@@ -53,40 +53,40 @@ class Settled:
     drops: tuple[Drop, ...]
 
 
-def review_sample(work: StageContext) -> StageResult:
+def review_sample(context: StageContext) -> StageResult:
     """Draw the rows for the experts. DataError when there is nothing to draw from."""
-    clean = work.inputs["clean_examples"]
+    clean = context.inputs["clean_examples"]
     rows = list(clean.examples())
     if not rows:
         raise DataError(
             "clean_examples has no rows, so there is nothing to review",
             "see why cleaning dropped all rows: drops.jsonl",
         )
-    drawn = _draw(work, rows, clean.content_hash)
-    write_jsonl(work.out / "sample.jsonl", drawn.rows)
-    (work.out / ROUND).write_text(json.dumps(drawn.round.to_json(), indent=1), "utf-8")
-    flagged = flag(clean, rows, work.task.review.max_flagged)
-    write_jsonl(work.out / FILE, flagged)
+    drawn = _draw(context, rows, clean.content_hash)
+    write_jsonl(context.out / "sample.jsonl", drawn.rows)
+    (context.out / ROUND).write_text(json.dumps(drawn.round.to_json(), indent=1), "utf-8")
+    flagged = flag(clean, rows, context.task.review.max_flagged)
+    write_jsonl(context.out / FILE, flagged)
     of = drawn.round.population or 0
     known = "" if drawn.round.number == 1 else " that nobody reviewed in an earlier round"
-    work.report.log(f"round {drawn.round.number}: {len(drawn.rows)} of {of} rows{known} are in the sample")
+    context.report.log(f"round {drawn.round.number}: {len(drawn.rows)} of {of} rows{known} are in the sample")
     figures: dict[str, Json] = {"round": drawn.round.number, "look": drawn.round.look, "gone": drawn.round.gone}
     return StageResult(
         {"rows": len(drawn.rows), "of": of, "share": len(drawn.rows) / of, **figures, "flagged_pairs": len(flagged)}
     )
 
 
-def _draw(work: StageContext, rows: Sequence[Example], about: str) -> Drawn:
-    said = load_all(work.store, work.task)
-    before = work.store.current("review_sample")
+def _draw(context: StageContext, rows: Sequence[Example], about: str) -> Drawn:
+    said = load_all(context.store, context.task)
+    before = context.store.current("review_sample")
     last = None if before is None else round_of(before)
     given = [review for shown in (last.drawn if last else ()) for review in said.get(shown, ())]
     if before is not None and not all(review.recorded for review in given):
-        open_round(work.store, before)  # its first verdict came from elsewhere than the desk
-    history = load_history(work.store)
+        open_round(context.store, before)  # its first verdict came from elsewhere than the desk
+    history = load_history(context.store)
     if last is not None and given:
         history = history.including(last)
-    return draw(rows, history, last, said, work.task.review, about)
+    return draw(rows, history, last, said, context.task.review, about)
 
 
 def reviews_fingerprint(task: Task, store: TaskStore) -> str:
@@ -110,41 +110,41 @@ def _hash_if_there(path: UPath) -> str | None:
         return None
 
 
-def expert_review(work: StageContext) -> StageResult:
+def expert_review(context: StageContext) -> StageResult:
     """Judge the sample and apply all verdicts, also those of earlier rounds, to the data.
 
     WaitingForPeople while verdicts are missing.
     """
-    clean, sample = work.inputs["clean_examples"], work.inputs["review_sample"]
-    rules, sampled = work.task.review, list(sample.examples("sample.jsonl"))
+    clean, sample = context.inputs["clean_examples"], context.inputs["review_sample"]
+    rules, sampled = context.task.review, list(sample.examples("sample.jsonl"))
     rows = list(clean.examples())
-    given = by_row(rows, load_for(work.store, work.task, rows))
-    reviews = [without_personal(review, work.task) for row in sampled for review in given[row.id]]
+    given = by_row(rows, load_for(context.store, context.task, rows))
+    reviews = [without_personal(review, context.task) for row in sampled for review in given[row.id]]
     state = progress(sampled, reviews, rules)
     if not state.complete:
-        raise waiting(work.task.name, state)
+        raise waiting(context.task.name, state)
     drawn = round_of(sample)
     verdict = evaluate_review(
-        sampled, reviews, rules, clean.content_hash, drawn, load_history(work.store).of(drawn.number)
+        sampled, reviews, rules, clean.content_hash, drawn, load_history(context.store).of(drawn.number)
     )
-    settled = settle(rows, given, _applier(work), work.task)
-    write_jsonl(work.out / "examples.jsonl", settled.kept)
-    told = (without_personal(review, work.task) for group in given.values() for review in group)
-    write_jsonl(work.out / "reviews.jsonl", (asdict(review) for review in told))
-    write_jsonl(work.out / "fixes.jsonl", settled.fixes)
-    write_jsonl(work.out / "drops.jsonl", settled.drops)
-    _remember(work, sample, verdict)
-    work.report.log(verdict.summary)
+    settled = settle(rows, given, _applier(context), context.task)
+    write_jsonl(context.out / "examples.jsonl", settled.kept)
+    told = (without_personal(review, context.task) for group in given.values() for review in group)
+    write_jsonl(context.out / "reviews.jsonl", (asdict(review) for review in told))
+    write_jsonl(context.out / "fixes.jsonl", settled.fixes)
+    write_jsonl(context.out / "drops.jsonl", settled.drops)
+    _remember(context, sample, verdict)
+    context.report.log(verdict.summary)
     return StageResult(_summary(state, settled, verdict.figures), verdict)
 
 
-def _remember(work: StageContext, sample: Artifact, verdict: Verdict) -> None:
+def _remember(context: StageContext, sample: Artifact, verdict: Verdict) -> None:
     right, rows = (int(str(verdict.figures[name])) for name in ("right", "rows"))
-    rules = rules_hash(work.task.review)
-    decide(work.store, sample, Decision(verdict.passed, right, rows, verdict.about, rules, work.now))
+    rules = rules_hash(context.task.review)
+    decide(context.store, sample, Decision(verdict.passed, right, rows, verdict.about, rules, context.now))
 
 
-def _applier(work: StageContext) -> Apply:
+def _applier(context: StageContext) -> Apply:
     """What applies corrections; the tokenizer is loaded with the first one."""
     found: list[Edits] = []
 
@@ -152,8 +152,8 @@ def _applier(work: StageContext) -> Apply:
         if not found:
             from finetune_pipeline.models import base_model
 
-            folder = base_model.folder_of(work.inputs["base_model"], work.task.base, work.report)
-            found.append(Edits(work.task, base_model.token_counter(folder)))
+            folder = base_model.folder_of(context.inputs["base_model"], context.task.base, context.report)
+            found.append(Edits(context.task, base_model.token_counter(folder)))
         return found[0].applied(row, answer)
 
     return applied

@@ -1,12 +1,10 @@
 """What reviewed rows can show of all rows: exact bounds, round after round, and how many rows it takes. Pure.
 
-    lower_bound(57, 60, 0.95)                       # 0.876: with 95 % confidence at least 87.6 % of all rows are right
     round_confidence(0.95, look=2)                  # 0.9875
     fresh_rows(0.98, ReviewRules(), look=1)         # {"none_wrong": 72, "same_share": 204}
 
-The bound is that of Clopper and Pearson ("The use of confidence or fiducial limits illustrated in the case of the
-binomial", Biometrika 26, 1934, 404-413): exact, never too optimistic; for a sample drawn without replacement from few
-rows it is conservative.
+The bound is that of Clopper and Pearson (statistics/proportion.py): exact, never too optimistic; for a sample drawn
+without replacement from few rows it is conservative.
 
 A gate that refused and is asked again has one more chance to be wrong. So each decision about a data set spends half of
 the error that is left: with a declared confidence of 1 - a, the decision number `look` is taken at 1 - a / 2^look, and
@@ -18,29 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from finetune_pipeline.config import ReviewRules
+from finetune_pipeline.statistics.proportion import lower_bound
 
 MOST_ROWS = 10_000_000  # a review that needs more rows than this is no advice
-
-
-def lower_bound(right: float, n: float, confidence: float) -> float:
-    """One-sided exact lower bound of a share: the (1-confidence) quantile of Beta(right, n-right+1).
-
-    Equal to `scipy.stats.binomtest(k, n, alternative="greater").proportion_ci(confidence, "exact").low`; this form
-    also takes counts that are no whole numbers, which planning needs.
-    """
-    from scipy.special import betaincinv
-
-    return float(betaincinv(right, n - right + 1, 1 - confidence)) if right > 0 else 0.0
-
-
-def interval(right: int, n: int, confidence: float) -> tuple[float, float]:
-    """The two-sided exact interval, for reports."""
-    from scipy.stats import binomtest
-
-    if n == 0:
-        return 0.0, 1.0
-    ci = binomtest(right, n).proportion_ci(confidence_level=confidence, method="exact")
-    return float(ci.low), float(ci.high)
 
 
 def round_confidence(confidence: float, look: int) -> float:

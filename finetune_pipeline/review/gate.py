@@ -20,16 +20,49 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Literal
 
 from finetune_pipeline.config import ReviewRules
 from finetune_pipeline.records import Check, Example, Json, Review, Verdict
-from finetune_pipeline.review.bounds import fresh_rows, interval, lower_bound, round_confidence
+from finetune_pipeline.review.bounds import fresh_rows, round_confidence
 from finetune_pipeline.review.rounds import Decision, Round
 from finetune_pipeline.review.verdict_store import by_row, progress, right
+from finetune_pipeline.statistics.formatting import percent, percent_down
+from finetune_pipeline.statistics.proportion import clopper_pearson, lower_bound
 
 NAMED = 5  # wrong rows named in the check's text; all of them stand in the figures
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewFigures:
+    """The figures of the gate's verdict: shares from 0 to 1, rows as counts.
+
+    `look` is the number of this decision about the data (bounds.py), `gone` counts drawn rows that are no longer in the
+    data, `unseen` the rows that nobody had reviewed when the round began (None: unknown).
+    """
+
+    round: int
+    look: int
+    rows: int
+    gone: int
+    sample: int
+    right: int
+    share: float
+    lower_bound: float
+    interval: list[float]
+    threshold: float
+    confidence: float
+    round_confidence: float
+    unseen: int | None
+    fresh_rows_none_wrong: int | None
+    fresh_rows_same_share: int | None
+    recorded: int
+    verdicts: int
+    reviewers: list[str]
+    wrong: list[dict[str, Json]]
+    agreement: list[dict[str, Json]]
 
 
 def evaluate_review(
@@ -65,30 +98,30 @@ def evaluate_review(
         _bound(bound, _advice(needed, left, passes, drawn, rules), drawn, rules),
         *_changed(reviews, about, decided),
     )
-    figures: dict[str, Json] = {
-        "round": drawn.number,
-        "look": drawn.look,
-        "rows": n,
-        "gone": drawn.gone,
-        "sample": state.total,
-        "right": k,
-        "share": share,
-        "lower_bound": bound,
-        "interval": list(interval(k, n, rules.confidence)),
-        "threshold": rules.min_approved,
-        "confidence": rules.confidence,
-        "round_confidence": round_confidence(rules.confidence, drawn.look),
-        "unseen": drawn.population,
-        "fresh_rows_none_wrong": needed["none_wrong"],
-        "fresh_rows_same_share": needed["same_share"],
-        "recorded": state.recorded,
-        "verdicts": state.given,
-        "reviewers": sorted({review.reviewer for group in given.values() for review in group}),
-        "wrong": [_named(row, given[row.id]) for row in wrong],
-        "agreement": agreement(rows, given),
-    }
+    figures = ReviewFigures(
+        round=drawn.number,
+        look=drawn.look,
+        rows=n,
+        gone=drawn.gone,
+        sample=state.total,
+        right=k,
+        share=share,
+        lower_bound=bound,
+        interval=list(clopper_pearson(k, n, rules.confidence)),
+        threshold=rules.min_approved,
+        confidence=rules.confidence,
+        round_confidence=round_confidence(rules.confidence, drawn.look),
+        unseen=drawn.population,
+        fresh_rows_none_wrong=needed["none_wrong"],
+        fresh_rows_same_share=needed["same_share"],
+        recorded=state.recorded,
+        verdicts=state.given,
+        reviewers=sorted({review.reviewer for group in given.values() for review in group}),
+        wrong=[_named(row, given[row.id]) for row in wrong],
+        agreement=agreement(rows, given),
+    )
     passed = all(check.passed for check in checks if check.severity == "error")
-    return Verdict("expert_review", passed, about, _summary(figures, checks, drawn), checks, figures)
+    return Verdict("expert_review", passed, about, _summary(figures, checks, drawn), checks, asdict(figures))
 
 
 def agreement(rows: Sequence[Example], given: Mapping[str, Sequence[Review]]) -> list[dict[str, Json]]:
@@ -127,20 +160,26 @@ def _complete(done: int, total: int, rules: ReviewRules) -> Check:
 def _share(k: int, n: int, share: float, rules: ReviewRules, wrong: Sequence[Example], drawn: Round) -> Check:
     named = ", ".join(f"{row.id} ({row.origin})" for row in wrong[:NAMED])
     rest = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-    observed = f"{k} of {n} ({share:.1%}) in round {drawn.number}" + (f"; wrong: {named}{rest}" if wrong else "")
+    observed = f"{k} of {n} ({percent_down(share)}) in round {drawn.number}" + (
+        f"; wrong: {named}{rest}" if wrong else ""
+    )
     if drawn.gone:
         observed += f"; {drawn.gone} drawn and no longer in the data, which count as wrong"
     passed = n > 0 and share >= rules.min_approved
-    return Check("share of rows that are right", passed, f"at least {rules.min_approved:.1%}", observed)
+    return Check("share of rows that are right", passed, f"at least {percent(rules.min_approved)}", observed)
 
 
 def _bound(bound: float, advice: str, drawn: Round, rules: ReviewRules) -> Check:
     severity: Literal["error", "warning"] = "error" if rules.require_lower_bound else "warning"
     holds = bound >= rules.min_approved
     confidence = round_confidence(rules.confidence, drawn.look)
-    name = f"lower bound at {confidence * 100:.6g}% confidence ({rules.confidence:.0%} over all rounds)"
+    name = f"lower bound at {confidence * 100:.6g} % confidence ({percent(rules.confidence)} over all rounds)"
     return Check(
-        name, holds, f"at least {rules.min_approved:.1%}", f"{bound:.1%}" + ("" if holds else f"; {advice}"), severity
+        name,
+        holds,
+        f"at least {percent(rules.min_approved)}",
+        percent_down(bound) + ("" if holds else f"; {advice}"),
+        severity,
     )
 
 
@@ -173,23 +212,23 @@ def _changed(reviews: Sequence[Review], about: str, decided: Sequence[Decision])
     return (Check("verdicts as they were when the gate refused", not later, before, observed, "warning"),)
 
 
-def _summary(figures: Mapping[str, Json], checks: Sequence[Check], drawn: Round) -> str:
-    if not figures["rows"]:
+def _summary(figures: ReviewFigures, checks: Sequence[Check], drawn: Round) -> str:
+    if not figures.rows:
         return f"round {drawn.number}: no row has been reviewed yet"
     which = "fresh" if drawn.number > 1 else "reviewed"
     whose = "of those that nobody had reviewed before" if drawn.number > 1 else "of all"
     text = (
-        f"round {drawn.number}: {figures['right']} of {figures['rows']} {which} rows are right "
-        f"({figures['share']:.1%}); with {figures['confidence']:.0%} confidence over all rounds at least "
-        f"{figures['lower_bound']:.1%} {whose}"
+        f"round {drawn.number}: {figures.right} of {figures.rows} {which} rows are right "
+        f"({percent_down(figures.share)}); with {percent(figures.confidence)} confidence over all rounds "
+        f"at least {percent_down(figures.lower_bound)} {whose}"
     )
     bound = next(check for check in checks if check.name.startswith("lower bound"))
     if not bound.passed:
         text += f" ({bound.observed.partition('; ')[2]})"
-    if figures["gone"]:
-        text += f"; {figures['gone']} of them are no longer in the data and count as wrong"
-    if figures["recorded"]:
-        text += f"; {figures['recorded']} of {figures['verdicts']} verdicts are recorded ones, not given in the desk"
+    if figures.gone:
+        text += f"; {figures.gone} of them are no longer in the data and count as wrong"
+    if figures.recorded:
+        text += f"; {figures.recorded} of {figures.verdicts} verdicts are recorded ones, not given in the desk"
     return text
 
 

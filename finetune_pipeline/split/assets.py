@@ -21,7 +21,7 @@ from finetune_pipeline.split.accounting import Account, account
 from finetune_pipeline.split.assignment import STAGE, Assignment, SplitName, assign, units
 from finetune_pipeline.split.frozen_test import extended, frozen_file, known_splits, recall, remember, resembling
 from finetune_pipeline.split.leakage import Alike, Overlap, alike_of, overlaps
-from finetune_pipeline.split.slices import slice_of
+from finetune_pipeline.statistics.formatting import percent
 from finetune_pipeline.store import StageContext, StageResult
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -30,24 +30,26 @@ NAMED = 5
 ROUNDS = 5  # of assigning anew; the second nearly always finds nothing left
 
 
-def data_split(work: StageContext) -> StageResult:
+def data_split(context: StageContext) -> StageResult:
     """Split the reviewed rows. DataError when a side stays empty or the rows do not reconcile."""
-    rules, rows = work.task.split, list(work.inputs["expert_review"].examples())
-    memory = recall(work.store, rules.seed)
+    rules, rows = context.task.split, list(context.inputs["expert_review"].examples())
+    memory = recall(context.store, rules.seed)
     alike = alike_of(rows, rules.near_duplicate_threshold)
     known = known_splits(rows, memory)
     returned = resembling(rows, known, memory, alike)
-    slices = [slice_of(row.completion, work.task.answer) for row in rows]
+    slices = [context.task.answer.slice_of(row.completion) for row in rows]
     assignment, found = separate(rows, known, rules, slices, alike, returned)
     parts = parted(rows, assignment)
     _refuse_empty(parts, rows, alike)
-    counts = _account(work, parts, assignment)
-    _write(work, parts, assignment, counts)
-    missing = _without_test_rows(slices, [slice_of(row.completion, work.task.answer) for row in parts["test"]])
-    verdict = evaluate_split(found, parts, rules, missing, work.inputs["expert_review"].content_hash, alike)
-    if verdict.passed and remember(work.store, rules.seed, extended(memory, rows, assignment.split_of, alike)):
-        work.report.log(f"{frozen_file(work.store)} says which rows are test rows for good: commit it with the task")
-    work.report.log(verdict.summary)
+    counts = _account(context, parts, assignment)
+    _write(context, parts, assignment, counts)
+    missing = _without_test_rows(slices, [context.task.answer.slice_of(row.completion) for row in parts["test"]])
+    verdict = evaluate_split(found, parts, rules, missing, context.inputs["expert_review"].content_hash, alike)
+    if verdict.passed and remember(context.store, rules.seed, extended(memory, rows, assignment.split_of, alike)):
+        context.report.log(
+            f"{frozen_file(context.store)} says which rows are test rows for good: commit it with the task"
+        )
+    context.report.log(verdict.summary)
     figures: dict[str, Json] = {
         "frozen_test_rows": sum(split_name == "test" for split_name in known.values()),
         "reworded_test_rows": len(returned),
@@ -109,8 +111,8 @@ def evaluate_split(
         Check(
             "share of test rows",
             abs(share - rules.test) <= max(0.02, 0.25 * rules.test),
-            f"about {rules.test:.0%}; what was decided before stays: another split.seed draws anew",
-            f"{share:.1%}",
+            f"about {percent(rules.test)}; what was decided before stays: another split.seed draws anew",
+            percent(share),
             "warning",
         ),
         Check("slices present in test", not missing, "all", _names(missing) or "all", "warning"),
@@ -157,9 +159,9 @@ def _refuse_empty(parts: Mapping[SplitName, Sequence[Example]], rows: Sequence[E
     )
 
 
-def _account(work: StageContext, parts: Mapping[SplitName, Sequence[Example]], assignment: Assignment) -> Account:
-    raw = [id_ for id_, _ in _raw_rows(work.inputs["raw_examples"])]
-    drops = [*_earlier_drops(work), *assignment.drops]
+def _account(context: StageContext, parts: Mapping[SplitName, Sequence[Example]], assignment: Assignment) -> Account:
+    raw = [id_ for id_, _ in _raw_rows(context.inputs["raw_examples"])]
+    drops = [*_earlier_drops(context), *assignment.drops]
     return account(raw, {name: [row.id for row in parts[name]] for name in SPLITS}, drops)
 
 
@@ -169,26 +171,26 @@ def _raw_rows(raw: Artifact) -> Iterator[tuple[str, str]]:
         yield from ((row["id"], row["origin"]) for row in read_jsonl(raw.path(name)))
 
 
-def _earlier_drops(work: StageContext) -> Iterator[Drop]:
+def _earlier_drops(context: StageContext) -> Iterator[Drop]:
     for asset in ("raw_examples", "clean_examples", "expert_review"):
-        yield from (Drop(**row) for row in read_jsonl(work.inputs[asset].path("drops.jsonl")))
+        yield from (Drop(**row) for row in read_jsonl(context.inputs[asset].path("drops.jsonl")))
 
 
 def _write(
-    work: StageContext, parts: Mapping[SplitName, Sequence[Example]], assignment: Assignment, counts: Account
+    context: StageContext, parts: Mapping[SplitName, Sequence[Example]], assignment: Assignment, counts: Account
 ) -> None:
     for name in SPLITS:
-        write_jsonl(work.out / f"{name}.jsonl", parts[name])
-    write_jsonl(work.out / "drops.jsonl", assignment.drops)
-    write_jsonl(work.out / "outcomes.jsonl", _outcomes(work, assignment))
-    (work.out / "accounting.json").write_text(json.dumps(asdict(counts), indent=1), "utf-8")
+        write_jsonl(context.out / f"{name}.jsonl", parts[name])
+    write_jsonl(context.out / "drops.jsonl", assignment.drops)
+    write_jsonl(context.out / "outcomes.jsonl", _outcomes(context, assignment))
+    (context.out / "accounting.json").write_text(json.dumps(asdict(counts), indent=1), "utf-8")
 
 
-def _outcomes(work: StageContext, assignment: Assignment) -> Iterator[dict[str, str]]:
-    origins = dict(_raw_rows(work.inputs["raw_examples"]))
+def _outcomes(context: StageContext, assignment: Assignment) -> Iterator[dict[str, str]]:
+    origins = dict(_raw_rows(context.inputs["raw_examples"]))
     for id_, split_name in assignment.split_of.items():
         yield {"id": id_, "origin": origins[id_], "outcome": split_name, "stage": STAGE, "reason": ""}
-    for drop in (*_earlier_drops(work), *assignment.drops):
+    for drop in (*_earlier_drops(context), *assignment.drops):
         yield {"id": drop.id, "origin": drop.origin, "outcome": "dropped", "stage": drop.stage, "reason": drop.reason}
 
 

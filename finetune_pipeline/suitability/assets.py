@@ -26,23 +26,23 @@ from finetune_pipeline.suitability.report import duration, markdown
 from finetune_pipeline.suitability.rules import Advice, advise
 
 
-def suitability_report(work: StageContext) -> StageResult:
+def suitability_report(context: StageContext) -> StageResult:
     """Advise on the task from its declaration and its cleaned rows."""
-    declared, clean = work.task.suitability, work.inputs["clean_examples"]
-    described = work.inputs["base_model"].json("base_model.json")
+    declared, clean = context.task.suitability, context.inputs["clean_examples"]
+    described = context.inputs["base_model"].json("base_model.json")
     base = Base(*(described[name] for name in ("parameters", "hidden", "layers", "vocabulary")))
-    facts = _facts(work)
+    facts = _facts(context)
     with TemporaryDirectory() as folder:
-        machine = measured(work.task.train, Path(folder), work.report)
-    figures = estimate(facts, base, work.task.train, declared, machine)
+        machine = measured(context.task.train, Path(folder), context.report)
+    figures = estimate(facts, base, context.task.train, declared, machine)
     advice = advise(facts, figures, base, declared, machine)
     verdict = evaluate_suitability(facts, advice, figures, machine, declared, clean.content_hash)
-    page = markdown(work.task.name, facts, advice, figures, machine, declared, verdict.checks)
-    (work.out / "report.md").write_text(page, "utf-8")
+    page = markdown(context.task.name, facts, advice, figures, machine, declared, verdict.checks)
+    (context.out / "report.md").write_text(page, "utf-8")
     report: dict[str, Any] = {"facts": asdict(facts), "advice": asdict(advice), "estimate": asdict(figures)}
     report |= {"machine": asdict(machine), "override": declared.override}
-    (work.out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), "utf-8")
-    work.report.log(verdict.summary)
+    (context.out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), "utf-8")
+    context.report.log(verdict.summary)
     return StageResult(_summary(facts, advice, figures, declared), verdict)
 
 
@@ -96,12 +96,12 @@ def _memory(figures: Estimate, machine: Machine) -> Check:
     return Check("fits into this machine's memory", need <= machine.free_mb, "LoRA fits", observed, "warning")
 
 
-def _facts(work: StageContext) -> Facts:
-    raw, clean, base = (work.inputs[name] for name in ("raw_examples", "clean_examples", "base_model"))
+def _facts(context: StageContext) -> Facts:
+    raw, clean, base = (context.inputs[name] for name in ("raw_examples", "clean_examples", "base_model"))
     raw_rows = sum(1 for name in ("examples.jsonl", "drops.jsonl") for _ in read_jsonl(raw.path(name)))
     dropped = Counter(row["reason"] for row in read_jsonl(clean.path("drops.jsonl")))
-    count = token_counter(folder_of(base, work.task.base, work.report))
-    return gather(list(clean.examples()), raw_rows, dropped, work.task, count)
+    count = token_counter(folder_of(base, context.task.base, context.report))
+    return gather(list(clean.examples()), raw_rows, dropped, context.task, count)
 
 
 def _summary(facts: Facts, advice: Advice, figures: Estimate, declared: Suitability) -> Mapping[str, Json]:

@@ -21,6 +21,7 @@ from math import inf
 from typing import Literal, TypeAlias
 
 from finetune_pipeline.config import Suitability
+from finetune_pipeline.statistics.formatting import percent
 from finetune_pipeline.suitability.estimates import Base, Estimate, Machine
 from finetune_pipeline.suitability.facts import SHOTS, Facts
 
@@ -137,7 +138,10 @@ def _variety(facts: Facts) -> Finding:
         few = 2 * facts.closed_fields >= facts.fields
     else:
         share = facts.distinct_answers / facts.usable if facts.usable else 1.0
-        found, threshold = f"{facts.distinct_answers} different answers ({share:.0%} of the rows)", f"{FEW_ANSWERS:.0%}"
+        found, threshold = (
+            f"{facts.distinct_answers} different answers ({percent(share)} of the rows)",
+            percent(FEW_ANSWERS),
+        )
         few = share <= FEW_ANSWERS
     why = "choosing among known answers is learned from examples; a classical model is compared with it, too"
     return Finding("variety of the answers", found, threshold, "fine-tuning" if few else "", why)
@@ -145,13 +149,12 @@ def _variety(facts: Facts) -> Finding:
 
 def _prompt(facts: Facts) -> Finding:
     saved = 1 - facts.tuned_prompt / facts.few_shot_prompt if facts.few_shot_prompt else 0.0
-    found = (
-        f"{facts.few_shot_prompt:.0f} tokens with {SHOTS} examples, {facts.tuned_prompt:.0f} tuned: {saved:.0%} less"
-    )
+    shot, tuned = f"{facts.few_shot_prompt:.0f} tokens with {SHOTS} examples", f"{facts.tuned_prompt:.0f} tuned"
+    found = f"{shot}, {tuned}: {percent(saved)} less"
     return Finding(
         "length of the prompt saved",
         found,
-        f"{SAVED_PROMPT:.0%}",
+        percent(SAVED_PROMPT),
         "fine-tuning" if saved >= SAVED_PROMPT else "",
         "the examples in a prompt are paid for with every request, in money and in waiting",
     )
@@ -173,8 +176,8 @@ def _contradictions(facts: Facts) -> Finding:
     share = facts.contradictory / facts.raw if facts.raw else 0.0
     return Finding(
         "rows that contradict others",
-        f"{facts.contradictory} of {facts.raw} ({share:.1%})",
-        f"{CONTRADICTIONS:.0%}",
+        f"{facts.contradictory} of {facts.raw} ({percent(share)})",
+        percent(CONTRADICTIONS),
         "prompting" if share >= CONTRADICTIONS else "",
         "who labels did not agree on the job yet: write down the rules first (a prompt is a place for them)",
     )

@@ -16,7 +16,7 @@ from finetune_pipeline.clean.pipeline import Cleaned, clean
 from finetune_pipeline.config import AnswerFormat, Clean
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.records import Example, Message, read_jsonl
-from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
+from finetune_pipeline_tests.artifacts import example, finished, stage_context, task, task_store
 
 LABELS = AnswerFormat(format="label", labels=("delivery", "refund"))
 ORDER = AnswerFormat(
@@ -307,7 +307,7 @@ def test_the_asset_writes_the_ledger_and_its_verdict(
     ]
     raw = finished(store, "raw_examples", {"examples.jsonl": rows})
     base = finished(store, "base_model", {"base_model.json": prepare(declared.base, store.task, Silent())[1]})
-    job = work(declared, store, tmp_path, raw_examples=raw, base_model=base)
+    job = stage_context(declared, store, tmp_path, raw_examples=raw, base_model=base)
     outcome = clean_examples(job)
     assert [row["id"] for row in read_jsonl(job.out / "examples.jsonl")] == ["a", "b"]
     assert [row["reason"] for row in read_jsonl(job.out / "drops.jsonl")] == ["empty-completion"]
@@ -319,4 +319,4 @@ def test_the_asset_writes_the_ledger_and_its_verdict(
     assert tokens["whole"]["max"] > 10
     nothing = finished(store, "raw_examples", {"examples.jsonl": rows[2:]})
     with pytest.raises(DataError, match=r"no row is left .*empty-completion: 1"):
-        clean_examples(work(declared, store, tmp_path, raw_examples=nothing, base_model=base))
+        clean_examples(stage_context(declared, store, tmp_path, raw_examples=nothing, base_model=base))

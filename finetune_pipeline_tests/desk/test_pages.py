@@ -256,9 +256,9 @@ def test_the_story_of_a_task(client: TestClient) -> None:
     text = sign_in(client).get("/tasks/parcels").text
     for said in (
         "Near duplicate",
-        "dropped 17.9%",
+        "dropped 17.9 %",
         "Promote",
-        "84.0%",
+        "84 %",
         "version <strong>3",
         "12 of 12 rows reviewed",
         "1,240",

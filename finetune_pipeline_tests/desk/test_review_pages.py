@@ -319,7 +319,7 @@ def test_the_first_verdict_fixes_the_round_and_a_later_round_says_that_it_is_one
     assert "at least, of rows not reviewed before" in text and "1 drawn row left the data, and counts as wrong" in text
     for _ in range(11):
         text = record_verdict(client, "approve")
-    assert "begins round 3, with rows that nobody has reviewed; a sample that shows 95.0%" in text
+    assert "begins round 3, with rows that nobody has reviewed; a sample that shows 95 %" in text
     assert sorted(path.name for path in rounds.iterdir()) == ["1.json", "2.json"]
 
 

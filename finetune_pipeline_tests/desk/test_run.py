@@ -14,8 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from finetune_pipeline.config.addresses import is_loopback
 from finetune_pipeline.desk import users
-from finetune_pipeline.desk.app import is_loopback, require_private, run
+from finetune_pipeline.desk.app import require_private, run
 from finetune_pipeline.errors import PortInUse, ServingError
 
 from .conftest import PASSWORD

@@ -17,7 +17,7 @@ from finetune_pipeline.evaluate.answer_log import AnswerFile
 from finetune_pipeline.evaluate.assets import baseline_report, cost, eval_report, job_spec
 from finetune_pipeline.records import Answer, Artifact, ServedVersion, Silent, read_jsonl
 from finetune_pipeline.store import StageContext, StageResult, TaskStore
-from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
+from finetune_pipeline_tests.artifacts import example, finished, stage_context, task, task_store
 
 LABELS = ("red", "green", "blue")
 
@@ -85,7 +85,7 @@ def test_both_reports(
     tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]], adapter: Path
 ) -> None:
     store, artifacts = inputs
-    first = work(declared, store, tmp_path, **artifacts)
+    first = stage_context(declared, store, tmp_path, **artifacts)
     outcome = baseline_report(first)
     report = json.loads((first.out / "report.json").read_text("utf-8"))
     assert set(report["variants"]) == {"zero_shot", "few_shot", "few_shot_retrieved", "classical"}
@@ -96,7 +96,7 @@ def test_both_reports(
 
     baseline = commit(store, first, "baseline_report")
     tuned = Artifact("adapter", "k", "c", adapter, {"files": {}})
-    second = work(declared, store, tmp_path, **artifacts, baseline_report=baseline, adapter=tuned)
+    second = stage_context(declared, store, tmp_path, **artifacts, baseline_report=baseline, adapter=tuned)
     outcome = eval_report(second)
     report = json.loads((second.out / "report.json").read_text("utf-8"))
     assert list(report["variants"])[-1] == "tuned"
@@ -124,7 +124,7 @@ def test_the_live_version_answers_the_same_rows_as_it_is_served(
     baseline = finished(
         store, "baseline_report", {"answers.jsonl": [], "scores.jsonl": [], "report.json": {"variants": {}}}
     )
-    made = work(quick(declared), store, tmp_path, **artifacts, baseline_report=baseline, adapter=live)
+    made = stage_context(quick(declared), store, tmp_path, **artifacts, baseline_report=baseline, adapter=live)
     made = replace(made, fingerprint=asdict(version))
     eval_report(made)
     report = json.loads((made.out / "report.json").read_text("utf-8"))
@@ -145,7 +145,7 @@ def test_a_live_version_whose_files_are_gone_is_named(
     store, artifacts = inputs
     baseline = finished(store, "baseline_report", {"answers.jsonl": [], "scores.jsonl": []})
     tuned = Artifact("adapter", "k", "c", adapter, {"files": {}})
-    made = work(declared, store, tmp_path, **artifacts, baseline_report=baseline, adapter=tuned)
+    made = stage_context(declared, store, tmp_path, **artifacts, baseline_report=baseline, adapter=tuned)
     gone = asdict(ServedVersion(3, "gone", "gone", artifacts["base_model"].content_hash, 5))
     with pytest.raises(StorageError, match="version 3 is live, and its adapter gone"):
         eval_report(replace(made, fingerprint=gone))
@@ -174,7 +174,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
             "evaluate": declared.evaluate.model_copy(update={"batch_size": 2, "max_new_tokens": 20}),
         }
     )
-    first = work(only, store, tmp_path, **artifacts)
+    first = stage_context(only, store, tmp_path, **artifacts)
     partial = store.local_root / "07_baseline" / "answers" / "key"
     with pytest.raises(JobCancelled):
         job.run(job_spec(first, partial, ["zero_shot"]), CancelAfter())
@@ -196,7 +196,7 @@ def test_a_baseline_of_other_rows_is_refused(
         store, "baseline_report", {"answers.jsonl": [Answer("gone", "zero_shot", "red")], "scores.jsonl": []}
     )
     with pytest.raises(GateRefused, match="the baseline answered other rows"):
-        eval_report(work(declared, store, tmp_path, **artifacts, baseline_report=old, adapter=old))
+        eval_report(stage_context(declared, store, tmp_path, **artifacts, baseline_report=old, adapter=old))
 
 
 def test_lines_are_kept_whatever_stands_in_them(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from finetune_pipeline.config import AnswerFormat
-from finetune_pipeline.evaluate.metrics import best_prompted, interval, score, slice_of, variant
+from finetune_pipeline.evaluate.metrics import best_prompted, interval, score, variant
 from finetune_pipeline.records import Answer, Score
 from finetune_pipeline_tests.artifacts import example
 
@@ -64,9 +64,9 @@ def test_every_variant_is_read_alike(variant_: str) -> None:
 
 def test_slices() -> None:
     assert scored("").slice == "delivery"
-    assert slice_of(example("l", "q", "refund"), LABEL) == "refund"
-    assert slice_of(example("n", "q", '{"intent": null}'), JSON) == "null"
-    assert slice_of(example("t", "q", "free text"), AnswerFormat()) == ""
+    assert LABEL.slice_of("refund") == "refund"
+    assert JSON.slice_of('{"intent": null}') == "null"
+    assert AnswerFormat().slice_of("free text") == ""
 
 
 def test_labels_and_texts() -> None:
@@ -93,14 +93,14 @@ def test_the_figures_of_a_variant() -> None:
 
 
 def test_intervals_are_those_of_clopper_and_pearson() -> None:
-    assert interval(0, 0) == (0.0, 1.0)
+    assert interval(0, 0) == [0.0, 1.0]
     assert interval(0, 10)[0] == 0.0
     assert interval(0, 10)[1] == pytest.approx(1 - 0.025 ** (1 / 10), abs=1e-4)
-    assert interval(95, 100) == (0.887165, 0.983568)
+    assert interval(95, 100) == [0.887165, 0.983568]
 
 
 def test_the_best_prompt_is_the_simplest_of_equals() -> None:
-    variants = {"classical": {"exact": 0.9}, "zero_shot": {"exact": 0.1}, "few_shot": {"exact": 0.2}}
+    variants = {"classical": 0.9, "zero_shot": 0.1, "few_shot": 0.2}
     assert best_prompted(variants) == "few_shot"
-    assert best_prompted(variants | {"zero_shot": {"exact": 0.2}}) == "zero_shot"
-    assert best_prompted({"classical": {"exact": 0.9}}) is None
+    assert best_prompted(variants | {"zero_shot": 0.2}) == "zero_shot"
+    assert best_prompted({"classical": 0.9}) is None

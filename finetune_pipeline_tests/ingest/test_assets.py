@@ -15,7 +15,7 @@ from finetune_pipeline.ingest.sources import problems, remarks
 from finetune_pipeline.materialize import materialize
 from finetune_pipeline.records import Example, read_jsonl
 from finetune_pipeline.store import StageResult, TaskStore, file_hashes, sha256_file
-from finetune_pipeline_tests.artifacts import task, task_store, work
+from finetune_pipeline_tests.artifacts import stage_context, task, task_store
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def put(store: TaskStore, name: str, text: str) -> None:
 def make(
     store: TaskStore, tmp_path: Path, *sources: dict[str, Any]
 ) -> tuple[StageResult, list[Example], list[dict[str, Any]]]:
-    job = work(task(sources=list(sources)), store, tmp_path)
+    job = stage_context(task(sources=list(sources)), store, tmp_path)
     outcome = raw_examples(job)
     examples = [Example.from_json(row) for row in read_jsonl(job.out / "examples.jsonl")]
     return outcome, examples, list(read_jsonl(job.out / "drops.jsonl"))

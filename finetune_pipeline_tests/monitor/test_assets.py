@@ -15,7 +15,7 @@ from finetune_pipeline.config import Task
 from finetune_pipeline.monitor.assets import traffic_fingerprint, traffic_report
 from finetune_pipeline.records import Answer, Artifact, Check
 from finetune_pipeline.store import StageResult, TaskStore, traffic_folder
-from finetune_pipeline_tests.artifacts import NAME, example, finished, task, task_store, work
+from finetune_pipeline_tests.artifacts import NAME, example, finished, stage_context, task, task_store
 from finetune_pipeline_tests.monitor.lines import line, write
 
 KINDS = ("delivery", "returns", "refund", "account")
@@ -53,7 +53,7 @@ def report(
     store: TaskStore, tmp_path: Path, rows: Sequence[dict[str, Any]], **monitor: Any
 ) -> tuple[StageResult, Path]:
     write(traffic_folder(NAME), rows)
-    given = work(declared(**monitor), store, tmp_path, **deploy(store))
+    given = stage_context(declared(**monitor), store, tmp_path, **deploy(store))
     return traffic_report(given), given.out
 
 
@@ -166,7 +166,7 @@ def test_old_days_are_left_out(store: TaskStore, tmp_path: Path) -> None:
 
 
 def test_nothing_deployed_is_said(store: TaskStore, tmp_path: Path) -> None:
-    given = work(declared(), store, tmp_path, **deploy(store, champion=False))
+    given = stage_context(declared(), store, tmp_path, **deploy(store, champion=False))
     outcome = traffic_report(given)
     assert outcome.verdict is not None
     assert outcome.verdict.passed
@@ -179,7 +179,7 @@ def test_what_users_wrote_cannot_become_markup(store: TaskStore, tmp_path: Path)
     tuned = [Answer(f"r{i}", "tuned", "<script>alert(1)</script>", 40, 5, 0.5) for i in range(100)]
     deployed["eval_report"] = finished(store, "eval_report", {"answers.jsonl": tuned})
     write(traffic_folder(NAME), rows)
-    given = work(declared(), store, tmp_path, **deployed)
+    given = stage_context(declared(), store, tmp_path, **deployed)
     traffic_report(given)
     html = (given.out / "report.html").read_text("utf-8")
     assert "<script" not in html

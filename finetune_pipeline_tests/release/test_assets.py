@@ -16,7 +16,7 @@ from finetune_pipeline.records import Artifact, Example, Verdict, write_jsonl
 from finetune_pipeline.release.assets import registered_model, release_decision, together
 from finetune_pipeline.release.card import LANGUAGE
 from finetune_pipeline.store import StageContext, StageResult, TaskStore, require_verdict
-from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
+from finetune_pipeline_tests.artifacts import example, finished, stage_context, task, task_store
 from finetune_pipeline_tests.release.evidence import bits, losses, scores
 
 ROWS = 100
@@ -103,7 +103,7 @@ def commit(store: TaskStore, given: StageContext, outcome: StageResult, asset: s
 def decided(store: TaskStore, tmp_path: Path) -> Callable[[Inputs], Artifact]:
     def decide(inputs: Inputs) -> Artifact:
         names = ("eval_report", "adapter", "data_split")
-        given = work(declared(), store, tmp_path, **{name: inputs[name] for name in names})
+        given = stage_context(declared(), store, tmp_path, **{name: inputs[name] for name in names})
         return commit(store, given, release_decision(given), "release_decision")
 
     return decide
@@ -120,7 +120,7 @@ def test_a_promotion_is_a_verdict_on_the_evaluation(store: TaskStore, decided: C
     assert made.summary["outcome"] == "PROMOTE"
     page = made.path("decision.md").read_text("utf-8")
     assert page.startswith("# PROMOTE")
-    assert "| Base model, fixed examples (few_shot) | 40 of 100 (40.0 %) | 45.0 points |" in page
+    assert "| Base model, fixed examples (few_shot) | 40 of 100 (40 %) | 45.0 points |" in page
     assert "| better | yes |" in page
     assert "No version is live" in page
 
@@ -142,7 +142,7 @@ def test_a_retraining_worse_than_the_live_version_is_refused_and_the_page_says_s
     assert not made.verdict.passed
     assert "no worse than live version 3" in made.verdict.summary
     page = made.path("decision.md").read_text("utf-8")
-    assert "| Live version 3 (champion) | 97 of 100 (97.0 %) | -12.0 points |" in page
+    assert "| Live version 3 (champion) | 97 of 100 (97 %) | -12.0 points |" in page
     assert "| no worse (by at most 5.0 points) | **no: shown to be worse** |" in page
 
 
@@ -202,7 +202,7 @@ def trained(store: TaskStore, weights: str) -> Artifact:
 
 
 def register(store: TaskStore, tmp_path: Path, inputs: Inputs, decision: Artifact) -> Artifact:
-    given = work(declared(), store, tmp_path, **inputs, release_decision=decision)
+    given = stage_context(declared(), store, tmp_path, **inputs, release_decision=decision)
     return commit(store, given, registered_model(given), "registered_model")
 
 

@@ -23,7 +23,7 @@ def check(decision: Decision, name: str) -> Check:
 def test_a_clear_gain_is_promoted_with_every_figure() -> None:
     found = decide(evidence({"zero_shot": bits(135, 3), "few_shot": bits(135, 60), "tuned": bits(135, 112)}), RULES)
     assert found.outcome == "PROMOTE"
-    assert found.summary.startswith("PROMOTE: the tuned model has 112 of 135 (83.0 %)")
+    assert found.summary.startswith("PROMOTE: the tuned model has 112 of 135 (83 %)")
     assert (found.adapter, found.evaluation) == ("adapter0", "evaluation0")
     gain: Any = found.figures["gain"]
     assert gain["over"] == "few_shot"
@@ -157,7 +157,7 @@ def test_a_retraining_that_is_worse_than_what_is_live_is_not_promoted() -> None:
     found = decide(evidence({**right, "champion": live}, champion="version 3"), RULES)
     assert found.outcome == "REJECT"
     assert "no worse than live version 3" in found.summary
-    assert "live version 3 has 162 of 200 (81.0 %)" in found.summary
+    assert "live version 3 has 162 of 200 (81 %)" in found.summary
     assert not check(found, "no worse than live version 3").passed
 
 
@@ -256,7 +256,7 @@ def test_a_worn_test_set_is_said() -> None:
     assert worn.outcome == "PROMOTE"
     assert not said.passed
     assert "5 adapters" in said.observed
-    assert "23%" in said.observed
+    assert "22.6 %" in said.observed
     assert "2 sets of rules" in said.observed
 
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune_pipeline.release import power, statistics
+from finetune_pipeline.release import paired_tests, power
+from finetune_pipeline.release.paired_tests import Paired
 from finetune_pipeline.release.relative_change import Rise
-from finetune_pipeline.release.statistics import Paired
 
 
 def pair(rows: int, wins: int, losses: int, design: float = 1.0) -> Paired:
@@ -14,7 +14,7 @@ def pair(rows: int, wins: int, losses: int, design: float = 1.0) -> Paired:
 
 def test_power_is_how_often_the_test_rejects() -> None:
     counts = np.random.default_rng(3).multinomial(135, [0.15, 0.05, 0.80], 20_000)
-    seen = (statistics.mcnemar(counts[:, 0], counts[:, 1]) <= 0.05).mean()
+    seen = (paired_tests.mcnemar(counts[:, 0], counts[:, 1]) <= 0.05).mean()
     assert power.power(135, 0.15, 0.05, 0.05) == pytest.approx(seen, abs=0.01)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from finetune_pipeline.config import Release
-from finetune_pipeline.release import statistics
+from finetune_pipeline.release import paired_tests
 from finetune_pipeline.release.relative_change import relative_rise
 
 
@@ -84,6 +84,6 @@ def test_a_slice_that_loses_no_more_than_the_margin_is_seldom_called_harmed() ->
     counts = random.multinomial(12, [0.10, 0.20, 0.70], (sets, 10))
     wrong = 0
     for slices in counts:
-        pairs = [statistics.Paired(12, int(w), int(c), (1,) * int(w) + (-1,) * int(c)) for w, c, _ in slices]
-        wrong += min(statistics.holm([statistics.p_value(statistics.mirrored(p), 0.10) for p in pairs])) <= 0.05
+        pairs = [paired_tests.Paired(12, int(w), int(c), (1,) * int(w) + (-1,) * int(c)) for w, c, _ in slices]
+        wrong += min(paired_tests.holm([paired_tests.p_value(paired_tests.mirrored(p), 0.10) for p in pairs])) <= 0.05
     assert wrong / sets <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / sets)

@@ -22,7 +22,7 @@ from finetune_pipeline.review.assets import expert_review, review_sample, review
 from finetune_pipeline.review.edits import Edits, without_personal, without_repeated
 from finetune_pipeline.review.flagged import flagged_in, flagged_rows
 from finetune_pipeline.store import TaskStore
-from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
+from finetune_pipeline_tests.artifacts import example, finished, stage_context, task, task_store
 
 FILES = ("sample.jsonl", "flagged.jsonl")
 ROWS = [example(f"r{i:03}", f"question {i}", f"answer {i}") for i in range(40)]
@@ -356,7 +356,7 @@ def test_where_personal_data_drops_a_row_it_drops_an_edit() -> None:
 def test_nothing_to_draw_from_is_an_error(store: TaskStore, tmp_path: Path) -> None:
     empty = finished(store, "clean_examples", {"examples.jsonl": []})
     with pytest.raises(DataError, match="no rows"):
-        review_sample(work(task(), store, tmp_path, clean_examples=empty))
+        review_sample(stage_context(task(), store, tmp_path, clean_examples=empty))
 
 
 def test_conflicting_rows_are_flagged_beside_the_sample_and_decide_nothing(store: TaskStore, tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_conflicting_rows_are_flagged_beside_the_sample_and_decide_nothing(store
     lines = [{"rows": ["x1", "x2"], "origins": ["o", "p"], "similarity": 0.9}] * 12
     clean = finished(store, "clean_examples", {"examples.jsonl": rows, "conflicts.jsonl": lines})
     declared = task(review={"seed": 1})
-    drawn = work(declared, store, tmp_path, clean_examples=clean)
+    drawn = stage_context(declared, store, tmp_path, clean_examples=clean)
     outcome = review_sample(drawn)
     assert outcome.summary["flagged_pairs"] == 10
     files = {name: list(read_jsonl(drawn.out / name)) for name in FILES}
@@ -378,7 +378,7 @@ def test_conflicting_rows_are_flagged_beside_the_sample_and_decide_nothing(store
         verdict_store.save(store, verdict(row))
     for row in pair[:1]:
         verdict_store.save(store, verdict(row, "reject"))
-    job = work(declared, store, tmp_path, clean_examples=clean, review_sample=sample)
+    job = stage_context(declared, store, tmp_path, clean_examples=clean, review_sample=sample)
     done = expert_review(job)
     assert done.verdict is not None
     assert done.verdict.figures["rows"] == len(sampled) == 20, "flagged rows are not in the estimate"

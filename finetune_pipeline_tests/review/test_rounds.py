@@ -12,9 +12,10 @@ import pytest
 
 from finetune_pipeline.config import ReviewRules
 from finetune_pipeline.records import Example, Review
-from finetune_pipeline.review.bounds import fresh_rows, lower_bound, round_confidence
+from finetune_pipeline.review.bounds import fresh_rows, round_confidence
 from finetune_pipeline.review.gate import evaluate_review
 from finetune_pipeline.review.rounds import Decision, Drawn, History, Round, Said, draw, rules_hash
+from finetune_pipeline.statistics.proportion import lower_bound
 from finetune_pipeline_tests.artifacts import example
 
 RULES = ReviewRules()

@@ -17,7 +17,7 @@ from finetune_pipeline.split.assignment import assign, units
 from finetune_pipeline.split.frozen_test import frozen_file
 from finetune_pipeline.split.leakage import alike_of, overlaps
 from finetune_pipeline.store import StageContext, StageResult, TaskStore
-from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
+from finetune_pipeline_tests.artifacts import example, finished, stage_context, task, task_store
 
 LABELS = ("delivery", "refund", "warranty")
 ANSWER = {"format": "label", "labels": list(LABELS)}
@@ -49,7 +49,7 @@ def prepared(store: TaskStore, tmp_path: Path, rows: Sequence[Example], **split:
     raw: dict[str, Sequence[Any]] = {"examples.jsonl": [*rows, *gone], "drops.jsonl": DROPS["raw_examples"]}
     clean: dict[str, Sequence[Any]] = {"examples.jsonl": [*rows, gone[1]], "drops.jsonl": DROPS["clean_examples"]}
     reviewed: dict[str, Sequence[Any]] = {"examples.jsonl": rows, "drops.jsonl": DROPS["expert_review"]}
-    return work(
+    return stage_context(
         task(answer=ANSWER, split=split),
         store,
         tmp_path,

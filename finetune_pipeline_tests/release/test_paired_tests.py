@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from finetune_pipeline.release import statistics
-from finetune_pipeline.release.statistics import Paired
+from finetune_pipeline.release import paired_tests
+from finetune_pipeline.release.paired_tests import Paired
 
 
 def pair(rows: int, wins: int, losses: int) -> Paired:
@@ -25,50 +25,50 @@ def pair(rows: int, wins: int, losses: int) -> Paired:
     ],
 )
 def test_exact_mcnemar_gives_the_published_values(wins: int, losses: int, published: float) -> None:
-    assert statistics.mcnemar(wins, losses, "two-sided") == pytest.approx(published, abs=5e-5)
-    assert statistics.mcnemar(losses, wins, "two-sided") == pytest.approx(published, abs=5e-5)
+    assert paired_tests.mcnemar(wins, losses, "two-sided") == pytest.approx(published, abs=5e-5)
+    assert paired_tests.mcnemar(losses, wins, "two-sided") == pytest.approx(published, abs=5e-5)
     one_sided = stats.binomtest(wins, wins + losses, alternative="greater").pvalue
-    assert statistics.mcnemar(wins, losses) == pytest.approx(one_sided)
-    assert statistics.mcnemar(losses, wins, "less") == pytest.approx(one_sided)
+    assert paired_tests.mcnemar(wins, losses) == pytest.approx(one_sided)
+    assert paired_tests.mcnemar(losses, wins, "less") == pytest.approx(one_sided)
 
 
 def test_mcnemar_takes_arrays_and_no_discordant_row() -> None:
-    found = statistics.mcnemar(np.array([0, 5, 0]), np.array([0, 0, 5]))
+    found = paired_tests.mcnemar(np.array([0, 5, 0]), np.array([0, 0, 5]))
     assert found == pytest.approx([1.0, 0.5**5, 1.0])
 
 
 def test_tango_interval_gives_the_published_values() -> None:
     """Airway hyper-responsiveness in 21 children, Fagerland, Lydersen and Laake 2014: -0.517 to -0.026."""
-    assert statistics.difference_bounds(pair(21, 1, 7), 0.95) == pytest.approx((-0.517, -0.026), abs=5e-4)
+    assert paired_tests.difference_bounds(pair(21, 1, 7), 0.95) == pytest.approx((-0.517, -0.026), abs=5e-4)
 
 
 def test_the_score_statistic_at_zero_is_mcnemars() -> None:
-    assert statistics.score_z(16, 6, 161, 0.0) == pytest.approx((16 - 6) / np.sqrt(16 + 6))
+    assert paired_tests.score_z(16, 6, 161, 0.0) == pytest.approx((16 - 6) / np.sqrt(16 + 6))
 
 
 def test_tango_interval_at_the_edges() -> None:
-    low, high = statistics.difference_bounds(pair(10, 10, 0), 0.9)
+    low, high = paired_tests.difference_bounds(pair(10, 10, 0), 0.9)
     assert 0 < low < 1
     assert high == 1.0
     z2 = stats.norm.isf(0.05) ** 2  # no row differs: the bound has a closed form
-    assert statistics.difference_bounds(pair(25, 0, 0), 0.9) == pytest.approx((-z2 / (25 + z2), z2 / (25 + z2)))
-    assert statistics.difference_bounds(pair(0, 0, 0), 0.9) == (-1.0, 1.0)
+    assert paired_tests.difference_bounds(pair(25, 0, 0), 0.9) == pytest.approx((-z2 / (25 + z2), z2 / (25 + z2)))
+    assert paired_tests.difference_bounds(pair(0, 0, 0), 0.9) == (-1.0, 1.0)
 
 
 def test_tango_bounds_are_those_of_the_mirrored_comparison() -> None:
     one = pair(80, 14, 5)
-    low, high = statistics.difference_bounds(one, 0.9)
-    assert statistics.difference_bounds(statistics.mirrored(one), 0.9) == pytest.approx((-high, -low))
+    low, high = paired_tests.difference_bounds(one, 0.9)
+    assert paired_tests.difference_bounds(paired_tests.mirrored(one), 0.9) == pytest.approx((-high, -low))
 
 
 def test_sign_flip_with_single_rows_is_mcnemar() -> None:
-    assert statistics.sign_flip([1] * 9 + [-1] * 3) == pytest.approx(float(statistics.mcnemar(9, 3)))
+    assert paired_tests.sign_flip([1] * 9 + [-1] * 3) == pytest.approx(float(paired_tests.mcnemar(9, 3)))
 
 
 @pytest.mark.parametrize("sums", [[3, -1, 2, 2], [1, 1, -4], [5], [-2, -2], [2, 1, -1, 3, -2, 1]])
 def test_sign_flip_counts_every_assignment_of_signs(sums: list[int]) -> None:
     totals = [sum(s * abs(v) for s, v in zip(signs, sums, strict=True)) for signs in product((1, -1), repeat=len(sums))]
-    assert statistics.sign_flip(sums) == pytest.approx(np.mean([t >= sum(sums) for t in totals]))
+    assert paired_tests.sign_flip(sums) == pytest.approx(np.mean([t >= sum(sums) for t in totals]))
 
 
 def test_sign_flip_agrees_with_scipys_permutation_test() -> None:
@@ -76,16 +76,16 @@ def test_sign_flip_agrees_with_scipys_permutation_test() -> None:
     found = stats.permutation_test(
         (sums,), np.sum, permutation_type="samples", alternative="greater", n_resamples=np.inf
     )
-    assert statistics.sign_flip(sums) == pytest.approx(found.pvalue)
+    assert paired_tests.sign_flip(sums) == pytest.approx(found.pvalue)
 
 
 def test_pairing_counts_rows_and_groups() -> None:
     first = {"a": True, "b": True, "c": False, "d": True, "e": True}
     second = {"a": False, "b": False, "c": True, "d": True, "e": False}
-    assert statistics.paired(first, second) == Paired(5, 3, 1, (1, 1, -1, 1), 1.0)
-    grouped = statistics.paired(first, second, {"a": "x", "b": "x", "c": "y", "e": "y"})
+    assert paired_tests.paired(first, second) == Paired(5, 3, 1, (1, 1, -1, 1), 1.0)
+    grouped = paired_tests.paired(first, second, {"a": "x", "b": "x", "c": "y", "e": "y"})
     assert grouped.sums == (2,)  # c and e belong together and cancel out
-    assert statistics.paired(first, second, {"a": "x", "b": "x"}).design > 1
+    assert paired_tests.paired(first, second, {"a": "x", "b": "x"}).design > 1
     assert grouped.design == pytest.approx((4 + 4 + 1) / 5)  # too few to tell: taken as wholly alike
 
 
@@ -93,7 +93,7 @@ def test_groups_that_make_a_difference_steadier_buy_no_certainty() -> None:
     rows = [f"{n}{side}" for n in range(12) for side in "ab"]
     first = {row: row.endswith("a") for row in rows}  # each group wins one row and loses one
     second = {row: not right for row, right in first.items()}
-    assert statistics.paired(first, second, {row: row[:-1] for row in rows}).design == 1.0
+    assert paired_tests.paired(first, second, {row: row[:-1] for row in rows}).design == 1.0
 
 
 @pytest.mark.parametrize(("groups", "size", "margin"), [(66, 20, 0.03), (70, 10, 0.02), (66, 20, 0.01)])
@@ -103,20 +103,20 @@ def test_rows_of_one_group_are_no_evidence_where_hardly_any_differs(groups: int,
     for _ in range(sets):
         lost = dice.random(groups) < margin
         rows = {f"{g}/{n}": bool(lost[g]) for g in range(groups) for n in range(size)}
-        pair = statistics.paired(dict.fromkeys(rows, False), rows, {row: row.split("/")[0] for row in rows})
-        passed += statistics.p_value(pair, -margin) <= 0.05
+        pair = paired_tests.paired(dict.fromkeys(rows, False), rows, {row: row.split("/")[0] for row in rows})
+        passed += paired_tests.p_value(pair, -margin) <= 0.05
     assert passed <= 0.05 * sets
 
 
 def test_pairing_refuses_other_rows() -> None:
     with pytest.raises(KeyError):
-        statistics.paired({"a": True}, {"b": True})
+        paired_tests.paired({"a": True}, {"b": True})
     with pytest.raises(KeyError):
-        statistics.paired({"a": True}, {"a": True, "b": True})
+        paired_tests.paired({"a": True}, {"a": True, "b": True})
 
 
 def test_a_group_named_like_a_row_is_not_that_row() -> None:
-    found = statistics.paired({"a": True, "b": True, "c": True}, dict.fromkeys("abc", False), {"b": "a", "c": "a"})
+    found = paired_tests.paired({"a": True, "b": True, "c": True}, dict.fromkeys("abc", False), {"b": "a", "c": "a"})
     assert sorted(found.sums) == [1, 2]
 
 
@@ -125,37 +125,34 @@ def test_groups_take_away_false_certainty() -> None:
     rows = [f"{g}{i}" for g in range(8) for i in range(3)]
     first = {row: int(row[0]) < 6 for row in rows}
     second = {row: not right for row, right in first.items()}
-    alone, together = statistics.paired(first, second), statistics.paired(first, second, {row: row[0] for row in rows})
-    assert statistics.p_value(alone) < 0.05 < statistics.p_value(together)
+    alone, together = (
+        paired_tests.paired(first, second),
+        paired_tests.paired(first, second, {row: row[0] for row in rows}),
+    )
+    assert paired_tests.p_value(alone) < 0.05 < paired_tests.p_value(together)
     assert together.design == pytest.approx(3)
-    assert statistics.difference_bounds(together, 0.9)[0] < statistics.difference_bounds(alone, 0.9)[0]
+    assert paired_tests.difference_bounds(together, 0.9)[0] < paired_tests.difference_bounds(alone, 0.9)[0]
 
 
 def test_p_value_against_a_shift() -> None:
     one = pair(200, 60, 10)
-    assert statistics.p_value(one) < statistics.p_value(one, 0.10) < 0.05 < statistics.p_value(one, 0.22)
-    low, _ = statistics.difference_bounds(one, 0.90)
-    assert statistics.p_value(one, low) == pytest.approx(0.05)  # test and bound say the same
+    assert paired_tests.p_value(one) < paired_tests.p_value(one, 0.10) < 0.05 < paired_tests.p_value(one, 0.22)
+    low, _ = paired_tests.difference_bounds(one, 0.90)
+    assert paired_tests.p_value(one, low) == pytest.approx(0.05)  # test and bound say the same
 
 
 def test_bootstrap_agrees_with_scipys_on_rows() -> None:
     values = np.array([1] * 30 + [-1] * 10 + [0] * 60)
     found = stats.bootstrap((values,), np.mean, confidence_level=0.9, method="percentile", rng=np.random.default_rng(1))
-    ours = statistics.bootstrap_bounds(pair(100, 30, 10), 0.9, seed=1)
+    ours = paired_tests.bootstrap_bounds(pair(100, 30, 10), 0.9, seed=1)
     assert ours == pytest.approx(tuple(found.confidence_interval), abs=0.02)
-    assert ours == statistics.bootstrap_bounds(pair(100, 30, 10), 0.9, seed=1)
-
-
-def test_clopper_pearson_gives_the_published_values() -> None:
-    assert statistics.clopper_pearson(0, 10, 0.95) == pytest.approx((0.0, 0.3085), abs=5e-5)
-    assert statistics.clopper_pearson(8, 10, 0.95) == pytest.approx((0.4439, 0.9748), abs=5e-5)
-    assert statistics.clopper_pearson(0, 0, 0.95) == (0.0, 1.0)
+    assert ours == paired_tests.bootstrap_bounds(pair(100, 30, 10), 0.9, seed=1)
 
 
 def test_holm_steps_down() -> None:
-    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert statistics.holm([]) == []
-    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert paired_tests.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert paired_tests.holm([]) == []
+    assert paired_tests.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("rows", [66, 113, 150, 200])
@@ -168,7 +165,7 @@ def test_a_loss_of_the_margin_is_excluded_in_one_of_twenty_sets_at_most(rows: in
         if chance < 1e-6:
             continue
         wins = range(rows - losses + 1)
-        least = next((w for w in wins if statistics.p_value(pair(rows, w, losses), -margin) <= 0.05), None)
+        least = next((w for w in wins if paired_tests.p_value(pair(rows, w, losses), -margin) <= 0.05), None)
         if least is not None:
             wrong += chance * stats.binom.sf(least - 1, rows - losses, win_rate / (1 - win_rate - margin))
     assert wrong <= (0.05 if win_rate == 0 else 0.052)

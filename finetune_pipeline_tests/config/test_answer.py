@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from finetune_pipeline.config import AnswerFormat
-from finetune_pipeline.split.slices import UNREADABLE, slice_of
+from finetune_pipeline.config.answer import UNREADABLE
 
 JSON = AnswerFormat(format="json", json_schema={"type": "object"}, slice_by="intent")
 
@@ -23,4 +23,4 @@ JSON = AnswerFormat(format="json", json_schema={"type": "object"}, slice_by="int
     ],
 )
 def test_the_slice_of_an_answer(answer: str, spec: AnswerFormat, expected: str) -> None:
-    assert slice_of(answer, spec) == expected
+    assert spec.slice_of(answer) == expected

@@ -193,16 +193,6 @@ def bootstrap_bounds(pair: Paired, confidence: float, seed: int) -> tuple[float,
     return float(low), float(high)
 
 
-def clopper_pearson(right: int, rows: int, confidence: float) -> tuple[float, float]:
-    """Exact two-sided interval of a share (Clopper and Pearson, Biometrika 26, 1934); (0, 1) without rows."""
-    from scipy.stats import binomtest
-
-    if rows == 0:
-        return 0.0, 1.0
-    ends = binomtest(right, rows).proportion_ci(confidence, "exact")
-    return float(ends.low), float(ends.high)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """P values adjusted for having looked at all of them, in the given order (Holm, "A simple sequentially rejective
     multiple test procedure", Scandinavian Journal of Statistics 6, 1979): reject those at or below alpha."""
