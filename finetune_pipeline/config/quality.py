@@ -27,13 +27,16 @@ RESERVED = frozenset(
 
 
 class DeclaredExpectation(Section):
-    """An expectation of Great Expectations, on columns of the table of rows."""
+    """An expectation of Great Expectations on the table of rows. Its columns: id, origin, source; prompt, completion
+    (null where blank); prompt_chars, completion_chars; roles (`ua`: user, assistant); for JSON answers field.<name>. A
+    critical one about single rows that is asked of at least `quality.mostly` of them (Great Expectations' default is
+    all) is a rule: rows that do not meet it are not right."""
 
     type: str = Field(
         pattern=r"^expect_[a-z0-9_]+$", description="Great Expectations' name: expect_column_values_to_match_regex."
     )
     kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="Its arguments, as Great Expectations documents them; `column` among them."
+        {}, description="Its arguments, as Great Expectations documents them; `column` among them."
     )
     severity: Literal["critical", "warning"] = Field(
         "critical", description="critical: fails the gate where it is not met; warning: is shown, and fails nothing."
@@ -66,12 +69,8 @@ class Quality(Section):
         (),
         description="What is no fault in this task's completions: refusals (`I'm sorry, but I can't help with that`), "
         "placeholders (`[insert name]`, `TODO`), echo (the completion repeats the whole prompt: correction, "
-        "translation), cut_off (no end punctuation), secrets (keys and passwords, in prompts too).",
+        "translation), cut_off (it ends within a sentence), secrets (keys and passwords, in prompts too).",
     )
     expectations: tuple[DeclaredExpectation, ...] = Field(
-        (),
-        description="More expectations, on the columns id, origin, source, prompt, completion, prompt_chars, "
-        "completion_chars, roles (`ua`: user, assistant) and, for JSON answers, field.<name>. A critical one about "
-        "single rows whose `kwargs.mostly` is at least `quality.mostly` (or not given) is a rule: rows that do not "
-        "meet it are not right.",
+        (), description="Expectations of your own, beside the built-in rules."
     )

@@ -41,6 +41,7 @@ class ExampleRow:
     origin: str
     prompt: str
     completion: str
+    breaks: str  # the rules that it does not meet: "no html, prompt fits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +108,16 @@ def examples(checked: Checked, frame: DataFrame) -> dict[str, list[ExampleRow]]:
     found = {str(name): frame[mask].head(EXAMPLES) for name, mask in masks.items() if mask.any()}
     return {
         name: [
-            ExampleRow(id_, origin, excerpt(prompt), excerpt(completion))
-            for id_, origin, prompt, completion in zip(
-                rows["id"], rows["origin"], rows["prompt"], rows["completion"], strict=True
-            )
+            ExampleRow(id_, origin, excerpt(prompt), excerpt(completion), _breaks(checked, at))
+            for at, id_, origin, prompt, completion in rows[["id", "origin", "prompt", "completion"]].itertuples()
         ]
         for name, rows in found.items()
     }
+
+
+def _breaks(checked: Checked, at: Any) -> str:
+    broken = checked.broken.loc[at]
+    return ", ".join(str(name).replace("_", " ") for name in checked.rules if broken[name])
 
 
 def excerpt(text: Any) -> str:

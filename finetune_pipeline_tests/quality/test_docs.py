@@ -80,6 +80,11 @@ def test_up_to_five_example_rows_for_what_is_not_met(soup: BeautifulSoup) -> Non
     assert article.details is not None and article.details.has_attr("open")
 
 
+def test_what_is_wrong_with_a_row_is_named_where_all_rules_are_meant(soup: BeautifulSoup) -> None:
+    [article] = soup.select("article#row_ok")
+    assert "t.csv:0 · row0 · does not meet: completion valid" in article.get_text()
+
+
 def test_personal_data_and_secrets_of_example_rows_are_masked(out: Path, soup: BeautifulSoup) -> None:
     [article] = soup.select("article#no_personal_data")
     assert "my address is <EMAIL>, the key <AWS_KEY>" in article.get_text()
