@@ -196,10 +196,11 @@ def validation_report(name: str) -> str:
     """What a look at declaration, sources and base model finds. DeclarationError with all problems, or good news."""
     from finetune_pipeline.ingest.sources import problems, remarks
     from finetune_pipeline.models.base_model import available
+    from finetune_pipeline.quality import expectations
     from finetune_pipeline.review.verdict_store import recorded_file
 
     task, store = open_task(name)
-    found = list(problems(task, store))
+    found = [*problems(task, store), *expectations.problems(task)]
     try:
         available(task)
     except ModelError as error:

@@ -16,7 +16,7 @@ from finetune_pipeline.config.clean import Clean
 from finetune_pipeline.config.evaluate import Evaluate
 from finetune_pipeline.config.load import load_task, task_from
 from finetune_pipeline.config.monitor import Monitor
-from finetune_pipeline.config.quality import Quality
+from finetune_pipeline.config.quality import DeclaredExpectation, Quality
 from finetune_pipeline.config.release import Release
 from finetune_pipeline.config.review import ReviewRules
 from finetune_pipeline.config.serve import Serve
@@ -33,6 +33,7 @@ __all__ = [
     "Base",
     "Baseline",
     "Clean",
+    "DeclaredExpectation",
     "Evaluate",
     "KeepGeneral",
     "Lora",

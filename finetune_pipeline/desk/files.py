@@ -1,6 +1,6 @@
-"""Reports and Data Docs as they lie in the artifacts. Only files that the artifact's manifest names are given out.
+"""Reports as they are in the artifacts. Only files that the artifact's manifest names are given out.
 
-    /tasks/support_tickets/docs/index.html               Great Expectations' report, without scripts
+    /tasks/support_tickets/docs/index.html               the report of the quality gate, without scripts
     /tasks/support_tickets/reports/eval_report           the report in a frame below the desk's heading
     /tasks/support_tickets/reports/eval_report/report.html      the report itself, sandboxed, without scripts
 

@@ -109,14 +109,21 @@ REFUSALS = {
 
 
 BROKEN = {
-    "roles_in_order": "Question and answer out of order",
-    "prompt_fits": "Question empty or too long",
-    "completion_fits": "Answer empty or too long",
+    "roles_in_order": "Prompt and answer out of order",
+    "prompt_present": "Prompt empty",
+    "prompt_fits": "Prompt too long",
+    "completion_present": "Answer empty",
+    "completion_fits": "Answer too long",
     "completion_valid": "Answer not of the declared form",
     "no_personal_data": "Personal data left",
+    "no_secrets": "Key or password left",
     "no_html": "HTML left",
     "encoding_intact": "Broken characters",
-    "prompt_unique": "Question asked twice",
+    "no_refusal": "Answer is a model's refusal",
+    "no_placeholder": "Placeholder in the answer",
+    "no_echo": "Answer repeats the prompt",
+    "not_cut_off": "Answer cut off",
+    "prompt_unique": "Prompt in several rows",
 }
 
 
@@ -138,6 +145,8 @@ def together(text: str) -> str:
 
 def broken(rule: str) -> str:
     """What is wrong with a row that breaks this rule of the quality gate (whose names say what is right)."""
+    if rule.startswith("declared:"):
+        return spelled(rule.rpartition(":")[2].removeprefix("expect_"))
     return BROKEN.get(rule) or f"Breaks “{spelled(rule).lower()}”"
 
 

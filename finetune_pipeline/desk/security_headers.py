@@ -1,8 +1,8 @@
-"""What a browser may do with our pages: one strict policy for the desk, one each for Data Docs and for reports.
+"""What a browser may do with our pages: one strict policy for the desk, one each for the quality report and the others.
 
 Artifacts come from data, and data comes from strangers. Reports are shown in a sandbox without scripts, as if they came
-from another site. Data Docs may bring styles, inline and as files beside them; the gate writes them without scripts, so
-none runs, whatever a row's text says.
+from another site. The quality report may bring styles, inline and as files beside it; the gate writes it without
+scripts, so none runs, whatever a row's text says.
 """
 
 from __future__ import annotations

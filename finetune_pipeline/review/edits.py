@@ -19,7 +19,7 @@ from finetune_pipeline.clean.normalize import identity
 from finetune_pipeline.clean.pii import mask
 from finetune_pipeline.clean.row_cleaner import RowCleaner, RowDropped
 from finetune_pipeline.config import Task
-from finetune_pipeline.quality.rules import rules_of
+from finetune_pipeline.quality.rules import broken_by, rules_of
 from finetune_pipeline.records import Drop, Example, Review
 
 
@@ -29,7 +29,7 @@ class Edits:
     def __init__(self, task: Task, count_tokens: lengths.Counter | None = None) -> None:
         self._task, self._count_tokens = task, count_tokens
         self._cleaner = RowCleaner(task.clean, task.answer)
-        self._rules = [rule for rule in rules_of(task) if rule.check is not None]
+        self._rules = rules_of(task)
 
     def applied(self, row: Example, completion: str) -> tuple[Example, list[str]]:
         """The row with the cleaned completion, and a slug for each fix. RowDropped when it cannot be trained on."""
@@ -39,7 +39,7 @@ class Edits:
             complaint = lengths.complaint(length, self._task.clean)
             if complaint is not None:
                 raise RowDropped(*complaint)
-        failed = [rule for rule in self._rules if rule.check is not None and not rule.check([edited])[0]]
+        failed = broken_by(edited, self._task, self._rules)
         if failed:
             raise RowDropped(failed[0].name.replace("_", "-"), f"required: {failed[0].says}")
         return edited, slugs

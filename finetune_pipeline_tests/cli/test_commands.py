@@ -60,6 +60,16 @@ def test_unknown_task(data: Path) -> None:
     assert "nothing/task.yaml does not exist" in result.stderr.replace("\n", "")
 
 
+def test_validate_reports_expectations_that_great_expectations_does_not_know(data: Path) -> None:
+    declared = "quality: {{expectations: [{{type: expect_column_values_to_be_nul, kwargs: {{column: prompt}}}}]}}\n"
+    declare(data, "t", GOOD + declared)
+    result = finetune("validate", "t")
+    assert result.exit_code == errors.DeclarationError.exit_code
+    said = " ".join(result.stderr.split())
+    assert "quality.expectations.0.type: no expectation for a table in memory is called" in said
+    assert "Did you mean expect_column_values_to_be_null?" in said
+
+
 def test_check_reports_every_problem_of_a_declaration_at_once(data: Path) -> None:
     declare(data, "t", GOOD + "trian: {{}}\nsplit: {{test: 0.9}}\nquality: {{mostly: 2}}\n")
     result = finetune("validate", "t")

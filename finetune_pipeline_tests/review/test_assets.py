@@ -136,7 +136,7 @@ def test_an_edit_is_cleaned_and_checked_like_every_row(store: TaskStore, clean: 
     drops = {drop["id"]: (drop["reason"], drop["detail"]) for drop in read_jsonl(made.path("drops.jsonl"))}
     assert drops[rows[2].id] == (
         "edit-refused",
-        "anna: completion-fits (required: the answer has text, and at most 60 characters)",
+        "anna: completion-fits (required: the answer has at most 60 characters)",
     )
     assert drops[rows[3].id][1].startswith("anna: too-long")
     assert drops[rows[5].id] == ("edit-refused", "anna: empty-completion")
