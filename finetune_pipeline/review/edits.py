@@ -36,7 +36,7 @@ class Edits:
         edited, slugs = self._cleaner.clean(row.with_completion(answer))
         if self._count is not None:
             length = lengths.measure([edited], self._task.prompt.system, self._count)[0]
-            complaint = lengths.complaint(length, self._task.clean)
+            complaint = lengths.out_of_bounds(length, self._task.clean)
             if complaint is not None:
                 raise RowDropped(*complaint)
         broken = [rule for rule in self._rules if rule.check is not None and not rule.check([edited])[0]]

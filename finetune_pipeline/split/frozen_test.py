@@ -34,7 +34,7 @@ from upath import UPath
 
 from finetune_pipeline.clean.minhash import HASHES, band_keys, bands_for, signatures
 from finetune_pipeline.clean.passages import MANY
-from finetune_pipeline.clean.shingles import Grams, grams_of, taken
+from finetune_pipeline.clean.shingles import Grams, grams_of, take_rows
 from finetune_pipeline.errors import StorageError, reading
 from finetune_pipeline.records import Example, content_id, dumps
 from finetune_pipeline.split.assignment import SplitName
@@ -114,7 +114,7 @@ def resembling(rows: Sequence[Example], known: Mapping[str, SplitName], memory: 
         return {}
     places = alike.similarity.at[[alike.at[row.id] for row in new]]
     bare = _near(
-        _signed(taken(places, alike.similarity.grams)),
+        _signed(take_rows(places, alike.similarity.grams)),
         _read_signatures([one.signature for one in frozen.values()]),
         alike.similarity.least[places],
         threshold,
@@ -162,7 +162,7 @@ def extended(memory: Memory, rows: Sequence[Example], split_of: Mapping[str, Spl
     tests = [row for row in rows if row.id in decided and decided[row.id].split_name == "test"]
     if tests:
         places = alike.similarity.at[[alike.at[row.id] for row in tests]]
-        bare = _written(_signed(taken(places, alike.similarity.grams)))
+        bare = _written(_signed(take_rows(places, alike.similarity.grams)))
         whole = _written(_signed(grams_of([asked(row) for row in tests])))
         for row, one, other in zip(tests, bare, whole, strict=True):
             decided[row.id] = replace(decided[row.id], signature=one, whole=other if other != one else "")

@@ -276,7 +276,7 @@ def test_an_edit_goes_through_the_cleaning_like_every_row(store: TaskStore, clea
     assert drops[rows[3].id][1].startswith("anna: too-long")
     assert drops[rows[5].id] == ("edit-refused", "anna: empty-completion")
     rules = {change["rule"] for change in read_jsonl(made.path("fixes.jsonl")) if change["id"] == rows[0].id}
-    assert rules == {"expert-edit", "pii-email", "pii-phone", "answer-space"}
+    assert rules == {"expert-edit", "pii-email", "pii-phone", "completion-space"}
     assert not any("jo@example.com" in path.read_text("utf-8") for path in made.folder.iterdir())
 
 
