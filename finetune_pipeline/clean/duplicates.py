@@ -196,16 +196,16 @@ def _near_duplicates(
 ) -> list[_Duplicate]:
     """A row is dropped if a kept row before it is near (also as a whole text) and has the same completion. No chains:
     a row that is near a dropped row only is kept."""
-    found: dict[int, _Duplicate] = {}
     if threshold >= 1:
         return []
+    duplicates: dict[int, _Duplicate] = {}
     for i, j, similarity in sorted(near_pairs, key=lambda pair: (pair[1], -pair[2], pair[0])):
         left, right = rows[i], rows[j]
-        if i in found or j in found or left.completion != right.completion:
+        if i in duplicates or j in duplicates or left.completion != right.completion:
             continue
         if resemblance(prompt_text(left.example), prompt_text(right.example)) >= threshold:
-            found[j] = _Duplicate(left.example, right.example, similarity)
-    return list(found.values())
+            duplicates[j] = _Duplicate(left.example, right.example, similarity)
+    return list(duplicates.values())
 
 
 def same_prompt(left: str, right: str) -> bool:

@@ -5,7 +5,7 @@ s is equal in at least one of b bands of r hashes with probability 1 - (1 - s^r)
 threshold so that this is at least 0.995 there; every candidate is verified, so that no pair below the threshold is
 reported.
 
-    found = linked(grams, np.full(3, 0.6), crowd=500)      # Pairs(left=[0], right=[2], similarity=[0.93])
+    pairs = linked(grams, np.full(3, 0.6), crowd=500)      # Pairs(left=[0], right=[2], similarity=[0.93])
 
 similarity.py defines which grams are compared and from which similarity; exact.py finds every pair.
 """
@@ -85,13 +85,13 @@ def _concatenated(parts: list[Pairs]) -> Pairs:
     return parts[0]
 
 
-def component_sizes(found: Pairs, rows: int) -> tuple[I64, I64]:
+def component_sizes(pairs: Pairs, rows: int) -> tuple[I64, I64]:
     """(the connected component of each row, the number of rows of that component): both [rows]."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    ones = np.ones(len(found.left), np.int8)
-    _, labels = connected_components(coo_array((ones, (found.left, found.right)), shape=(rows, rows)), directed=False)
+    ones = np.ones(len(pairs.left), np.int8)
+    _, labels = connected_components(coo_array((ones, (pairs.left, pairs.right)), shape=(rows, rows)), directed=False)
     return labels, np.bincount(labels)[labels]
 
 

@@ -13,7 +13,7 @@ an instruction and a prompt have in common are kept in the prompt.
    changed in another position, share windows but no such passage, and are kept whole: they are duplicates. Variants
    that all differ in the same position (a number at the end) cannot be distinguished from an instruction, and are
    cut. Where similar rows must not be separated by mistake (the split), `least_left` requires more: if fewer than 5 %
-   of the texts have the passage, so many characters have to be left beside it, or the text is kept whole.
+   of the texts have the passage, so many characters have to be left besides the passage, or the text is kept whole.
 
 Both steps are repeated until no passage is found, since a passage that all texts share may be followed by one that
 some share. Windows are counted in at most 16 million characters, of texts sampled by their hashes; passages in all
@@ -35,7 +35,7 @@ from finetune_pipeline.clean.shingles import I64, U64
 WINDOW = 64  # characters; a power of two
 # A passage is in at least MANY texts and at least this SHARE of them; in half of the texts where that is less.
 MANY, SHARE = 50, 0.002
-USUAL = 0.05  # share of the texts from which a passage is cut whatever is left beside it
+USUAL = 0.05  # share of the texts from which a passage is cut whatever else is left
 MIN_TEXTS = 20  # with fewer texts, what they share is not significant
 _SAMPLE_CHARS = 1 << 24
 _CHUNK_CHARS = 1 << 20

@@ -3,7 +3,7 @@
     text fixes → normalize and validate the completion → personal data → length → exact duplicates, contradictions,
     near duplicates
 
-Personal data is masked before duplicates are looked for, so that rows which differ only in a phone number are
+Personal data is masked before duplicates are searched, so that rows which differ only in a phone number are
 duplicates.
 
     result = clean(rows, task.clean, task.answer, task.prompt.system, count)

@@ -102,7 +102,7 @@ def handle_personal_data(row: Example, context: RowContext) -> RowResult:
         return row
     *prompt, completion = row.messages
     masked = [mask(m.content) for m in prompt] + [context.mask_completion(completion.content)]
-    kinds = [kind for _, found in masked for kind in found]
+    kinds = [kind for _, masked_kinds in masked for kind in masked_kinds]
     if not kinds:
         return row
     names = ", ".join(sorted(set(kinds)))
@@ -151,9 +151,9 @@ def _mask_json(text: str) -> tuple[str, list[str]]:
         if isinstance(value, list):
             return [masked_value(item) for item in value]
         if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-            hidden, found = mask(str(value))
-            kinds.extend(found)
-            return hidden if found else value
+            hidden, value_kinds = mask(str(value))
+            kinds.extend(value_kinds)
+            return hidden if value_kinds else value
         return value
 
     value = masked_value(json.loads(text))

@@ -131,7 +131,7 @@ def resemblance(left: str, right: str) -> float:
 
 def measure(texts: Sequence[str], threshold: float, least_left: int = 1) -> Similarity:
     """Compare texts: which of their grams count, and how similar two have to be. With a threshold of 1 only equal texts
-    (after normalize.py) are near duplicates. `least_left`: characters that have to be left beside a passage that few
+    (after normalize.py) are near duplicates. `least_left`: characters that have to be left besides a passage that few
     texts have (passages.py). ValueError for a threshold outside (0, 1]."""
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold {threshold} is not in (0, 1]")

@@ -117,12 +117,12 @@ def _no_examples(files: Sequence[FileSummary], reasons: Counter[str], task: str)
     if not any(file.rows for file in files):
         names = ", ".join(file.file for file in files)
         return DataError(f"the data set is empty, no rows in: {names}", "put rows there, or correct `sources`")
-    found = [f"{file.file} {file.problem or _reading(file)}" for file in files]
+    descriptions = [f"{file.file} {file.problem or _reading(file)}" for file in files]
     why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
     layouts = "declare the columns of each source with `input` and `output` (or `outputs`), or its layout with `rows`"
     unreadable = all("no row that can be read" in file.problem for file in files)
     return DataError(
-        f"no row of {task} could be read as an example ({why}): " + "; ".join(found),
+        f"no row of {task} could be read as an example ({why}): " + "; ".join(descriptions),
         "correct the source files: one example in each row" if unreadable else layouts,
     )
 

@@ -88,8 +88,8 @@ def open_rows(
     """
     with _named_errors(path):
         by_name = {known.name: known for known in formats}
-        found = recognize(path, formats) if declared == "auto" else by_name[declared]
-        opened = found.open(path, options)
+        file_format = recognize(path, formats) if declared == "auto" else by_name[declared]
+        opened = file_format.open(path, options)
     return replace(opened, rows=Rows(partial(_guarded, path, opened.rows)))
 
 
@@ -128,14 +128,14 @@ def recognize(path: UPath, formats: Sequence[Format] = FORMATS) -> Format:
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     start = FileStart(path, head, head.decode(of_head(head) or "utf-8-sig", "replace").lstrip())
-    found = _recognized(start, [known for known in formats if not known.folder])
+    file_format = _recognized(start, [known for known in formats if not known.folder])
     packed = next((note for mark, note in _PACKED.items() if head.startswith(mark)), None)
-    if packed is not None and (found is None or not found.packed):
+    if packed is not None and (file_format is None or not file_format.packed):
         raise DataError(f"{path} is {packed[0]}", packed[1])
-    if found is None:
+    if file_format is None:
         *names, last = [known.name for known in formats if not known.folder]
         raise DataError(f"{path} has no known format", f"set the source's `format` to {', '.join(names)} or {last}")
-    return found
+    return file_format
 
 
 def _recognized(start: FileStart, formats: Sequence[Format]) -> Format | None:

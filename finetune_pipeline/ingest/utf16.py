@@ -1,6 +1,6 @@
 """Recognizes UTF-16 without a byte order mark, from the beginning of a file.
 
-In UTF-16, line ends, spaces, commas and quotes have a NUL byte beside them. In long Chinese or Japanese rows these
+In UTF-16, line ends, spaces, commas and quotes have a NUL byte next to them. In long Chinese or Japanese rows these
 characters are rare, and a byte of many a character equals one of them: such a file is UTF-16 if, decoded so, it has
 lines (or is JSON) and hardly any character that does not occur in texts.
 
@@ -50,7 +50,7 @@ def _has_structure(head: bytes, low: int) -> bool:
 def _has_lines(head: bytes, text: str) -> bool:
     """Whether the text has a line end or is JSON, and the head is not a single-byte text with a few NULs in it.
 
-    In such a text most bytes of line ends and spaces have no NUL beside them, and control characters are rare. In
+    In such a text most bytes of line ends and spaces have no NUL next to them, and control characters are rare. In
     UTF-16 a byte of that kind is half of another character (上 is U+4E0A), and such halves are as often a control
     character (U+4E01 to U+4E08): at least one for every two of these bytes.
     """
