@@ -5,8 +5,8 @@
 Data: help-desk messages that this script generates (seeded), with a counted number of defects: HTML, broken encodings,
 personal data, exact and near duplicates, contradictions, truncated completions. Peer: pandas `drop_duplicates` and a
 regular expression for each kind of defect, as many teams write it. Both run in this process, one after the other, on
-one core; both count words as tokens. Caught: the share of planted rows that were fixed or dropped. Lost: clean rows that
-were dropped.
+one core; both count words as tokens. Caught: the share of planted rows that were fixed or dropped. Lost: clean rows
+that were dropped.
 """
 
 from __future__ import annotations

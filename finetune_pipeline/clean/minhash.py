@@ -20,7 +20,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from finetune_pipeline.clean.shingles import I64, U32, U64, Grams, gather, mix
+from finetune_pipeline.clean.shingles import I64, U32, U64, Grams, gather, mix, sorted_unique
 
 HASHES = 126  # 21 bands of 6, 42 of 3, 63 of 2
 RECALL = 0.995  # of a pair exactly at the threshold
@@ -69,9 +69,9 @@ def linked(grams: Grams, least: F64, crowd: int) -> Pairs:
     bands, width = bands_for(float(least.min()))
     for band in range(bands):
         order, edges = _buckets(band_keys(index.signatures[active, band * width : (band + 1) * width]))
-        codes = _sorted_unique([seen[:0], *_codes(active[order], edges, index)])
+        codes = sorted_unique(np.concatenate([seen[:0], *_codes(active[order], edges, index)]))
         codes = codes[~_contains(seen, codes)]
-        seen = _sorted_unique([seen, codes])
+        seen = sorted_unique(np.concatenate([seen, codes]))
         parts += _verified(codes, index)
         active = np.flatnonzero(component_sizes(_concatenated(parts), rows)[1] <= crowd)
     return _concatenated(parts)
@@ -87,12 +87,18 @@ def _concatenated(parts: list[Pairs]) -> Pairs:
 
 def component_sizes(pairs: Pairs, rows: int) -> tuple[I64, I64]:
     """(the connected component of each row, the number of rows of that component): both [rows]."""
+    labels = components(pairs.left, pairs.right, rows)
+    return labels, np.bincount(labels)[labels]
+
+
+def components(left: I64, right: I64, rows: int) -> I64:
+    """The connected component of each row ([rows]) in the graph with an edge from each of `left` to that of `right`."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    ones = np.ones(len(pairs.left), np.int8)
-    _, labels = connected_components(coo_array((ones, (pairs.left, pairs.right)), shape=(rows, rows)), directed=False)
-    return labels, np.bincount(labels)[labels]
+    edges = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(rows, rows))
+    labels: I64 = connected_components(edges, directed=False)[1]
+    return labels
 
 
 def bands_for(threshold: float) -> tuple[int, int]:
@@ -185,12 +191,6 @@ def _leader_pairs(rows: I64, index: _Index) -> tuple[I64, I64]:
         others = rows[near & (rows != rows[k])]
         pairs.append((np.full(len(others), rows[k]), others))
     return np.concatenate([left for left, _ in pairs]), np.concatenate([right for _, right in pairs])
-
-
-def _sorted_unique(parts: list[I64]) -> I64:
-    """All values, each once, sorted. The hash table of `np.unique` is slow on multiples of the number of rows."""
-    values = np.sort(np.concatenate(parts))
-    return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
 def _contains(sorted_codes: I64, codes: I64) -> npt.NDArray[np.bool_]:

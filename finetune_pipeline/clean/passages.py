@@ -30,7 +30,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from finetune_pipeline.clean.shingles import I64, U64
+from finetune_pipeline.clean.shingles import I64, U64, mix64, sorted_unique
 
 WINDOW = 64  # characters; a power of two
 # A passage is in at least MANY texts and at least this SHARE of them; in half of the texts where that is less.
@@ -115,16 +115,11 @@ def _shared_windows(texts: Sequence[str], least: float) -> tuple[U64, I64]:
     for first, chunk in _chunks(texts):
         hashed, row, _, inside = _windows(chunk)
         keys.append((hashed[inside] << _ROW_BITS) | (row[inside] + first).astype(np.uint64))
-    once = _sorted_unique(np.concatenate(keys)) >> _ROW_BITS
+    once = sorted_unique(np.concatenate(keys)) >> _ROW_BITS
     edges = np.flatnonzero(np.concatenate([[True], once[1:] != once[:-1], [True]])) if len(once) else np.zeros(1, int)
     counts = np.diff(edges)
     many = counts >= max(2.0, least)
     return once[edges[:-1][many]], counts[many]
-
-
-def _sorted_unique(values: U64) -> U64:
-    values.sort()
-    return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
 def _runs(texts: Sequence[str], shared: U64, counts: I64) -> Iterator[tuple[int, int, int]]:
@@ -185,15 +180,10 @@ def _windows(chunk: Sequence[str]) -> tuple[U64, I64, I64, npt.NDArray[np.bool_]
     hashed = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     size = 1
     while size < WINDOW:  # two adjacent windows are one of twice the size
-        hashed = _mix(hashed[:-size] * np.uint64(0x9E3779B97F4A7C15) + hashed[size:])
+        hashed = mix64(hashed[:-size] * np.uint64(0x9E3779B97F4A7C15) + hashed[size:])
         size *= 2
     lengths = np.fromiter(map(len, chunk), np.int64, len(chunk))
     begins = np.cumsum(lengths + 1) - lengths - 1
     row = np.repeat(np.arange(len(chunk)), lengths + 1)
     inside = np.arange(len(row)) + WINDOW <= (begins + lengths)[row]
     return hashed[: len(row)] >> _ROW_BITS, row, begins, inside
-
-
-def _mix(x: U64) -> U64:
-    x = (x ^ (x >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-    return x ^ (x >> np.uint64(29))

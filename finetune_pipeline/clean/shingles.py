@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import numpy.typing as npt
 U32: TypeAlias = npt.NDArray[np.uint32]
 U64: TypeAlias = npt.NDArray[np.uint64]
 I64: TypeAlias = npt.NDArray[np.int64]
+_Integer = TypeVar("_Integer", np.uint64, np.int64)
 
 GRAM = 5
 _CHUNK_GRAMS = 1 << 20
@@ -38,8 +39,7 @@ def grams_of(texts: Sequence[str]) -> Grams:
     sizes: list[I64] = []
     for chunk in _chunks(texts):
         hashed, row, inside = _windows(chunk)
-        keys = np.sort((row[inside] << np.uint64(32)) | hashed[inside])
-        keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+        keys = sorted_unique((row[inside] << np.uint64(32)) | hashed[inside])
         values.append((keys & np.uint64(0xFFFFFFFF)).astype(np.uint32))
         sizes.append(np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=len(chunk)))
     all_sizes = np.concatenate([*sizes, np.zeros(0, np.int64)])
@@ -81,8 +81,7 @@ def distinct_sets(grams: Grams) -> tuple[I64, I64]:
     if not len(grams.sizes):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     wide = grams.values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    wide = (wide ^ (wide >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-    sums = np.add.reduceat(wide ^ (wide >> np.uint64(29)), grams.starts)
+    sums = np.add.reduceat(mix64(wide), grams.starts)
     _, first, at = np.unique(sums, return_index=True, return_inverse=True)
     return first.astype(np.int64), at.astype(np.int64)
 
@@ -120,6 +119,21 @@ def mix(x: U32) -> U32:
     """Bijective mixing of 32 bits (the first round of murmur3's finalizer)."""
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     return x ^ (x >> np.uint32(13))
+
+
+def mix64(x: U64) -> U64:
+    """Bijective mixing of 64 bits: xor-shift, multiplication by an odd number, xor-shift."""
+    x = (x ^ (x >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+    return x ^ (x >> np.uint64(29))
+
+
+def sorted_unique(values: npt.NDArray[_Integer]) -> npt.NDArray[_Integer]:
+    """All values, each once, sorted. Sorts the argument in place, since it may be large.
+
+    The hash table of `np.unique` is slow on the codes of pairs, many of which are multiples of the number of rows.
+    """
+    values.sort()
+    return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
 def gather(rows: I64, grams: Grams) -> U32:

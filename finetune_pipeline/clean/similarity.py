@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune_pipeline.clean.exact import near_between
-from finetune_pipeline.clean.minhash import F64, Pairs, component_sizes, linked
+from finetune_pipeline.clean.minhash import F64, Pairs, component_sizes, components, linked
 from finetune_pipeline.clean.normalize import normalize
 from finetune_pipeline.clean.passages import without_passages
 from finetune_pipeline.clean.shingles import (
@@ -86,12 +86,8 @@ class Similarity:
 
     def clusters(self) -> list[list[int]]:
         """The connected components of near duplicates: positions of two or more texts each, sorted."""
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
-
-        rows = len(self.groups)
-        a, b = [link[0] for link in self.links], [link[1] for link in self.links]
-        _, labels = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(rows, rows)), directed=False)
+        left, right = (np.array([link[i] for link in self.links], np.int64) for i in (0, 1))
+        labels = components(left, right, len(self.groups))
         clusters: dict[int, list[int]] = {}
         for label, group in zip(labels.tolist(), self.groups, strict=True):
             clusters.setdefault(label, []).extend(group)
