@@ -36,7 +36,7 @@ class Edits:
         edited, slugs = self._cleaner.clean(row.with_completion(completion))
         if self._count_tokens is not None:
             length = lengths.measure([edited], self._task.prompt.system, self._count_tokens)[0]
-            complaint = lengths.complaint(length, self._task.clean)
+            complaint = lengths.out_of_bounds(length, self._task.clean)
             if complaint is not None:
                 raise RowDropped(*complaint)
         failed = broken_by(edited, self._task, self._rules)

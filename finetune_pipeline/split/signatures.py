@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_pipeline.clean.minhash import HASHES, band_keys, bands_for, signatures
-from finetune_pipeline.clean.shingles import Grams, grams_of, taken
+from finetune_pipeline.clean.shingles import Grams, grams_of, take_rows
 from finetune_pipeline.records import Example
 from finetune_pipeline.split.leakage import RowSimilarity, user_text
 
@@ -45,7 +45,7 @@ class PromptSignatures:
 def sign(rows: Sequence[Example], similarity: RowSimilarity) -> PromptSignatures:
     """The signatures of these rows, which `similarity` covers."""
     places = similarity.texts.at[[similarity.position[row.id] for row in rows]]
-    distinctive = _lowest_bits(taken(places, similarity.texts.grams))
+    distinctive = _lowest_bits(take_rows(places, similarity.texts.grams))
     full = _lowest_bits(grams_of([user_text(row) for row in rows]))
     return PromptSignatures(distinctive, full, similarity.texts.least[places])
 

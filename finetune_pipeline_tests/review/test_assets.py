@@ -141,7 +141,7 @@ def test_an_edit_is_cleaned_and_checked_like_every_row(store: TaskStore, clean: 
     assert drops[rows[3].id][1].startswith("anna: too-long")
     assert drops[rows[5].id] == ("edit-refused", "anna: empty-completion")
     rules = {fix["rule"] for fix in read_jsonl(made.path("fixes.jsonl")) if fix["id"] == rows[0].id}
-    assert rules == {"expert-edit", "pii-email", "pii-phone", "answer-space"}
+    assert rules == {"expert-edit", "pii-email", "pii-phone", "completion-space"}
     assert not any("jo@example.com" in path.read_text("utf-8") for path in made.folder.iterdir())
 
 
