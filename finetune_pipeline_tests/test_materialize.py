@@ -219,6 +219,14 @@ def test_an_input_that_was_edited_by_hand_is_refused_by_name(store: TaskStore) -
     assert make(store, declare()).path("half.txt").exists(), "what the hint says helps"
 
 
+def test_an_artifact_whose_file_is_missing_is_not_fresh_and_is_made_again(store: TaskStore) -> None:
+    first = make(store, declare())
+    first.path("half.txt").unlink()
+    assert states(store, declare()) == ["fresh", "fresh", "missing"]
+    assert make(store, declare()).content_hash == first.content_hash
+    assert states(store, declare()) == ["fresh"] * 3
+
+
 def test_a_manifest_that_was_edited_with_its_file_is_refused(store: TaskStore) -> None:
     raw = make(store, declare(), "raw_examples")
     make(store, declare(), "data_quality")

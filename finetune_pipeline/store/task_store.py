@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,18 @@ class TaskStore:
     # reading ------------------------------------------------------------------------------------------------
 
     def find(self, asset: str, key: str) -> Artifact | None:
-        """The finished artifact of exactly this key, fetched to this machine if it lies elsewhere; else None."""
+        """The finished artifact of exactly this key, fetched to this machine from an object store; else None.
+
+        An artifact with a missing file counts as not made, so that the next run makes it again. Only existence is
+        checked here (`verify` compares hashes), and on an object store only what is fetched, without extra requests.
+        """
         folder = self.folder(asset) / key
         manifest = self._manifest(folder)
         if manifest is None:
             return None
         local = Path(str(folder)) if self.is_local else self._fetch(folder, manifest)
+        if not _is_complete(local, manifest):
+            return None
         return Artifact(asset, key, manifest["content_hash"], local, manifest)
 
     def current(self, asset: str) -> Artifact | None:
@@ -133,11 +139,14 @@ class TaskStore:
             return None if text is None else text.strip()
 
     def _fetch(self, folder: UPath, manifest: Mapping[str, Any]) -> Path:
+        """Download the artifact to this machine's cache, unless it is there already; returns the local folder. A file
+        that the object store does not have stays missing there too."""
         local = home() / "cache" / self.task / str(manifest["content_hash"])
-        if not (local / MANIFEST).exists():
+        if not ((local / MANIFEST).exists() and _is_complete(local, manifest)):
             for name in (*manifest["files"], MANIFEST):
                 (local / name).parent.mkdir(parents=True, exist_ok=True)
-                (local / name).write_bytes((folder / name).read_bytes())
+                with suppress(FileNotFoundError):
+                    (local / name).write_bytes((folder / name).read_bytes())
         return local
 
     # writing ------------------------------------------------------------------------------------------------
@@ -217,6 +226,12 @@ def _sound(manifest: Any) -> dict[str, Any]:
     if manifest.get("verdict"):
         Verdict.from_json(manifest["verdict"])
     return manifest
+
+
+def _is_complete(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether every file that the manifest names is in the folder."""
+    with reading(folder, f"delete {folder} and run again"):
+        return all((folder / name).exists() for name in manifest["files"])
 
 
 def _holds(path: Path, sha256: str) -> bool:

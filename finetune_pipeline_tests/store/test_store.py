@@ -200,6 +200,27 @@ def test_a_file_of_an_artifact_that_is_missing_is_named_with_what_to_do(store: T
         made.json("manifest.json/stat")
 
 
+@pytest.mark.parametrize("name", ["examples.jsonl", "deep/more.txt"])
+def test_an_artifact_with_a_missing_file_counts_as_not_made(store: TaskStore, name: str) -> None:
+    made = write(store, "k1")
+    made.path(name).unlink()
+    assert store.find(ASSET, "k1") is None and store.current(ASSET) is None
+    assert store.by_content(ASSET, made.content_hash) is None
+    assert write(store, "k1") == made == store.current(ASSET)
+
+
+def test_an_incomplete_copy_from_an_object_store_is_fetched_again(tmp_path: Path) -> None:
+    root = UPath(f"memory://{tmp_path.name}_copy")
+    store = TaskStore("tickets", root)
+    made = write(store, "k1", "one")
+    made.path("examples.jsonl").unlink()
+    found = store.find(ASSET, "k1")
+    assert found is not None and found.path("examples.jsonl").read_text("utf-8") == "one"
+    found.path("examples.jsonl").unlink()
+    (root / "tickets/02_clean/clean_examples/k1/examples.jsonl").unlink()
+    assert store.find(ASSET, "k1") is None
+
+
 def test_an_object_store_holds_artifacts_as_a_folder_does(tmp_path: Path) -> None:
     root = UPath(f"memory://{tmp_path.name}")
     store = TaskStore("tickets", root)
