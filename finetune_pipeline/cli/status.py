@@ -170,8 +170,8 @@ def _line(name: str) -> tuple[str, str, str]:
 
 
 def _stands_at(name: str) -> tuple[str, str, str]:
-    from finetune_pipeline.defs.run import wait_for_review
     from finetune_pipeline.ingest.sources import missing
+    from finetune_pipeline.review.waiting import require_review_complete
 
     task, store = open_task(name)
     plans = plan(task, store)
@@ -183,7 +183,7 @@ def _stands_at(name: str) -> tuple[str, str, str]:
     if refused is not None and refused.artifact is not None and refused.artifact.verdict is not None:
         return made, f"{refused.asset} says no", refused.artifact.verdict.summary
     try:
-        wait_for_review(task, store)
+        require_review_complete(task, store)
     except WaitingForPeople as waiting:
         return made, "expert_review", waiting.message
     todo = next((p for p in plans if p.state != "fresh"), None)

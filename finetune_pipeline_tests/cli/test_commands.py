@@ -20,9 +20,17 @@ from finetune_pipeline.cli.commands import main
 from finetune_pipeline.cli.docs import command_line, configuration
 from finetune_pipeline.definitions import build
 from finetune_pipeline.store import task_names
+from finetune_pipeline_tests.desk import sample_tasks
 
 ROOT = Path(__file__).parents[2]
 GOOD = "name: {name}\nsources: [{{path: raw/a.csv}}]\nbase: {{path: ../model, license: mit}}\n"
+STATUS_MODULES = """
+import sys
+from finetune_pipeline.cli.commands import main
+main(sys.argv[1:], standalone_mode=False)
+heavy = {"dagster", "torch", "transformers", "mlflow", "great_expectations", "ray"} & set(sys.modules)
+print("heavy modules:", ", ".join(sorted(heavy)) or "none")
+"""
 
 
 @pytest.fixture
@@ -272,3 +280,15 @@ def test_a_name_that_the_terminal_cannot_show_is_shown_escaped(data: Path, tmp_p
     )  # fmt: skip
     assert said.returncode == errors.DataError.exit_code, said.stderr.decode()
     assert b"does not exist" in said.stderr
+
+
+def test_status_does_not_load_dagster(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading Dagster takes seconds; `status` reads artifacts alone. Run in a process of its own, on a task that has
+    every asset, so that all fingerprints are computed."""
+    sample_tasks.make("parcels", until="traffic_report")
+    for arguments in (["status"], ["status", "parcels"]):
+        done = subprocess.run(
+            [sys.executable, "-c", STATUS_MODULES, *arguments], capture_output=True, text=True, check=True
+        )
+        assert "parcels" in done.stdout
+        assert done.stdout.splitlines()[-1] == "heavy modules: none"

@@ -9,7 +9,7 @@ import pytest
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.desk.answerform import WHOLE, example, fields, guidance, read, rows, with_complaints
 
-from .made_up import SCHEMA
+from .sample_tasks import SCHEMA
 
 JSON = AnswerFormat(format="json", json_schema=SCHEMA)
 LABEL = AnswerFormat(format="label", labels=("yes", "no"))

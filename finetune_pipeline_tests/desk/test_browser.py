@@ -16,7 +16,7 @@ from finetune_pipeline.records import Message, Review
 from finetune_pipeline.review import verdict_store
 
 from .conftest import PASSWORD
-from .made_up import example, make
+from .sample_tasks import example, make
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -18,7 +18,7 @@ from finetune_pipeline.records import Example, Message, write_jsonl
 from finetune_pipeline.review.verdict_store import verdicts_folder
 
 from .conftest import PASSWORD, sign_in, token
-from .made_up import declare, example, make
+from .sample_tasks import declare, example, make
 
 OPEN = {"/login"}
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'

@@ -20,7 +20,7 @@ from finetune_pipeline.review.rounds import Round
 from finetune_pipeline.store import TaskStore
 
 from .conftest import hidden, sign_in, token
-from .made_up import example, make
+from .sample_tasks import example, make
 
 PAGE = "/tasks/parcels/review"
 NAMES = ("anna", "bert")

@@ -6,7 +6,7 @@ from finetune_pipeline.config import ReviewRules
 from finetune_pipeline.desk.review_queue import queue_of
 from finetune_pipeline.records import Example, Review
 
-from .made_up import example
+from .sample_tasks import example
 
 ROWS = [example(number) for number in range(4)]
 ONE, TWO = ReviewRules(), ReviewRules(reviewers=2)

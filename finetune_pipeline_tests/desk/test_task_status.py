@@ -11,7 +11,7 @@ from finetune_pipeline.desk.task_status import status_of
 from finetune_pipeline.errors import StorageError
 from finetune_pipeline.records import Check
 
-from .made_up import approve_all, declare, make
+from .sample_tasks import approve_all, declare, make
 
 UNTIL = "registered_model"
 

@@ -220,6 +220,8 @@ class Maker:
         write_jsonl(out / "train.jsonl", rows[:90])
         write_jsonl(out / "validation.jsonl", rows[90:100])
         write_jsonl(out / "test.jsonl", rows[100:])
+        splits = {"train": 90, "validation": 10, "test": len(rows[100:])}
+        _json(out / "accounting.json", {"raw": 145, "dropped": {"ingest": {"invalid-json": 5}}, "splits": splits})
         write_jsonl(out / "drops.jsonl", [])
         return {}, self.verdict(
             "data_split",
@@ -262,7 +264,7 @@ class Maker:
         )  # fmt: skip
         _json(
             out / "decision.json",
-            {"outcome": outcome, "adapter": "a", "evaluation": "e", "checks": [], "summary": summary},
+            {"outcome": outcome, "adapter": "a", "evaluation": "e", "checks": [], "summary": summary, "figures": {}},
         )
         (out / "decision.md").write_text(f"# Decision\n\n{summary}\n", "utf-8")
         return {"outcome": outcome}, self.verdict("release_decision", "eval_report", summary, *checks)
