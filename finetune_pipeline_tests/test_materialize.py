@@ -162,12 +162,12 @@ def test_an_input_that_is_missing_is_named(store: TaskStore) -> None:
 
 
 def test_a_gate_that_has_not_judged_refuses(store: TaskStore) -> None:
-    with pytest.raises(GateRefused, match="data_quality has not judged raw_examples"):
+    with pytest.raises(GateRefused, match="Gate data_quality has no verdict for raw_examples"):
         make(store, declare(), "raw_examples", "data_split")
 
 
 def test_a_gate_that_said_no_refuses_and_its_verdict_is_kept(store: TaskStore) -> None:
-    with pytest.raises(GateRefused, match="data_quality refused raw_examples: too few rows"):
+    with pytest.raises(GateRefused, match="Gate data_quality failed for raw_examples: too few rows"):
         make(store, declare(quality={"min_rows": 3}))
     gate = store.current("data_quality")
     assert gate is not None and gate.verdict is not None and not gate.verdict.passed
@@ -177,16 +177,14 @@ def test_a_gate_that_said_no_refuses_and_its_verdict_is_kept(store: TaskStore) -
 def test_a_verdict_about_other_rows_refuses(store: TaskStore) -> None:
     make(store, declare())
     RAW.append("three")
-    with pytest.raises(GateRefused, match="data_quality judged other data"):
+    with pytest.raises(GateRefused, match="Gate data_quality checked other data"):
         make(store, declare(), "raw_examples", "data_split")
 
 
 def test_a_verdict_under_other_thresholds_refuses(store: TaskStore) -> None:
     make(store, declare())
     stricter = declare(quality={"min_rows": 3}, split={"seed": 12})
-    with pytest.raises(
-        GateRefused, match=r"judged by other rules: `quality` in task.yaml changed since\n.*data_quality"
-    ):
+    with pytest.raises(GateRefused, match=r"used other settings: `quality` in task.yaml changed since\n.*data_quality"):
         make(store, stricter, "data_split")
 
 

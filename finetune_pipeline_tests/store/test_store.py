@@ -196,7 +196,7 @@ def test_a_file_of_an_artifact_that_is_missing_is_named_with_what_to_do(store: T
     made.path("examples.jsonl").unlink()
     with pytest.raises(StorageError, match=r"examples\.jsonl is missing\n.*delete .*k1 and run again"):
         list(made.examples())
-    with pytest.raises(StorageError, match=r"stat is missing: a file stands where its folder should be\n.*delete"):
+    with pytest.raises(StorageError, match=r"stat is missing: there is a file where its folder should be\n.*delete"):
         made.json("manifest.json/stat")
 
 
@@ -340,9 +340,9 @@ def test_a_verdict_counts_only_for_the_very_data_it_saw(store: TaskStore) -> Non
         return Artifact("data_quality", "k", "c", Path(), {"verdict": given.to_json()})
 
     assert require_verdict(gate(True, data.content_hash), "data_quality", data).asset == "data_quality"
-    with pytest.raises(GateRefused, match="refused clean_examples: 94 % of 100 rows"):
+    with pytest.raises(GateRefused, match="Gate data_quality failed for clean_examples: 94 % of 100 rows"):
         require_verdict(gate(False, data.content_hash), "data_quality", data)
-    with pytest.raises(GateRefused, match="judged other data"):
+    with pytest.raises(GateRefused, match="checked other data"):
         require_verdict(gate(True, "another"), "data_quality", data)
-    with pytest.raises(GateRefused, match="has not judged"):
+    with pytest.raises(GateRefused, match="has no verdict"):
         require_verdict(None, "data_quality", data)
