@@ -167,7 +167,7 @@ def test_status_names_a_broken_declaration_and_goes_on(data: Path) -> None:
     declare(data, "fine")
     result = finetune("status")
     assert result.exit_code == 0
-    assert "no valid YAML" in " ".join(result.output.split())
+    assert "not valid YAML" in " ".join(result.output.split())
     assert "fine" in result.output
 
 
@@ -264,7 +264,7 @@ def test_two_sources_of_one_name_are_refused_by_name(data: Path) -> None:
     result = finetune("validate", "t")
     assert result.exit_code == errors.DeclarationError.exit_code
     said = " ".join(result.stderr.split())
-    assert "sources: sources 0 and 1 have the same name 'a': give each a `name` of its own" in said
+    assert "sources: sources 0 and 1 have the same name 'a': give each its own `name`" in said
     assert "rot13" in finetune_check_encoding(data, "rot13")
 
 

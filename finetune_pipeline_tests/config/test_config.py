@@ -56,7 +56,7 @@ def test_an_unknown_key_is_refused_with_the_one_that_was_meant(sections: dict[st
 
 
 def test_a_key_that_resembles_none_is_answered_with_those_there_are() -> None:
-    assert problems(split={"zzz": 1})[0].startswith("split.zzz: unknown key. Known here: test, validation")
+    assert problems(split={"zzz": 1})[0].startswith("split.zzz: unknown key. Known keys: test, validation")
 
 
 def test_a_value_out_of_bounds_is_shown() -> None:
@@ -67,7 +67,7 @@ def test_a_value_out_of_bounds_is_shown() -> None:
 def test_a_hub_model_without_a_full_commit_hash_is_refused_with_the_reason(revision: str | None) -> None:
     (said,) = problems(base={"hub": "owner/model", "revision": revision, "license": "mit"})
     assert "`hub: owner/model` needs `revision`, a full commit hash" in said
-    assert "nothing you measured holds" in said
+    assert "your measurements are no longer valid" in said
 
 
 def test_a_hub_model_with_its_commit_is_accepted() -> None:
@@ -80,7 +80,7 @@ def test_a_hub_model_with_its_commit_is_accepted() -> None:
     [
         ({"format": "json"}, "needs `schema`"),
         ({"format": "label", "labels": ["one"]}, "needs `labels`, two or more"),
-        ({"format": "json", "schema": {"type": "objekt"}}, "is no valid JSON Schema"),
+        ({"format": "json", "schema": {"type": "objekt"}}, "is not a valid JSON Schema"),
     ],
 )
 def test_an_answer_format_has_to_be_complete(answer: dict[str, Any], said: str) -> None:
@@ -107,7 +107,7 @@ def test_a_schema_that_refers_to_what_is_not_in_it_is_refused(reference: str) ->
     by_another = {"$defs": {"a": target}, "$ref": "#/components/b", "components": {"b": {"not": {"$ref": reference}}}}
     for schema in (directly, by_another):
         (problem,) = problems(answer={"format": "json", "schema": schema})
-        assert problem.startswith(f"answer: `schema` refers to {reference}, which is no schema within it")
+        assert problem.startswith(f"answer: `schema` refers to {reference}, which is not a schema within it")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_schema_that_python_cannot_follow_is_a_problem_of_the_declaration() ->
         (problem,) = problems(answer={"format": "json", "schema": schema})
     finally:
         sys.setrecursionlimit(limit)
-    assert problem.startswith("answer: `schema` is nested too deep: put its parts under `$defs`")
+    assert problem.startswith("answer: `schema` is nested too deeply: put its parts under `$defs`")
 
 
 def test_a_task_cannot_be_changed_once_it_is_read() -> None:
@@ -157,9 +157,9 @@ def test_a_task_is_read_from_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name: [", "no valid YAML"),
-        ("", "holds no mapping"),
-        ("- a\n- b", "holds no mapping"),
+        ("name: [", "not valid YAML"),
+        ("", "is not a mapping"),
+        ("- a\n- b", "is not a mapping"),
         ("name: other\nsources: [{path: a}]\nbase: {path: m, license: mit}", "but its folder is tickets"),
     ],
 )

@@ -28,36 +28,36 @@ def refusal(raw: bytes) -> str:
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [
-        ("name: a\ntrain:\n  rank: 4\n  epochs: 1\n  rank: 8\n", 5, "`rank` stands twice (first in line 3)"),
-        ("name: a\nsplit: {test: 0.1, test: 0.2}\n", 2, "`test` stands twice (first in line 2)"),
+        ("name: a\ntrain:\n  rank: 4\n  epochs: 1\n  rank: 8\n", 5, "`rank` occurs twice (first in line 3)"),
+        ("name: a\nsplit: {test: 0.1, test: 0.2}\n", 2, "`test` occurs twice (first in line 2)"),
         ("a: 1\nb: !!python/object/apply:os.system [ls]\n", 2, "the tag tag:yaml.org,2002:python/object/apply"),
         ("a: 1\nb: !secret x\n", 2, "the tag !secret"),
         ("a: 1\nb: !!str 2\n", 2, "the tag tag:yaml.org,2002:str"),
         ("a: 1\nb: " + "[" * 100_000, 2, "nested more than 100 levels"),
         ("a: 1\nb:\n" + "".join(" " * n + "x:\n" for n in range(1, 150)), 101, "nested more than 100 levels"),
         (LAUGHS, 5, "more than 50000 values"),
-        ("a: 1\nb: &b [1, *b]\n", 2, "*b stands in what it refers to"),
+        ("a: 1\nb: &b [1, *b]\n", 2, "*b is part of the value that it refers to"),
         ("a: *nothing\n", 1, "undefined alias"),
-        ("a: 1\nb: .inf\n", 2, ".inf is no finite number"),
-        ("a: 1\nb: [-.INF]\n", 2, "-.INF is no finite number"),
-        ("a: 1\nb: .nan\n", 2, ".nan is no finite number"),
-        ("a: 1\nb: 1.0e+999\n", 2, "1.0e+999 is no finite number"),
+        ("a: 1\nb: .inf\n", 2, ".inf is not a finite number"),
+        ("a: 1\nb: [-.INF]\n", 2, "-.INF is not a finite number"),
+        ("a: 1\nb: .nan\n", 2, ".nan is not a finite number"),
+        ("a: 1\nb: 1.0e+999\n", 2, "1.0e+999 is not a finite number"),
         ("a: 1\nb: 2026-13-45\n", 2, "month must be in"),
         ("a: 1\nb: " + "9" * 5000, 2, "limit"),
         ("a: 1\nb: [\n", 3, "expected the node content"),
         ("a: 1\n---\na: 2\n", 2, "but found another document"),
         ("a: 1\nb: \x07\n", 2, "the control character U+0007"),
         ("a: 1\n? [x]\n: 2\n", 2, "unhashable"),
-        ('a: 1\nb: "x\n  y \\U00110000 z"\n', 3, r"the escape \U00110000 is no character"),
-        ('a: 1\nb: "\\Uffffffff"\n', 2, r"the escape \Uffffffff is no character"),
-        ("a: 1\nb: 1" + ":00" * 300 + ".5\n", 2, "is read as a number to the base 60"),
+        ('a: 1\nb: "x\n  y \\U00110000 z"\n', 3, r"the escape \U00110000 is not a character"),
+        ('a: 1\nb: "\\Uffffffff"\n', 2, r"the escape \Uffffffff is not a character"),
+        ("a: 1\nb: 1" + ":00" * 300 + ".5\n", 2, "is read as a number in base 60"),
         ("a: 1\nb: -0x" + "f" * 5000 + "\n", 2, "int too large to convert to float"),
         ("%YAML 1." + "9" * 5000 + "\n---\na: 1\n", 1, "limit"),
     ],
 )
 def test_what_reads_otherwise_than_it_looks_is_refused_with_its_line(text: str, line: int, said: str) -> None:
     message = refusal(text.encode())
-    assert f"no valid YAML, line {line}: " in message
+    assert f"not valid YAML, line {line}: " in message
     assert said in message
 
 
@@ -66,8 +66,8 @@ def test_what_reads_otherwise_than_it_looks_is_refused_with_its_line(text: str, 
     [
         ("010", "`010` is read as an octal number", "without the 0 before it, or put it in quotes"),
         ("-0_7", "`-0_7` is read as an octal number", "without the 0 before it, or put it in quotes"),
-        ("12:30", "`12:30` is read as a number to the base 60", "put it in quotes"),
-        ("+1:30.5", "`+1:30.5` is read as a number to the base 60", "put it in quotes"),
+        ("12:30", "`12:30` is read as a number in base 60", "put it in quotes"),
+        ("+1:30.5", "`+1:30.5` is read as a number in base 60", "put it in quotes"),
         (r'"a \ud83d"', r"the escape \ud83d is one half of a surrogate pair", "write the character itself"),
         (r'"\ude00\ud83d"', r"the escape \ude00 is one half of a surrogate pair", "write the character itself"),
         (r'"\U0000dead"', r"the escape \udead is one half of a surrogate pair", "write the character itself"),
@@ -77,7 +77,7 @@ def test_what_reads_otherwise_than_it_looks_is_refused_with_its_line(text: str, 
 def test_a_value_that_is_read_as_another_is_refused_with_its_line(value: str, said: str, hint: str, place: str) -> None:
     with pytest.raises(DeclarationError) as caught:
         parse(place.format(value).encode(), "task.yaml")
-    assert caught.value.message.startswith(f"task.yaml is no valid YAML, line 2: {said}")
+    assert caught.value.message.startswith(f"task.yaml is not valid YAML, line 2: {said}")
     assert hint in caught.value.hint
 
 
@@ -96,7 +96,7 @@ def test_a_value_that_is_read_as_another_is_refused_with_its_line(value: str, sa
 def test_text_without_quotes_that_is_read_as_another_kind_of_value_is_refused(text: str, said: str) -> None:
     with pytest.raises(DeclarationError) as caught:
         parse(text.encode(), "task.yaml")
-    assert caught.value.message.startswith(f"task.yaml is no valid YAML, line 2: {said}")
+    assert caught.value.message.startswith(f"task.yaml is not valid YAML, line 2: {said}")
     assert caught.value.hint == "put it in quotes"
 
 
@@ -121,12 +121,12 @@ def test_nesting_that_python_cannot_follow_is_refused_too() -> None:
         message = refusal(b"a: 1\nb: " + b"[" * 90)
     finally:
         sys.setrecursionlimit(limit)
-    assert "line 2: it is nested too deep" in message
+    assert "line 2: it is nested too deeply" in message
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "cp1252"])
 def test_another_encoding_is_named(encoding: str) -> None:
-    assert "it is no UTF-8" in refusal(GOOD.replace("a.csv", "ä.csv").encode(encoding))
+    assert "it is not UTF-8" in refusal(GOOD.replace("a.csv", "ä.csv").encode(encoding))
 
 
 def test_a_declaration_that_holds_the_data_is_refused() -> None:
