@@ -40,7 +40,7 @@ ASSETS = {
 STATES = {
     "fresh": "Done",
     "stale": "Out of date",
-    "missing": "Not made yet",
+    "missing": "Not made",
     "failed": "Gate failed",
     "waiting": "Waiting for you",
     "others": "Waiting for others",
@@ -125,7 +125,7 @@ def failed_gate(asset: str) -> tuple[str, str]:
 def bare(summary: str) -> str:
     """A summary without the outcome ("PROMOTE: ") at its beginning, which the page shows as a title."""
     head, colon, rest = summary.partition(": ")
-    return nonbreaking(rest[:1].upper() + rest[1:] if colon and head in OUTCOMES else summary)
+    return nonbreaking(capitalized(rest if colon and head in OUTCOMES else summary))
 
 
 def nonbreaking(text: str) -> str:

@@ -133,9 +133,8 @@ def _check_row(check: Check) -> CheckRow:
     expected, observed = nonbreaking(check.expected), nonbreaking(check.observed)
     if _is_technical(check.name) and expected:
         return CheckRow(capitalized(expected), "", observed, tone)
-    return CheckRow(
-        spelled(check.name) if _is_technical(check.name) else capitalized(check.name), expected, observed, tone
-    )
+    title = spelled(check.name) if _is_technical(check.name) else capitalized(nonbreaking(check.name))
+    return CheckRow(title, expected, observed, tone)
 
 
 def _is_technical(name: str) -> bool:

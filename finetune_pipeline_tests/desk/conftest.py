@@ -60,12 +60,12 @@ def sign_in(client: TestClient, name: str = "anna") -> TestClient:
 
 def token(client: TestClient, page: str) -> str:
     """The CSRF token of the forms on a page."""
-    found = re.search(r'name="csrf" value="([^"]+)"', client.get(page).text)
-    assert found is not None
-    return found[1]
+    match = re.search(r'name="csrf" value="([^"]+)"', client.get(page).text)
+    assert match is not None
+    return match[1]
 
 
 def hidden(text: str, name: str) -> str:
-    found = re.search(rf'name="{name}" value="([^"]*)"', text)
-    assert found is not None, f"no hidden field {name}"
-    return found[1]
+    match = re.search(rf'name="{name}" value="([^"]*)"', text)
+    assert match is not None, f"no hidden field {name}"
+    return match[1]

@@ -155,7 +155,7 @@ class Maker:
 
     def suitability_report(self, out: Path) -> Any:
         (out / "report.md").write_text(
-            "# Is tuning worth it?\n\n**Yes.** <script>alert(1)</script>\n\n| rule | says |\n|---|---|\n| examples | enough |\n",
+            "# Suitability report\n\n**Yes.** <script>alert(1)</script>\n\n| rule | result |\n|---|---|\n| examples | enough |\n",
             "utf-8",
         )
         checks = (

@@ -42,6 +42,10 @@ ARGUMENTS = [
 ]
 
 
+STEPS_FIT = """[...document.querySelectorAll(".step-name, .step-state")].every(
+    name => name.offsetWidth <= name.closest(".step").clientWidth)"""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_api.sync_playwright() as playwright:
@@ -180,7 +184,7 @@ def test_it_works_without_javascript(browser: Browser, desk_url: str) -> None:
     assert [review.decision for review in verdicts()] == ["approve", "reject"]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (900, "light"), (400, "dark")])
 def test_every_page_fits_the_screen_without_external_requests(
     browser: Browser, desk_url: str, width: int, scheme: str
 ) -> None:
@@ -190,6 +194,7 @@ def test_every_page_fits_the_screen_without_external_requests(
         page = visit.goto(f"/tasks/parcels{path}")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
         assert page.locator("h1").count() >= 1, path
+        assert page.evaluate(STEPS_FIT), path
     visit.goto("/")
     assert visit.console == []
     assert all(url.startswith(desk_url) for url in visit.requests)

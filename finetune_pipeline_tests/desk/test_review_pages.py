@@ -272,12 +272,12 @@ def test_personal_data_in_a_correction_or_a_note_is_masked_before_it_is_saved(cl
         client,
         "edit",
         page=f"{PAGE}?row={row}&edit=1",
-        note="jo@example.com said so",
+        note="jo@example.com confirmed it",
         **{"field:whole answer": "write to jo@example.com"},
     )
     assert "Personal data was replaced in your text." in text
     (review,) = saved(store)
-    assert (review.completion, review.note) == ("write to <EMAIL>", "<EMAIL> said so")
+    assert (review.completion, review.note) == ("write to <EMAIL>", "<EMAIL> confirmed it")
     files = "".join(path.read_text("utf-8") for path in (store.local_root / "review").rglob("*.json"))
     assert "jo@example.com" not in files
 

@@ -72,8 +72,8 @@ def test_changed_sources_make_every_stage_stale(place: Path) -> None:
 
 def test_an_invalid_declaration_is_shown_not_raised(place: Path) -> None:
     declare("broken", {"answer": {"format": "jsn"}, "clen": {}})
-    found = status_of("broken", "anna")
-    assert found.problem is not None and len(found.problems) == 2
+    status = status_of("broken", "anna")
+    assert status.problem is not None and len(status.problems) == 2
 
 
 def test_a_missing_source_is_named(place: Path) -> None:
