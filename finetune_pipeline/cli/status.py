@@ -23,7 +23,7 @@ from finetune_pipeline.materialize import Plan, open_task, plan
 from finetune_pipeline.records import Artifact, read_jsonl
 from finetune_pipeline.store import TaskStore, data_root, task_names
 
-BAR_WIDTH = 30  # characters
+BAR_WIDTH = 18  # characters; with the longest title it fits into 80 columns
 
 
 def summary(name: str) -> RenderableType:

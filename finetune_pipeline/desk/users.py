@@ -17,7 +17,7 @@ import json
 import re
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from finetune_pipeline.desk.private_files import one_writer, write_private
 from finetune_pipeline.errors import DataError, reading
@@ -27,6 +27,15 @@ from finetune_pipeline.store import home
 COST, BLOCK, PARALLEL = 2**14, 8, 5
 MIN_LENGTH = 10
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+
+
+class User(TypedDict):
+    """`password`: "scrypt$cost$block$parallel$salt$hash"; `made_by`: "person" or "first start"; `shortcuts`: whether
+    single-key shortcuts are on (default: yes)."""
+
+    password: str
+    made_by: str
+    shortcuts: NotRequired[bool]
 
 
 def users_file() -> Path:
@@ -87,14 +96,14 @@ def stamp(name: str) -> str | None:
     return hashlib.sha256(user["password"].encode()).hexdigest()[:16] if user else None
 
 
-def read_users() -> dict[str, dict[str, Any]]:
+def read_users() -> dict[str, User]:
     """All users by name. StorageError when the file is damaged."""
     with reading(users_file(), "delete it; the next start creates `steward` with a new password"):
         try:
             text = users_file().read_text("utf-8")
         except FileNotFoundError:
             return {}
-        users: dict[str, dict[str, Any]] = json.loads(text)
+        users: dict[str, User] = json.loads(text)
         for user in users.values():
             str(user["password"])
     return users
@@ -103,7 +112,8 @@ def read_users() -> dict[str, dict[str, Any]]:
 def shortcuts(name: str) -> bool:
     """Whether single-key shortcuts are on for this user (A approves, and so on). They can be switched off, since speech
     input and tremor press keys unintentionally (WCAG 2.1.4)."""
-    return bool(read_users().get(name, {}).get("shortcuts", True))
+    user = read_users().get(name)
+    return user is None or user.get("shortcuts", True)
 
 
 def set_shortcuts(name: str, on: bool) -> None:
@@ -119,7 +129,8 @@ def _save(name: str, password: str, made_by: str) -> None:
     with one_writer(users_file()):
         users = read_users()
         hashed = _hashed(password, secrets.token_bytes(16), COST, BLOCK, PARALLEL)
-        users[name] = {**users.get(name, {}), "password": hashed, "made_by": made_by}
+        shortcuts = name not in users or users[name].get("shortcuts", True)
+        users[name] = {"password": hashed, "made_by": made_by, "shortcuts": shortcuts}
         write_private(users_file(), json.dumps(users, indent=1))
 
 

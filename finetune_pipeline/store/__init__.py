@@ -13,6 +13,7 @@ A content hash is the hash of its files; verdicts and lineage refer to it.
 from finetune_pipeline.store.files import LOCAL, Location, is_full, sha256_file, storage_error, write_atomic
 from finetune_pipeline.store.gates import gate_hint, require_verdict
 from finetune_pipeline.store.locks import machine_lock
+from finetune_pipeline.store.manifest import MANIFEST
 from finetune_pipeline.store.paths import (
     STAGE_OF,
     STAGES,
@@ -26,7 +27,7 @@ from finetune_pipeline.store.paths import (
     traffic_folder,
 )
 from finetune_pipeline.store.stage import StageContext, StageResult
-from finetune_pipeline.store.task_store import MANIFEST, TaskStore
+from finetune_pipeline.store.task_store import TaskStore
 
 __all__ = [
     "LOCAL",

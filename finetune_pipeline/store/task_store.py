@@ -24,13 +24,19 @@ import psutil
 from upath import UPath
 
 from finetune_pipeline.errors import StorageError, reading
-from finetune_pipeline.records import Artifact, Reporter, Verdict, content_id
-from finetune_pipeline.store.file_hashes import file_hash
+from finetune_pipeline.records import Artifact, Reporter
 from finetune_pipeline.store.files import LOCAL, Location, sha256_file, storage_error, write_atomic
 from finetune_pipeline.store.locks import machine_lock
+from finetune_pipeline.store.manifest import (
+    MANIFEST,
+    content_hash_of,
+    has_hash,
+    is_complete,
+    read_if_exists,
+    read_manifest,
+)
 from finetune_pipeline.store.paths import STAGE_OF, data_root, home, stage_folder
 
-MANIFEST = "manifest.json"
 KEY = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}")  # the name of a folder, not the path of another
 
 
@@ -84,11 +90,11 @@ class TaskStore:
         checked here (`verify` compares hashes), and on an object store only what is fetched, without extra requests.
         """
         folder = self.folder(asset) / key
-        manifest = self._manifest(folder)
+        manifest = read_manifest(folder)
         if manifest is None:
             return None
         local = Path(str(folder)) if self.is_local else self._fetch(folder, manifest)
-        if not _is_complete(local, manifest):
+        if not is_complete(local, manifest):
             return None
         return Artifact(asset, key, manifest["content_hash"], local, manifest)
 
@@ -104,7 +110,7 @@ class TaskStore:
 
     def manifests(self, asset: str) -> Iterator[Mapping[str, Any]]:
         """The manifests of all finished artifacts of this asset, current and older."""
-        manifests = map(self._manifest, self._artifact_folders(asset))
+        manifests = map(read_manifest, self._artifact_folders(asset))
         yield from (manifest for manifest in manifests if manifest is not None)
 
     def verify(self, artifact: Artifact) -> None:
@@ -113,8 +119,8 @@ class TaskStore:
         Hashes are cached (store/file_hashes.py): a second call reads no unchanged file.
         """
         files = artifact.manifest["files"]
-        changed = [name for name, file in files.items() if not _has_hash(artifact.path(name), file["sha256"])]
-        if not changed and _content_of(files) != artifact.content_hash:
+        changed = [name for name, file in files.items() if not has_hash(artifact.path(name), file["sha256"])]
+        if not changed and content_hash_of(files) != artifact.content_hash:
             changed = [MANIFEST]
         if changed:
             raise StorageError(
@@ -128,16 +134,11 @@ class TaskStore:
         with reading(folder):
             return [p for p in folder.iterdir() if p.is_dir()] if folder.exists() else []
 
-    def _manifest(self, folder: UPath) -> dict[str, Any] | None:
-        with reading(folder / MANIFEST, f"delete {folder} and run again"):
-            text = _text_of(folder / MANIFEST)
-            return None if text is None else _validated(json.loads(text))
-
     def _current_key(self, asset: str) -> str | None:
         """The key in the file `current`; None if there is no such file."""
         pointer = self.folder(asset) / "current"
         with reading(pointer, f"delete {pointer} and run again: the artifact is found by its key"):
-            text = _text_of(pointer)
+            text = read_if_exists(pointer)
             if text is not None and not KEY.fullmatch(text.strip()):
                 raise ValueError(f"{text[:40]!r} is not the key of an artifact")
             return None if text is None else text.strip()
@@ -146,7 +147,7 @@ class TaskStore:
         """Download the artifact to this machine's cache, unless it is there already; returns the local folder. A file
         that the object store does not have stays missing there too."""
         local = home() / "cache" / self.task / str(manifest["content_hash"])
-        if not ((local / MANIFEST).exists() and _is_complete(local, manifest)):
+        if not ((local / MANIFEST).exists() and is_complete(local, manifest)):
             for name in (*manifest["files"], MANIFEST):
                 (local / name).parent.mkdir(parents=True, exist_ok=True)
                 with suppress(FileNotFoundError):
@@ -179,7 +180,7 @@ class TaskStore:
                 for p in sorted(scratch.rglob("*"))
                 if p.is_file()
             }
-            content = _content_of(files)
+            content = content_hash_of(files)
             manifest = {"asset": asset, "task": self.task, "key": key, "content_hash": content, **facts, "files": files}
             target = self.folder(asset) / key
             if target.exists():
@@ -212,43 +213,6 @@ class TaskStore:
         """One writer of an asset on this machine at a time; the operating system releases it when the process ends."""
         with machine_lock(f"{self.task}-{asset}", report, f"{asset}: another run is making it; waiting for it"):
             yield
-
-
-def _text_of(path: UPath) -> str | None:
-    """The text of a small file; None if there is no such file."""
-    try:
-        text: str = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return text
-
-
-def _validated(manifest: Any) -> dict[str, Any]:
-    """The manifest, with all keys that readers rely on. ValueError, TypeError or LookupError when it is incomplete."""
-    if not isinstance(manifest, dict) or not isinstance(manifest["content_hash"], str):
-        raise ValueError("it is not a manifest")
-    _content_of(manifest["files"])
-    dict(manifest["summary"])
-    if manifest.get("verdict"):
-        Verdict.from_json(manifest["verdict"])
-    return manifest
-
-
-def _is_complete(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    """Whether every file that the manifest names is in the folder."""
-    with reading(folder, f"delete {folder} and run again"):
-        return all((folder / name).exists() for name in manifest["files"])
-
-
-def _has_hash(path: Path, sha256: str) -> bool:
-    """Whether the file exists and has this hash. StorageError when it cannot be read."""
-    with reading(path):
-        return path.exists() and file_hash(path) == sha256
-
-
-def _content_of(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """The content hash of an artifact: the hash of the names and hashes of its files."""
-    return content_id(*(part for name, file in files.items() for part in (name, str(file["sha256"]))))
 
 
 def _remove_orphans(parent: Path) -> None:
