@@ -1,7 +1,10 @@
-"""The graph as a table: each asset, what it is made from, and which verdicts it needs. Pure data; nothing runs here.
+"""The graph as a table: each asset, its inputs, and the verdicts that it requires. Data only; nothing runs here.
 
-`defs/` turns the rows into Dagster assets, `materialize.py` makes one of them, and `cli/commands.py` reads from it
-where a task stands. What is made lies in `<task>/<folder>/<asset>/` (see `store.py`).
+    BY_NAME["data_split"].needs      # ("raw_examples", "clean_examples", "expert_review")
+    downstream("adapter")            # ["adapter", "eval_report", "release_decision", ...]
+
+`defs/` turns the rows into Dagster assets, `materialize.py` makes one of them, `cli/status.py` shows their state. An
+artifact is a folder `<task>/<stage>/<asset>/<key>/` (see `store/`).
 """
 
 from __future__ import annotations
@@ -15,14 +18,17 @@ from finetune_pipeline.store import STAGE_OF
 class Step:
     """One asset.
 
-    `needs`: the assets whose files it reads. `after`: assets that come first without being read (a report before money
-    is spent): they order the graph and never make this one stale. `gates`: pairs (gate asset, asset it must have
-    judged); the step refuses to run unless that very content passed. `config_sections`: the sections of the
-    declaration that
-    change its result. `version` rises when its code gives another result for the same inputs. `make` and `fingerprint`
-    name
-    functions ("module:function"): the one that makes it, and the one that says what it reads beyond its inputs (a hash,
-    or a small value); that is a part of the key, and `make` gets it as `StageContext.outside`.
+    make: function that makes it, as "module:function"
+    needs: assets whose files it reads
+    after: assets that are made before it without being read (a report before the GPU is paid for); they never make it
+        stale
+    gates: pairs (gate asset, checked asset); GateRefused unless the gate passed for exactly that content
+    config_sections: sections of the declaration that change its result
+    version: raised when the code returns another result for the same inputs
+    fingerprint: function that returns a hash or a small value of what the step reads beyond its inputs; part of the
+        key, and passed on as `StageContext.fingerprint`
+    check, blocking: name of its asset check in Dagster, and whether a failure stops the run
+    kinds, description: shown in Dagster's UI
     """
 
     asset: str
@@ -83,7 +89,7 @@ STEPS: tuple[Step, ...] = (
         version="3",
         check="worth_tuning",
         kinds=("report",),
-        description="Whether this job wants prompting, retrieval, fine-tuning or both; with what method, at what cost.",
+        description="Whether prompting, retrieval, fine-tuning or both fit the task; with what method, at what cost.",
     ),
     Step(
         "data_quality",
@@ -105,7 +111,7 @@ STEPS: tuple[Step, ...] = (
         config_sections=("review",),
         version="4",
         kinds=("jsonl",),
-        description="A random sample for the experts, waiting in the desk.",
+        description="A random sample of the cleaned rows for review in the desk.",
     ),
     Step(
         "expert_review",

@@ -1,4 +1,4 @@
-"""Rows and finished artifacts for the tests of single stages, put into a real store in `tmp_path`.
+"""Rows and finished artifacts for the tests of single stages, in a real store in `tmp_path`.
 
 store = task_store(tmp_path, monkeypatch)
 clean = finished(store, "clean_examples", {"examples.jsonl": [example("a", "where is my parcel?", "delivery")]})
@@ -21,8 +21,8 @@ from finetune_pipeline.store import StageContext, TaskStore
 NAME = "parcels"
 
 
-def example(id_: str, question: str, answer: str, group: str | None = None) -> Example:
-    return Example(id_, (Message("user", question), Message("assistant", answer)), "test", f"test.csv:{id_}", group)
+def example(id_: str, prompt: str, completion: str, group: str | None = None) -> Example:
+    return Example(id_, (Message("user", prompt), Message("assistant", completion)), "test", f"test.csv:{id_}", group)
 
 
 def task(**sections: Any) -> Task:

@@ -1,9 +1,9 @@
-"""Where the four servers listen, from the environment; loopback and fixed ports by default.
+"""Addresses of the four servers, from environment variables; loopback and fixed ports by default.
 
 FINETUNE_DAGSTER_URL   http://127.0.0.1:3000     Dagster's UI
 FINETUNE_DESK_URL      http://127.0.0.1:8310     the desk (review, reports)
 FINETUNE_ENDPOINT      http://127.0.0.1:8311     the OpenAI-compatible endpoint
-FINETUNE_MLFLOW_URL    http://127.0.0.1:8312     MLflow's UI; where $MLFLOW_TRACKING_URI names a server, that one
+FINETUNE_MLFLOW_URL    http://127.0.0.1:8312     MLflow's UI; ignored when $MLFLOW_TRACKING_URI is the URL of a server
 """
 
 from __future__ import annotations
@@ -24,29 +24,30 @@ DEFAULTS = {
     "FINETUNE_ENDPOINT": "http://127.0.0.1:8311",
     "FINETUNE_MLFLOW_URL": "http://127.0.0.1:8312",
 }
-BACKLOG = 2048  # connections that wait to be accepted
+BACKLOG = 2048  # connections that may wait to be accepted
 
 
 def address(variable: str) -> str:
-    """The URL that `variable` names, without a slash at its end."""
+    """The URL in the environment variable, or its default, without a trailing slash."""
     if variable == "FINETUNE_MLFLOW_URL" and (server := mlflow_server()):
         return server
     return (os.environ.get(variable) or DEFAULTS[variable]).rstrip("/")
 
 
 def mlflow_server() -> str | None:
-    """The URL of an MLflow server that runs elsewhere, as it may be shown; None where MLflow is a database of ours."""
+    """The URL of an external MLflow server without credentials; None when the tracking URI is a database."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     return without_credentials(uri).rstrip("/") if uri.startswith(("http://", "https://")) else None
 
 
 def host_and_port(url: str) -> tuple[str, int]:
+    """Host and port of a URL; 127.0.0.1, and 80 or 443, where it has none."""
     parts = urlsplit(url)
     return parts.hostname or "127.0.0.1", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`; False for a name other than localhost."""
+    """Whether `host` is a loopback address; False for a name other than localhost."""
     if host == "localhost":
         return True
     try:
@@ -56,13 +57,13 @@ def is_loopback(host: str) -> bool:
 
 
 def in_url(host: str) -> str:
-    """The host as it stands in a URL: an IPv6 address in brackets."""
+    """The host as written in a URL: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def listen(host: str, port: int, variable: str, server: str) -> socket.socket:
-    """A socket that listens. PortInUse names the address, the process that has it (where the system tells), and the
-    `variable` that sets another address for `server` ("the desk")."""
+    """A listening socket for `server` ("the desk"). PortInUse names the address, the process that uses it (if the
+    operating system reveals it), and the environment variable that sets another address."""
     bound = _bound(host, port, variable, server)
     bound.listen(BACKLOG)
     return bound
@@ -84,13 +85,14 @@ def _bound(host: str, port: int, variable: str, server: str) -> socket.socket:
         bound.close()
         raise PortInUse(
             f"{server} cannot listen on {host}:{port}: {error.strerror or error}{_user_of(port)}",
-            f"stop what listens there, or choose another address: {variable}=http://{in_url(host)}:{port + 1000}",
+            f"stop that process, or set another address: {variable}=http://{in_url(host)}:{port + 1000}",
         ) from error
     return bound
 
 
 def _user_of(port: int) -> str:
-    """Which process listens on the port, in words; "" where the system does not tell (other users' processes)."""
+    """The process that listens on the port, as " (used by NAME, process PID)"; "" if it cannot be found (it belongs to
+    another user)."""
     try:
         connections = psutil.net_connections("tcp")
         found = [c.pid for c in connections if c.status == psutil.CONN_LISTEN and c.laddr[1:2] == (port,)]

@@ -1,4 +1,4 @@
-"""User names and passwords in addresses: taken out of everything that is shown, logged or stored.
+"""User names and passwords in URIs: removed from everything that is shown, logged or stored.
 
 without_credentials("postgresql://anna:secret@db/mlflow")     # "postgresql://db/mlflow"
 """
@@ -9,12 +9,12 @@ import re
 from urllib.parse import quote, unquote
 
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:/*", re.I)
-FILES = ("sqlite:", "sqlite+", "file:")  # their path may hold `@`, and never a password
-# A password in the query; what stands after `&` without a `=` is the rest of one that holds `&`.
+FILES = ("sqlite:", "sqlite+", "file:")  # their path may contain `@`, and never a password
+# A password in the query; text after `&` without a `=` is the rest of a password that contains `&`.
 SECRET = re.compile(
     r"([?&][\w.-]*(?:passw|passphrase|pwd|secret|token|api_?key)[\w.-]*=)([^&]*(?:&[^&=]*(?=&|\Z))*)", re.I
 )
-# What no library encodes, and where none takes an address apart (RFC 3986, section 2.3).
+# Characters that no library encodes, and at which none splits a URI (RFC 3986, section 2.3).
 UNRESERVED = re.compile(r"[A-Za-z0-9._~-]+")
 NEEDS_ENCODING = re.compile(r"[/?#@\[\]\s\\]|%(?![0-9A-Fa-f]{2})")
 
@@ -22,22 +22,21 @@ NEEDS_ENCODING = re.compile(r"[/?#@\[\]\s\\]|%(?![0-9A-Fa-f]{2})")
 def without_credentials(uri: str) -> str:
     """The URI without user and password, and with *** for a password in its query: for messages and process lists.
 
-    Everything up to the last `@` is left out: a password may hold `#`, `/` or `?` that nobody encoded. Raises nothing,
-    whatever the URI is.
+    Everything up to the last `@` is removed: a password may contain `#`, `/` or `?` that was not encoded. Never raises.
     """
     scheme, _, rest = _split_credentials(uri)
     return scheme + rest
 
 
 def lacks_encoding(uri: str) -> bool:
-    """Whether user or password hold characters that have to be percent-encoded there."""
+    """Whether user or password contain characters that have to be percent-encoded."""
     return NEEDS_ENCODING.search(_split_credentials(uri)[1]) is not None
 
 
 def hide_credentials(text: str, uri: str) -> str:
-    """`text`, which a library says about `uri`, without the URI's user and password, and with *** for a password that
-    stands elsewhere in it: whole, encoded or decoded, or in the parts that a library takes it for where characters in
-    it are not encoded (a port, a path)."""
+    """`text` (a message of a library about `uri`) without the URI's user and password, and with *** for the password
+    elsewhere in it: whole, encoded or decoded, or in the parts (a port, a path) into which a library splits a password
+    that is not encoded."""
     credentials = _split_credentials(uri)[1]
     name, _, password = credentials.partition(":")
     secrets = (password or name, *(found[2] for found in SECRET.finditer(uri)))

@@ -56,14 +56,16 @@ class DeclaredExpectation(Section):
 
 
 class Quality(Section):
-    mostly: Share = Field(0.95, gt=0, description="Share of rows that have to be right in every respect.")
-    min_rows: int = Field(200, ge=1, description="Fewer cleaned rows fail the gate.")
-    max_prompt_chars: int = Field(8000, ge=1, description="Prompts have to be at most this long.")
-    max_completion_chars: int = Field(8000, ge=1, description="Completions have to be at most this long.")
+    """Expectations of the Great Expectations suite on the cleaned rows."""
+
+    mostly: Share = Field(0.95, gt=0, description="Share of rows (0 to 1) that have to pass every check.")
+    min_rows: int = Field(200, ge=1, description="The gate fails with fewer cleaned rows.")
+    max_prompt_chars: int = Field(8000, ge=1, description="Longest prompt, in characters.")
+    max_completion_chars: int = Field(8000, ge=1, description="Longest completion, in characters.")
     max_dropped: Share = Field(
         0.5,
-        description="If reading and cleaning dropped a larger share of all rows than this, the data is broken, "
-        "whatever is left.",
+        description="Largest share of all rows that reading and cleaning may drop; the gate fails with a larger one, "
+        "however good the remaining rows are.",
     )
     allow: tuple[Allowed, ...] = Field(
         (),

@@ -1,3 +1,5 @@
+"""The slice of a row from its completion."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,11 +1,11 @@
 # ruff: noqa: E501 (sentences, a line each)
-"""Made-up tasks in a real store, as far along as a test wants them: what the desk reads, without the stages' work.
+"""Sample tasks in a store, with artifacts up to a given asset, made without running the stages.
 
-    make("help_desk", until="review_sample")     a task whose sample waits for the experts
-    make("help_desk", until="traffic_report")    one that went all the way
+    make("help_desk", until="review_sample")     a task whose sample waits for review
+    make("help_desk", until="traffic_report")    a task with all assets
     declare("broken", {"answer": {"format": "jsn"}})
 
-Artifacts are committed in the graph's order under the very key that the plan asks for, so that they count as fresh.
+Artifacts are committed in the order of the graph under the key of the plan, so that they are fresh.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ def declare(name: str, sections: Mapping[str, Any] | None = None) -> Path:
 def example(number: int) -> Example:
     text, intent, priority, product, order = MESSAGES[number % len(MESSAGES)]
     answer = json.dumps({"intent": intent, "priority": priority, "product": product, "order": order})
-    said = text if number < len(MESSAGES) else f"{text} ({number})"
-    messages = (Message("user", said), Message("assistant", answer))
-    return Example(content_id(said, str(number)), messages, "shop", f"shop.csv:{number + 2}")
+    prompt = text if number < len(MESSAGES) else f"{text} ({number})"
+    messages = (Message("user", prompt), Message("assistant", answer))
+    return Example(content_id(prompt, str(number)), messages, "shop", f"shop.csv:{number + 2}")
 
 
 class Maker:
@@ -147,22 +147,24 @@ class Maker:
         extra = [example(1000 + n) for n in range(len(self.rows) // 6)]
         drops = [Drop(e.id, e.origin, "clean", reasons[n % 5], "like shop.csv:2") for n, e in enumerate(extra)]
         rules = ("pii-email", "html", "mojibake")
-        changes = [Fix(e.id, e.origin, "clean", rules[n % 3], "1 place") for n, e in enumerate(self.rows[:14])]
+        fixes = [Fix(e.id, e.origin, "clean", rules[n % 3], "1 place") for n, e in enumerate(self.rows[:14])]
         write_jsonl(out / "examples.jsonl", self.rows)
         write_jsonl(out / "drops.jsonl", drops)
-        write_jsonl(out / "fixes.jsonl", changes)
+        write_jsonl(out / "fixes.jsonl", fixes)
         return {"rows": len(self.rows), "dropped": len(drops)}, None
 
     def suitability_report(self, out: Path) -> Any:
         (out / "report.md").write_text(
-            "# Is tuning worth it?\n\n**Yes.** <script>alert(1)</script>\n\n| rule | says |\n|---|---|\n| examples | enough |\n",
+            "# Suitability report\n\n**Yes.** <script>alert(1)</script>\n\n| rule | result |\n|---|---|\n| examples | enough |\n",
             "utf-8",
         )
         checks = (
             Check("usable examples", True, "at least 200", "780"),
             Check("examples for a safe margin", False, "at least 1,000", "780", "warning"),
         )
-        return {"says": "fine-tune"}, self.verdict("suitability_report", "clean_examples", "fine-tuning fits", *checks)
+        return {"advice": "fine-tune"}, self.verdict(
+            "suitability_report", "clean_examples", "fine-tuning fits", *checks
+        )
 
     def data_quality(self, out: Path) -> Any:
         good = self.passed.get("data_quality", True)
@@ -182,12 +184,12 @@ class Maker:
             Check("table: row count to be between", True, "at least 20 rows are left", "120 rows"),
             Check("completion_valid", good, "every answer is valid JSON of the declared schema, in at least 95 % of the rows", "97.5 % of 120 rows" if good else "91.2 % of 120 rows"),
         )  # fmt: skip
-        said = (
-            "97.5 % of 120 rows are right in every respect, needed 95 %"
+        summary = (
+            "97.5 % of 120 rows pass every check, 95 % required"
             if good
-            else "91.2 % of 120 rows are right in every respect, needed 95 %; not met: every answer is valid JSON of the declared schema: 91.2 % of 120 rows"
+            else "91.2 % of 120 rows pass every check, 95 % required; failed: every answer is valid JSON of the declared schema: 91.2 % of 120 rows"
         )
-        return {"passed": good}, self.verdict("data_quality", "clean_examples", said, *checks)
+        return {"passed": good}, self.verdict("data_quality", "clean_examples", summary, *checks)
 
     def review_sample(self, out: Path) -> Any:
         sample = self.rows[:SAMPLE]
@@ -220,6 +222,8 @@ class Maker:
         write_jsonl(out / "train.jsonl", rows[:90])
         write_jsonl(out / "validation.jsonl", rows[90:100])
         write_jsonl(out / "test.jsonl", rows[100:])
+        splits = {"train": 90, "validation": 10, "test": len(rows[100:])}
+        _json(out / "accounting.json", {"raw": 145, "dropped": {"ingest": {"invalid-json": 5}}, "splits": splits})
         write_jsonl(out / "drops.jsonl", [])
         return {}, self.verdict(
             "data_split",
@@ -262,7 +266,7 @@ class Maker:
         )  # fmt: skip
         _json(
             out / "decision.json",
-            {"outcome": outcome, "adapter": "a", "evaluation": "e", "checks": [], "summary": summary},
+            {"outcome": outcome, "adapter": "a", "evaluation": "e", "checks": [], "summary": summary, "figures": {}},
         )
         (out / "decision.md").write_text(f"# Decision\n\n{summary}\n", "utf-8")
         return {"outcome": outcome}, self.verdict("release_decision", "eval_report", summary, *checks)
@@ -273,10 +277,10 @@ class Maker:
         return {"version": 3}, None
 
     def deployed_endpoint(self, out: Path) -> Any:
-        asked = self.rows[100]
+        row = self.rows[100]
         sample = {
-            "prompt": asked.prompt,
-            "tuned": asked.completion,
+            "prompt": row.prompt,
+            "tuned": row.completion,
             "base": "I am sorry to hear that! How can I help?",
         }
         _json(out / "endpoint.json", {"task": self.task.name, "sample": sample})
@@ -298,7 +302,7 @@ def make(
     passed: Mapping[str, bool] | None = None,
     sections: Mapping[str, Any] | None = None,
 ) -> tuple[Task, TaskStore]:
-    """Declare the task and make its assets in the graph's order, up to `until`. `passed` names gates that say no."""
+    """Declare the task and make its assets in the graph's order, up to `until`. `passed` sets the verdict of a gate."""
     declare(name, sections)
     maker = Maker(name, rows if rows is not None else [example(n) for n in range(ROWS)], passed or {})
     for step in STEPS:
