@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, norm
 
+from finetune_pipeline.baseline.prompts import PROMPTED
 from finetune_pipeline.config import Release
-from finetune_pipeline.evaluate.metrics import PROMPTED
 from finetune_pipeline.records import Score
 from finetune_pipeline.release import paired_tests
 from finetune_pipeline.release.decide import CHAMPION, CLASSICAL, Evidence, decide

@@ -8,7 +8,7 @@ rate: `nothing` (the task's loss alone), `rehearsal` (the usual peer: the same g
 rows, never the test rows: task loss and, with --answers, exactly right answers; on general texts that none of the ways
 has seen, how much the loss rose over the base model's (interval: see release/relative_change.py); seconds of a step
 against
-`nothing`, in the same round. --texts adds a set of your own, lines of {"question": ..., "answer": ...}.
+`nothing`, in the same round. --texts adds a set of your own, lines of {"prompt": ..., "completion": ...}.
 """
 
 from __future__ import annotations
@@ -50,13 +50,17 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     from finetune_pipeline.evaluate import general_ability
+    from finetune_pipeline.evaluate.general_ability import GeneralPrompt
 
     task, split, base = inputs(options.task)
-    texts = {"general": general_ability.conversations(general_ability.questions())}
+    texts = {"general": general_ability.conversations(general_ability.prompts())}
     if options.texts:
-        lines = options.texts.read_text("utf-8").splitlines()[:300]
+        rows = [json.loads(line) for line in options.texts.read_text("utf-8").splitlines()[:300]]
         texts[options.texts.stem] = general_ability.conversations(
-            [{"id": str(n), **json.loads(line)} for n, line in enumerate(lines)]
+            [
+                GeneralPrompt(id=str(n), kind="", prompt=row["prompt"], completion=row["completion"])
+                for n, row in enumerate(rows)
+            ]
         )
     runs: list[dict[str, Any]] = []
     head = f"{'seed':>4} {'way':<12}{'task loss':>10}{'right':>9}"
@@ -144,8 +148,8 @@ def measured(
     task: Any, split: Any, base: Path, adapter: Path, texts: Mapping[str, Any], answer: bool
 ) -> dict[str, Any]:
     """Rise of the loss on every set of texts with its bounds, and the validation rows that are exactly right."""
-    from finetune_pipeline.evaluate import metrics
-    from finetune_pipeline.evaluate.prompts import prompts
+    from finetune_pipeline.baseline import metrics
+    from finetune_pipeline.baseline.prompts import prompts
     from finetune_pipeline.inference.generate import Generation, generate
     from finetune_pipeline.inference.likelihood import losses
     from finetune_pipeline.inference.loading import base_only, load

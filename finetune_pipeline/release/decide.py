@@ -29,10 +29,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from finetune_pipeline.baseline.figures import best_prompted as most_exact
+from finetune_pipeline.baseline.prompts import PROMPTED
 from finetune_pipeline.config import Release
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.evaluate.metrics import PROMPTED
-from finetune_pipeline.evaluate.metrics import best_prompted as most_exact
 from finetune_pipeline.records import Check, Decision, Json, Score
 from finetune_pipeline.release import criteria
 from finetune_pipeline.release.criteria import TEST_ROWS, Finding, Groups, Reuse, Right
@@ -101,7 +101,7 @@ def by_variant(scores: Sequence[Score]) -> dict[str, Right]:
 
 
 def best_prompted(exact: Mapping[str, Right]) -> str | None:
-    """The prompted baseline with the most answers exactly right (evaluate/metrics.py)."""
+    """The prompted baseline with the most answers exactly right (baseline/figures.py)."""
     return most_exact({name: sum(right.values()) / max(1, len(right)) for name, right in exact.items()})
 
 

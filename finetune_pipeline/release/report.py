@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_pipeline.evaluate.report import label
+from finetune_pipeline.baseline.report import label
 from finetune_pipeline.records import Check, Decision
 from finetune_pipeline.release.formatting import points
 from finetune_pipeline.statistics.formatting import percent
