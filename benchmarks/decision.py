@@ -33,8 +33,9 @@ from finetune_pipeline.baseline.prompts import PROMPTED
 from finetune_pipeline.config import Release
 from finetune_pipeline.records import Score
 from finetune_pipeline.release import paired_tests
-from finetune_pipeline.release.decide import CHAMPION, CLASSICAL, Evidence, decide
+from finetune_pipeline.release.decide import Evidence, decide
 from finetune_pipeline.release.relative_change import relative_rise
+from finetune_pipeline.release.summary import CHAMPION, CLASSICAL
 
 RULES = Release()
 SEED = 20260105

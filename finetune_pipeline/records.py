@@ -231,7 +231,7 @@ class Decision:
     evaluation: str
     checks: tuple[Check, ...]
     summary: str
-    figures: Mapping[str, Json] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
