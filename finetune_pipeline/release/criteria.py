@@ -27,7 +27,7 @@ from finetune_pipeline.release.figures import (
     RowFigures,
     State,
 )
-from finetune_pipeline.release.formatting import exactly_right, interval_name, paired_difference, points, signed
+from finetune_pipeline.release.formatting import count_and_share, interval_name, paired_difference, points, signed
 from finetune_pipeline.release.holdout_reuse import HoldoutReuse
 from finetune_pipeline.release.paired_tests import Paired
 from finetune_pipeline.release.relative_change import relative_rise
@@ -175,7 +175,7 @@ def format_kept(valid: Outcomes, rules: Release) -> Finding:
     low, high = clopper_pearson(right, rows, 1 - 2 * alpha)
     passed = rows > 0 and right / rows >= bar
     state: State = "holds" if passed else "harm" if high < bar else "undecided"
-    observed = f"{exactly_right(valid)}, between {percent(low)} and {percent(high)} ({interval_name(alpha)})"
+    observed = f"{count_and_share(valid)}, between {percent(low)} and {percent(high)} ({interval_name(alpha)})"
     if passed and low < bar:
         observed += f"; this number of rows cannot exclude a share below {percent(bar)}"
     needed = power.share_rows_needed(right, rows, bar, alpha, rules.power) if state == "undecided" else None
@@ -200,7 +200,7 @@ def limited_reuse(reuse: HoldoutReuse, rules: Release) -> Finding:
 
 
 def _compared(tuned: Outcomes, other: Outcomes, pair: Paired, low: float, high: float, p: float, alpha: float) -> str:
-    return f"{exactly_right(tuned)} against {exactly_right(other)}: {paired_difference(pair, low, high, p, alpha)}"
+    return f"{count_and_share(tuned)} against {count_and_share(other)}: {paired_difference(pair, low, high, p, alpha)}"
 
 
 def _finite(value: float) -> float | None:

@@ -2,7 +2,7 @@
 
 percent(0.834)                    "83.4 %"
 points(0.05)                      "5.0 points"
-exactly_right({"r1": True, ...})  "112 of 135 (83 %)"
+count_and_share({"r1": True, ...})    "112 of 135 (83 %)"
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def points(value: float) -> str:
     return f"{100 * value:.1f} points"
 
 
-def exactly_right(outcomes: Mapping[str, bool]) -> str:
+def count_and_share(outcomes: Mapping[str, bool]) -> str:
     """Count and share of the rows that are right (or valid)."""
     count, rows = sum(outcomes.values()), len(outcomes)
     return f"{count} of {rows} ({percent(count / rows)})" if rows else "no rows"

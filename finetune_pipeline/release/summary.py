@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from finetune_pipeline.release.figures import TEST_ROWS, Finding, Outcomes
-from finetune_pipeline.release.formatting import exactly_right
+from finetune_pipeline.release.formatting import count_and_share
 
 TUNED, CLASSICAL, CHAMPION = "tuned", "classical", "champion"
 Outcome: TypeAlias = Literal["PROMOTE", "REJECT", "INCONCLUSIVE"]
@@ -40,13 +40,13 @@ def summary(
 ) -> str:
     """One sentence: the outcome, the exact answers of the tuned model and its opponents, and the reason. `champion`:
     the live version's name."""
-    parts = [f"the tuned model has {exactly_right(exact.get(TUNED, {}))} test rows exactly right"]
+    parts = [f"the tuned model has {count_and_share(exact.get(TUNED, {}))} test rows exactly right"]
     if best:
-        parts.append(f"the best prompted baseline ({best}) {exactly_right(exact[best])}")
+        parts.append(f"the best prompted baseline ({best}) {count_and_share(exact[best])}")
     if CHAMPION in exact:
-        parts.append(f"live {champion} has {exactly_right(exact[CHAMPION])}")
+        parts.append(f"live {champion} has {count_and_share(exact[CHAMPION])}")
     if CLASSICAL in exact:
-        parts.append(f"the classical model has {exactly_right(exact[CLASSICAL])}")
+        parts.append(f"the classical model has {count_and_share(exact[CLASSICAL])}")
     return f"{outcome}: {', '.join(parts)}; {_reason(outcome, findings)}"
 
 

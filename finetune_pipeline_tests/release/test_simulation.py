@@ -34,9 +34,11 @@ def benchmark() -> ModuleType:
 @pytest.mark.parametrize("baselines", [1, 3])
 def test_no_better_than_the_best_baseline(benchmark: ModuleType, rows: int, rate: float, baselines: int) -> None:
     sets = 2000
-    right = benchmark.answers(np.random.default_rng(rows + baselines), sets, rows, [rate] * (1 + baselines), 0.5)
-    promote, _, bare = benchmark.gate(right)
-    benchmark.agree(right, promote)
+    right = benchmark.simulated_outcomes(
+        np.random.default_rng(rows + baselines), sets, rows, [rate] * (1 + baselines), 0.5
+    )
+    promote, _, bare = benchmark.superiority_rule(right)
+    benchmark.assert_same_as_decide(right, promote)
     assert promote.mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / sets)
     assert bare.mean() > 0.15  # the bare comparison of means promotes this often
 
@@ -49,17 +51,17 @@ def test_a_true_loss_of_the_margin_against_an_opponent(
     """The candidate beats the prompt by far, and is truly worse than the live version, the classical model, or both."""
     sets = 2000
     rates = [0.8, 0.8 + behind[0], 0.8 + behind[1], 0.3]
-    right = benchmark.answers(np.random.default_rng(rows), sets, rows, rates, 0.5)
-    beaten = benchmark.gate(right[[0, 3]])[0]
-    promote = beaten & benchmark.no_worse(right[:3])
-    benchmark.agree(right[[0, 3]], promote, right[1:3])
+    right = benchmark.simulated_outcomes(np.random.default_rng(rows), sets, rows, rates, 0.5)
+    beaten = benchmark.superiority_rule(right[[0, 3]])[0]
+    promote = beaten & benchmark.non_inferiority_rule(right[:3])
+    benchmark.assert_same_as_decide(right[[0, 3]], promote, right[1:3])
     assert promote.mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / sets)
     assert beaten.mean() > 0.95  # against the prompt alone it is promoted
 
 
 def test_a_large_gain_is_found(benchmark: ModuleType) -> None:
-    right = benchmark.answers(np.random.default_rng(1), 1000, 300, [0.65, 0.5, 0.5, 0.5], 0.5)
-    assert benchmark.gate(right)[0].mean() > 0.95
+    right = benchmark.simulated_outcomes(np.random.default_rng(1), 1000, 300, [0.65, 0.5, 0.5, 0.5], 0.5)
+    assert benchmark.superiority_rule(right)[0].mean() > 0.95
 
 
 def test_grouped_rows_do_not_promote_by_chance(benchmark: ModuleType) -> None:
