@@ -108,8 +108,8 @@ def _results(report: Artifact) -> RenderableType:
 
 def _difference(decision: Artifact) -> str:
     figures = decision.json("decision.json")["figures"]
-    gain = figures.get("gain", {})
-    if "interval" not in gain:
+    gain = figures.get("gain")
+    if not gain:
         return ""
     low, high = gain["interval"]
     return (
