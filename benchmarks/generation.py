@@ -74,8 +74,8 @@ def measure(folder: Path, rows: int, rounds: int, threads: int | None) -> dict[s
 
 def prompts(tokenizer: Any, kind: str, count: int) -> list[list[int]]:
     """Token ids of `count` prompts; the rows after them serve as examples."""
+    from finetune_pipeline.baseline.prompts import with_shots
     from finetune_pipeline.config import load_task
-    from finetune_pipeline.evaluate.prompts import with_shots
     from finetune_pipeline.inference.generate import encode
     from finetune_pipeline.records import Example, Message
 

@@ -93,8 +93,9 @@ def _results(report: Artifact) -> RenderableType:
 
 
 def _difference(decision: Artifact) -> str:
-    gain = decision.json("decision.json")["figures"].get("gain", {})
-    if "interval" not in gain:
+    figures = decision.json("decision.json")["figures"]
+    gain = figures.get("gain")
+    if not gain:
         return ""
     low, high = gain["interval"]
     return (

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from finetune_pipeline.records.jsonl import Json
 from finetune_pipeline.records.verdicts import Check
 
 
@@ -62,4 +61,4 @@ class Decision:
     evaluation: str
     checks: tuple[Check, ...]
     summary: str
-    figures: Mapping[str, Json] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)

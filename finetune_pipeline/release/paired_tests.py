@@ -1,14 +1,12 @@
-"""Tests and intervals for two models that answered the same rows. Pure: values in, figures out; seeds are arguments.
+"""Tests and intervals for two models that answered the same rows.
 
     pair = paired(tuned, few_shot)                 # Paired(rows=161, wins=16, losses=6, ...)
     p_value(pair)                                  # 0.026: one-sided exact McNemar test
     difference_bounds(pair, confidence=0.90)       # (0.015, 0.113): Tango's score interval
 
-What is compared is a row at a time: rows that both models have right, or both wrong, say nothing about which is better.
-Everything that scipy has is scipy's; Tango's interval and Holm's step-down are not in it and stand here.
-
-What it is not: losses on general text (relative_change.py), what the figures mean for a release (criteria.py), or how
-many rows would be needed (power.py).
+The comparison is row by row: rows that both models have right, or both wrong, carry no information on which is better.
+Everything that scipy has is scipy's; Tango's interval and Holm's step-down are not in it and are defined here. Losses
+on general texts are compared in relative_change.py; the number of rows needed is in power.py.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 RESAMPLES = 4999  # of a bootstrap; its 5 % quantile then has a standard error of 0.3 percentage points
-TELLING = 10  # groups in which some row differs; docs/decisions.md has the simulation
+MIN_DIFFERING_GROUPS = 10  # for an estimate of the design effect; docs/decisions.md has the simulation
 EDGE = 1 - 1e-9  # a difference of proportions cannot reach 1 in the score test: its variance vanishes there
 
 
@@ -27,8 +25,8 @@ EDGE = 1 - 1e-9  # a difference of proportions cannot reach 1 in the score test:
 class Paired:
     """Two models on the same `rows`: `wins` are right with the first only, `losses` with the second only.
 
-    `sums`: for each group of rows that belong together (a customer, a thread; a row alone is its own group) wins minus
-    losses, zeros left out. `design`: by what factor the groups make the difference's variance larger than that of as
+    `sums`: wins minus losses of each group of dependent rows (a customer, a thread; a row alone is its own group),
+    zeros left out. `design`: by what factor the groups make the difference's variance larger than that of as
     many independent rows (1 without groups; Rao and Scott, "A simple method for the analysis of clustered binary data",
     Biometrics 48, 1992, 577-585).
     """
@@ -47,28 +45,30 @@ class Paired:
 def paired(
     first: Mapping[str, bool], second: Mapping[str, bool], groups: Mapping[str, str | None] | None = None
 ) -> Paired:
-    """Compare two models by row id. Both have to hold the same ids (KeyError otherwise). `groups` names the rows that
-    belong together: they are not independent, and counted as if they were, chance would look like evidence."""
+    """Compare two models by row id. Both have to hold the same ids (KeyError otherwise). `groups`: row id -> the
+    group of rows that are not independent; counted as if they were independent, chance would look like evidence."""
     differences = {row: int(right) - int(second[row]) for row, right in first.items()}
     if len(second) != len(differences):
         raise KeyError(f"{len(differences)} rows against {len(second)}: a paired comparison needs the same rows")
-    gathered: defaultdict[tuple[bool, str], list[int]] = defaultdict(list)
+    members_of: defaultdict[tuple[bool, str], list[int]] = defaultdict(list)
     for row, value in differences.items():
         group = (groups or {}).get(row)
-        gathered[(False, row) if group is None else (True, group)].append(value)
+        members_of[(False, row) if group is None else (True, group)].append(value)
     values = list(differences.values())
-    sums = tuple(total for members in gathered.values() if (total := sum(members)))
-    return Paired(len(values), values.count(1), values.count(-1), sums, _design(list(gathered.values())))
+    sums = tuple(total for members in members_of.values() if (total := sum(members)))
+    return Paired(len(values), values.count(1), values.count(-1), sums, _design(list(members_of.values())))
 
 
 def _design(groups: Sequence[Sequence[int]]) -> float:
-    """Variance of the difference with groups over that without; never below 1, so that groups cannot buy certainty.
+    """Variance of the difference with groups over that without; never below 1, so that groups cannot increase
+    certainty.
 
-    Where fewer than TELLING groups differ at all they cannot tell how much alike the rows of a group are: the rows are
-    then taken to be wholly alike, with the design effect of groups of these sizes (Kish, "Survey sampling", 1965).
+    Where fewer than MIN_DIFFERING_GROUPS groups have a row that differs, the correlation within groups cannot be
+    estimated: the rows of a group then count as fully correlated, with the design effect of groups of these sizes
+    (Kish, "Survey sampling", 1965).
     """
     rows = sum(len(group) for group in groups)
-    if sum(any(group) for group in groups) < TELLING:
+    if sum(any(group) for group in groups) < MIN_DIFFERING_GROUPS:
         return sum(len(group) ** 2 for group in groups) / rows if rows else 1.0
     mean = sum(map(sum, groups)) / rows if rows else 0.0
     plain = sum((value - mean) ** 2 for group in groups for value in group)
@@ -93,7 +93,7 @@ def mcnemar(wins: Any, losses: Any, alternative: str = "greater") -> Any:
 
 def sign_flip(sums: Sequence[int]) -> float:
     """One-sided exact P value when whole groups, not rows, are independent: each group's sum is equally likely to have
-    either sign under the null, and the distribution of the total is computed, not drawn. With groups of one row it is
+    either sign under the null, and the distribution of the total is computed, not sampled. With groups of one row it is
     the exact McNemar test. Cost: groups times rows."""
     import numpy as np
 
@@ -139,7 +139,7 @@ def difference_bounds(pair: Paired, confidence: float) -> tuple[float, float]:
 
 
 def _score_root(pair: Paired, z: float) -> float:
-    """The shift at which the score statistic is z: it falls as the shift rises."""
+    """The shift at which the score statistic is z; the statistic decreases with the shift."""
     from scipy.optimize import brentq
 
     counts = (pair.wins / pair.design, pair.losses / pair.design, pair.rows / pair.design)
@@ -155,9 +155,10 @@ def _score_root(pair: Paired, z: float) -> float:
 def p_value(pair: Paired, shift: float = 0.0) -> float:
     """One-sided P value for "the first model is better by more than `shift`" (which may be negative).
 
-    The larger of the score test against `shift` and an exact one: the score test alone is a little too ready where few
-    rows differ. Where shift >= 0 that is the exact test against 0. Below 0 no exact one is known without searching over
-    all rates; but where no row is won, the losses alone are binomial, and their exact test against -shift counts.
+    The larger of the score test against `shift` and an exact one: the score test alone is slightly liberal where few
+    rows differ. Where shift >= 0 that is the exact test against 0. Below 0 no exact test is known without a search over
+    all rates; but where no row is won, the losses alone are binomial, and the p-value is that of their exact test
+    against -shift, if larger.
     """
     from scipy.stats import beta, norm
 
@@ -172,15 +173,16 @@ def p_value(pair: Paired, shift: float = 0.0) -> float:
 
 
 def mirrored(pair: Paired) -> Paired:
-    """The same comparison seen from the second model."""
+    """The comparison with both models swapped."""
     return Paired(pair.rows, pair.losses, pair.wins, tuple(-value for value in pair.sums), pair.design)
 
 
 def bootstrap_bounds(pair: Paired, confidence: float, seed: int) -> tuple[float, float]:
-    """Percentile interval of the difference over rows drawn anew with replacement; a second opinion beside Tango's.
+    """Percentile bootstrap interval of the difference over rows, reported beside Tango's.
 
-    A row's difference is 1, 0 or -1, so that drawing rows is drawing the three counts. Groups shrink the rows by the
-    design effect. Where no row differs the interval has no width: false certainty, which is why it decides nothing.
+    A row's difference is 1, 0 or -1, so that resampling rows is sampling the three counts. Groups shrink the rows by
+    the design effect. Where no row differs the interval has zero width: this false certainty is why no decision uses
+    it.
     """
     import numpy as np
 
@@ -194,7 +196,7 @@ def bootstrap_bounds(pair: Paired, confidence: float, seed: int) -> tuple[float,
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values adjusted for having looked at all of them, in the given order (Holm, "A simple sequentially rejective
+    """P values adjusted for multiple testing, in the given order (Holm, "A simple sequentially rejective
     multiple test procedure", Scandinavian Journal of Statistics 6, 1979): reject those at or below alpha."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, worst = [1.0] * len(p_values), 0.0

@@ -20,9 +20,9 @@ import shutil
 from dataclasses import asdict
 from typing import Any
 
+from finetune_pipeline.baseline.answer_log import AnswerFile
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import FinetuneError, GateRefused, ServingError
-from finetune_pipeline.evaluate.answer_log import AnswerFile
 from finetune_pipeline.records import Check, Json, ServedVersion, Verdict, dumps, read_jsonl, write_jsonl
 from finetune_pipeline.serve import deployment_state
 from finetune_pipeline.serve.client import Live, live_endpoint, wait_served

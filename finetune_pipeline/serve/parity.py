@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import httpx
 
 from finetune_pipeline.backends.progress import STALLED_SECONDS
+from finetune_pipeline.baseline.answer_log import AnswerFile
+from finetune_pipeline.baseline.metrics import canonical, score
 from finetune_pipeline.clean.answers import parse
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.errors import ServingError
-from finetune_pipeline.evaluate.answer_log import AnswerFile
-from finetune_pipeline.evaluate.metrics import canonical, score
 from finetune_pipeline.records import Answer, Check, Example, Reporter, Verdict
 from finetune_pipeline.serve.client import Live, tail
 from finetune_pipeline.statistics.formatting import percent

@@ -24,7 +24,7 @@ def pair(rows: int, wins: int, losses: int) -> Paired:
         (12, 2, 0.0129),  # Armitage and Berry 1994, p. 127
     ],
 )
-def test_exact_mcnemar_gives_the_published_values(wins: int, losses: int, published: float) -> None:
+def test_exact_mcnemar_has_the_published_values(wins: int, losses: int, published: float) -> None:
     assert paired_tests.mcnemar(wins, losses, "two-sided") == pytest.approx(published, abs=5e-5)
     assert paired_tests.mcnemar(losses, wins, "two-sided") == pytest.approx(published, abs=5e-5)
     one_sided = stats.binomtest(wins, wins + losses, alternative="greater").pvalue
@@ -32,12 +32,12 @@ def test_exact_mcnemar_gives_the_published_values(wins: int, losses: int, publis
     assert paired_tests.mcnemar(losses, wins, "less") == pytest.approx(one_sided)
 
 
-def test_mcnemar_takes_arrays_and_no_discordant_row() -> None:
-    found = paired_tests.mcnemar(np.array([0, 5, 0]), np.array([0, 0, 5]))
-    assert found == pytest.approx([1.0, 0.5**5, 1.0])
+def test_mcnemar_accepts_arrays_and_no_discordant_rows() -> None:
+    result = paired_tests.mcnemar(np.array([0, 5, 0]), np.array([0, 0, 5]))
+    assert result == pytest.approx([1.0, 0.5**5, 1.0])
 
 
-def test_tango_interval_gives_the_published_values() -> None:
+def test_tango_interval_has_the_published_values() -> None:
     """Airway hyper-responsiveness in 21 children, Fagerland, Lydersen and Laake 2014: -0.517 to -0.026."""
     assert paired_tests.difference_bounds(pair(21, 1, 7), 0.95) == pytest.approx((-0.517, -0.026), abs=5e-4)
 
@@ -56,9 +56,9 @@ def test_tango_interval_at_the_edges() -> None:
 
 
 def test_tango_bounds_are_those_of_the_mirrored_comparison() -> None:
-    one = pair(80, 14, 5)
-    low, high = paired_tests.difference_bounds(one, 0.9)
-    assert paired_tests.difference_bounds(paired_tests.mirrored(one), 0.9) == pytest.approx((-high, -low))
+    comparison = pair(80, 14, 5)
+    low, high = paired_tests.difference_bounds(comparison, 0.9)
+    assert paired_tests.difference_bounds(paired_tests.mirrored(comparison), 0.9) == pytest.approx((-high, -low))
 
 
 def test_sign_flip_with_single_rows_is_mcnemar() -> None:
@@ -73,10 +73,10 @@ def test_sign_flip_counts_every_assignment_of_signs(sums: list[int]) -> None:
 
 def test_sign_flip_agrees_with_scipys_permutation_test() -> None:
     sums = [3, -1, 2, 2, 1, 1, -2, 4, 1]
-    found = stats.permutation_test(
+    result = stats.permutation_test(
         (sums,), np.sum, permutation_type="samples", alternative="greater", n_resamples=np.inf
     )
-    assert paired_tests.sign_flip(sums) == pytest.approx(found.pvalue)
+    assert paired_tests.sign_flip(sums) == pytest.approx(result.pvalue)
 
 
 def test_pairing_counts_rows_and_groups() -> None:
@@ -84,31 +84,31 @@ def test_pairing_counts_rows_and_groups() -> None:
     second = {"a": False, "b": False, "c": True, "d": True, "e": False}
     assert paired_tests.paired(first, second) == Paired(5, 3, 1, (1, 1, -1, 1), 1.0)
     grouped = paired_tests.paired(first, second, {"a": "x", "b": "x", "c": "y", "e": "y"})
-    assert grouped.sums == (2,)  # c and e belong together and cancel out
+    assert grouped.sums == (2,)  # c and e are one group and cancel out
     assert paired_tests.paired(first, second, {"a": "x", "b": "x"}).design > 1
-    assert grouped.design == pytest.approx((4 + 4 + 1) / 5)  # too few to tell: taken as wholly alike
+    assert grouped.design == pytest.approx((4 + 4 + 1) / 5)  # too few to tell: taken as fully correlated
 
 
-def test_groups_that_make_a_difference_steadier_buy_no_certainty() -> None:
-    rows = [f"{n}{side}" for n in range(12) for side in "ab"]
+def test_groups_do_not_increase_certainty() -> None:
+    rows = [f"{n}{suffix}" for n in range(12) for suffix in "ab"]
     first = {row: row.endswith("a") for row in rows}  # each group wins one row and loses one
     second = {row: not right for row, right in first.items()}
     assert paired_tests.paired(first, second, {row: row[:-1] for row in rows}).design == 1.0
 
 
 @pytest.mark.parametrize(("groups", "size", "margin"), [(66, 20, 0.03), (70, 10, 0.02), (66, 20, 0.01)])
-def test_rows_of_one_group_are_no_evidence_where_hardly_any_differs(groups: int, size: int, margin: float) -> None:
+def test_rows_of_one_group_are_fully_correlated_where_few_groups_differ(groups: int, size: int, margin: float) -> None:
     """Whole customers are lost as often as the margin allows: to be passed in at most 5 % of the test sets."""
-    dice, passed, sets = np.random.default_rng(1), 0, 200
+    rng, passed, sets = np.random.default_rng(1), 0, 200
     for _ in range(sets):
-        lost = dice.random(groups) < margin
+        lost = rng.random(groups) < margin
         rows = {f"{g}/{n}": bool(lost[g]) for g in range(groups) for n in range(size)}
         pair = paired_tests.paired(dict.fromkeys(rows, False), rows, {row: row.split("/")[0] for row in rows})
         passed += paired_tests.p_value(pair, -margin) <= 0.05
     assert passed <= 0.05 * sets
 
 
-def test_pairing_refuses_other_rows() -> None:
+def test_different_rows_are_an_error() -> None:
     with pytest.raises(KeyError):
         paired_tests.paired({"a": True}, {"b": True})
     with pytest.raises(KeyError):
@@ -116,11 +116,11 @@ def test_pairing_refuses_other_rows() -> None:
 
 
 def test_a_group_named_like_a_row_is_not_that_row() -> None:
-    found = paired_tests.paired({"a": True, "b": True, "c": True}, dict.fromkeys("abc", False), {"b": "a", "c": "a"})
-    assert sorted(found.sums) == [1, 2]
+    result = paired_tests.paired({"a": True, "b": True, "c": True}, dict.fromkeys("abc", False), {"b": "a", "c": "a"})
+    assert sorted(result.sums) == [1, 2]
 
 
-def test_groups_take_away_false_certainty() -> None:
+def test_groups_widen_the_interval() -> None:
     """Eight customers with three rows each, all won or all lost together: 18 rows to 6 are 6 customers to 2."""
     rows = [f"{g}{i}" for g in range(8) for i in range(3)]
     first = {row: int(row[0]) < 6 for row in rows}
@@ -135,17 +135,24 @@ def test_groups_take_away_false_certainty() -> None:
 
 
 def test_p_value_against_a_shift() -> None:
-    one = pair(200, 60, 10)
-    assert paired_tests.p_value(one) < paired_tests.p_value(one, 0.10) < 0.05 < paired_tests.p_value(one, 0.22)
-    low, _ = paired_tests.difference_bounds(one, 0.90)
-    assert paired_tests.p_value(one, low) == pytest.approx(0.05)  # test and bound say the same
+    comparison = pair(200, 60, 10)
+    assert (
+        paired_tests.p_value(comparison)
+        < paired_tests.p_value(comparison, 0.10)
+        < 0.05
+        < paired_tests.p_value(comparison, 0.22)
+    )
+    low, _ = paired_tests.difference_bounds(comparison, 0.90)
+    assert paired_tests.p_value(comparison, low) == pytest.approx(0.05)  # test and bound say the same
 
 
 def test_bootstrap_agrees_with_scipys_on_rows() -> None:
     values = np.array([1] * 30 + [-1] * 10 + [0] * 60)
-    found = stats.bootstrap((values,), np.mean, confidence_level=0.9, method="percentile", rng=np.random.default_rng(1))
+    result = stats.bootstrap(
+        (values,), np.mean, confidence_level=0.9, method="percentile", rng=np.random.default_rng(1)
+    )
     ours = paired_tests.bootstrap_bounds(pair(100, 30, 10), 0.9, seed=1)
-    assert ours == pytest.approx(tuple(found.confidence_interval), abs=0.02)
+    assert ours == pytest.approx(tuple(result.confidence_interval), abs=0.02)
     assert ours == paired_tests.bootstrap_bounds(pair(100, 30, 10), 0.9, seed=1)
 
 

@@ -1,18 +1,19 @@
-"""report.html: the traffic report for people, one page without anything from outside. Pure: values in, HTML out.
+"""report.html: the traffic report for people, one page that loads nothing from elsewhere.
 
     html = page(about, report, task.monitor)
 
-What it is not: the figures (alarms.py). Only what is drawn is computed here.
+Every figure is in report.json; only the geometry of the charts is computed here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from finetune_pipeline.config import Monitor
-from finetune_pipeline.monitor.alarms import Report
+from finetune_pipeline.monitor.alarms import ENOUGH, Report
+from finetune_pipeline.monitor.figures import About, DayFigures
 from finetune_pipeline.statistics.formatting import percent
 
 WIDTH, HEIGHT = 720, 120  # of the chart of days, in SVG units
@@ -20,7 +21,8 @@ WIDTH, HEIGHT = 720, 120  # of the chart of days, in SVG units
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One day of the chart: its place, the height of all requests and of those with a broken answer, in SVG units."""
+    """One day of the chart, in SVG units: position, and the heights of all requests and of those with a broken
+    answer."""
 
     day: str
     requests: int
@@ -31,8 +33,8 @@ class Bar:
     broken_height: float
 
 
-def page(about: Mapping[str, Any], report: Report, rules: Monitor) -> str:
-    """The whole page. `about`: task, version, from, to, made_at."""
+def page(about: About, report: Report, rules: Monitor) -> str:
+    """The whole page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -52,16 +54,15 @@ def page(about: Mapping[str, Any], report: Report, rules: Monitor) -> str:
     return text
 
 
-def tone(report: Report) -> str:
-    """alarm, quiet (nothing could be judged), or good."""
+def tone(report: Report) -> Literal["alarm", "quiet", "good"]:
+    """alarm, quiet (too little traffic to check), or good."""
     if report.alarms:
         return "alarm"
-    judged = any(check.name == "enough traffic" and check.passed for check in report.checks)
-    return "good" if judged else "quiet"
+    return "good" if any(check.name == ENOUGH and check.passed for check in report.checks) else "quiet"
 
 
-def bars(days: Any) -> list[Bar]:
-    """The days with traffic as bars of the chart, the highest day filling it."""
+def bars(days: Mapping[str, DayFigures]) -> list[Bar]:
+    """The days with traffic as bars of the chart; the day with the most requests has the full height."""
     most = max((day["requests"] for day in days.values()), default=0)
     step = WIDTH / max(len(days), 1)
     return [

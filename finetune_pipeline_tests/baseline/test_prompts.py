@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from finetune_pipeline.baseline.prompts import fixed_shots, nearest_shots, prompts
 from finetune_pipeline.config import AnswerFormat
-from finetune_pipeline.evaluate.prompts import fixed_shots, nearest_shots, prompts
 from finetune_pipeline.records import Example, Message
 from finetune_pipeline_tests.artifacts import example
 
@@ -17,7 +17,7 @@ TRAIN = [
 TESTS = [example("q1", "my parcel never came", "delivery"), example("q2", "log in fails", "account")]
 
 
-def test_fixed_examples_show_every_slice_before_any_twice() -> None:
+def test_fixed_examples_have_every_slice_before_any_slice_twice() -> None:
     shots = fixed_shots(TRAIN, SPEC, 4)
     assert {row.completion for row in shots[:3]} == {"refund", "delivery", "account"}
     assert len({row.id for row in shots}) == 4
@@ -27,9 +27,9 @@ def test_fixed_examples_show_every_slice_before_any_twice() -> None:
 
 
 def test_the_most_similar_example_comes_last() -> None:
-    near = nearest_shots(TRAIN, TESTS, 2)
-    assert {row.id for row in near["q1"]} == {"t4", "t5"}
-    assert near["q2"][-1].id == "t6"
+    nearest = nearest_shots(TRAIN, TESTS, 2)
+    assert {row.id for row in nearest["q1"]} == {"t4", "t5"}
+    assert nearest["q2"][-1].id == "t6"
 
 
 def test_examples_are_earlier_turns_after_the_system_prompt() -> None:
@@ -48,8 +48,8 @@ def test_a_rows_own_system_message_stays_first() -> None:
     assert chat[0]["content"] == "Own."
 
 
-def test_the_least_similar_examples_go_when_room_is_short() -> None:
-    whole = prompts("few_shot_retrieved", TRAIN, TESTS, "", SPEC, 3)["q1"]
+def test_the_least_similar_examples_are_dropped_when_the_prompt_is_too_long() -> None:
+    full = prompts("few_shot_retrieved", TRAIN, TESTS, "", SPEC, 3)["q1"]
     short = prompts("few_shot_retrieved", TRAIN, TESTS, "", SPEC, 3, fits=lambda chat: len(chat) <= 5)["q1"]
-    assert short == whole[2:]
+    assert short == full[2:]
     assert len(prompts("few_shot_retrieved", TRAIN, TESTS, "", SPEC, 3, fits=lambda chat: False)["q1"]) == 1

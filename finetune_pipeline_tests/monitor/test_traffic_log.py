@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from finetune_pipeline.monitor.log import files, read, window
+from finetune_pipeline.monitor.traffic_log import files, read, window
 from finetune_pipeline_tests.monitor.lines import line, write
 
 
@@ -19,12 +19,12 @@ def test_the_window_ends_today_and_crosses_months() -> None:
 def test_only_days_of_the_window_that_exist_are_read(tmp_path: Path) -> None:
     for day in ("2025-12-20", "2026-01-04", "2026-01-05"):
         write(tmp_path, [line(at=f"{day}T08:00:00.000+00:00")])
-    (tmp_path / "checks").mkdir()  # parity's own requests lie there
-    found = files(tmp_path, window("2026-01-05T10:00:00+00:00", 7))
-    assert [path.name for path in found] == ["2026-01-04.jsonl", "2026-01-05.jsonl"]
+    (tmp_path / "checks").mkdir()  # with the requests of parity
+    logs = files(tmp_path, window("2026-01-05T10:00:00+00:00", 7))
+    assert [path.name for path in logs] == ["2026-01-04.jsonl", "2026-01-05.jsonl"]
 
 
-def test_lines_are_counted_by_what_became_of_them(tmp_path: Path) -> None:
+def test_lines_are_counted_by_status(tmp_path: Path) -> None:
     rows = [
         line(seconds=0.5),
         line(status="invalid", valid=False, completion="???"),
@@ -35,7 +35,7 @@ def test_lines_are_counted_by_what_became_of_them(tmp_path: Path) -> None:
     traffic = read(write(tmp_path, rows), "a1", label)
     assert (traffic.requests, traffic.checked, traffic.broken) == (5, 4, 3)
     assert traffic.statuses == {"ok": 1, "invalid": 1, "fallback": 1, "rejected": 1, "error": 1}
-    assert len(traffic.seconds) == 4  # a failed request has no answer that took so long
+    assert len(traffic.seconds) == 4  # a failed request has no answer
     assert traffic.kinds == {"delivery": 1}  # a fallback's answer is the base model's
     assert len(traffic.completion_chars) == 3
     assert len(traffic.prompt_chars) == 5
@@ -63,6 +63,6 @@ def test_a_log_without_texts_keeps_its_tokens(tmp_path: Path) -> None:
     assert list(traffic.completion_tokens) == [5]
 
 
-def test_a_task_without_a_format_has_nothing_to_check(tmp_path: Path) -> None:
+def test_a_task_without_a_format_has_no_checked_answers(tmp_path: Path) -> None:
     traffic = read(write(tmp_path, [line(valid=None)]), "a1", lambda answer: "")
     assert (traffic.requests, traffic.checked) == (1, 0)

@@ -1,7 +1,11 @@
-"""Answers on their way: a JSONL file that survives a kill at any moment.
+"""A JSONL file of answers that is appended to while a job runs, so that a killed job resumes after the last whole line.
 
-Each answer is one line, written and flushed at once. A line that a kill cut off is removed when the file is opened
-again; that row is answered once more.
+    log = AnswerFile(folder / "answers.jsonl")
+    log.append(Answer("9f1c20e4a7b35d68", "few_shot", "delivery"))
+    log.of("few_shot")                                # {"9f1c20e4a7b35d68": Answer(...)}
+
+Each answer is one line, written and flushed at once. A torn last line is removed when the file is opened; its row is
+answered again.
 """
 
 from __future__ import annotations
@@ -16,12 +20,12 @@ from finetune_pipeline.store import storage_error
 
 
 class AnswerFile:
-    """`answers` holds what the file holds; `append` adds to both. StorageError when there is no room."""
+    """`answers` holds the answers of the file in its order. StorageError when the file is damaged."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        with reading(path, f"delete {path} and run again: all its rows are answered anew"):
+        with reading(path, f"delete {path} and run again: all its rows are answered again"):
             raw = path.read_bytes() if path.exists() else b""
             whole = raw[: raw.rfind(b"\n") + 1]
             self.answers = [Answer(**json.loads(line)) for line in whole.decode("utf-8").split("\n")[:-1]]
@@ -33,6 +37,7 @@ class AnswerFile:
         return {answer.id: answer for answer in self.answers if answer.variant == variant}
 
     def append(self, answer: Answer) -> None:
+        """Add one answer to the file and to `answers`. StorageError when the disk is full or not writable."""
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(dumps(asdict(answer)) + "\n")

@@ -1,13 +1,11 @@
-"""The endpoint's log, read line by line into counts and arrays: memory stays small with millions of requests.
+"""Reads the endpoint's log line by line into counts and arrays: millions of requests need little memory.
 
-    traffic = read(paths, adapter="9be0…", kind=lambda answer: slice_of(answer, spec))
-    traffic.seconds                         array of float, a number for each answered request
+    traffic = read(paths, adapter="9be0…", kind=task.answer.slice_of)
+    traffic.seconds                         array of float, one for each answered request
 
-Judged are the lines of one adapter, the one that serves: after a deployment the answers of its predecessor must not
-raise an alarm against it. Of the others only the number is kept, by version. A line that is no JSON (the machine went
-down while it was written) is counted as unreadable.
-
-What it is not: the log's writer, which says what a line holds (serve/traffic.py).
+Only the lines of the serving adapter are counted in full: the answers of its predecessor must not raise an alarm about
+it. Of the other versions only the number of lines is kept. A line that is no JSON (the machine stopped while it was
+written) is counted as unreadable. What a line contains is defined in serve/traffic.py.
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-BROKEN = ("invalid", "fallback", "rejected")  # the model's answer broke the format, whatever was done about it
-ANSWERED = ("ok", "invalid", "rejected")  # the text is the model's own; a fallback's is the base model's
+BROKEN = ("invalid", "fallback", "rejected")  # the model's answer broke the format, whatever was served instead
+ANSWERED = ("ok", "invalid", "rejected")  # the text is the model's; that of a fallback is the base model's
 UNANSWERED = ("error", "abandoned")
 
 
@@ -32,10 +30,11 @@ def _numbers() -> array[float]:
 
 @dataclass(slots=True)
 class Traffic:
-    """What was read. `requests` counts the lines of the adapter that were let in; `refused` the others, by the code of
-    the error; `checked` those with a format to keep, of which `broken` did not. Lengths are in characters (where the
-    log keeps texts) and in tokens; `queued` is how long each waited for a place; `kinds` counts the answers by label or
-    slice; `days` counts requests and broken answers by day; `versions` counts the lines of all adapters."""
+    """What was read. `requests` counts the adapter's accepted requests; `refused` the others, by the code of the error;
+    `checked` those with a declared format, of which `broken` broke it. Lengths are in characters (where the log keeps
+    texts) and in tokens; `seconds` of each answer; `queued` the seconds that each request waited for a slot; `kinds`
+    counts the answers by label or slice; `days` requests and broken answers by day; `versions` the lines of all
+    adapters."""
 
     requests: int = 0
     checked: int = 0
@@ -68,7 +67,7 @@ def files(folder: Path, days: Iterable[str]) -> list[Path]:
 
 
 def read(paths: Iterable[Path], adapter: str, kind: Callable[[str], str]) -> Traffic:
-    """Count every line of the files. `kind` names the label or slice of an answer, "" where there is none."""
+    """Count every line of the files. `kind` maps an answer to its label or slice, "" for none."""
     traffic = Traffic()
     for path in paths:
         with path.open(encoding="utf-8", errors="replace") as lines:
@@ -86,30 +85,37 @@ def _add(traffic: Traffic, row: Mapping[str, Any], adapter: str, kind: Callable[
     traffic.versions[str(row["version"])] += 1
     if row["adapter"] != adapter:
         return
-    status, answer = row["status"], row["completion"]
-    if status == "refused":
+    if row["status"] == "refused":
         traffic.refused[str(row.get("code"))] += 1
         return
-    broken = status in BROKEN
+    _add_request(traffic, row)
+    if row["status"] not in UNANSWERED:
+        _add_answer(traffic, row, kind)
+
+
+def _add_request(traffic: Traffic, row: Mapping[str, Any]) -> None:
     traffic.requests += 1
-    traffic.statuses[status] += 1
+    traffic.statuses[row["status"]] += 1
     traffic.first, traffic.last = traffic.first or row["at"], row["at"]
     day = traffic.days.setdefault(row["at"][:10], [0, 0])
     day[0] += 1
-    day[1] += broken
+    day[1] += row["status"] in BROKEN
     if row["prompt"] is not None:
         traffic.prompt_chars.append(len(row["prompt"]))
     traffic.prompt_tokens.append(row["prompt_tokens"])
     if (queued := row.get("queued_seconds")) is not None:
         traffic.queued.append(queued)
-    if status in UNANSWERED:
-        return
+
+
+def _add_answer(traffic: Traffic, row: Mapping[str, Any], kind: Callable[[str], str]) -> None:
     traffic.seconds.append(row["seconds"])
     traffic.checked += row["valid"] is not None
-    traffic.broken += broken
-    if status in ANSWERED:
-        traffic.completion_tokens.append(row["completion_tokens"])
-        if answer is not None:
-            traffic.completion_chars.append(len(answer))
-            if name := kind(answer):
-                traffic.kinds[name] += 1
+    traffic.broken += row["status"] in BROKEN
+    if row["status"] not in ANSWERED:
+        return
+    traffic.completion_tokens.append(row["completion_tokens"])
+    answer = row["completion"]
+    if answer is not None:
+        traffic.completion_chars.append(len(answer))
+        if name := kind(answer):
+            traffic.kinds[name] += 1
