@@ -60,7 +60,7 @@ def prepare(scratch: Path) -> tuple[Path, Path, str]:
     from finetune_pipeline.config import load_task
     from finetune_pipeline.models import base_model
     from finetune_pipeline.records import Silent
-    from finetune_pipeline.serve import deployment_state
+    from finetune_pipeline.serve import deployment_state, transitions
     from finetune_pipeline.serve.deployment_state import Version
     from finetune_pipeline.store import TaskStore, models_folder
 
@@ -88,7 +88,7 @@ def prepare(scratch: Path) -> tuple[Path, Path, str]:
         registered="-", evaluation="-",
         served_as=TASK, max_new_tokens=TOKENS, on_invalid="flag", log_text=False, at="2026-01-01T00:00:00+00:00",
     )  # fmt: skip
-    deployment_state.change(store, lambda state: deployment_state.promote(state, version, state.champion))
+    deployment_state.update(store, lambda state: transitions.promote(state, version, state.champion))
     return folder, adapter.folder, task.prompt.system
 
 
@@ -241,7 +241,7 @@ def run() -> dict[str, dict[int, list[Measured]]]:
         ours = [
             sys.executable,
             "-m",
-            "finetune_pipeline.serve.app",
+            "finetune_pipeline.serve.server",
             "--port",
             ports["endpoint"],
             "--with-parent",

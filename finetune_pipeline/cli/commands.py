@@ -111,7 +111,7 @@ def up() -> None:
 def serve() -> None:
     """Run the OpenAI-compatible endpoint alone, at $FINETUNE_ENDPOINT."""
     from finetune_pipeline.config.addresses import address, host_and_port
-    from finetune_pipeline.serve.app import run as run_endpoint
+    from finetune_pipeline.serve.server import run as run_endpoint
 
     run_endpoint(*host_and_port(address("FINETUNE_ENDPOINT")))
 
@@ -150,7 +150,7 @@ def user(name: str, remove: bool) -> None:
 @click.option("--why", default="", help="The reason, kept with the deployment's history.")
 def rollback(task: str, why: str) -> None:
     """Serve the version of TASK that was served before; a running endpoint follows within seconds."""
-    from finetune_pipeline.serve.deployment_state import rollback as move_back
+    from finetune_pipeline.serve.rollback import rollback as move_back
 
     say(move_back(task, why))
 
@@ -160,7 +160,7 @@ def rollback(task: str, why: str) -> None:
 @click.option("--why", default="", help="The reason, kept with the deployment's history.")
 def unhold(task: str, why: str) -> None:
     """Lift the hold that a rollback put on TASK's current version; `finetune run` then deploys it."""
-    from finetune_pipeline.serve.deployment_state import unhold as lift_hold
+    from finetune_pipeline.serve.rollback import unhold as lift_hold
 
     say(lift_hold(task, why))
 
