@@ -116,7 +116,7 @@ def _add_error_handlers(app: FastAPI, endpoint: Endpoint) -> None:
 
     @app.exception_handler(ClientDisconnected)
     async def client_disconnected(_: Request, __: ClientDisconnected) -> Response:
-        return Response(status_code=499)  # nginx's "client closed request"; nobody receives it
+        return Response(status_code=499)  # nginx's "client closed request"; it is never received
 
     @app.exception_handler(HTTPException)
     async def http_error(http: Request, error: HTTPException) -> Response:

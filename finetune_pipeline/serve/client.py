@@ -35,7 +35,7 @@ from finetune_pipeline.serve.identity import endpoint_identity
 from finetune_pipeline.serve.traffic import private
 from finetune_pipeline.store import TaskStore, home
 
-STOP_SECONDS = 5.0  # without any activity, after which a temporary endpoint that was asked to end is killed
+STOP_SECONDS = 5.0  # without any activity, after which a temporary endpoint that was sent SIGTERM is killed
 RESPONSE_SECONDS = 30.0
 MAX_ATTEMPTS = 20  # a busy endpoint may delay a small request; one that misses all of these does not answer
 POLL_ROUNDS = 3  # of the supervisor: two after the wait began, it has read the state of that moment

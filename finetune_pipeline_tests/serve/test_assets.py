@@ -263,10 +263,10 @@ def test_an_unreachable_registry_stops_no_rollback_and_no_deployment(
 
 
 def test_a_failed_replay_names_the_row_and_the_response(deployment: Deployment) -> None:
-    with pytest.raises(ServingError, match=rf"row {TEST[0].id} with status 404: .*there is no model 'nobody'"):
-        replay(EndpointClient(deployment.server.url, pipeline_key(home())), "nobody", TEST[:1], Silent())
+    with pytest.raises(ServingError, match=rf"row {TEST[0].id} with status 404: .*there is no model 'unknown'"):
+        replay(EndpointClient(deployment.server.url, pipeline_key(home())), "unknown", TEST[:1], Silent())
     with pytest.raises(ServingError, match=r"the connection to .* failed at row"):
-        replay(EndpointClient("http://127.0.0.1:9", KEY), "nobody", TEST, Silent())
+        replay(EndpointClient("http://127.0.0.1:9", KEY), "unknown", TEST, Silent())
 
 
 def test_an_interrupted_replay_continues(deployment: Deployment, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The endpoint's process and the pipeline's client: it is found or started, fails with a reason, and can be stopped."""
+"""The endpoint's process and the pipeline's client of it: start, failure to start, waiting, stop."""
 
 from __future__ import annotations
 
