@@ -18,7 +18,7 @@ import uvicorn
 from finetune_pipeline.config import Task, task_from
 from finetune_pipeline.config.addresses import listen
 from finetune_pipeline.models.base_model import prepare
-from finetune_pipeline.records import Artifact, Silent, content_id
+from finetune_pipeline.records import Artifact, Example, Message, Silent, content_id
 from finetune_pipeline.serve import deployment_state, transitions
 from finetune_pipeline.serve.api_keys import PIPELINE, ApiKeys, pipeline_key
 from finetune_pipeline.serve.app import create_app
@@ -32,6 +32,11 @@ from finetune_pipeline.store import TaskStore, home
 
 KEY = "key-of-the-tests"
 LIMIT = 16
+ROWS = 12
+TEST = [
+    Example(f"{n:016x}", (Message("user", f"prompt {n}"), Message("assistant", "a")), "test", f"test.csv:{n}")
+    for n in range(ROWS)
+]
 
 
 @dataclass

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +12,18 @@ import pytest
 
 from finetune_pipeline import tracking
 from finetune_pipeline.errors import GateRefused, JobCancelled, ServingError, StorageError
-from finetune_pipeline.evaluate.answer_log import AnswerFile
 from finetune_pipeline.materialize import materialize
-from finetune_pipeline.records import Answer, Artifact, Example, Message, Silent, Verdict, dumps, read_jsonl
+from finetune_pipeline.records import Artifact, Silent, Verdict, dumps, read_jsonl
 from finetune_pipeline.serve import deployment_state, supervisor
-from finetune_pipeline.serve import replay as replay_module
 from finetune_pipeline.serve.api_keys import pipeline_key
 from finetune_pipeline.serve.assets import live_version
 from finetune_pipeline.serve.client import EndpointClient, wait_until_served
-from finetune_pipeline.serve.parity import answers_equal, compare, evaluate_parity
 from finetune_pipeline.serve.replay import CONCURRENCY, replay
 from finetune_pipeline.serve.rollback import rollback, unhold
 from finetune_pipeline.store import home, traffic_folder
-from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, Deployed, RunningEndpoint, declare, running
+from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, ROWS, TEST, Deployed, RunningEndpoint, declare, running
 
 MakeAdapter = Callable[[int], Path]
-ROWS = 12
-TEST = [
-    Example(f"{n:016x}", (Message("user", f"prompt {n}"), Message("assistant", "a")), "test", f"test.csv:{n}")
-    for n in range(ROWS)
-]
 
 
 @dataclass
@@ -296,134 +285,6 @@ def test_an_interrupted_replay_continues(deployment: Deployment, tmp_path: Path)
     assert not file.exists()
     checks = [row for path in traffic_folder("resumed").glob("checks/*.jsonl") for row in read_jsonl(path)]
     assert sum(row["model"] == "resumed@1" for row in checks if row["status"] == "ok") <= ROWS + CONCURRENCY - 5
-
-
-def test_rows_in_the_answer_log_are_not_sent_again(tmp_path: Path) -> None:
-    """Nothing listens at this address."""
-    answer_log = AnswerFile(tmp_path / "answers.jsonl")
-    for row in TEST:
-        answer_log.append(Answer(row.id, "parcels", "a"))
-    unreachable = EndpointClient("http://127.0.0.1:9", KEY)
-    assert replay(unreachable, "parcels", TEST, Silent(), AnswerFile(tmp_path / "answers.jsonl")) == {
-        e.id: "a" for e in TEST
-    }
-    with pytest.raises(ServingError, match=r"the connection to .* failed at row"):
-        replay(unreachable, "parcels@base", TEST, Silent(), answer_log)  # the log has no answers of this model
-
-
-class SlowServer(ThreadingHTTPServer):
-    """An endpoint that answers once `may_answer` is set; its first `full` responses are 429. While `computes` is True,
-    each GET raises `steps`."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), SlowHandler)
-        self.steps, self.computes, self.may_answer, self.full = 0, True, threading.Event(), 3
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class SlowHandler(BaseHTTPRequestHandler):
-    server: SlowServer
-
-    def do_GET(self) -> None:
-        self.server.steps += self.server.computes
-        self.respond(200, {"steps": self.server.steps})
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        if self.server.full > 0:
-            self.server.full -= 1
-            return self.respond(429, {})
-        self.server.may_answer.wait(30)
-        return self.respond(200, {"choices": [{"message": {"content": "a"}}]})
-
-    def respond(self, status: int, row: dict[str, Any]) -> None:
-        raw = json.dumps(row).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(raw)))
-        self.send_header("retry-after", "0")
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, *_: object) -> None:
-        return None
-
-
-@pytest.fixture
-def slow_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowServer]:
-    for name, seconds in (("WATCH_SECONDS", 0.05), ("LOG_SECONDS", 0.1), ("STALLED_SECONDS", 1.0)):
-        monkeypatch.setattr(replay_module, name, seconds)
-    server = SlowServer()
-    yield server
-    server.may_answer.set()
-    server.shutdown()
-    server.server_close()
-
-
-class FastClock(asyncio.SelectorEventLoop):
-    """Its clock is a thousand times too fast: a limit of half an hour is reached in two seconds."""
-
-    def time(self) -> float:
-        return super().time() * 1000
-
-
-@pytest.mark.parametrize("loop", [asyncio.SelectorEventLoop, FastClock])
-def test_a_slow_replay_is_logged_and_goes_on(
-    slow_server: SlowServer, loop: type, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(asyncio.events, "new_event_loop", loop)  # which asyncio.run calls
-    messages: list[str] = []
-
-    class RecordLog(Silent):
-        def log(self, text: str) -> None:
-            messages.append(text)
-            if len(messages) == 15:  # longer than STALLED_SECONDS
-                slow_server.may_answer.set()
-
-    assert replay(EndpointClient(slow_server.url, KEY), "parcels", TEST, RecordLog()) == {row.id: "a" for row in TEST}
-    assert "0 of 12 rows" in messages[0] and "work goes on" in messages[0]
-
-
-def test_an_endpoint_that_computes_nothing_ends_the_replay(slow_server: SlowServer) -> None:
-    slow_server.computes = False
-    with pytest.raises(ServingError, match=r"has computed nothing for \d+ s; 0 of 12 rows"):
-        replay(EndpointClient(slow_server.url, KEY), "parcels", TEST, Silent())
-
-
-# pure functions ----------------------------------------------------------------------------------------------
-
-
-def test_answers_are_compared_by_value() -> None:
-    from finetune_pipeline.config import AnswerFormat
-
-    answer_format = AnswerFormat(format="json", json_schema={"type": "object"})
-    assert answers_equal('{"a": 1, "b": null}', '{"b":null,"a":1}', answer_format)
-    assert not answers_equal('{"a": 1}', '{"a": "1"}', answer_format)
-    assert answers_equal("broken {", " broken {", answer_format) and not answers_equal(
-        "broken {", "broken [", answer_format
-    )
-    assert not answers_equal('{"a": 1}', "a", answer_format)
-
-
-def test_parity_passes_at_the_threshold() -> None:
-    from finetune_pipeline.config import AnswerFormat
-
-    answer_format = AnswerFormat()
-    evaluated = {row.id: "a" for row in TEST}
-    served = {**evaluated, TEST[0].id: "b"}
-    result = compare(TEST, served, evaluated, {TEST[1].id: "c"}, answer_format)
-    assert (
-        result.share == pytest.approx(11 / 12) and result.served_exact == result.share and result.evaluated_exact == 1.0
-    )
-    assert evaluate_parity(result, 11 / 12, "x").passed
-    failed = evaluate_parity(result, 0.97, "x")
-    assert not failed.passed and TEST[0].id in failed.summary
-    assert not evaluate_parity(compare(TEST, evaluated, evaluated, {TEST[1].id: "a"}, answer_format), 0.97, "x").passed
 
 
 def test_a_candidate_is_not_deployed_over_a_version_it_was_not_compared_with(deployment: Deployment) -> None:
