@@ -1,13 +1,13 @@
-"""The endpoint against what one would write by hand: FastAPI and `model.generate`, one request at a time.
+"""Measures the endpoint against FastAPI with transformers' `generate`, one request at a time (the peer).
 
     python benchmarks/serving.py              # a table; two to four minutes on two cores
     python benchmarks/serving.py --json       # and one line of figures at the end
 
-Same machine, same call, both over HTTP on loopback, each in a process of its own: SmolLM2-135M-Instruct in fp32 with
-the same LoRA adapter (rank 16 on all linear layers, unmerged, small random weights: speed does not depend on them),
-the sample task's system prompt and its customers' messages, greedy, 24 tokens at most. Rounds of both alternate;
-figures are the median over the rounds, with the lowest and the highest. What it does not measure: time to first token
-(the peer does not stream), or other engines.
+Same machine, same call, both over HTTP on loopback, each in its own process: SmolLM2-135M-Instruct in fp32 with the
+same LoRA adapter (r = 16 on all linear layers, unmerged, small random weights: speed does not depend on them), the
+sample task's system prompt and its customers' messages, greedy decoding, at most 24 tokens. Rounds of both alternate;
+figures are the median over the rounds, with the lowest and the highest. Not measured: time to first token (the peer
+does not stream), other engines. The file is longer than 250 lines because it holds the peer as well.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ CLIENTS = (1, 8)
 REQUESTS = {1: 3, 8: 8}
 ROUNDS = 3
 KEY = "key-of-the-benchmark"
-SIDES = ("endpoint", "by hand")
+PEER = "FastAPI + generate"
+SERVERS = ("endpoint", PEER)
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One round: latencies in seconds, tokens of answers per second over the whole round."""
+class Measurement:
+    """One round: latencies in seconds, answer tokens per second over the whole round."""
 
     p50: float
     p95: float
@@ -56,11 +57,12 @@ class Measured:
 
 
 def prepare(scratch: Path) -> tuple[Path, Path, str]:
-    """A deployment in `scratch` as the pipeline leaves it: the folders of base and adapter, and the system prompt."""
+    """Write a deployment to `scratch`, as the pipeline does. Returns the folders of base model and adapter, and the
+    system prompt."""
     from finetune_pipeline.config import load_task
     from finetune_pipeline.models import base_model
     from finetune_pipeline.records import Silent
-    from finetune_pipeline.serve import deployment_state
+    from finetune_pipeline.serve import deployment_state, transitions
     from finetune_pipeline.serve.deployment_state import Version
     from finetune_pipeline.store import TaskStore, models_folder
 
@@ -68,7 +70,7 @@ def prepare(scratch: Path) -> tuple[Path, Path, str]:
     folder, facts = base_model.prepare(task.base, TASK, Silent())
     (scratch / "home").mkdir()
     (scratch / "home" / "models").symlink_to(models_folder())
-    os.environ["FINETUNE_HOME"] = str(scratch / "home")  # nothing of this reaches the real logs and locks
+    os.environ["FINETUNE_HOME"] = str(scratch / "home")  # keeps the real logs and locks unchanged
     os.environ["FINETUNE_DATA"] = str(scratch / "data")
     (scratch / "data" / TASK).mkdir(parents=True)
     (scratch / "data" / TASK / "task.yaml").write_text((ROOT / "data" / TASK / "task.yaml").read_text("utf-8"), "utf-8")
@@ -88,7 +90,7 @@ def prepare(scratch: Path) -> tuple[Path, Path, str]:
         registered="-", evaluation="-",
         served_as=TASK, max_new_tokens=TOKENS, on_invalid="flag", log_text=False, at="2026-01-01T00:00:00+00:00",
     )  # fmt: skip
-    deployment_state.change(store, lambda state: deployment_state.promote(state, version, state.champion))
+    deployment_state.update(store, lambda state: transitions.promote(state, version, state.champion))
     return folder, adapter.folder, task.prompt.system
 
 
@@ -99,24 +101,24 @@ def _random_adapter(base: Path, folder: Path) -> None:
 
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
-    random = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
-            weight.data = 0.002 * torch.randn(weight.shape, generator=random)
+            weight.data = 0.002 * torch.randn(weight.shape, generator=generator)
     model.save_pretrained(folder)
 
 
 def messages() -> list[str]:
     with (ROOT / "data" / TASK / "raw" / "shop_export.csv").open(encoding="utf-8", errors="replace") as file:
-        found = [row["message"] for row in csv.DictReader(file) if row.get("message")]
-    return [text for text in found if 20 < len(text) < 300]
+        texts = [row["message"] for row in csv.DictReader(file) if row.get("message")]
+    return [text for text in texts if 20 < len(text) < 300]
 
 
 # the peer ---------------------------------------------------------------------------------------------------
 
 
 def peer(base: Path, adapter: Path, port: int, parent: int) -> None:
-    """FastAPI and `generate`, as the usual tutorial has it."""
+    """FastAPI and `generate`, as in the usual tutorial."""
     import threading
 
     import torch
@@ -133,14 +135,14 @@ def peer(base: Path, adapter: Path, port: int, parent: int) -> None:
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter)
     )
     model.eval()
-    one_at_a_time = threading.Lock()
+    lock = threading.Lock()
     app = FastAPI()
 
     @app.post("/v1/chat/completions")
-    def completions(body: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008 - FastAPI's way
+    def completions(body: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008 - how FastAPI declares a body
         text = tokenizer.apply_chat_template(body["messages"], tokenize=False, add_generation_prompt=True)
         inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
-        with one_at_a_time, torch.inference_mode():
+        with lock, torch.inference_mode():
             out = model.generate(**inputs, max_new_tokens=body["max_tokens"], do_sample=False)
         new = out[0, inputs["input_ids"].shape[1] :]
         message = {"role": "assistant", "content": tokenizer.decode(new, skip_special_tokens=True)}
@@ -195,28 +197,28 @@ def _body(text: str, tokens: int = TOKENS) -> dict[str, Any]:
     }
 
 
-async def measure(url: str, clients: int, texts: Sequence[str]) -> Measured:
-    """`clients` at a time ask all of `texts`."""
+async def measure(url: str, clients: int, texts: Sequence[str]) -> Measurement:
+    """Send all of `texts`, with `clients` concurrent clients."""
     latencies: list[float] = []
     tokens = 0
-    waiting = list(texts)
+    queue = list(texts)
 
     async def client(http: httpx.AsyncClient) -> None:
         nonlocal tokens
-        while waiting:
-            text = waiting.pop()
+        while queue:
+            text = queue.pop()
             start = time.perf_counter()
             response = await http.post(f"{url}/v1/chat/completions", json=_body(text), headers=_HEADERS)
             response.raise_for_status()
             latencies.append(time.perf_counter() - start)
             tokens += response.json()["usage"]["completion_tokens"]
 
-    begin = time.perf_counter()
+    began = time.perf_counter()
     async with httpx.AsyncClient(timeout=300) as http:
         await asyncio.gather(*(client(http) for _ in range(clients)))
     ordered = sorted(latencies)
     p95 = ordered[min(len(ordered) - 1, round(0.95 * len(ordered)))]
-    return Measured(statistics.median(ordered), p95, tokens / (time.perf_counter() - begin))
+    return Measurement(statistics.median(ordered), p95, tokens / (time.perf_counter() - began))
 
 
 def free_port() -> int:
@@ -228,83 +230,83 @@ def free_port() -> int:
         return port
 
 
-def run() -> dict[str, dict[int, list[Measured]]]:
-    found: dict[str, dict[int, list[Measured]]] = {side: {n: [] for n in CLIENTS} for side in SIDES}
+def run() -> dict[str, dict[int, list[Measurement]]]:
+    measurements: dict[str, dict[int, list[Measurement]]] = {name: {n: [] for n in CLIENTS} for name in SERVERS}
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         os.environ["FINETUNE_API_KEYS"] = f"benchmark:{KEY}"
         os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1)
         base, adapter, system = prepare(scratch)
         _SYSTEM.append({"role": "system", "content": system})
-        urls = {side: f"http://127.0.0.1:{free_port()}" for side in SIDES}
-        ports = {side: url.rpartition(":")[2] for side, url in urls.items()}
-        ours = [
+        urls = {name: f"http://127.0.0.1:{free_port()}" for name in SERVERS}
+        ports = {name: url.rpartition(":")[2] for name, url in urls.items()}
+        endpoint_command = [
             sys.executable,
             "-m",
-            "finetune_pipeline.serve.app",
+            "finetune_pipeline.serve.server",
             "--port",
             ports["endpoint"],
             "--with-parent",
             str(os.getpid()),
         ]
-        theirs = [sys.executable, __file__, "--peer", str(base), str(adapter), ports["by hand"], str(os.getpid())]
+        peer_command = [sys.executable, __file__, "--peer", str(base), str(adapter), ports[PEER], str(os.getpid())]
         texts = messages()
         with (
-            serving(ours, urls["endpoint"], scratch / "endpoint.log"),
-            serving(theirs, urls["by hand"], scratch / "peer.log"),
+            serving(endpoint_command, urls["endpoint"], scratch / "endpoint.log"),
+            serving(peer_command, urls[PEER], scratch / "peer.log"),
         ):
             for number in range(ROUNDS):
                 for clients in CLIENTS:
-                    some = texts[number * 40 :][: REQUESTS[clients]]
-                    for side in SIDES if number % 2 else SIDES[::-1]:
-                        found[side][clients].append(asyncio.run(measure(urls[side], clients, some)))
-    return found
+                    prompts = texts[number * 40 :][: REQUESTS[clients]]
+                    for name in SERVERS if number % 2 else SERVERS[::-1]:
+                        measurements[name][clients].append(asyncio.run(measure(urls[name], clients, prompts)))
+    return measurements
 
 
 # reporting --------------------------------------------------------------------------------------------------
 
 
-def summary(found: dict[str, dict[int, list[Measured]]]) -> dict[str, Any]:
-    """Medians over the rounds, and per round the ratio of the two sides with its spread."""
+def summary(measurements: dict[str, dict[int, list[Measurement]]]) -> dict[str, Any]:
+    """Medians over the rounds, and the ratio of the two servers per round: lowest, median, highest."""
     figures: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "rounds": ROUNDS}
     for clients in CLIENTS:
-        rows = {side: found[side][clients] for side in SIDES}
-        for side, rounds in rows.items():
-            middle = {name: statistics.median(asdict(r)[name] for r in rounds) for name in asdict(rounds[0])}
-            figures[f"{side}, {clients} clients"] = {name: round(value, 3) for name, value in middle.items()}
-        pairs = list(zip(rows["endpoint"], rows["by hand"], strict=True))
+        rows = {name: measurements[name][clients] for name in SERVERS}
+        for server, rounds in rows.items():
+            medians = {name: statistics.median(asdict(r)[name] for r in rounds) for name in asdict(rounds[0])}
+            figures[f"{server}, {clients} clients"] = {name: round(value, 3) for name, value in medians.items()}
+        pairs = list(zip(rows["endpoint"], rows[PEER], strict=True))
         speed = sorted(a.tokens_per_second / b.tokens_per_second for a, b in pairs)
         figures[f"ratio, {clients} clients"] = [round(x, 2) for x in (speed[0], statistics.median(speed), speed[-1])]
     return figures
 
 
 def table(figures: dict[str, Any]) -> Table:
-    shown = Table(
+    result = Table(
         title=f"SmolLM2-135M with LoRA, {figures['machine']}, {figures['rounds']} rounds", title_justify="left"
     )
-    for name in ("clients", "server", "latency p50", "latency p95", "tokens/s", "tokens/s against by hand"):
-        shown.add_column(name, justify="left" if name == "server" else "right")
+    for name in ("clients", "server", "latency p50", "latency p95", "tokens/s", "tokens/s ratio"):
+        result.add_column(name, justify="left" if name == "server" else "right")
     for clients in CLIENTS:
-        low, middle, high = figures[f"ratio, {clients} clients"]
-        for side in SIDES:
-            m = figures[f"{side}, {clients} clients"]
-            ratio = f"{middle:.1f} x ({low:.1f} to {high:.1f})" if side == "endpoint" else ""
+        low, median, high = figures[f"ratio, {clients} clients"]
+        for server in SERVERS:
+            m = figures[f"{server}, {clients} clients"]
+            ratio = f"{median:.1f} x ({low:.1f} to {high:.1f})" if server == "endpoint" else ""
             speed = f"{m['tokens_per_second']:.0f}"
-            shown.add_row(str(clients), side, f"{m['p50']:.2f} s", f"{m['p95']:.2f} s", speed, ratio)
-    return shown
+            result.add_row(str(clients), server, f"{m['p50']:.2f} s", f"{m['p95']:.2f} s", speed, ratio)
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object of figures on the last line")
     parser.add_argument("--peer", nargs=4, metavar=("BASE", "ADAPTER", "PORT", "PARENT"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.peer:
-        peer(Path(given.peer[0]), Path(given.peer[1]), int(given.peer[2]), int(given.peer[3]))
+    arguments = parser.parse_args()
+    if arguments.peer:
+        peer(Path(arguments.peer[0]), Path(arguments.peer[1]), int(arguments.peer[2]), int(arguments.peer[3]))
         return
     figures = summary(run())
     Console().print(table(figures))
-    if given.json:
+    if arguments.json:
         print(json.dumps(figures))
 
 

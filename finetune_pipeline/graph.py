@@ -161,7 +161,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "eval_report",
         make=f"{_P}.evaluate.assets:eval_report",
-        fingerprint=f"{_P}.serve.assets:live_opponent",
+        fingerprint=f"{_P}.serve.assets:live_version",
         needs=("data_split", "base_model", "baseline_report", "adapter"),
         gates=(("adapter", "data_split"),),
         config_sections=("evaluate", "answer", "prompt", "suitability"),
@@ -191,7 +191,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "deployed_endpoint",
         make=f"{_P}.serve.assets:deployed_endpoint",
-        fingerprint=f"{_P}.serve.assets:desired_fingerprint",
+        fingerprint=f"{_P}.serve.assets:deployment_fingerprint",
         needs=("registered_model", "release_decision", "eval_report", "adapter", "data_split", "base_model"),
         gates=(("release_decision", "eval_report"),),
         config_sections=("serve", "prompt", "answer"),

@@ -117,7 +117,7 @@ def up() -> None:
 def serve() -> None:
     """Start only the OpenAI-compatible endpoint, at $FINETUNE_ENDPOINT."""
     from finetune_pipeline.config.addresses import address, host_and_port
-    from finetune_pipeline.serve.app import run as run_endpoint
+    from finetune_pipeline.serve.server import run as run_endpoint
 
     run_endpoint(*host_and_port(address("FINETUNE_ENDPOINT")))
 
@@ -156,7 +156,7 @@ def user(name: str, remove: bool) -> None:
 @click.option("--why", default="", help="Reason, recorded in the history of deployments.")
 def rollback(task: str, why: str) -> None:
     """Serve the previous version of TASK again; a running endpoint switches within seconds."""
-    from finetune_pipeline.serve.deployment_state import rollback as move_back
+    from finetune_pipeline.serve.rollback import rollback as move_back
 
     show(move_back(task, why))
 
@@ -166,7 +166,7 @@ def rollback(task: str, why: str) -> None:
 @click.option("--why", default="", help="Reason, recorded in the history of deployments.")
 def unhold(task: str, why: str) -> None:
     """Remove the hold that a rollback set on TASK's current version; `finetune run` then deploys it."""
-    from finetune_pipeline.serve.deployment_state import unhold as lift_hold
+    from finetune_pipeline.serve.rollback import unhold as lift_hold
 
     show(lift_hold(task, why))
 

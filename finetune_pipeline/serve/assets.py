@@ -1,189 +1,215 @@
-"""The asset `deployed_endpoint`: the registered version behind the endpoint, once the held-out rows proved that it is
-the one that was evaluated.
+"""The asset `deployed_endpoint`: the registered version serves, after the held-out rows were replayed through it.
 
-    challenger := version 4      served under support_tickets@4, beside the champion, which keeps the traffic
+    challenger = version 4       served as support_tickets@4 beside the champion, which keeps the traffic
     parity                       the test rows through the endpoint, compared with the evaluation's answers
-    champion := version 4        deployment_state.json, then MLflow's alias; /version has to show it; one question is
-    asked
+    champion = version 4         deployment_state.json, then MLflow's alias; /version has to confirm it
+    sample                       one test row through the champion and through the base model
 
-When parity fails nothing moves, and the verdict names the rows. When the endpoint does not take the champion over, the
-deployment takes its own move back, and nothing else: a rollback in the meantime stands, and ends the deployment. A
-version that was rolled back is not deployed again until a person says so: the asset is made then, with a failed verdict
-that says what serves instead and since when.
+When parity fails, no traffic moves and the verdict names the rows. When the endpoint does not serve the new champion,
+the deployment reverts its own promotion only: a rollback during the deployment is kept, and ends the deployment. A
+version that was rolled back is held; the asset then has a failed verdict that names what serves instead, and since
+when. The folder of the asset holds parity.jsonl (a `ParityRow` a line) and endpoint.json (a `DeploymentReport`):
 
-What it is not: the endpoint (app.py). The asset is the desired state and the proof that it was reached.
+    {"task": "support_tickets", "served_as": "support_tickets", "candidate": {"version": 4, …}, "champion": {…},
+     "parity": {"gate": "deployed_endpoint", "passed": true, …}, "sample": {"id": "9f2c…", "prompt": "…", …}}
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune_pipeline.baseline.answer_log import AnswerFile
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import FinetuneError, GateRefused, ServingError
 from finetune_pipeline.records import Check, Json, ServedVersion, Verdict, dumps, read_jsonl, write_jsonl
-from finetune_pipeline.serve import deployment_state
-from finetune_pipeline.serve.client import Live, live_endpoint, wait_served
-from finetune_pipeline.serve.deployment_state import Desired, Version
-from finetune_pipeline.serve.parity import BASE_ROWS, Parity, chosen, compare, evaluate_parity, replay
+from finetune_pipeline.serve import deployment_state, transitions
+from finetune_pipeline.serve.client import EndpointClient, live_endpoint, wait_until_served
+from finetune_pipeline.serve.deployment_state import DeploymentState, Version
+from finetune_pipeline.serve.parity import ParityResult, compare, evaluate_parity, select_examples
+from finetune_pipeline.serve.replay import replay
+from finetune_pipeline.serve.rollback import sync_alias
 from finetune_pipeline.store import StageContext, StageResult, TaskStore
 
+BASE_ROWS = 4  # first replayed through the base model; more follow until an answer differs from the served one
 
-def desired_fingerprint(task: Task, store: TaskStore) -> str:
-    """Changes when what the current deployment says no longer holds: its model lost the traffic to another one, was
-    rolled back, or a hold on it was lifted. A deployment does not change its own fingerprint."""
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One test row: the answers of the champion and of the base model, and the completion of the data."""
+
+    id: str
+    prompt: str
+    tuned: str
+    base: str
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentReport:
+    """endpoint.json. `candidate` and `champion` are versions as in deployment_state.json, `parity` is the verdict;
+    `sample` is None when the candidate was not deployed."""
+
+    task: str
+    served_as: str
+    candidate: dict[str, Any]
+    champion: dict[str, Any] | None
+    parity: dict[str, Json]
+    sample: Sample | None
+
+
+def deployment_fingerprint(task: Task, store: TaskStore) -> str:
+    """Changes when the current deployment no longer holds: its model lost the traffic to another one, was rolled back,
+    or a hold on it was removed. A deployment does not change its own fingerprint."""
     registered = store.current("registered_model")
-    return str(deployment_state.moves_of(deployment_state.read(store), registered.content_hash)) if registered else "0"
+    if registered is None:
+        return "0"
+    return str(transitions.invalidations(deployment_state.read(store), registered.content_hash))
 
 
-def live_opponent(task: Task, store: TaskStore) -> dict[str, Json] | None:
-    """The live version that the current adapter has to hold its own against (a ServedVersion), None if there is none.
-    A part of the evaluation's key: another live version makes the evaluation stale, the candidate's own deployment does
-    not."""
+def live_version(task: Task, store: TaskStore) -> dict[str, Json] | None:
+    """The live version that the current adapter is compared with (a ServedVersion), None if there is none. Part of the
+    evaluation's key: another live version makes the evaluation stale, the candidate's own deployment does not."""
     adapter = store.current("adapter")
-    live = deployment_state.opponent(deployment_state.read(store), adapter.content_hash if adapter else "")
+    live = transitions.live_version(deployment_state.read(store), adapter.content_hash if adapter else "")
     if live is None:
         return None
     return asdict(ServedVersion(live.version, live.adapter, live.adapter_key, live.base, live.max_new_tokens))
 
 
 def deployed_endpoint(context: StageContext) -> StageResult:
-    """Prove parity on the challenger, then move the traffic. ServingError when the endpoint does not do what it is
-    told; the champion so far goes on serving."""
+    """Check parity on the challenger, then make it the champion. ServingError when the endpoint does not serve it; the
+    old champion then keeps the traffic."""
     version = candidate(context)
     state = deployment_state.read(context.store)
     if version.adapter in state.held:
-        return _held(context, version, state)
-    _same_opponent(context)
+        return _held_result(context, version, state)
+    _check_live_version(context)
     with live_endpoint(context.task, context.store, context.report) as endpoint:
-        deployment_state.change(context.store, lambda s: deployment_state.challenge(s, version))
+        deployment_state.update(context.store, lambda s: transitions.add_challenger(s, version))
         try:
-            wait_served(endpoint, context.task.name, "challenger", version.adapter, context.report)
-            partial = context.store.unfinished("deployed_endpoint", "answers", context.key)
-            parity = _replayed(context, endpoint, version, AnswerFile(partial / "answers.jsonl"))
-            shutil.rmtree(partial)
+            wait_until_served(endpoint, context.task.name, "challenger", version.adapter, context.report)
+            unfinished = context.store.unfinished("deployed_endpoint", "answers", context.key)
+            parity = _replay_test_rows(context, endpoint, version, AnswerFile(unfinished / "answers.jsonl"))
+            shutil.rmtree(unfinished)
             verdict = evaluate_parity(parity, context.task.serve.parity, version.registered)
             write_jsonl(context.out / "parity.jsonl", parity.rows)
             if not verdict.passed:
-                return _outcome(context, version, verdict, None)
-            _move(context, endpoint, version, state.champion)
+                return _result(context, version, verdict, None)
+            _promote(context, endpoint, version, state.champion)
             sample = _sample(context, endpoint, version)
         except ServingError as error:
-            raise _explained(context, version, error) from error
+            raise _explain(context, version, error) from error
         finally:
-            deployment_state.change(context.store, lambda s: deployment_state.withdraw(s, version))
-        return _outcome(context, version, verdict, sample)
+            deployment_state.update(context.store, lambda s: transitions.remove_challenger(s, version))
+        return _result(context, version, verdict, sample)
 
 
 def candidate(context: StageContext) -> Version:
-    """The registered model as a version to be served, with the settings that are declared now."""
+    """The registered model as a version, with the serving settings of the present declaration. GateRefused when it was
+    registered with another adapter than the current one."""
     model, adapter, serve = context.inputs["registered_model"], context.inputs["adapter"], context.task.serve
-    facts = model.json("model.json")
-    if facts["adapter"] != adapter.content_hash:
+    registered = model.json("model.json")
+    if registered["adapter"] != adapter.content_hash:
         raise GateRefused(
-            f"version {facts['version']} was registered with adapter {facts['adapter']}, and the current one is "
-            f"{adapter.content_hash}",
+            f"version {registered['version']} was registered with adapter {registered['adapter']}, and the current "
+            f"one is {adapter.content_hash}",
             "materialize registered_model again",
         )
     return Version(
-        version=int(facts["version"]),
+        version=int(registered["version"]),
         adapter=adapter.content_hash,
         adapter_key=adapter.key,
         base=context.inputs["base_model"].content_hash,
         registered=model.content_hash,
         evaluation=context.inputs["eval_report"].content_hash,
         served_as=context.task.served_as,
-        max_new_tokens=_max_new_tokens(context),
+        max_new_tokens=int(context.inputs["eval_report"].json("report.json")["max_new_tokens"]),
         on_invalid=serve.on_invalid,
         log_text=serve.log_text,
         at=context.now,
     )
 
 
-def _same_opponent(context: StageContext) -> None:
-    """GateRefused when the candidate was compared with another version than the one that it would replace."""
-    compared, live = (
-        context.inputs["eval_report"].json("report.json").get("champion"),
-        live_opponent(context.task, context.store),
+def _check_live_version(context: StageContext) -> None:
+    """GateRefused when the candidate was evaluated against another version than the one that it would replace."""
+    compared = context.inputs["eval_report"].json("report.json").get("champion")
+    live = live_version(context.task, context.store)
+    if (compared or {}).get("adapter") == (live or {}).get("adapter"):
+        return
+    before, now = (f"version {version['version']}" if version else "no version" for version in (compared, live))
+    raise GateRefused(
+        f"the evaluation compared the candidate with {before}, and now {now} is live",
+        "run `finetune run`: it evaluates and decides again",
     )
-    before, now = (version["version"] if version else None for version in (compared, live))
-    if (compared or {}).get("adapter") != (live or {}).get("adapter"):
-        raise GateRefused(
-            f"the evaluation compared the candidate with {_live(before)}, and now {_live(now)} is live",
-            "run `finetune run`: it evaluates and decides again",
-        )
 
 
-def _live(version: Json) -> str:
-    return "no version" if version is None else f"version {version}"
-
-
-def _replayed(context: StageContext, endpoint: Live, version: Version, kept: AnswerFile) -> Parity:
+def _replay_test_rows(
+    context: StageContext, endpoint: EndpointClient, version: Version, answer_log: AnswerFile
+) -> ParityResult:
     rows = read_jsonl(context.inputs["eval_report"].path("answers.jsonl"))
     evaluated = {row["id"]: row["text"] for row in rows if row["variant"] == "tuned"}
     test = list(context.inputs["data_split"].examples("test.jsonl"))
-    examples = chosen(test, evaluated, context.task.serve.parity_rows)
+    examples = select_examples(test, evaluated, context.task.serve.parity_rows)
     if not examples:
         raise GateRefused("the evaluation holds no answers to the test rows", "materialize eval_report again")
     name = version.served_as
-    served = replay(endpoint, f"{name}@{version.version}", examples, context.report, kept)
+    served = replay(endpoint, f"{name}@{version.version}", examples, context.report, answer_log)
     base: dict[str, str] = {}
     while len(base) < len(examples) and not any(served[id_] != text for id_, text in base.items()):
-        some = examples[len(base) :][: BASE_ROWS + len(base)]
-        base |= replay(endpoint, f"{name}@base", some, context.report, kept)
+        more = examples[len(base) :][: BASE_ROWS + len(base)]
+        base |= replay(endpoint, f"{name}@base", more, context.report, answer_log)
     return compare(examples, served, evaluated, base, context.task.answer)
 
 
-def _move(context: StageContext, endpoint: Live, version: Version, champion: Version | None) -> None:
-    """Give the traffic of `champion` to `version` and see it there; else take the move back."""
+def _promote(context: StageContext, endpoint: EndpointClient, version: Version, champion: Version | None) -> None:
+    """Make `version` the champion in place of `champion`, and wait until it serves; else revert the promotion."""
     before = deployment_state.read(context.store)
-    deployment_state.change(context.store, lambda s: deployment_state.promote(s, version, champion))
+    deployment_state.update(context.store, lambda s: transitions.promote(s, version, champion))
     try:
-        wait_served(endpoint, context.task.name, "champion", version.adapter, context.report)
+        wait_until_served(endpoint, context.task.name, "champion", version.adapter, context.report)
     except FinetuneError:
-        deployment_state.change(context.store, lambda s: deployment_state.undo(s, version, before))
+        deployment_state.update(context.store, lambda s: transitions.revert_promotion(s, version, before))
         raise
-    if complaint := deployment_state.follow(context.store):
-        context.report.log(complaint)
+    if warning := sync_alias(context.store):
+        context.report.log(warning)
 
 
-def _explained(context: StageContext, version: Version, error: ServingError) -> ServingError:
-    """The error, or what is behind it: a model that is not desired any more is not served any more."""
-    now = deployment_state.read(context.store)
-    if version in (now.challenger, now.champion):
+def _explain(context: StageContext, version: Version, error: ServingError) -> ServingError:
+    """The error, or its cause: the version is no longer in the desired state, so the endpoint stopped serving it."""
+    state = deployment_state.read(context.store)
+    if version in (state.challenger, state.champion):
         return error
-    last = f": {now.history[-1].what} at {now.history[-1].at}" if now.history else ""
+    last = f": {state.history[-1].action} at {state.history[-1].at}" if state.history else ""
     return ServingError(
         f"version {version.version} is not the desired state of {context.task.name} any more{last}",
-        "somebody moved the traffic during the deployment, and that stands; run again",
+        "run again: the traffic was moved during the deployment, and that move is kept",
     )
 
 
-def _sample(context: StageContext, endpoint: Live, version: Version) -> dict[str, Any]:
-    """One held-out question, asked of the champion by its public name, and of the base model."""
+def _sample(context: StageContext, endpoint: EndpointClient, version: Version) -> Sample:
+    """The first test row, answered by the champion under its public name and by the base model."""
     example = next(context.inputs["data_split"].examples("test.jsonl"))
-    asked = [example]
-    tuned = replay(endpoint, version.served_as, asked, context.report)[example.id]
-    base = replay(endpoint, f"{version.served_as}@base", asked, context.report)[example.id]
-    return {"id": example.id, "prompt": example.prompt, "tuned": tuned, "base": base, "reference": example.completion}
+    tuned = replay(endpoint, version.served_as, [example], context.report)[example.id]
+    base = replay(endpoint, f"{version.served_as}@base", [example], context.report)[example.id]
+    return Sample(example.id, example.prompt, tuned, base, example.completion)
 
 
-def _outcome(context: StageContext, version: Version, verdict: Verdict, sample: dict[str, Any] | None) -> StageResult:
-    serving = deployment_state.read(context.store).champion
-    facts = {
-        "task": context.task.name,
-        "served_as": version.served_as,
-        "candidate": deployment_state.plain(version),
-        "champion": deployment_state.plain(serving) if serving else None,
-        "parity": verdict.to_json(),
-        "sample": sample,
-    }
-    (context.out / "endpoint.json").write_text(dumps(facts), "utf-8")
+def _result(context: StageContext, version: Version, verdict: Verdict, sample: Sample | None) -> StageResult:
+    champion = deployment_state.read(context.store).champion
+    report = DeploymentReport(
+        context.task.name,
+        version.served_as,
+        deployment_state.record_json(version),
+        deployment_state.record_json(champion) if champion else None,
+        verdict.to_json(),
+        sample,
+    )
+    (context.out / "endpoint.json").write_text(dumps(asdict(report)), "utf-8")
     summary: dict[str, Json] = {
         "model": version.served_as,
-        "version": serving.version if serving else 0,
+        "version": champion.version if champion else 0,
         "candidate": version.version,
         "parity": verdict.figures.get("share"),
         "rows": verdict.figures.get("rows", 0),
@@ -191,14 +217,10 @@ def _outcome(context: StageContext, version: Version, verdict: Verdict, sample: 
     return StageResult(summary, verdict)
 
 
-def _held(context: StageContext, version: Version, state: Desired) -> StageResult:
-    reason = state.held[version.adapter]
-    serving = f"version {state.champion.version} serves" if state.champion else "nothing is served"
-    check = Check("not rolled back", False, "a version that nobody took back", reason)
-    summary = f"version {version.version} is not deployed: {reason}; {serving} (`finetune unhold` lifts this)"
+def _held_result(context: StageContext, version: Version, state: DeploymentState) -> StageResult:
+    note = state.held[version.adapter]
+    serving = f"version {state.champion.version} serves" if state.champion else "no version serves"
+    check = Check("not rolled back", False, "a version that was not rolled back", note)
+    summary = f"version {version.version} is not deployed: {note}; {serving}; run `finetune unhold` to allow it again"
     write_jsonl(context.out / "parity.jsonl", ())
-    return _outcome(context, version, Verdict("deployed_endpoint", False, version.registered, summary, (check,)), None)
-
-
-def _max_new_tokens(context: StageContext) -> int:
-    return int(context.inputs["eval_report"].json("report.json")["max_new_tokens"])
+    return _result(context, version, Verdict("deployed_endpoint", False, version.registered, summary, (check,)), None)

@@ -1,14 +1,13 @@
-"""An endpoint to work with: the one that runs, or one started for the time of a block.
+"""A client of the endpoint for the pipeline: of the running endpoint, or of a temporary one that it starts.
 
     with live_endpoint(task, store, report) as endpoint:
         endpoint.get("/version")
         httpx.post(endpoint.url + "/v1/chat/completions", headers=endpoint.headers, json=…)
 
-The running one is used when it answers at $FINETUNE_ENDPOINT and is ours (same machine, home and data): the pipeline
-must not judge a stranger. Else a process of the same code is started on a free loopback port, serving this task alone,
-and ended as a process group afterwards; it writes to <home>/logs/endpoint-temporary.log.
-
-What it is not: the way the endpoint is run for users (`finetune serve`, `make up`).
+The running endpoint is used when it answers at $FINETUNE_ENDPOINT with this installation's identity (same machine, home
+and data): a parity check of another endpoint would prove nothing. Else a process of the same code is started on a free
+loopback port and serves this task only; it is ended as a process group afterwards, and writes its log to
+<home>/logs/endpoint-temporary.log. For users, `finetune serve` and `make up` start the endpoint.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ from finetune_pipeline.config import Task
 from finetune_pipeline.config.addresses import address
 from finetune_pipeline.errors import ServingError
 from finetune_pipeline.records import Reporter
-from finetune_pipeline.serve.api_keys import client_key
-from finetune_pipeline.serve.app import identity
+from finetune_pipeline.serve.api_keys import pipeline_key
+from finetune_pipeline.serve.identity import endpoint_identity
 from finetune_pipeline.serve.traffic import private
 from finetune_pipeline.store import TaskStore, home
 
-STOP_SECONDS = 5.0  # of doing nothing, after which a temporary endpoint that was told to end is killed
-ANSWER_SECONDS = 30.0
-TRIES = 20  # a busy endpoint may leave a small question waiting; one that answers none of so many hangs
-ROUNDS = 3  # of the supervisor: after two it has read what was desired when the wait began
+STOP_SECONDS = 5.0  # without any activity, after which a temporary endpoint that was sent SIGTERM is killed
+RESPONSE_SECONDS = 30.0
+MAX_ATTEMPTS = 20  # a busy endpoint may delay a small request; one that misses all of these does not answer
+POLL_ROUNDS = 3  # of the supervisor: two after the wait began, it has read the state of that moment
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
-    """An endpoint that answers, and a key for it. `log` is where a temporary one writes."""
+class EndpointClient:
+    """The URL of an endpoint, a key for it, and the log file where it is a temporary one."""
 
     url: str
     key: str
@@ -55,51 +54,51 @@ class Live:
         return {"authorization": f"Bearer {self.key}"}
 
     def get(self, path: str) -> Any:
-        """The JSON at `path`. ServingError when the endpoint does not give it."""
-        for attempt in range(1, TRIES + 1):
+        """The JSON at `path`. ServingError when the endpoint does not answer, or not with status 200."""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                response = httpx.get(self.url + path, headers=self.headers, timeout=ANSWER_SECONDS)
+                response = httpx.get(self.url + path, headers=self.headers, timeout=RESPONSE_SECONDS)
                 break
             except httpx.TransportError as error:
-                if isinstance(error, httpx.TimeoutException) and attempt < TRIES:
+                if isinstance(error, httpx.TimeoutException) and attempt < MAX_ATTEMPTS:
                     continue
                 raise ServingError(
-                    f"the endpoint {self.url} does not answer: {error!r}{tail(self.log)}", _CURE
+                    f"the endpoint {self.url} does not answer: {error!r}{log_tail(self.log)}", _HINT
                 ) from error
         if response.status_code != 200:
-            raise ServingError(f"{self.url}{path} says {response.status_code}: {response.text[:300]}", _CURE)
+            raise ServingError(f"GET {self.url}{path}: status {response.status_code}: {response.text[:300]}", _HINT)
         return response.json()
 
 
-_CURE = "see the endpoint's log under the home folder's logs/, and run again"
+_HINT = "see the endpoint's log under the home folder's logs/, and run again"
 
 
 @contextmanager
-def live_endpoint(task: Task, store: TaskStore, report: Reporter) -> Iterator[Live]:
-    """See the module's docstring. ServingError holds the end of the log when a temporary endpoint does not start."""
-    key = client_key(home())
+def live_endpoint(task: Task, store: TaskStore, report: Reporter) -> Iterator[EndpointClient]:
+    """See the module's docstring. ServingError with the end of the log when a temporary endpoint does not start."""
+    key = pipeline_key(home())
     url = address("FINETUNE_ENDPOINT")
-    if is_ours(url):
+    if is_own_endpoint(url):
         report.log(f"using the endpoint at {url}")
-        yield Live(url, key)
+        yield EndpointClient(url, key)
         return
-    report.log(f"no endpoint of ours at {url}: one is started for this step")
-    with temporary(task.name, key, report) as endpoint:
+    report.log(f"no endpoint of this home and data answers at {url}: starting a temporary one")
+    with temporary_endpoint(task.name, key, report) as endpoint:
         yield endpoint
 
 
-def is_ours(url: str) -> bool:
+def is_own_endpoint(url: str) -> bool:
     """Whether an endpoint of this machine, home and data answers at `url`."""
     try:
         response = httpx.get(url + "/health", timeout=3.0)
-        return response.status_code == 200 and response.json().get("identity") == identity()
-    except (httpx.TransportError, ValueError, AttributeError):  # nobody, or somebody who speaks otherwise
+        return response.status_code == 200 and response.json().get("identity") == endpoint_identity()
+    except (httpx.TransportError, ValueError, AttributeError):  # nothing listens, or another kind of server
         return False
 
 
 @contextmanager
-def temporary(task: str, key: str, report: Reporter) -> Iterator[Live]:
-    """A process of the endpoint's code on a free loopback port, for the time of the block."""
+def temporary_endpoint(task: str, key: str, report: Reporter) -> Iterator[EndpointClient]:
+    """A process of the endpoint on a free loopback port, ended at the end of the block."""
     log = home() / "logs" / "endpoint-temporary.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +106,7 @@ def temporary(task: str, key: str, report: Reporter) -> Iterator[Live]:
         options = ["--port", "0", "--only", task, "--announce", str(announce), "--with-parent", str(os.getpid())]
         with private(log, "wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_pipeline.serve.app", *options],
+                [sys.executable, "-m", "finetune_pipeline.serve.server", *options],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -115,55 +114,57 @@ def temporary(task: str, key: str, report: Reporter) -> Iterator[Live]:
                 start_new_session=True,
             )
         try:
-            yield Live(_url(process, announce, log, report), key, log)
+            yield EndpointClient(_announced_url(process, announce, log, report), key, log)
         finally:
             end_group(process, STOP_SECONDS)
 
 
-def _url(process: subprocess.Popen[bytes], announce: Path, log: Path, report: Reporter) -> str:
+def _announced_url(process: subprocess.Popen[bytes], announce: Path, log: Path, report: Reporter) -> str:
     def announced() -> str:
         if process.poll() is not None:
-            raise ServingError(f"the endpoint ended at once, exit code {process.returncode}{tail(log)}", f"see {log}")
+            raise ServingError(
+                f"the endpoint ended at its start, exit code {process.returncode}{log_tail(log)}", f"see {log}"
+            )
         url = announce.read_text("utf-8") if announce.exists() else ""
-        return url if url and is_ours(url) else ""
+        return url if url and is_own_endpoint(url) else ""
 
     return until(
-        announced, lambda: activity(process.pid), "the temporary endpoint to listen", report, lambda: tail(log)
+        announced, lambda: activity(process.pid), "the temporary endpoint to listen", report, lambda: log_tail(log)
     )
 
 
-def wait_served(endpoint: Live, task: str, role: str, adapter: str, report: Reporter) -> None:
-    """Return when `role` (champion or challenger) of the task is served with exactly this adapter, however long it
-    loads. ServingError as soon as the endpoint says why it cannot, or follows another desired state than this."""
-    began = endpoint.get("/version")
+def wait_until_served(endpoint: EndpointClient, task: str, role: str, adapter: str, report: Reporter) -> None:
+    """Return when `role` (champion or challenger) of the task is served with this adapter, however long it loads.
+    ServingError when the endpoint reports why it cannot serve it, or when this is no longer the desired state."""
+    first = endpoint.get("/version")
 
     def served() -> bool:
-        seen = endpoint.get("/version")
-        now = seen["tasks"].get(task, {})
-        if ((now.get(role) or {}).get("adapter")) == adapter:
+        version = endpoint.get("/version")
+        status = version["tasks"].get(task, {})
+        if ((status.get(role) or {}).get("adapter")) == adapter:
             return True
-        desired = ((now.get("desired") or {}).get(role) or {}).get("adapter") == adapter  # else an error is older
-        why = [text for what, text in now.get("errors", {}).items() if what in (role, "name", "state")]
-        if desired and why:
-            raise ServingError(f"the endpoint does not serve {adapter} as {role}: {why[0]}", _CURE)
-        if seen["rounds"] >= began["rounds"] + ROUNDS:
+        desired = ((status.get("desired") or {}).get(role) or {}).get("adapter") == adapter  # else: an earlier error
+        errors = [text for subject, text in status.get("errors", {}).items() if subject in (role, "name", "state")]
+        if desired and errors:
+            raise ServingError(f"the endpoint does not serve {adapter} as {role}: {errors[0]}", _HINT)
+        if version["rounds"] >= first["rounds"] + POLL_ROUNDS:
             raise ServingError(
                 f"the endpoint does not serve {adapter} as {role}: that is not the desired state of {task} any more",
-                "somebody moved the traffic meanwhile (a rollback?); see `finetune status`, and run again",
+                "see `finetune status` for what moved the traffic (a rollback?), and run again",
             )
         return False
 
     until(
         served,
-        lambda: activity(began["pid"]),
+        lambda: activity(first["pid"]),
         f"the endpoint to serve {adapter} as {role}",
         report,
-        lambda: tail(endpoint.log),
+        lambda: log_tail(endpoint.log),
     )
 
 
-def tail(log: Path | None, lines: int = 15) -> str:
-    """The end of a log, as a continuation of a message."""
+def log_tail(log: Path | None, lines: int = 15) -> str:
+    """The last lines of a log, to be appended to a message; empty without a log."""
     if log is None or not log.exists():
         return ""
     return "\nthe end of its log:\n" + "\n".join(log.read_text("utf-8", "replace").splitlines()[-lines:])

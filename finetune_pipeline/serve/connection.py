@@ -1,6 +1,8 @@
-"""The connection behind a request: its body, whether the client is still there, streams that give back what they hold.
+"""The HTTP connection of a request: reading its body, noticing that the client disconnected, streaming to it.
 
-What it is not: what is asked or answered (endpoint.py).
+raw = await read_body(http)                                    # up to 4 MB
+result = await while_connected(http, apply_policy(…))          # cancelled when the client disconnects
+return EventStream(events, headers, resources)                 # releases `resources` however it ends
 """
 
 from __future__ import annotations
@@ -18,39 +20,40 @@ from starlette.types import Message, Receive, Scope, Send
 from finetune_pipeline.serve.openai_schema import ApiError
 
 MAX_BODY = 4 << 20
-STALLED_SECONDS = 60.0  # without a byte sent or taken by the client: its connection is given up
+STALLED_SECONDS = 60.0  # without a byte read or written by the client: its connection is closed
 T = TypeVar("T")
 
 
-class ClientGone(Exception):
-    """Nobody waits for this answer any more."""
+class ClientDisconnected(Exception):
+    """The client closed the connection before its answer."""
 
 
-class Stream(StreamingResponse):
-    """Server-sent events that give back what the request holds, even if the client left before the first piece."""
+class EventStream(StreamingResponse):
+    """Server-sent events; releases the request's resources even if the client disconnects before the first event."""
 
-    def __init__(self, pieces: AsyncIterator[str], headers: Mapping[str, str], held: ExitStack) -> None:
-        super().__init__(pieces, media_type="text/event-stream", headers={**headers, "cache-control": "no-store"})
-        self._held = held
+    def __init__(self, events: AsyncIterator[str], headers: Mapping[str, str], resources: ExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={**headers, "cache-control": "no-store"})
+        self._resources = resources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def taken(message: Message) -> None:
-            await asyncio.wait_for(send(message), STALLED_SECONDS)  # a client that reads nothing holds an adapter
+        async def send_in_time(message: Message) -> None:
+            await asyncio.wait_for(send(message), STALLED_SECONDS)  # a client that reads nothing would keep its lease
 
         try:
-            await super().__call__(scope, receive, taken)
+            await super().__call__(scope, receive, send_in_time)
         except TimeoutError:
-            raise ClientGone from None
+            raise ClientDisconnected from None
         finally:
-            self._held.close()
+            self._resources.close()
 
 
-async def body_of(http: Request) -> bytes:
-    """The body, up to 4 MB. ApiError 413 beyond, 408 when no more of it comes; ClientGone when the client hangs up."""
+async def read_body(http: Request) -> bytes:
+    """The body, up to 4 MB. ApiError 413 for a larger one, 408 when nothing arrives for STALLED_SECONDS;
+    ClientDisconnected when the client closes the connection."""
     parts, size = [], 0
-    pieces = http.stream()
+    stream = http.stream()
     try:
-        while (part := await asyncio.wait_for(anext(pieces, None), STALLED_SECONDS)) is not None:
+        while (part := await asyncio.wait_for(anext(stream, None), STALLED_SECONDS)) is not None:
             size += len(part)
             if size > MAX_BODY:
                 raise ApiError(
@@ -58,27 +61,27 @@ async def body_of(http: Request) -> bytes:
                 )
             parts.append(part)
     except ClientDisconnect:
-        raise ClientGone from None
+        raise ClientDisconnected from None
     except TimeoutError:
-        message = f"no more of the body came for {STALLED_SECONDS:.0f} s"
+        message = f"no more of the body arrived for {STALLED_SECONDS:.0f} s; send the request again"
         raise ApiError(408, message, "body_stalled", headers={"connection": "close"}) from None
     return b"".join(parts)
 
 
 async def while_connected(http: Request, work: Awaitable[T]) -> T:
-    """The result of `work`; ClientGone (and `work` cancelled) when the client hangs up first."""
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_hang_up(http))
+    """The result of `work`; when the client disconnects first, `work` is cancelled and ClientDisconnected raised."""
+    task = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(http))
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGone
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnected
     finally:
-        working.cancel()
-        watching.cancel()
+        task.cancel()
+        disconnect.cancel()
 
 
-async def _hang_up(http: Request) -> None:
+async def _wait_for_disconnect(http: Request) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass

@@ -1,9 +1,9 @@
-"""One request to one answer: who asks, which model, what it may cost, what goes back, what is noted.
+"""Handles one chat request, from authorization to the response and its trace.
 
     authorize, parse, lease the adapter, render the prompt, generate, check, respond, log
 
-Whatever a request holds (a place in the engine, the lease on its adapter) is given back at its end, however it ends: an
-answer, an error, or a client that hung up. What it is not: the URLs and the process (app.py).
+The resources of a request (its row in the engine, the lease on its adapter) are released however it ends: with an
+answer, an error, or a client that disconnected.
 """
 
 from __future__ import annotations
@@ -11,208 +11,217 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from finetune_pipeline.errors import ModelError
 from finetune_pipeline.inference.generate import encode
-from finetune_pipeline.serve import openai_schema
-from finetune_pipeline.serve.api_keys import PIPELINE, VARIABLE, Keys
-from finetune_pipeline.serve.asked import Asked, Traces
-from finetune_pipeline.serve.connection import ClientGone, Stream, body_of, while_connected
-from finetune_pipeline.serve.engine import AdapterGone, EngineFull, GenerationRequest
-from finetune_pipeline.serve.generation import Generation, GenerationFailed, Result, checked, settle
+from finetune_pipeline.serve.api_keys import KEYS_VARIABLE, PIPELINE, ApiKeys
+from finetune_pipeline.serve.connection import ClientDisconnected, EventStream, read_body, while_connected
+from finetune_pipeline.serve.generation import Generation, GenerationFailed, Result, apply_policy, check
+from finetune_pipeline.serve.generation_request import AdapterGone, EngineFull, GenerationRequest
 from finetune_pipeline.serve.metrics import Metrics
 from finetune_pipeline.serve.model_routes import Route
-from finetune_pipeline.serve.openai_schema import ApiError, ChatRequest
+from finetune_pipeline.serve.openai_responses import DONE, AnswerTrace, chunk, completion, sse_event, usage_of
+from finetune_pipeline.serve.openai_schema import ApiError, ChatRequest, parse_request
+from finetune_pipeline.serve.request_trace import RequestTrace, TraceRecorder
 from finetune_pipeline.serve.supervisor import Supervisor
 from finetune_pipeline.serve.traffic import TrafficLog
 
 RETRY_AFTER = {"retry-after": "2"}
-CHARACTERS_PER_TOKEN = 16  # a prompt of more for each token that fits is refused before it is tokenized
-PURPOSE = "x-finetune-purpose"
+CHARACTERS_PER_TOKEN = 16  # a prompt with more characters per token of the context is refused before tokenization
+LOOKUPS = 5  # of a route whose adapter was unloaded between lookup and lease
+PURPOSE_HEADER = "x-finetune-purpose"
 
 
 class Endpoint:
-    """The application's parts, and what it does with one request."""
+    """The parts of the application, and what it does with one request."""
 
     def __init__(
-        self, keys: Keys, supervisor: Supervisor, traffic: TrafficLog, metrics: Metrics, identity: str
+        self, keys: ApiKeys, supervisor: Supervisor, traffic: TrafficLog, metrics: Metrics, identity: str
     ) -> None:
         self.keys, self.supervisor, self.traffic, self.metrics = keys, supervisor, traffic, metrics
-        self.traces = Traces(traffic, metrics)
+        self.recorder = TraceRecorder(traffic, metrics)
         self.identity = identity
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
 
-    # who and what -------------------------------------------------------------------------------------------
+    async def respond(self, http: Request) -> Response:
+        """The response to POST /v1/chat/completions. ApiError, or ClientDisconnected."""
+        trace = self.start_trace(http)
+        trace.resources.callback(self.recorder.closed, trace)
+        streaming = False
+        try:
+            trace.request = request = parse_request(await read_body(http))
+            route = self.lease_route(trace, request.model)
+            generation_request = await self.generation_request(trace, request, route)
+            trace.generation = generation = Generation(route, generation_request, request.stops)
+            trace.resources.callback(generation.close)
+            if request.stream and route.on_invalid == "flag":
+                streaming = True  # the stream releases the resources
+                events = self._stream(trace, request, route, generation)
+                return EventStream(events, _headers(trace, route), trace.resources)
+            policy = apply_policy(route, generation_request, request.stops, generation)
+            result = await while_connected(http, policy)
+            self.recorder.answered(trace, result)
+            return _response(trace, request, route, result)
+        except EngineFull:
+            raise self._refuse(
+                trace, ApiError(429, "the request queue is full; send the request again", "busy", headers=RETRY_AFTER)
+            ) from None
+        except ApiError as error:
+            raise self._refuse(trace, error) from None
+        except GenerationFailed as error:
+            self.recorder.failed(trace)
+            raise _engine_error(error) from error
+        except Exception as error:
+            if not isinstance(error, ClientDisconnected):
+                self.recorder.failed(trace)
+            raise
+        finally:
+            if not streaming:
+                trace.resources.close()
 
     def authorize(self, http: Request) -> str:
-        given = http.headers.get("authorization")
-        owner = self.keys.owner(given)
+        """The name of the request's key. ApiError 401 without a valid key."""
+        header = http.headers.get("authorization")
+        owner = self.keys.owner(header)
         if owner is None:
-            what = "the API key is wrong" if given else "there is no API key"
-            where = f"keys: {VARIABLE} at the endpoint's start, else the file endpoint_key in its home folder"
+            what = "the API key is wrong" if header else "there is no API key"
+            where = f"keys: {KEYS_VARIABLE} at the endpoint's start, else the file endpoint_key in its home folder"
             raise ApiError(401, f"{what}; send `Authorization: Bearer <key>` ({where})", "invalid_api_key")
         return owner
 
-    def asked(self, http: Request) -> Asked:
-        """Who asks. What is marked as a check is no traffic, so that nobody may mark it but the pipeline."""
-        owner, purpose = self.authorize(http), http.headers.get(PURPOSE)
+    def start_trace(self, http: Request) -> RequestTrace:
+        """The trace of an authorized request. Checks are not counted as traffic, so only the pipeline may mark them."""
+        owner, purpose = self.authorize(http), http.headers.get(PURPOSE_HEADER)
         if purpose and owner != PIPELINE:
-            raise ApiError(403, f"the header {PURPOSE} takes the pipeline's own key; leave it out", "forbidden_header")
-        return Asked(owner, check=bool(purpose))
+            message = f"the header {PURPOSE_HEADER} requires the pipeline's own key; leave it out"
+            raise ApiError(403, message, "forbidden_header")
+        return RequestTrace(owner, is_check=bool(purpose))
 
-    def lease(self, asked: Asked, model: str) -> Route:
-        """The route of the model asked for; its adapter stays loaded until the request gives back what it holds."""
-        for _ in range(5):
+    def lease_route(self, trace: RequestTrace, model: str) -> Route:
+        """The route of the requested model; its adapter stays loaded until the trace's resources are released.
+        ApiError 404 for an unknown model, 503 while the first models load."""
+        for _ in range(LOOKUPS):
             route = self.supervisor.table.routes.get(model)
             if route is None:
                 break
             try:
-                asked.held.enter_context(route.engine.lease(route.adapter))
+                trace.resources.enter_context(route.engine.lease(route.adapter))
             except AdapterGone:
-                continue  # the table has changed between the two lines; look again
-            asked.route = route
+                continue  # the table was replaced between the two lines; look up again
+            trace.route = route
             return route
         if not self.supervisor.ready.is_set():
-            raise ApiError(503, "the endpoint is loading its models", "starting", headers=RETRY_AFTER)
+            raise ApiError(
+                503, "the endpoint is loading its models; send the request again", "starting", headers=RETRY_AFTER
+            )
         known = ", ".join(sorted(self.supervisor.table.routes)) or "none; deploy one with `finetune run`"
         raise ApiError(404, f"there is no model {model!r}; known: {known}", "model_not_found", "model")
 
-    async def ask_of(self, asked: Asked, request: ChatRequest, route: Route) -> GenerationRequest:
-        """The prompt as token ids, with the task's system prompt where the request brings none, and its limits. The
-        answer is never longer than the route's answers were in the evaluation."""
+    async def generation_request(self, trace: RequestTrace, request: ChatRequest, route: Route) -> GenerationRequest:
+        """The prompt as token ids, with the task's system prompt where the request has none, and its limits. An answer
+        is never longer than the limit of the evaluation. ApiError 400 when both do not fit into the context."""
         messages = request.chat
+        context = route.engine.context
         if route.system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": route.system})
         characters = sum(len(message["content"]) for message in messages)
-        if characters > CHARACTERS_PER_TOKEN * route.engine.context:
-            raise _too_long(f"the prompt has {characters} characters", route.engine.context)
-        try:  # a long prompt takes a while: not on the event loop, where everybody waits for it
+        if characters > CHARACTERS_PER_TOKEN * context:
+            raise _too_long(f"the prompt has {characters} characters", context)
+        try:  # tokenizing a long prompt takes time: in a thread, so that the event loop serves other requests
             ids = await asyncio.to_thread(encode, route.engine.tokenizer, messages)
-        except ModelError as error:  # the template does not know this order of roles
+        except ModelError as error:  # the chat template does not support this order of roles
             raise ApiError(400, f"`messages`: {error.message}", "invalid_value", "messages") from error
-        room = route.engine.context - len(ids)
-        wanted = min(request.limit or max(room, 1), route.max_new_tokens)
-        if wanted > room:
-            raise _too_long(f"the prompt has {len(ids)} tokens and the answer may have {wanted}", route.engine.context)
-        asked.prompt_tokens = len(ids)
+        room = context - len(ids)
+        answer_tokens = min(request.max_answer_tokens or max(room, 1), route.max_new_tokens)
+        if answer_tokens > room:
+            raise _too_long(f"the prompt has {len(ids)} tokens and the answer may have {answer_tokens}", context)
+        trace.prompt_tokens = len(ids)
         sampling = (request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p, request.seed or 0)
-        return GenerationRequest(route.adapter, ids, route.prefix_ids, wanted, *sampling, stop=route.rule)
+        return GenerationRequest(route.adapter, ids, route.prefix_ids, answer_tokens, *sampling, stop=route.stop_rule)
 
-    # answers ------------------------------------------------------------------------------------------------
-
-    async def answer(self, http: Request) -> Response:
-        asked = self.asked(http)
-        asked.held.callback(self.traces.ended, asked)
-        handed_over = False
-        try:
-            asked.request = request = openai_schema.parse_request(await body_of(http))
-            route = self.lease(asked, request.model)
-            ask = await self.ask_of(asked, request, route)
-            asked.generation = first = Generation(route, ask, request.stops)
-            asked.held.callback(first.close)
-            if request.stream and route.on_invalid == "flag":
-                handed_over = True
-                return Stream(self._stream(asked, request, route, first), self._headers(asked, route), asked.held)
-            result = await while_connected(http, settle(route, ask, request.stops, first))
-            self.traces.answered(asked, result)
-            return self._respond(asked, request, route, result)
-        except EngineFull:
-            raise self._refuse(
-                asked,
-                ApiError(429, "as many requests as may wait are waiting; ask again", "busy", headers=RETRY_AFTER),
-            ) from None
-        except ApiError as error:
-            raise self._refuse(asked, error) from None
-        except GenerationFailed as error:
-            self.traces.failed(asked)
-            raise ApiError(500, f"the model failed: {error}", "engine_error") from error
-        except Exception as error:
-            if not isinstance(error, ClientGone):
-                self.traces.failed(asked)
-            raise
-        finally:
-            if not handed_over:
-                asked.held.close()
-
-    def _refuse(self, asked: Asked, error: ApiError) -> ApiError:
-        self.traces.refused(asked, error)
+    def _refuse(self, trace: RequestTrace, error: ApiError) -> ApiError:
+        self.recorder.refused(trace, error)
         return error
 
-    def _respond(self, asked: Asked, request: ChatRequest, route: Route, result: Result) -> Response:
-        headers = self._headers(asked, route, result)
-        if result.status == "rejected":
-            message = f"the model's answer breaks the task's format: {result.problem}"
-            raise ApiError(422, message, "invalid_answer", headers=headers)
-        if request.stream:
-            return Stream(self._pieces(asked, request, route, result), headers, asked.held)
-        usage = openai_schema.usage_of(asked.prompt_tokens, result.completion_tokens)
-        trace = self._trace(asked, route, result)
-        head = (asked.id, asked.created, request.model, route.fingerprint)
-        return JSONResponse(openai_schema.completion(*head, result.text, result.finish, usage, trace), headers=headers)
-
     async def _stream(
-        self, asked: Asked, request: ChatRequest, route: Route, generation: Generation
+        self, trace: RequestTrace, request: ChatRequest, route: Route, generation: Generation
     ) -> AsyncIterator[str]:
-        """The answer as it comes; what the format says of it stands in the last piece."""
-        head = (asked.id, asked.created, request.model, route.fingerprint)
+        """The answer as events while it is generated; the last chunk has the result of the format check."""
+        head = trace.head(request, route)
         try:
-            yield openai_schema.event(openai_schema.chunk(*head, {"role": "assistant", "content": ""}))
-            async for text in generation.texts():
-                yield openai_schema.event(openai_schema.chunk(*head, {"content": text}))
-            result = checked(route, generation)
-            self.traces.answered(asked, result)
+            yield sse_event(chunk(head, {"role": "assistant", "content": ""}))
+            async for text in generation.deltas():
+                yield sse_event(chunk(head, {"content": text}))
+            result = check(route, generation)
+            self.recorder.answered(trace, result)
         except GenerationFailed as error:
-            self.traces.failed(asked)
-            yield openai_schema.event(ApiError(500, f"the model failed: {error}", "engine_error").body())
+            self.recorder.failed(trace)
+            yield sse_event(_engine_error(error).body())
             return
-        for row in self._closing(asked, request, route, result):
-            yield row
+        for event in _last_events(trace, request, route, result):
+            yield event
 
-    async def _pieces(self, asked: Asked, request: ChatRequest, route: Route, result: Result) -> AsyncIterator[str]:
-        """An answer that had to be seen as a whole first, as a stream."""
-        head = (asked.id, asked.created, request.model, route.fingerprint)
-        yield openai_schema.event(openai_schema.chunk(*head, {"role": "assistant", "content": result.text}))
-        for row in self._closing(asked, request, route, result):
-            yield row
 
-    def _closing(self, asked: Asked, request: ChatRequest, route: Route, result: Result) -> list[str]:
-        head = (asked.id, asked.created, request.model, route.fingerprint)
-        rows = [openai_schema.chunk(*head, {}, result.finish) | {"finetune": self._trace(asked, route, result)}]
-        options = request.stream_options
-        if options is not None and options.include_usage:
-            rows.append(
-                openai_schema.chunk(*head, None)
-                | {"usage": openai_schema.usage_of(asked.prompt_tokens, result.completion_tokens)}
-            )
-        return [*(openai_schema.event(row) for row in rows), "data: [DONE]\n\n"]
+def _response(trace: RequestTrace, request: ChatRequest, route: Route, result: Result) -> Response:
+    """A complete answer, as one body or as a stream. ApiError 422 when it was rejected."""
+    headers = _headers(trace, route, result)
+    if result.status == "rejected":
+        message = f"the model's answer breaks the task's format: {result.problem}"
+        raise ApiError(422, message, "invalid_answer", headers=headers)
+    if request.stream:
+        return EventStream(_events(trace, request, route, result), headers, trace.resources)
+    usage = usage_of(trace.prompt_tokens, result.completion_tokens)
+    body = completion(
+        trace.head(request, route), result.text, result.finish, usage, _answer_trace(trace, route, result)
+    )
+    return JSONResponse(body, headers=headers)
 
-    # traces -------------------------------------------------------------------------------------------------
 
-    def _headers(self, asked: Asked, route: Route, result: Result | None = None) -> dict[str, str]:
-        headers = {
-            "x-finetune-version": route.label,
-            "x-finetune-adapter": route.adapter or "",
-            "x-finetune-request": asked.id,
-        }
-        if result is not None:
-            headers["x-finetune-status"] = result.status
-            if result.valid is not None:
-                headers["x-finetune-valid"] = str(result.valid).lower()
-        return headers
+async def _events(trace: RequestTrace, request: ChatRequest, route: Route, result: Result) -> AsyncIterator[str]:
+    """A complete answer as a stream with one content chunk."""
+    yield sse_event(chunk(trace.head(request, route), {"role": "assistant", "content": result.text}))
+    for event in _last_events(trace, request, route, result):
+        yield event
 
-    def _trace(self, asked: Asked, route: Route, result: Result) -> dict[str, Any]:
-        who = (route.task, route.version, route.adapter or "", asked.id)
-        return openai_schema.trace_of(*who, result.status, result.valid, result.problem)
+
+def _last_events(trace: RequestTrace, request: ChatRequest, route: Route, result: Result) -> list[str]:
+    """The chunk with finish reason and `finetune` object, the usage where it was requested, and [DONE]."""
+    head = trace.head(request, route)
+    chunks = [chunk(head, {}, result.finish) | {"finetune": _answer_trace(trace, route, result).to_json()}]
+    if request.stream_options is not None and request.stream_options.include_usage:
+        chunks.append(chunk(head, None) | {"usage": usage_of(trace.prompt_tokens, result.completion_tokens)})
+    return [*(sse_event(body) for body in chunks), DONE]
+
+
+def _headers(trace: RequestTrace, route: Route, result: Result | None = None) -> dict[str, str]:
+    headers = {
+        "x-finetune-version": route.label,
+        "x-finetune-adapter": route.adapter or "",
+        "x-finetune-request": trace.id,
+    }
+    if result is not None:
+        headers["x-finetune-status"] = result.status
+        if result.valid is not None:
+            headers["x-finetune-valid"] = str(result.valid).lower()
+    return headers
+
+
+def _answer_trace(trace: RequestTrace, route: Route, result: Result) -> AnswerTrace:
+    model = (route.task, route.version, route.adapter or "")
+    return AnswerTrace(*model, trace.id, result.status, result.valid, result.problem)
+
+
+def _engine_error(error: GenerationFailed) -> ApiError:
+    return ApiError(500, f"the model failed: {error}", "engine_error")
 
 
 def _too_long(what: str, context: int) -> ApiError:
     return ApiError(
         400,
-        f"{what}: the model takes {context} tokens together; shorten `messages`, or ask for less with `max_tokens`",
+        f"{what}: the model takes {context} tokens together; shorten `messages`, or lower `max_tokens`",
         "context_length_exceeded",
         "messages",
     )

@@ -1,10 +1,10 @@
-"""What the endpoint counts, for Prometheus. Names begin with `finetune_`; every figure's help says what it is.
+"""The endpoint's metrics for Prometheus. Names begin with `finetune_`; each has a help text.
 
     finetune_answers_total{model="support_tickets",version="4",status="ok"} 812.0
     finetune_answer_seconds_bucket{model="support_tickets",le="1.0"} 790.0
 
-A registry of its own per endpoint, not the process's: two endpoints in one process (tests) must not share counters.
-Labels are served names and versions, never what a client sent: a client must not be able to make series without end.
+Each endpoint has its own registry, so that two endpoints in one process (tests) do not share counters. Label values are
+served names and versions, never text from a client: a client must not be able to create unlimited series.
 """
 
 from __future__ import annotations
@@ -18,33 +18,45 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 class Metrics:
     def __init__(self) -> None:
-        own = self.registry = CollectorRegistry()
+        registry = self.registry = CollectorRegistry()
         by_model = ("model",)
         self.answers = Counter(
             "finetune_answers", "Answers by version and status (ok, invalid, fallback, rejected, error).",
-            ("model", "version", "status"), registry=own,
+            ("model", "version", "status"), registry=registry,
         )  # fmt: skip
-        self.refused = Counter("finetune_refused", "Requests refused, by error code.", ("code",), registry=own)
-        self.abandoned = Counter("finetune_abandoned", "Requests whose client went away.", by_model, registry=own)
+        self.refused = Counter("finetune_refused", "Requests refused, by error code.", ("code",), registry=registry)
+        self.abandoned = Counter(
+            "finetune_abandoned", "Requests whose client disconnected before the answer.", by_model, registry=registry
+        )
         self.seconds = Histogram(
-            "finetune_answer_seconds", "From request to whole answer.", by_model, buckets=SECONDS, registry=own
+            "finetune_answer_seconds",
+            "Seconds from the request to the complete answer.",
+            by_model,
+            buckets=SECONDS,
+            registry=registry,
         )
         self.first_token = Histogram(
-            "finetune_first_token_seconds", "From request to first token.", by_model, buckets=SECONDS, registry=own
+            "finetune_first_token_seconds",
+            "Seconds from the request to the first token.",
+            by_model,
+            buckets=SECONDS,
+            registry=registry,
         )
-        self.prompt_tokens = Counter("finetune_prompt_tokens", "Tokens of prompts.", by_model, registry=own)
-        self.completion_tokens = Counter("finetune_answer_tokens", "Tokens of answers.", by_model, registry=own)
+        self.prompt_tokens = Counter("finetune_prompt_tokens", "Prompt tokens.", by_model, registry=registry)
+        self.completion_tokens = Counter("finetune_answer_tokens", "Answer tokens.", by_model, registry=registry)
         self.lines_lost = Counter(
-            "finetune_traffic_lines_lost", "Traffic log lines not written: full disk, or too many.", registry=own
+            "finetune_traffic_lines_lost",
+            "Traffic log lines not written: the disk is full, or too slow.",
+            registry=registry,
         )
         self.deploy_errors = Counter(
-            "finetune_deploy_errors", "Desired versions that could not be served.", ("task",), registry=own
+            "finetune_deploy_errors", "Errors of desired versions that cannot be served.", ("task",), registry=registry
         )
-        self.running = Gauge("finetune_running_requests", "Requests being computed.", registry=own)
-        self.waiting = Gauge("finetune_waiting_requests", "Requests waiting for a place.", registry=own)
+        self.running = Gauge("finetune_running_requests", "Requests in the engine's batch.", registry=registry)
+        self.waiting = Gauge("finetune_waiting_requests", "Requests waiting for a row in the batch.", registry=registry)
 
     def observe(self, busy: Callable[[], tuple[int, int]]) -> None:
-        """Read (running, waiting) from `busy` whenever somebody asks for the figures."""
+        """Read (running, waiting) from `busy` at each scrape."""
         self.running.set_function(lambda: busy()[0])
         self.waiting.set_function(lambda: busy()[1])
 

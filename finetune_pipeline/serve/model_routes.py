@@ -1,12 +1,11 @@
-"""From a desired version to a route: its artifacts found and verified, its adapter loaded, its prompt and format known.
+"""From a desired version to a route: finds and verifies its artifacts, and reads its prompt and answer format.
 
-    support_tickets           the champion
-    support_tickets@4         version 4, while it is champion or challenger; what is asked so is no traffic
-    support_tickets@base      the base model with the task's system prompt: what the tuning changed
-    base                      the base model and nothing else
+    artifacts = find_artifacts(store, version)
+    engine.load(version.adapter, artifacts.adapter.folder)
+    make_route(store, version, artifacts, engine, now)          # Route("support_tickets", version=4, …)
 
-System prompt and answer format are read from the adapter's manifest: what the adapter was trained with, not what
-task.yaml says today.
+System prompt and answer format are those of the adapter's manifest, with which it was trained; task.yaml may have
+changed since.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ BASE = "base"
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What one model name means. `adapter` is a content hash, None for the base (`version` 0); `check`: asked by
-    version, so not traffic; `since` is when this process began to serve it."""
+    """What is served under one model name. `adapter` is a content hash, None for the base model (`version` 0); `since`
+    is when this process began to serve it (UTC, ISO 8601)."""
 
     model: str
     task: str
@@ -45,26 +44,26 @@ class Route:
     log_text: bool
     max_new_tokens: int
     since: str
-    check: bool
 
     @property
     def fingerprint(self) -> str:
-        """OpenAI's `system_fingerprint`: says which model answered."""
+        """OpenAI's `system_fingerprint`: identifies the model that answered."""
         return f"{self.task or BASE}@{self.label}" + (f":{self.adapter}" if self.adapter else "")
 
     @property
-    def rule(self) -> StopRule:
-        """What ends an answer before the model does: the evaluation's rule."""
+    def stop_rule(self) -> StopRule:
+        """Ends an answer before the model does; the same rule as in the evaluation."""
         return StopRule(lambda ids: text_of(self.engine.tokenizer, ids), self.answer or AnswerFormat())
 
     @property
     def label(self) -> str:
+        """The version as text, "base" for the base model."""
         return str(self.version) if self.version else BASE
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The verified artifacts behind a version. `weights` identifies the base model among all tasks."""
+class VersionArtifacts:
+    """The verified artifacts of a version. `weights` is a hash of the base model's files, equal in all tasks."""
 
     adapter: Artifact
     base: Artifact
@@ -74,23 +73,24 @@ class Found:
     weights: str
 
 
-def find(store: TaskStore, version: Version) -> Found:
-    """The artifacts of `version`. StorageError when one is missing, changed, or not what the version says."""
+def find_artifacts(store: TaskStore, version: Version) -> VersionArtifacts:
+    """The artifacts of `version`. StorageError when one is missing, changed, or does not match the version."""
     adapter = store.find("adapter", version.adapter_key)
     if adapter is None or adapter.content_hash != version.adapter:
         raise StorageError(
-            f"version {version.version} of {store.task} wants adapter {version.adapter}, which is not in the store",
+            f"version {version.version} of {store.task} needs adapter {version.adapter}, which is not in the store",
             "run `finetune run` to make it again, or `finetune rollback` to the version before",
         )
     store.verify(adapter)
     base = store.by_content("base_model", version.base)
     if base is None or adapter.manifest.get("inputs", {}).get("base_model") != version.base:
         raise StorageError(
-            f"version {version.version} of {store.task} was not trained on base model {version.base}, or that is gone",
+            f"version {version.version} of {store.task} needs base model {version.base}, which is not in the store, or "
+            "its adapter was trained on another one",
             "run `finetune run` to make base model and adapter again",
         )
     declared = _declared(adapter, "prompt", "answer") | _declared(base, "base")
-    return Found(
+    return VersionArtifacts(
         adapter,
         base,
         Base.model_validate(declared["base"]),
@@ -100,15 +100,15 @@ def find(store: TaskStore, version: Version) -> Found:
     )
 
 
-def base_folder(found: Found) -> Path:
-    from finetune_pipeline.models.base_model import folder_of  # reads GGUF: not at import
+def base_folder(artifacts: VersionArtifacts) -> Path:
+    from finetune_pipeline.models.base_model import folder_of  # imports a GGUF reader
 
-    return folder_of(found.base, found.declared_base)
+    return folder_of(artifacts.base, artifacts.declared_base)
 
 
-def route(store: TaskStore, version: Version, found: Found, engine: Engine, now: str) -> Route:
-    """The champion's route; `engine` holds the adapter already."""
-    system = found.prompt.system
+def make_route(store: TaskStore, version: Version, artifacts: VersionArtifacts, engine: Engine, now: str) -> Route:
+    """The route of `version` under its public name; `engine` has loaded its adapter."""
+    system = artifacts.prompt.system
     return Route(
         model=version.served_as,
         task=store.task,
@@ -117,31 +117,30 @@ def route(store: TaskStore, version: Version, found: Found, engine: Engine, now:
         engine=engine,
         system=system,
         prefix_ids=prefix_of(engine, system),
-        answer=found.answer,
+        answer=artifacts.answer,
         on_invalid=version.on_invalid,
         log_text=version.log_text,
         max_new_tokens=version.max_new_tokens,
         since=now,
-        check=False,
     )
 
 
 def prefix_of(engine: Engine, system: str) -> tuple[int, ...]:
-    """The tokens that all prompts with this system prompt begin with, whatever the user says. Empty without one."""
+    """The token ids that all prompts with this system prompt begin with. Empty without a system prompt."""
     if not system:
         return ()
-    head = {"role": "system", "content": system}
-    chats = [[head, {"role": "user", "content": user}] for user in ("a", "Z")]
+    system_message = {"role": "system", "content": system}
+    chats = [[system_message, {"role": "user", "content": user}] for user in ("a", "Z")]
     return tuple(common_prefix([encode(engine.tokenizer, chat) for chat in chats]))
 
 
 def _declared(artifact: Artifact, *sections: str) -> dict[str, Any]:
-    """Sections of the declaration that the artifact was made under."""
+    """Sections of the declaration that the artifact was made with. StorageError when its manifest lacks one."""
     recorded = artifact.manifest.get("declaration", {})
     missing = [name for name in sections if name not in recorded]
     if missing:
         raise StorageError(
-            f"the manifest of {artifact.folder} does not say what was declared as `{missing[0]}`",
+            f"the manifest of {artifact.folder} lacks the declared section `{missing[0]}`",
             "make the artifact again with `finetune run`",
         )
     return {name: recorded[name] for name in sections}

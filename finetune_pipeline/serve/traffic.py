@@ -6,16 +6,16 @@
      "first_token_seconds": 0.07, "prompt_tokens": 141, "completion_tokens": 21, "key": "shop", "stream": false,
      "prompt": "where is my parcel? <EMAIL>", "completion": "…", "code": null, "queued_seconds": 0.02}
 
-Requests without an answer have a line too: `abandoned` (the client hung up), `refused` (4xx, with the error's code;
-where no model that is served was named, in the folder `_refused`), and `error`. Requests without a valid key have none:
-they are counted in the metrics alone, since anybody could fill the disk with them.
+Requests without an answer have a line too: `abandoned` (the client disconnected), `refused` (4xx, with the error's
+code; in the folder `_refused` when the request names no served model), and `error`. Requests without a valid key have
+none: they are only counted in the metrics, since anyone could fill the disk with them.
 
-Questions and answers are masked (clean/pii.py), or absent where the task says `serve.log_text: false`. What the
-pipeline itself asks (parity, the deployment's own question) is no traffic: it goes to the folder `checks` beside, so
-that it cannot look like drift. Log files can be read by their owner alone.
+Prompts and completions are masked (clean/pii.py), or absent with `serve.log_text: false`. The pipeline's own requests
+(parity, the sample of a deployment) are no traffic: they go to the folder `checks` beside, so that monitoring does not
+take them for drift. Log files have mode 0600.
 
-A thread of its own masks and writes, so that answers never wait for the disk; when the disk is full, or the thread
-cannot keep up, lines are lost, counted (`finetune_traffic_lines_lost_total`) and told in the process's log.
+A thread masks and writes the lines, so that no response waits for the disk. When the disk is full, or the thread is too
+slow, lines are lost; they are counted (`finetune_traffic_lines_lost_total`) and reported in the process's log.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from finetune_pipeline.records import dumps
 from finetune_pipeline.store import traffic_folder
 
 Status = Literal["ok", "invalid", "fallback", "rejected", "error", "abandoned", "refused"]
-WAITING_LINES = 10_000
+MAX_QUEUED_LINES = 10_000
 log = logging.getLogger("finetune.traffic")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One request. `valid` is None where the task declares no format to check; `version` 0 is the base model; `code`
-    says why it was refused; `queued_seconds` is how long it waited for a place in the engine (None: it never got that
-    far); `first_token_seconds` is None when nothing was generated."""
+    is that of the error; `queued_seconds` is how long it waited for a row in the engine (None: it was not submitted);
+    `first_token_seconds` is None when nothing was generated."""
 
     at: str
     request: str
@@ -68,28 +68,28 @@ class Line:
 
 
 class TrafficLog:
-    """Writes lines in the background. `lost` is called with how many lines did not reach the disk."""
+    """Writes lines in the background. `lost` is called with the number of lines that were not written."""
 
     def __init__(self, lost: Callable[[int], None]) -> None:
         self._lost = lost
-        self._told = 0.0
-        self._queue: queue.Queue[tuple[Path, Line] | None] = queue.Queue(WAITING_LINES)
+        self._last_warning = 0.0
+        self._queue: queue.Queue[tuple[Path, Line] | None] = queue.Queue(MAX_QUEUED_LINES)
         self._thread = threading.Thread(target=self._run, name="traffic-log", daemon=True)
         self._thread.start()
 
-    def add(self, line: Line, check: bool) -> None:
-        """Take a line; never waits."""
-        nobody = "_base" if line.model else "_refused"  # no task's name begins with _
-        folder = traffic_folder(line.task or nobody)
-        target = (folder / "checks" if check else folder) / f"{line.at[:10]}.jsonl"
+    def add(self, line: Line, is_check: bool) -> None:
+        """Queue a line; does not wait."""
+        no_task = "_base" if line.model else "_refused"  # the name of a task does not begin with _
+        folder = traffic_folder(line.task or no_task)
+        target = (folder / "checks" if is_check else folder) / f"{line.at[:10]}.jsonl"
         try:
             self._queue.put_nowait((target, line))
         except queue.Full:
             self._lost(1)
-            self._tell(f"more than {WAITING_LINES} lines wait to be written")
+            self._warn(f"more than {MAX_QUEUED_LINES} lines are queued")
 
     def flush(self, stalled: float = 5.0) -> bool:
-        """Wait until what was taken so far is written; False when no line was written for `stalled` seconds."""
+        """Wait until all queued lines are written; False when no line was written for `stalled` seconds."""
         left, since = self._queue.unfinished_tasks, time.monotonic()
         while self._queue.unfinished_tasks and time.monotonic() - since < stalled:
             time.sleep(0.005)
@@ -98,12 +98,12 @@ class TrafficLog:
         return not self._queue.unfinished_tasks
 
     def close(self, stalled: float = 5.0) -> None:
-        """Write what waits, however many lines, and stop."""
+        """Write all queued lines, and end the thread; lines are lost when none was written for `stalled` seconds."""
         if not self.flush(stalled):
             lines = self._queue.unfinished_tasks
             self._lost(lines)
-            log.error("%s lines of the traffic log are lost: the disk took none for %s s", lines, stalled)
-            return  # the thread hangs in a write
+            log.error("%s lines of the traffic log are lost: none was written for %s s", lines, stalled)
+            return  # the thread is blocked in a write
         self._queue.put_nowait(None)
         self._thread.join()
 
@@ -114,20 +114,20 @@ class TrafficLog:
                 append(path, masked(line))
             except OSError as error:
                 self._lost(1)
-                self._tell(f"cannot write {path}: {error.strerror or error}")
+                self._warn(f"cannot write {path}: {error.strerror or error}")
             finally:
                 self._queue.task_done()
         self._queue.task_done()
 
-    def _tell(self, what: str) -> None:
-        """Once a minute is enough: the metric counts every line."""
-        if time.monotonic() - self._told > 60 or not self._told:
-            self._told = time.monotonic()
-            log.error("lines of the traffic log are lost: %s; answers go on", what)
+    def _warn(self, what: str) -> None:
+        """Log at most once a minute: the metric counts every line."""
+        if time.monotonic() - self._last_warning > 60 or not self._last_warning:
+            self._last_warning = time.monotonic()
+            log.error("lines of the traffic log are lost: %s; requests are answered all the same", what)
 
 
 def masked(line: Line) -> dict[str, Any]:
-    """The line as it is written: without personal data in question and answer."""
+    """The line as it is written: personal data in prompt and completion is masked."""
     from finetune_pipeline.clean.pii import mask
 
     texts = {name: mask(text)[0] for name in ("prompt", "completion") if (text := getattr(line, name)) is not None}
@@ -135,8 +135,8 @@ def masked(line: Line) -> dict[str, Any]:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add one line with one write, so that lines of several processes never mix. A line that found only half the room
-    it needs is taken back: OSError, and nothing of it stays. The file can be read by its owner alone."""
+    """Append one line with one write, so that lines of several processes never mix. A partly written line is removed
+    again. OSError when the line was not written."""
     raw = (dumps(row) + "\n").encode("utf-8", "backslashreplace")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with private(path, "ab") as file:
@@ -149,7 +149,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def private(path: Path, mode: Literal["ab", "wb"]) -> io.FileIO:
-    """The file, open to be written without a buffer, with mode 0600 also where it lay there with another one."""
+    """The file, opened for unbuffered writing, with mode 0600 even if it existed with another mode."""
     file = io.FileIO(path, mode.removesuffix("b"), opener=lambda name, flags: os.open(name, flags, 0o600))
     status = os.fstat(file.fileno())
     if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) != 0o600 and status.st_uid == os.geteuid():

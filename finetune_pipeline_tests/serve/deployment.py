@@ -18,12 +18,13 @@ import uvicorn
 from finetune_pipeline.config import Task, task_from
 from finetune_pipeline.config.addresses import listen
 from finetune_pipeline.models.base_model import prepare
-from finetune_pipeline.records import Artifact, Silent, content_id
-from finetune_pipeline.serve import deployment_state
-from finetune_pipeline.serve.api_keys import PIPELINE, Keys, client_key
-from finetune_pipeline.serve.app import create_app, identity
+from finetune_pipeline.records import Artifact, Example, Message, Silent, content_id
+from finetune_pipeline.serve import deployment_state, transitions
+from finetune_pipeline.serve.api_keys import PIPELINE, ApiKeys, pipeline_key
+from finetune_pipeline.serve.app import create_app
 from finetune_pipeline.serve.deployment_state import Version
 from finetune_pipeline.serve.endpoint import Endpoint
+from finetune_pipeline.serve.identity import endpoint_identity
 from finetune_pipeline.serve.metrics import Metrics
 from finetune_pipeline.serve.supervisor import Supervisor
 from finetune_pipeline.serve.traffic import TrafficLog
@@ -31,11 +32,16 @@ from finetune_pipeline.store import TaskStore, home
 
 KEY = "key-of-the-tests"
 LIMIT = 16
+ROWS = 12
+TEST = [
+    Example(f"{n:016x}", (Message("user", f"prompt {n}"), Message("assistant", "a")), "test", f"test.csv:{n}")
+    for n in range(ROWS)
+]
 
 
 @dataclass
 class Deployed:
-    """One task: what is declared, and where its artifacts are."""
+    """One task: its declaration, its store and its base model."""
 
     task: Task
     store: TaskStore
@@ -46,11 +52,11 @@ class Deployed:
         return self.task.name
 
     def adapter(self, folder: Path) -> Artifact:
-        """The files in `folder` as a trained adapter; the same files, the same artifact."""
+        """The files in `folder` as an adapter artifact; the same one for the same folder."""
         key = content_id(str(folder))
-        found = self.store.find("adapter", key)
-        if found is not None:
-            return found
+        artifact = self.store.find("adapter", key)
+        if artifact is not None:
+            return artifact
         with self.store.scratch("adapter") as scratch:
             shutil.copytree(folder, scratch, dirs_exist_ok=True)
             return self.store.commit(
@@ -67,7 +73,7 @@ class Deployed:
 
     def promote(self, number: int, folder: Path, **settings: Any) -> Version:
         version = replace(self.version(number, self.adapter(folder)), **settings)
-        deployment_state.change(self.store, lambda state: deployment_state.promote(state, version, state.champion))
+        deployment_state.update(self.store, lambda state: transitions.promote(state, version, state.champion))
         return version
 
     def finished(self, asset: str, files: Mapping[str, str], inputs: Mapping[str, str] | None = None) -> Artifact:
@@ -84,28 +90,28 @@ class Deployed:
 
 def declare(root: Path, name: str, model: Path, **sections: Any) -> Deployed:
     """A task of this name in `root` with the base model `model`."""
-    plain: dict[str, Any] = {
+    declaration: dict[str, Any] = {
         "name": name,
         "sources": [{"path": "raw/test.csv"}],
         "base": {"path": str(model), "license": "apache-2.0"},
         "prompt": {"system": f"Answer {name} with one word."},
         **sections,
     }
-    task = task_from(plain, name)
+    task = task_from(declaration, name)
     (root / name).mkdir(parents=True)
-    (root / name / "task.yaml").write_text(json.dumps(plain), "utf-8")
+    (root / name / "task.yaml").write_text(json.dumps(declaration), "utf-8")
     store = TaskStore(name)
-    made = Deployed(task, store, base=None)  # type: ignore[arg-type]
+    deployed = Deployed(task, store, base=None)  # type: ignore[arg-type]
     with store.scratch("base_model") as scratch:
         facts = prepare(task.base, name, Silent())[1]
         (scratch / "base_model.json").write_text(json.dumps(facts), "utf-8")
-        made.base = store.commit("base_model", "base", scratch, made._facts("base"))
-    return made
+        deployed.base = store.commit("base_model", "base", scratch, deployed._facts("base"))
+    return deployed
 
 
 @dataclass
-class DecodeSequence:
-    """An endpoint that listens."""
+class RunningEndpoint:
+    """An endpoint that listens at `url`, in a thread of this process."""
 
     url: str
     endpoint: Endpoint
@@ -118,42 +124,44 @@ class DecodeSequence:
         url = f"{self.url}/v1/chat/completions"
         return httpx.post(url, content=raw, headers={"authorization": f"Bearer {key}", **headers}, timeout=60)
 
-    def ask(self, model: str, question: str = "where is my parcel?", **body: Any) -> httpx.Response:
-        return self.post({"model": model, "messages": [{"role": "user", "content": question}], **body})
+    def complete(self, model: str, prompt: str = "where is my parcel?", **body: Any) -> httpx.Response:
+        return self.post({"model": model, "messages": [{"role": "user", "content": prompt}], **body})
 
-    def standing(self, task: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.get("/version").json()["tasks"][task]
-        return found
+    def status(self, task: str) -> dict[str, Any]:
+        status: dict[str, Any] = self.get("/version").json()["tasks"][task]
+        return status
 
-    def until(self, holds: Callable[[], bool], what: str) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + 120
-        while not holds():
-            assert time.monotonic() < end, f"waited in vain for {what}"
+        while not condition():
+            assert time.monotonic() < end, f"timed out waiting for {what}"
             time.sleep(0.05)
 
-    def until_serves(self, task: str, version: int) -> None:
-        self.until(
-            lambda: (self.standing(task)["champion"] or {}).get("version") == version, f"version {version} of {task}"
+    def wait_until_serves(self, task: str, version: int) -> None:
+        self.wait_until(
+            lambda: (self.status(task)["champion"] or {}).get("version") == version, f"version {version} of {task}"
         )
 
 
 @contextmanager
-def running(keys: dict[str, str] | None = None) -> Iterator[DecodeSequence]:
+def running(keys: dict[str, str] | None = None) -> Iterator[RunningEndpoint]:
     """The application on a free port of loopback, in a thread of this process."""
     import hashlib
 
     metrics = Metrics()
     digests = {name: hashlib.sha256(key.encode()).digest() for name, key in ({"tests": KEY} | (keys or {})).items()}
-    digests[PIPELINE] = hashlib.sha256(client_key(home()).encode()).digest()
-    endpoint = Endpoint(Keys(digests), Supervisor(metrics), TrafficLog(metrics.lines_lost.inc), metrics, identity())
+    digests[PIPELINE] = hashlib.sha256(pipeline_key(home()).encode()).digest()
+    endpoint = Endpoint(
+        ApiKeys(digests), Supervisor(metrics), TrafficLog(metrics.lines_lost.inc), metrics, endpoint_identity()
+    )
     listening = listen("127.0.0.1", 0, "FINETUNE_ENDPOINT", "the endpoint")
     server = uvicorn.Server(uvicorn.Config(create_app(endpoint), log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
-    made = DecodeSequence(f"http://127.0.0.1:{listening.getsockname()[1]}", endpoint)
+    running_endpoint = RunningEndpoint(f"http://127.0.0.1:{listening.getsockname()[1]}", endpoint)
     try:
-        made.until(endpoint.supervisor.ready.is_set, "the endpoint to be ready")
-        yield made
+        running_endpoint.wait_until(endpoint.supervisor.ready.is_set, "the endpoint to be ready")
+        yield running_endpoint
     finally:
         server.should_exit = True
         thread.join(10)

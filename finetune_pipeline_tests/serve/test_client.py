@@ -1,4 +1,4 @@
-"""The process around the endpoint: found or started, refused with a reason, and ended whatever it is doing."""
+"""The endpoint's process and the pipeline's client of it: start, failure to start, waiting, stop."""
 
 from __future__ import annotations
 
@@ -26,8 +26,15 @@ from finetune_pipeline.backends import progress
 from finetune_pipeline.backends.progress import activity, until
 from finetune_pipeline.errors import JobCancelled, ServingError
 from finetune_pipeline.records import Silent
-from finetune_pipeline.serve import client, deployment_state, model_routes, supervisor
-from finetune_pipeline.serve.client import Live, is_ours, live_endpoint, temporary, wait_served
+from finetune_pipeline.serve import client, model_routes, supervisor
+from finetune_pipeline.serve.client import (
+    EndpointClient,
+    is_own_endpoint,
+    live_endpoint,
+    temporary_endpoint,
+    wait_until_served,
+)
+from finetune_pipeline.serve.rollback import rollback
 from finetune_pipeline_tests.serve.deployment import KEY, Deployed, declare, running
 
 MakeAdapter = Callable[[int], Path]
@@ -42,8 +49,8 @@ def task(tiny_model: Path, tmp_path: Path, monkeypatch: MonkeyPatch) -> Deployed
 
 
 @contextmanager
-def stranger() -> Iterator[str]:
-    """Somebody else's server, who answers everything with the same object."""
+def foreign_server() -> Iterator[str]:
+    """A server with another identity, which answers every GET with the same object."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -61,34 +68,36 @@ def stranger() -> Iterator[str]:
     server.server_close()
 
 
-def test_the_running_endpoint_is_used_when_it_is_ours(task: Deployed, monkeypatch: MonkeyPatch) -> None:
+def test_the_running_endpoint_is_used_when_its_identity_matches(task: Deployed, monkeypatch: MonkeyPatch) -> None:
     with running() as server:
         monkeypatch.setenv("FINETUNE_ENDPOINT", server.url)
-        with live_endpoint(task.task, task.store, Silent()) as found:
-            assert found.url == server.url and found.get("/version")["tasks"]["parcels"]["champion"] is None
+        with live_endpoint(task.task, task.store, Silent()) as endpoint:
+            assert endpoint.url == server.url and endpoint.get("/version")["tasks"]["parcels"]["champion"] is None
         monkeypatch.setenv("FINETUNE_HOME", "/elsewhere")
-        assert not is_ours(server.url)
+        assert not is_own_endpoint(server.url)
 
 
-def test_a_stranger_is_not_used_and_a_temporary_endpoint_is_gone_afterwards(
+def test_a_foreign_server_is_not_used_and_a_temporary_endpoint_is_ended_afterwards(
     task: Deployed, monkeypatch: MonkeyPatch
 ) -> None:
-    with stranger() as url:
+    with foreign_server() as url:
         monkeypatch.setenv("FINETUNE_ENDPOINT", url)
-        with live_endpoint(task.task, task.store, Silent()) as found:
-            assert found.url != url and found.get("/health")["identity"] != "another one"
+        with live_endpoint(task.task, task.store, Silent()) as endpoint:
+            assert endpoint.url != url and endpoint.get("/health")["identity"] != "another one"
             started = [p.pid for p in psutil.Process().children(recursive=True) if "--announce" in p.cmdline()]
             assert len(started) == 1
         assert not psutil.pid_exists(started[0])
         with pytest.raises(ServingError, match="does not answer"):
-            found.get("/version")
+            endpoint.get("/version")
 
 
-def test_an_endpoint_that_does_not_start_shows_why(task: Deployed, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+def test_an_endpoint_that_does_not_start_raises_the_reason(
+    task: Deployed, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
     monkeypatch.delenv("FINETUNE_API_KEYS")
     (tmp_path / "home" / "pipeline_key").mkdir(parents=True)
-    why = r"exit code 9\n.*\n.*pipeline_key cannot be read: Is a directory"
-    with pytest.raises(ServingError, match=why), temporary("parcels", "any", Silent()):
+    reason = r"exit code 9\n.*\n.*pipeline_key cannot be read: Is a directory"
+    with pytest.raises(ServingError, match=reason), temporary_endpoint("parcels", "any", Silent()):
         pass
 
 
@@ -101,15 +110,15 @@ def test_waiting_can_be_cancelled() -> None:
         until(lambda: None, lambda: 0, "nothing", Cancelled())
 
 
-def test_a_wait_ends_when_nothing_moves_and_not_before() -> None:
+def test_a_wait_ends_without_progress_and_not_before() -> None:
     with pytest.raises(ServingError, match=r"for nothing, of which nothing moved for 0 s: its log"):
         until(lambda: None, lambda: 0, "nothing", Silent(), lambda: ": its log", stalled=0.3)
-    asked, moved = count(), count()
-    assert until(lambda: next(asked) == 5, lambda: next(moved), "it", Silent(), stalled=0.3)  # a second, moving
+    polls, progress_figure = count(), count()
+    assert until(lambda: next(polls) == 5, lambda: next(progress_figure), "it", Silent(), stalled=0.3)  # takes a second
 
 
-def test_what_a_child_computes_is_progress() -> None:
-    """As `dagster dev` does, which only waits for those it started."""
+def test_the_cpu_time_of_a_child_process_is_progress() -> None:
+    """`dagster dev`, for example, only waits for its child processes."""
     child = [sys.executable, "-c", "while True: pass"]
     parent = subprocess.Popen(
         [sys.executable, "-c", f"import subprocess; subprocess.run({child})"], start_new_session=True
@@ -130,42 +139,42 @@ while time.process_time() < 2.5:
 
 
 @pytest.fixture
-def impatient(monkeypatch: MonkeyPatch) -> None:
-    """Waits end after 1.5 s of no progress; any tick of the processor's clock is progress."""
+def short_stall_limit(monkeypatch: MonkeyPatch) -> None:
+    """Waits end after 1.5 s without progress; any CPU time is progress."""
     monkeypatch.setattr(progress, "STALLED_SECONDS", 1.5)
     monkeypatch.setattr(progress, "CPU_SECONDS", 0.01)
 
 
-def test_an_endpoint_that_takes_long_to_start_is_waited_for(
-    task: Deployed, impatient: None, tmp_path: Path, monkeypatch: MonkeyPatch
+def test_a_slow_start_of_the_endpoint_is_waited_for(
+    task: Deployed, short_stall_limit: None, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(BUSY, "utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    with temporary("parcels", KEY, Silent()) as found:
-        assert is_ours(found.url)
+    with temporary_endpoint("parcels", KEY, Silent()) as endpoint:
+        assert is_own_endpoint(endpoint.url)
 
 
-def test_a_version_that_loads_slowly_is_waited_for(
-    task: Deployed, make_adapter: MakeAdapter, impatient: None, monkeypatch: MonkeyPatch
+def test_a_slow_load_of_a_version_is_waited_for(
+    task: Deployed, make_adapter: MakeAdapter, short_stall_limit: None, monkeypatch: MonkeyPatch
 ) -> None:
     real = model_routes.base_folder
 
-    def slowly(found: Any) -> Path:
+    def slow_base_folder(artifacts: Any) -> Path:
         end = time.thread_time() + 2.5
         while time.thread_time() < end:
             pass
-        return real(found)
+        return real(artifacts)
 
-    monkeypatch.setattr(supervisor, "base_folder", slowly)
+    monkeypatch.setattr(supervisor, "base_folder", slow_base_folder)
     with running() as server:
         version = task.promote(1, make_adapter(1))
-        wait_served(Live(server.url, KEY), "parcels", "champion", version.adapter, Silent())
-        assert server.ask("parcels").headers["x-finetune-version"] == "1"
+        wait_until_served(EndpointClient(server.url, KEY), "parcels", "champion", version.adapter, Silent())
+        assert server.complete("parcels").headers["x-finetune-version"] == "1"
 
 
-def test_a_busy_endpoint_is_asked_again(monkeypatch: MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr(client, "TRIES", 4)
+def test_a_request_to_a_busy_endpoint_is_retried(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "RESPONSE_SECONDS", 0.2)
+    monkeypatch.setattr(client, "MAX_ATTEMPTS", 4)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
 
@@ -177,131 +186,134 @@ def test_a_busy_endpoint_is_asked_again(monkeypatch: MonkeyPatch) -> None:
                     connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
 
         threading.Thread(target=answer, daemon=True).start()
-        assert client.Live(url, KEY).get("/version") == {}
+        assert client.EndpointClient(url, KEY).get("/version") == {}
         with pytest.raises(ServingError, match="does not answer"):
-            client.Live(url, KEY).get("/version")
+            client.EndpointClient(url, KEY).get("/version")
 
 
 def serve(*options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "finetune_pipeline.serve.app", *options]
+    command = [sys.executable, "-m", "finetune_pipeline.serve.server", *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
-def test_what_keeps_it_from_listening_has_an_exit_code_and_a_cure(task: Deployed, monkeypatch: MonkeyPatch) -> None:
-    with stranger() as url:
+def test_a_failure_to_listen_has_an_exit_code_and_a_hint(task: Deployed, monkeypatch: MonkeyPatch) -> None:
+    with foreign_server() as url:
         taken = serve("--port", url.rpartition(":")[2])
-        _, says = taken.communicate(timeout=60)
+        _, stderr = taken.communicate(timeout=60)
     assert taken.returncode == 10
-    assert url.removeprefix("http://") in says and f"process {os.getpid()}" in says and "FINETUNE_ENDPOINT=" in says
+    assert (
+        url.removeprefix("http://") in stderr and f"process {os.getpid()}" in stderr and "FINETUNE_ENDPOINT=" in stderr
+    )
     monkeypatch.delenv("FINETUNE_API_KEYS")
     open_to_all = serve("--host", "0.0.0.0", "--port", "0")  # noqa: S104 - it has to refuse
-    _, says = open_to_all.communicate(timeout=60)
-    assert open_to_all.returncode == 8 and "FINETUNE_API_KEYS" in says
+    _, stderr = open_to_all.communicate(timeout=60)
+    assert open_to_all.returncode == 8 and "FINETUNE_API_KEYS" in stderr
 
 
-def listening(announce: Path) -> str:
-    url = until(
-        lambda: announce.exists() and is_ours(announce.read_text()) and announce.read_text(), lambda: 0, "it", Silent()
-    )
+def announced_url(announce: Path) -> str:
+    def listening() -> str:
+        return announce.read_text() if announce.exists() and is_own_endpoint(announce.read_text()) else ""
+
+    url = until(listening, lambda: 0, "it", Silent())
     assert isinstance(url, str)
     return url
 
 
-def test_ctrl_c_ends_it_in_good_order(task: Deployed, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_endpoint_with_exit_code_0(task: Deployed, tmp_path: Path) -> None:
     process = serve("--port", "0", "--announce", str(tmp_path / "url"))
     try:
-        listening(tmp_path / "url")
+        announced_url(tmp_path / "url")
         process.send_signal(signal.SIGINT)
-        _, says = process.communicate(timeout=10)
+        _, stderr = process.communicate(timeout=10)
     finally:
         process.kill()
-    assert process.returncode == 0 and "the endpoint has stopped" in says and "Traceback" not in says
+    assert process.returncode == 0 and "the endpoint has stopped" in stderr and "Traceback" not in stderr
 
 
-def test_an_mlflow_that_hangs_delays_nothing_that_serves(
+def test_a_hanging_mlflow_server_delays_no_serving(
     task: Deployed, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
-    """It takes connections, and never says a word. Start, answer, a new version, a rollback."""
+    """It accepts connections and never responds. Start, an answer, a new version, a rollback."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     task.promote(1, make_adapter(1))
-    with socket.create_server(("127.0.0.1", 0)) as hung, running() as server:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{hung.getsockname()[1]}")
-        server.until_serves("parcels", 1)
-        assert server.ask("parcels").status_code == 200
+    with socket.create_server(("127.0.0.1", 0)) as hanging, running() as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{hanging.getsockname()[1]}")
+        server.wait_until_serves("parcels", 1)
+        assert server.complete("parcels").status_code == 200
         task.promote(2, make_adapter(2))
-        server.until_serves("parcels", 2)
-        line = deployment_state.rollback("parcels", "worse")
-        server.until_serves("parcels", 1)
-        assert "version 1 serves again" in line and "could not follow" in line
+        server.wait_until_serves("parcels", 2)
+        line = rollback("parcels", "worse")
+        server.wait_until_serves("parcels", 1)
+        assert "version 1 serves again" in line and "was not updated" in line
 
 
-def test_a_rollback_moves_the_traffic_before_it_asks_mlflow(
+def test_a_rollback_moves_the_traffic_before_it_calls_mlflow(
     task: Deployed, make_adapter: MakeAdapter, monkeypatch: MonkeyPatch
 ) -> None:
-    """Version 1 answers while the alias still waits for an MLflow that never says a word."""
+    """Version 1 answers while the update of the alias waits for an MLflow server that never responds."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for number in (1, 2):
         task.promote(number, make_adapter(number))
     with running() as server:
-        server.until_serves("parcels", 2)
-        with socket.create_server(("127.0.0.1", 0)) as hung:
-            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{hung.getsockname()[1]}")
-            rolling = threading.Thread(target=deployment_state.rollback, args=("parcels", "worse"))
-            rolling.start()
-            server.until_serves("parcels", 1)
-            assert rolling.is_alive()
-        rolling.join()
+        server.wait_until_serves("parcels", 2)
+        with socket.create_server(("127.0.0.1", 0)) as hanging:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{hanging.getsockname()[1]}")
+            rollback_thread = threading.Thread(target=rollback, args=("parcels", "worse"))
+            rollback_thread.start()
+            server.wait_until_serves("parcels", 1)
+            assert rollback_thread.is_alive()
+        rollback_thread.join()
 
 
 SLOW = """
 import torch
 from finetune_pipeline.inference.decoder import Decoder
-from finetune_pipeline.serve import app
+from finetune_pipeline.serve import server
 
-def slowly(decoder, step=Decoder.step):
-    wide = torch.rand(1, 1, 2500, 2500)  # seconds within one call of torch
+def slow_step(decoder, step=Decoder.step):
+    tensor = torch.rand(1, 1, 2500, 2500)  # seconds within one call of torch
     for _ in range(6):
-        wide = torch.nn.functional.scaled_dot_product_attention(wide, wide, wide)
+        tensor = torch.nn.functional.scaled_dot_product_attention(tensor, tensor, tensor)
     return step(decoder)
 
-Decoder.step = slowly
-app.main()
+Decoder.step = slow_step
+server.main()
 """
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("how", ["-m finetune_pipeline.serve.app", SLOW])
-def test_it_can_be_stopped_in_the_middle_of_answers(
-    task: Deployed, make_adapter: MakeAdapter, tmp_path: Path, stream: bool, how: str
+@pytest.mark.parametrize("program", ["-m finetune_pipeline.serve.server", SLOW])
+def test_the_endpoint_can_be_stopped_during_answers(
+    task: Deployed, make_adapter: MakeAdapter, tmp_path: Path, stream: bool, program: str
 ) -> None:
     task.promote(1, make_adapter(1), max_new_tokens=1900)
-    options = ["-c", how] if how == SLOW else how.split()
+    options = ["-c", program] if program == SLOW else program.split()
     command = [sys.executable, *options, "--port", "0", "--announce", str(tmp_path / "url")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     key = {"authorization": f"Bearer {KEY}"}
     body = {"model": "parcels", "messages": [{"role": "user", "content": "hi"}], "temperature": 2.0, "stream": stream}
     try:
-        url = listening(tmp_path / "url")
+        url = announced_url(tmp_path / "url")
 
-        def told(what: str) -> Any:
-            return httpx.get(url + "/version", headers=key, timeout=60).json()[what]
+        def version(field: str) -> Any:
+            return httpx.get(url + "/version", headers=key, timeout=60).json()[field]
 
         def loaded() -> bool:
-            tasks = told("tasks")
+            tasks = version("tasks")
             return "parcels" in tasks and tasks["parcels"]["champion"] is not None
 
         until(loaded, lambda: 0, "the champion", Silent())
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(httpx.post, url + "/v1/chat/completions", json=body, headers=key, timeout=60)
-            until(lambda: told("busy"), lambda: 0, "the request", Silent())
+            until(lambda: version("busy"), lambda: 0, "the request", Silent())
             process.send_signal(signal.SIGTERM)
-            _, says = process.communicate(timeout=60)
+            _, stderr = process.communicate(timeout=60)
         assert answer.result().status_code == 200 or "the endpoint is stopping" in answer.result().text
     finally:
         process.kill()
-    assert process.returncode == 0 and says.rstrip().endswith("the endpoint has stopped")
-    assert "Traceback" not in says and "terminate" not in says
+    assert process.returncode == 0 and stderr.rstrip().endswith("the endpoint has stopped")
+    assert "Traceback" not in stderr and "terminate" not in stderr
     (log,) = (tmp_path / "home" / "traffic" / "parcels").glob("*.jsonl")
     assert '"status": "error"' in log.read_text() or '"status": "ok"' in log.read_text()

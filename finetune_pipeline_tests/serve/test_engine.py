@@ -1,4 +1,4 @@
-"""The engine: adapters side by side on one base, loaded and unloaded while others are computed."""
+"""The engine: several adapters on one base model, loaded and unloaded while requests run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from finetune_pipeline.errors import StorageError
-from finetune_pipeline.serve.engine import AdapterGone, Engine, EngineFull, GenerationRequest, TokenEvent
+from finetune_pipeline.serve.engine import Engine
+from finetune_pipeline.serve.generation_request import AdapterGone, EngineFull, GenerationRequest, TokenEvent
 
 MakeAdapter = Callable[[int], Path]
 PROMPT = tuple(range(20, 44))
@@ -19,43 +20,45 @@ PROMPT = tuple(range(20, 44))
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> Iterator[Engine]:
-    made = Engine(tiny_model, max_rows=4, max_requests=32)
-    yield made
-    made.stop()
+    engine = Engine(tiny_model, max_rows=4, max_requests=32)
+    yield engine
+    engine.stop()
 
 
 class Collect:
-    """A sink that keeps the pieces; `tokens()` waits for the last."""
+    """A sink that keeps the events; `tokens()` waits for the last one."""
 
     def __init__(self) -> None:
-        self.pieces: queue.Queue[TokenEvent] = queue.Queue()
+        self.events: queue.Queue[TokenEvent] = queue.Queue()
 
-    def __call__(self, piece: TokenEvent) -> None:
-        self.pieces.put(piece)
+    def __call__(self, event: TokenEvent) -> None:
+        self.events.put(event)
 
     def tokens(self) -> list[int]:
-        found = []
+        tokens = []
         while True:
-            piece = self.pieces.get(timeout=30)
-            found.append(piece.token)
-            if piece.reason is not None:
-                assert piece.reason != "error", piece.error
-                return found
+            event = self.events.get(timeout=30)
+            tokens.append(event.token)
+            if event.reason is not None:
+                assert event.reason != "error", event.error
+                return tokens
 
 
-def ask(adapter: str | None, limit: int = 12, prompt: tuple[int, ...] = PROMPT, prefix: int = 8) -> GenerationRequest:
+def request(
+    adapter: str | None, limit: int = 12, prompt: tuple[int, ...] = PROMPT, prefix: int = 8
+) -> GenerationRequest:
     return GenerationRequest(adapter, prompt, PROMPT[:prefix], limit)
 
 
-def answer(engine: Engine, *asks: GenerationRequest) -> list[list[int]]:
-    sinks = [Collect() for _ in asks]
-    for one, sink in zip(asks, sinks, strict=True):
-        engine.submit(one, sink)
+def answers(engine: Engine, *requests: GenerationRequest) -> list[list[int]]:
+    sinks = [Collect() for _ in requests]
+    for generation_request, sink in zip(requests, sinks, strict=True):
+        engine.submit(generation_request, sink)
     return [sink.tokens() for sink in sinks]
 
 
 def reference(base: Path, adapter: Path | None, limit: int = 12) -> list[int]:
-    """What transformers and peft generate by themselves."""
+    """The tokens of transformers' `generate` with peft."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -65,16 +68,16 @@ def reference(base: Path, adapter: Path | None, limit: int = 12) -> list[int]:
     ids = torch.tensor([PROMPT])
     with torch.inference_mode():
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False)
-    found: list[int] = out[0, len(PROMPT) :].tolist()
-    return found
+    tokens: list[int] = out[0, len(PROMPT) :].tolist()
+    return tokens
 
 
-def test_adapters_and_base_at_the_same_time_answer_as_each_alone(
+def test_concurrent_adapters_answer_as_transformers_does(
     engine: Engine, tiny_model: Path, make_adapter: MakeAdapter
 ) -> None:
     engine.load("one", make_adapter(1))
     engine.load("two", make_adapter(2))
-    together = answer(engine, *(ask(name) for name in ("one", "two", None, "one", None, "two", "two")))
+    together = answers(engine, *(request(name) for name in ("one", "two", None, "one", None, "two", "two")))
     one, two, base = (
         reference(tiny_model, make_adapter(1)),
         reference(tiny_model, make_adapter(2)),
@@ -84,88 +87,90 @@ def test_adapters_and_base_at_the_same_time_answer_as_each_alone(
     assert one != two != base != one
 
 
-def test_the_shared_prefix_changes_nothing(engine: Engine, make_adapter: MakeAdapter) -> None:
+def test_the_shared_prefix_changes_no_answer(engine: Engine, make_adapter: MakeAdapter) -> None:
     engine.load("one", make_adapter(1))
-    with_prefix, without, other = answer(engine, ask("one"), ask("one", prefix=0), ask("one", prompt=(7, *PROMPT[1:])))
+    with_prefix, without, other = answers(
+        engine, request("one"), request("one", prefix=0), request("one", prompt=(7, *PROMPT[1:]))
+    )
     assert with_prefix == without != other
 
 
-def test_an_adapter_stays_until_its_last_lease_is_given_back(engine: Engine, make_adapter: MakeAdapter) -> None:
+def test_an_adapter_is_unloaded_after_its_last_lease(engine: Engine, make_adapter: MakeAdapter) -> None:
     engine.load("three", make_adapter(3))
     with engine.lease("three"):
-        before = answer(engine, ask("three"))
+        before = answers(engine, request("three"))
         engine.unload("three")
         with pytest.raises(AdapterGone), engine.lease("three"):
             pass
-        assert answer(engine, ask("three")) == before
-    answer(engine, ask(None))  # a round of the engine later it is gone
+        assert answers(engine, request("three")) == before
+    answers(engine, request(None))  # one round of the engine later it is unloaded
     assert "three" not in engine._adapters.names
     engine.load("three", make_adapter(3))
-    assert answer(engine, ask("three")) == before
+    assert answers(engine, request("three")) == before
 
 
-def test_all_adapters_may_go_and_the_base_is_the_base_again(tiny_model: Path, make_adapter: MakeAdapter) -> None:
+def test_after_unloading_all_adapters_the_base_model_is_unchanged(tiny_model: Path, make_adapter: MakeAdapter) -> None:
     engine = Engine(tiny_model)
-    base = answer(engine, ask(None))
+    base = answers(engine, request(None))
     engine.load("one", make_adapter(1))
-    tuned = answer(engine, ask("one"))
+    tuned = answers(engine, request("one"))
     engine.unload("one")
-    assert answer(engine, ask(None)) == base != tuned
+    assert answers(engine, request(None)) == base != tuned
     engine.load("two", make_adapter(2))
-    assert answer(engine, ask("two")) not in (base, tuned)
+    assert answers(engine, request("two")) not in (base, tuned)
     engine.stop()
 
 
-def test_loading_and_unloading_meanwhile_disturbs_nobody(engine: Engine, make_adapter: MakeAdapter) -> None:
+def test_loading_and_unloading_changes_no_running_answer(engine: Engine, make_adapter: MakeAdapter) -> None:
     engine.load("one", make_adapter(1))
-    expected = answer(engine, ask("one", limit=60))
+    expected = answers(engine, request("one", limit=60))
     sink = Collect()
-    engine.submit(ask("one", limit=60), sink)
+    engine.submit(request("one", limit=60), sink)
     for _ in range(3):
         engine.load("two", make_adapter(2))
         engine.unload("two")
     assert sink.tokens() == expected[0]
 
 
-def test_an_adapter_that_does_not_fit_is_refused_and_nothing_is_left_behind(
+def test_an_adapter_that_does_not_fit_is_refused_and_leaves_nothing(
     engine: Engine, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
 
     engine.load("one", make_adapter(1))
-    before = answer(engine, ask("one"), ask(None))
-    for number, spoil in enumerate((_half, _foreign, _narrow)):
+    before = answers(engine, request("one"), request(None))
+    for number, damage in enumerate((_half, _foreign, _narrow)):
         folder = tmp_path / str(number)
         shutil.copytree(make_adapter(2), folder)
         weights = folder / "adapter_model.safetensors"
-        save_file(spoil(load_file(weights)), weights)
+        save_file(damage(load_file(weights)), weights)
         with pytest.raises(StorageError, match="fit"):
-            engine.load("spoilt", folder)
-        assert "spoilt" not in engine.loaded and "spoilt" not in engine._adapters.names
+            engine.load("damaged", folder)
+        assert "damaged" not in engine.loaded and "damaged" not in engine._adapters.names
     shutil.rmtree(tmp_path / "0")
     with pytest.raises(StorageError, match="holds no adapter_model"):
-        engine.load("spoilt", tmp_path / "0")
-    assert answer(engine, ask("one"), ask(None)) == before
+        engine.load("damaged", tmp_path / "0")
+    assert answers(engine, request("one"), request(None)) == before
 
 
-def test_a_first_adapter_that_does_not_fit_does_no_harm(
+def test_a_first_adapter_that_does_not_fit_leaves_the_base_model_unchanged(
     tiny_model: Path, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
 
     engine = Engine(tiny_model)
-    before = answer(engine, ask(None))
-    shutil.copytree(make_adapter(2), tmp_path / "spoilt")
-    weights = tmp_path / "spoilt" / "adapter_model.safetensors"
+    before = answers(engine, request(None))
+    shutil.copytree(make_adapter(2), tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "adapter_model.safetensors"
     save_file(_half(load_file(weights)), weights)
     with pytest.raises(StorageError, match="only in part"):
-        engine.load("two", tmp_path / "spoilt")
-    (tmp_path / "spoilt" / "adapter_config.json").write_text("{}", "utf-8")
+        engine.load("two", tmp_path / "damaged")
+    (tmp_path / "damaged" / "adapter_config.json").write_text("{}", "utf-8")
     with pytest.raises(StorageError, match="does not fit"):
-        engine.load("two", tmp_path / "spoilt")
-    assert answer(engine, ask(None)) == before
+        engine.load("two", tmp_path / "damaged")
+    assert answers(engine, request(None)) == before
     engine.load("two", make_adapter(2))
-    assert answer(engine, ask("two")) == [reference(tiny_model, make_adapter(2))]
+    assert answers(engine, request("two")) == [reference(tiny_model, make_adapter(2))]
     engine.stop()
 
 
@@ -184,46 +189,46 @@ def _narrow(weights: dict[str, Any]) -> dict[str, Any]:
     return {name: weight[:, :-1].contiguous() for name, weight in weights.items()}
 
 
-def test_a_cancelled_request_makes_room(engine: Engine) -> None:
+def test_a_cancelled_request_frees_its_row(engine: Engine) -> None:
     sink = Collect()
-    ticket = engine.submit(ask(None, limit=600), sink)
-    sink.pieces.get(timeout=30)
+    ticket = engine.submit(request(None, limit=600), sink)
+    sink.events.get(timeout=30)
     engine.cancel(ticket)
-    answer(engine, ask(None))
+    answers(engine, request(None))
     assert engine.busy == (0, 0)
-    count = sink.pieces.qsize()
-    answer(engine, ask(None))
-    assert sink.pieces.qsize() == count < 2000
+    count = sink.events.qsize()
+    answers(engine, request(None))
+    assert sink.events.qsize() == count < 2000
 
 
-def test_more_than_may_wait_are_told_at_once(tiny_model: Path) -> None:
+def test_a_full_engine_refuses_at_once(tiny_model: Path) -> None:
     engine = Engine(tiny_model, max_rows=1, max_requests=2)
-    tickets = [engine.submit(ask(None, limit=1500), Collect()) for _ in range(2)]
+    tickets = [engine.submit(request(None, limit=1500), Collect()) for _ in range(2)]
     with pytest.raises(EngineFull):
-        engine.submit(ask(None), Collect())
+        engine.submit(request(None), Collect())
     for ticket in tickets:
         engine.cancel(ticket)
-    answer(engine, ask(None))
+    answers(engine, request(None))
     engine.stop()
 
 
 def test_a_request_that_cannot_be_computed_fails_alone(engine: Engine) -> None:
     bad, good = Collect(), Collect()
-    engine.submit(ask(None, limit=100_000), bad)
-    engine.submit(ask(None), good)
-    piece = bad.pieces.get(timeout=30)
-    assert piece.reason == "error" and "shorten the prompt" in piece.error
+    engine.submit(request(None, limit=100_000), bad)
+    engine.submit(request(None), good)
+    event = bad.events.get(timeout=30)
+    assert event.reason == "error" and "shorten the prompt" in event.error
     assert len(good.tokens()) == 12
 
 
-def test_long_rows_keep_nobody_waiting(engine: Engine) -> None:
-    """All places are taken by rows that go on for long; what comes then is answered meanwhile."""
+def test_long_requests_do_not_delay_short_ones(engine: Engine) -> None:
+    """All rows are taken by long requests; a short one is answered before they end."""
     sinks = [Collect() for _ in range(8)]
-    tickets = [engine.submit(ask(None, limit=1500), sink) for sink in sinks]
-    tickets.append(engine.submit(ask(None, prompt=tuple(PROMPT[0] + i % 300 for i in range(1900))), Collect()))
-    sinks[0].pieces.get(timeout=30)
-    assert answer(engine, ask(None))[0] == answer(engine, ask(None))[0]
-    assert sinks[0].pieces.qsize() < 200
+    tickets = [engine.submit(request(None, limit=1500), sink) for sink in sinks]
+    tickets.append(engine.submit(request(None, prompt=tuple(PROMPT[0] + i % 300 for i in range(1900))), Collect()))
+    sinks[0].events.get(timeout=30)
+    assert answers(engine, request(None))[0] == answers(engine, request(None))[0]
+    assert sinks[0].events.qsize() < 200
     for ticket in tickets:
         engine.cancel(ticket)
 
@@ -237,21 +242,21 @@ def test_a_long_prompt_is_answered_as_transformers_does(engine: Engine, tiny_mod
     with torch.inference_mode():
         model: Any = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
-    assert answer(engine, ask(None, prompt=prompt)) == [out[0, 1800:].tolist()]
+    assert answers(engine, request(None, prompt=prompt)) == [out[0, 1800:].tolist()]
 
 
 def test_a_stop_rule_ends_an_answer(engine: Engine) -> None:
     from dataclasses import replace
 
-    full = answer(engine, ask(None))[0]
-    assert answer(engine, replace(ask(None), stop=lambda ids: len(ids) == 5))[0] == full[:5]
+    full = answers(engine, request(None))[0]
+    assert answers(engine, replace(request(None), stop=lambda ids: len(ids) == 5))[0] == full[:5]
 
 
-def test_stopping_tells_those_who_wait(tiny_model: Path) -> None:
+def test_stop_ends_running_requests_with_an_error(tiny_model: Path) -> None:
     engine = Engine(tiny_model)
     sink = Collect()
-    engine.submit(ask(None, limit=600), sink)
-    sink.pieces.get(timeout=30)
+    engine.submit(request(None, limit=600), sink)
+    sink.events.get(timeout=30)
     engine.stop()
-    last = [sink.pieces.get(timeout=1) for _ in range(sink.pieces.qsize())][-1]
+    last = [sink.events.get(timeout=1) for _ in range(sink.events.qsize())][-1]
     assert last.reason == "error" and "stopping" in last.error

@@ -1,4 +1,4 @@
-"""The wire format: bad requests name the field and the hint; what cannot be honored is refused."""
+"""The request schema: errors name the field and what to do; unsupported parameters are refused."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ def refused(**changes: Any) -> ApiError:
 
 def test_a_plain_request() -> None:
     request = parse_request(json.dumps(GOOD | {"user": "u", "n": 1, "tools": [], "temperature": None}).encode())
-    assert request.chat == [{"role": "user", "content": "hi"}] and request.limit is None and request.stops == ()
+    assert (
+        request.chat == [{"role": "user", "content": "hi"}]
+        and request.max_answer_tokens is None
+        and request.stops == ()
+    )
 
 
-def test_parts_and_the_developer_role_are_understood() -> None:
+def test_text_parts_and_the_developer_role_are_accepted() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}]
     request = parse_request(json.dumps(GOOD | {"messages": messages}).encode())
@@ -48,38 +52,38 @@ def test_parts_and_the_developer_role_are_understood() -> None:
         b'{"seed": 1' + b"0" * 5000 + b"}",
     ],
 )
-def test_a_body_that_is_no_request(raw: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(raw: bytes) -> None:
     with pytest.raises(ApiError, match="JSON") as caught:
         parse_request(raw)
     assert caught.value.status == 400 and caught.value.code == "invalid_json"
 
 
 @pytest.mark.parametrize(
-    ("changes", "field", "says"),
+    ("changes", "field", "message"),
     [
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": "hi"}, "messages", "list"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "missing"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "last message has to be the user's"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "the last message must have the role user"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "messages.0.role", "'user'"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"temperature": "hot"}, "temperature", "hot"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
-        ({"stop": ["a", ""]}, "stop", "not empty"),
+        ({"stop": ["a", ""]}, "stop", "must not be empty"),
         ({"model": ""}, "model", "at least 1"),
         ({"model": "m" * 201}, "model", "at most 200"),
         ({"seed": 2**70}, "seed", "less than"),
         ({"seed": -(2**63) - 1}, "seed", "greater than"),
         ({"stop": ["a"] * 5}, "stop", "up to 4"),
-        ({"stop": "a" * 257}, "stop", "256 characters at most"),
+        ({"stop": "a" * 257}, "stop", "nor longer than 256 characters"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [{"id": "1"}]}]}, "messages.0", "`tool_calls`"),
         ({"messages": [{"role": "user", "content": "x", "weight": 0}]}, "messages.0", "`weight`"),
         ({"messages": [GOOD["messages"][0]] * 3000}, "messages", "at most 2048"),
     ],
 )
-def test_a_wrong_field_is_named_with_its_value_and_the_cure(changes: dict[str, Any], field: str, says: str) -> None:
+def test_an_error_names_the_field_and_the_problem(changes: dict[str, Any], field: str, message: str) -> None:
     error = refused(**changes)
-    assert error.param == field and says in error.message
+    assert error.param == field and message in error.message
 
 
 @pytest.mark.parametrize(
@@ -92,11 +96,11 @@ def test_a_wrong_field_is_named_with_its_value_and_the_cure(changes: dict[str, A
         {"response_format": {"type": "json_object"}},
     ],
 )
-def test_what_cannot_be_honored_is_refused_not_ignored(changes: dict[str, Any]) -> None:
+def test_unsupported_parameters_are_refused_not_ignored(changes: dict[str, Any]) -> None:
     assert f"`{next(iter(changes))}` is not supported" in refused(**changes).message
 
 
-def test_the_first_thing_that_is_wrong_is_enough() -> None:
+def test_validation_stops_at_the_first_wrong_message() -> None:
     """A million wrong messages must not become a million errors."""
     raw = b'{"model": "m", "messages": [' + b"1," * 1_000_000 + b"1]}"
     with pytest.raises(ApiError) as caught:
@@ -113,24 +117,24 @@ def test_the_first_thing_that_is_wrong_is_enough() -> None:
     ],
     ids=["objects", "keys", "parts"],
 )
-def test_a_million_tiny_values_are_not_read(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_schema, "from_json", lambda *_, **__: pytest.fail("it was read"))
+def test_a_million_tiny_values_are_not_parsed(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_schema, "from_json", lambda *_, **__: pytest.fail("it was parsed"))
     with pytest.raises(ApiError, match="shorten `messages`"):
         parse_request(raw)
 
 
-def test_more_parameters_than_there_are_are_refused_unseen() -> None:
+def test_too_many_parameters_are_refused_by_their_number() -> None:
     assert "100 parameters" in refused(**{f"p{n}": 1 for n in range(98)}).message
 
 
-def test_a_parameter_nobody_knows_is_named() -> None:
+def test_an_unknown_parameter_is_named() -> None:
     for name in ("top_k", "min_p", "temprature", "repetition_penalty"):
-        assert f"`{name}` is no parameter of this endpoint" in refused(**{name: 1}).message
+        assert f"`{name}` is not a parameter of this endpoint" in refused(**{name: 1}).message
     assert len(refused(**{"x" * 100_000: 1}).message) < 200
 
 
-def test_what_clients_send_along_is_taken() -> None:
-    """openai's own message, sent back as it came."""
+def test_extra_fields_of_openai_messages_are_accepted() -> None:
+    """A message of the openai client, sent back unchanged."""
     answer: dict[str, object] = {"role": "assistant", "content": "a", "refusal": None, "annotations": [], "audio": None}
     answer |= {"function_call": None, "tool_calls": None}
     messages = [GOOD["messages"][0], answer, {"role": "user", "content": "b", "name": "anna"}]

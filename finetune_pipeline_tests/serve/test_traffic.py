@@ -1,4 +1,4 @@
-"""The traffic log: masked lines in a file a day; a disk that refuses costs lines, never answers."""
+"""The traffic log: masked lines, one file per day; a full disk loses lines, never responses."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from finetune_pipeline.store import traffic_folder
 
 
 def line(**changes: object) -> Line:
-    plain: dict[str, object] = {
+    fields: dict[str, object] = {
         "at": "2026-01-05T10:00:00.123+00:00", "request": "chatcmpl-1", "task": "parcels", "model": "parcels",
         "version": 4, "adapter": "9be0", "status": "ok", "valid": True, "seconds": 0.5, "first_token_seconds": 0.1,
         "prompt_tokens": 10, "completion_tokens": 3, "key": "shop", "stream": False,
         "prompt": "write to anna@example.com", "completion": "delivery",
     }  # fmt: skip
-    return Line(**{**plain, **changes})  # type: ignore[arg-type]
+    return Line(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ def lost(tmp_path: Path, monkeypatch: MonkeyPatch) -> list[int]:
     return []
 
 
-def test_lines_land_in_their_day_masked(lost: list[int]) -> None:
+def test_lines_are_masked_and_written_to_the_file_of_their_day(lost: list[int]) -> None:
     log = TrafficLog(lost.append)
-    log.add(line(), check=False)
-    log.add(line(at="2026-01-06T00:00:00.000+00:00", prompt=None, completion=None), check=False)
+    log.add(line(), is_check=False)
+    log.add(line(at="2026-01-06T00:00:00.000+00:00", prompt=None, completion=None), is_check=False)
     log.close()
     first, second = (list(read_jsonl(p)) for p in sorted(traffic_folder("parcels").glob("*.jsonl")))
     assert first[0]["prompt"] == "write to <EMAIL>" and first[0]["version"] == 4
@@ -44,37 +44,37 @@ def test_lines_land_in_their_day_masked(lost: list[int]) -> None:
     assert not lost
 
 
-def test_every_line_is_written_at_the_end_however_long_it_takes(lost: list[int], monkeypatch: MonkeyPatch) -> None:
-    def slowly(path: Path, row: dict[str, object]) -> None:
+def test_close_writes_every_line_however_long_it_takes(lost: list[int], monkeypatch: MonkeyPatch) -> None:
+    def slow_append(path: Path, row: dict[str, object]) -> None:
         time.sleep(0.05)
         append(path, row)
 
     append = traffic.append
-    monkeypatch.setattr(traffic, "append", slowly)
+    monkeypatch.setattr(traffic, "append", slow_append)
     log = TrafficLog(lost.append)
     for _ in range(20):
-        log.add(line(), check=False)
+        log.add(line(), is_check=False)
     log.close(stalled=0.5)  # the whole takes a second
     (path,) = traffic_folder("parcels").glob("*.jsonl")
     assert len(list(read_jsonl(path))) == 20 and not lost
 
 
-def test_a_log_that_others_could_read_is_closed_to_them(lost: list[int]) -> None:
+def test_the_mode_of_an_existing_log_becomes_0600(lost: list[int]) -> None:
     path = traffic_folder("parcels") / "2026-01-05.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text("")
     path.chmod(0o644)
     log = TrafficLog(lost.append)
-    log.add(line(), check=False)
+    log.add(line(), is_check=False)
     log.close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_checks_are_kept_apart_from_traffic(lost: list[int]) -> None:
     log = TrafficLog(lost.append)
-    log.add(line(), check=True)
-    log.add(line(task=""), check=False)
-    log.add(line(task="", model=""), check=False)
+    log.add(line(), is_check=True)
+    log.add(line(task=""), is_check=False)
+    log.add(line(task="", model=""), is_check=False)
     log.close()
     assert not list(traffic_folder("parcels").glob("*.jsonl"))
     assert len(list(traffic_folder("parcels").glob("checks/*.jsonl"))) == 1
@@ -82,18 +82,18 @@ def test_checks_are_kept_apart_from_traffic(lost: list[int]) -> None:
     assert len(list(traffic_folder("_refused").glob("*.jsonl"))) == 1
 
 
-def test_a_full_disk_is_counted_and_the_next_line_is_written(lost: list[int], monkeypatch: MonkeyPatch) -> None:
+def test_a_full_disk_loses_one_counted_line(lost: list[int], monkeypatch: MonkeyPatch) -> None:
     log = TrafficLog(lost.append)
     traffic_folder("full").mkdir(parents=True)
     (traffic_folder("full") / "2026-01-05.jsonl").symlink_to("/dev/full")
-    log.add(line(task="full"), check=False)
-    log.add(line(), check=False)
+    log.add(line(task="full"), is_check=False)
+    log.add(line(), is_check=False)
     log.close()
     assert lost == [1]
     assert len(list(traffic_folder("parcels").glob("*.jsonl"))) == 1
 
 
-def test_half_a_line_is_taken_back(tmp_path: Path) -> None:
+def test_a_partly_written_line_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "day.jsonl"
     traffic.append(path, {"n": 1})
     before = path.read_bytes()
@@ -107,13 +107,13 @@ def test_half_a_line_is_taken_back(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_queue_that_overflows_never_blocks(lost: list[int], monkeypatch: MonkeyPatch) -> None:
-    monkeypatch.setattr(traffic, "WAITING_LINES", 2)
+def test_a_full_queue_does_not_block(lost: list[int], monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic, "MAX_QUEUED_LINES", 2)
     monkeypatch.setattr(traffic, "append", lambda *_: time.sleep(0.2))
     log = TrafficLog(lost.append)
     start = time.perf_counter()
     for _ in range(50):
-        log.add(line(), check=False)
+        log.add(line(), is_check=False)
     assert time.perf_counter() - start < 0.2
     assert sum(lost) >= 46
     log.close()

@@ -1,0 +1,90 @@
+"""The routing table: which model name leads to which route, and the serving status of every task.
+
+    support_tickets           the champion
+    support_tickets@4         version 4, while it is champion or challenger
+    support_tickets@base      the base model with the task's system prompt
+    base                      the base model without it, where all tasks share one
+
+A task's status in GET /version:
+
+    {"served_as": "support_tickets", "champion": {"version": 4, "adapter": "9be0…", "since": "2026-…"},
+     "challenger": null, "desired": {"champion": {"version": 5, …}, "challenger": null},
+     "errors": {"champion": "version 5 cannot be served: …"}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from finetune_pipeline.serve.deployment_state import DeploymentState, record_json
+from finetune_pipeline.serve.engine import Engine
+from finetune_pipeline.serve.model_routes import BASE, Route
+
+
+@dataclass(frozen=True, slots=True)
+class ServingStatus:
+    """What this process serves of one task, and why not what is desired: `errors` by subject (champion, challenger,
+    name, state)."""
+
+    champion: Route | None = None
+    challenger: Route | None = None
+    desired: DeploymentState = field(default_factory=DeploymentState)
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        def served(route: Route | None) -> dict[str, Any] | None:
+            if route is None:
+                return None
+            return {"version": route.version, "adapter": route.adapter, "since": route.since}
+
+        desired = (("champion", self.desired.champion), ("challenger", self.desired.challenger))
+        return {
+            "served_as": self.champion.model if self.champion else None,
+            "champion": served(self.champion),
+            "challenger": served(self.challenger),
+            "desired": {role: record_json(version) if version else None for role, version in desired},
+            "errors": dict(self.errors),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingTable:
+    """Everything the endpoint serves at one moment; replaced as a whole, never changed."""
+
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    tasks: Mapping[str, ServingStatus] = field(default_factory=dict)
+
+
+def build_table(tasks: Mapping[str, ServingStatus]) -> RoutingTable:
+    """All model names of these tasks. When two tasks have the same name, the first in the alphabet has it, and the
+    status of the other gets an error."""
+    statuses, routes = dict(tasks), dict[str, Route]()
+    engines: dict[Engine, Route] = {}
+    for task, status in tasks.items():
+        for route, is_challenger in ((status.champion, False), (status.challenger, True)):
+            if route is None:
+                continue
+            name = route.model
+            if name == BASE or "@" in name or (name in routes and routes[name].task != task):
+                error = f"the name {name!r} is taken; declare another one as `serve.alias`"
+                statuses[task] = replace(status, errors={**status.errors, "name": error})
+                continue
+            engines.setdefault(route.engine, route)
+            routes |= {named.model: named for named in _names(route) if not (is_challenger and named.model == name)}
+    if len(engines) == 1:
+        route = _base(next(iter(engines.values())))
+        routes[BASE] = replace(route, model=BASE, task="", system="", prefix_ids=(), answer=None)
+    return RoutingTable(routes, statuses)
+
+
+def _names(route: Route) -> Iterator[Route]:
+    """The route under each of its names."""
+    yield route
+    yield replace(route, model=f"{route.model}@{route.version}", on_invalid="flag")
+    yield replace(_base(route), model=f"{route.model}@{BASE}")
+
+
+def _base(route: Route) -> Route:
+    return replace(route, version=0, adapter=None, on_invalid="flag")

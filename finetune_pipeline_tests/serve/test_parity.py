@@ -1,0 +1,33 @@
+"""The parity gate: how answers are compared, and when it passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_pipeline.config import AnswerFormat
+from finetune_pipeline.serve.parity import answers_equal, compare, evaluate_parity
+from finetune_pipeline_tests.serve.deployment import TEST
+
+
+def test_answers_are_compared_by_value() -> None:
+    answer_format = AnswerFormat(format="json", json_schema={"type": "object"})
+    assert answers_equal('{"a": 1, "b": null}', '{"b":null,"a":1}', answer_format)
+    assert not answers_equal('{"a": 1}', '{"a": "1"}', answer_format)
+    assert answers_equal("broken {", " broken {", answer_format) and not answers_equal(
+        "broken {", "broken [", answer_format
+    )
+    assert not answers_equal('{"a": 1}', "a", answer_format)
+
+
+def test_parity_passes_at_the_threshold() -> None:
+    answer_format = AnswerFormat()
+    evaluated = {row.id: "a" for row in TEST}
+    served = {**evaluated, TEST[0].id: "b"}
+    result = compare(TEST, served, evaluated, {TEST[1].id: "c"}, answer_format)
+    assert (
+        result.share == pytest.approx(11 / 12) and result.served_exact == result.share and result.evaluated_exact == 1.0
+    )
+    assert evaluate_parity(result, 11 / 12, "x").passed
+    failed = evaluate_parity(result, 0.97, "x")
+    assert not failed.passed and TEST[0].id in failed.summary
+    assert not evaluate_parity(compare(TEST, evaluated, evaluated, {TEST[1].id: "a"}, answer_format), 0.97, "x").passed
