@@ -86,7 +86,7 @@ def inputs(name: str) -> tuple[Any, Any, Path]:
     """The task, its split and the folder of its base model; makes what is missing up to the split."""
     from finetune_pipeline.graph import STEPS
     from finetune_pipeline.materialize import materialize, open_task
-    from finetune_pipeline.models.base_model import folder_of
+    from finetune_pipeline.models.model_source import folder_of
 
     task, store = open_task(name)
     for step in STEPS:

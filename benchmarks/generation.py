@@ -45,10 +45,10 @@ def main() -> None:
 def sample_model() -> Path:
     """The folder of SmolLM2-135M-Instruct, made from its package at the first call."""
     from finetune_pipeline.config import load_task
-    from finetune_pipeline.models import base_model
+    from finetune_pipeline.models import model_source
     from finetune_pipeline.records import Silent
 
-    return base_model.prepare(load_task(DATA).base, "support_tickets", Silent())[0]
+    return model_source.prepare(load_task(DATA).base, "support_tickets", Silent())[0]
 
 
 def measure(folder: Path, rows: int, rounds: int, threads: int | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Lengths in tokens: rows that are too short or too long for the declared bounds, and the figures for people.
 
-The counter is an argument (`base_model.token_counter`), so that nothing here needs a model. Pure.
+The counter is an argument (`model_files.token_counter`), so that nothing here needs a model. Pure.
 
     measure(rows, system="Sort the message.", count=len_of_each)    # [Length(question=12, answer=3, whole=34), ...]
 """

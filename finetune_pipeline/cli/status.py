@@ -195,13 +195,13 @@ def _stands_at(name: str) -> tuple[str, str, str]:
 def validation_report(name: str) -> str:
     """What a look at declaration, sources and base model finds. DeclarationError with all problems, or good news."""
     from finetune_pipeline.ingest.sources import problems, remarks
-    from finetune_pipeline.models.base_model import available
+    from finetune_pipeline.models.model_source import check_available
     from finetune_pipeline.review.verdict_store import recorded_file
 
     task, store = open_task(name)
     found = list(problems(task, store))
     try:
-        available(task)
+        check_available(task)
     except ModelError as error:
         found.append(f"base: {error.message} ({error.hint})")
     try:

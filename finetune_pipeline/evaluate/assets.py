@@ -32,7 +32,7 @@ from finetune_pipeline.evaluate import champion, classical, general_ability, met
 from finetune_pipeline.evaluate.answer_log import AnswerFile
 from finetune_pipeline.evaluate.memorization import memorized
 from finetune_pipeline.evaluate.report import Facts, page
-from finetune_pipeline.models import base_model
+from finetune_pipeline.models import model_files, model_source
 from finetune_pipeline.records import Answer, Artifact, Example, Json, Score, dumps, read_jsonl, write_jsonl
 from finetune_pipeline.store import StageContext, StageResult
 
@@ -86,7 +86,7 @@ def max_new_tokens(context: StageContext, folder: Path) -> int:
     if context.task.evaluate.max_new_tokens:
         return context.task.evaluate.max_new_tokens
     texts = [row.completion for row in context.inputs["data_split"].examples("train.jsonl")]
-    longest = max(base_model.token_counter(folder)(texts), default=1)
+    longest = max(model_files.token_counter(folder)(texts), default=1)
     return max(int(longest * SLACK), longest + 2)  # room for the end mark
 
 
@@ -102,7 +102,7 @@ def job_spec(
     context: StageContext, partial: Path, variants: Sequence[str], adapter: Artifact | None = None
 ) -> dict[str, Any]:
     """What the job has to do (see job.py). The measures are of the tuned model alone."""
-    folder = base_model.folder_of(context.inputs["base_model"], context.task.base, context.report)
+    folder = model_source.folder_of(context.inputs["base_model"], context.task.base, context.report)
     return {
         "base": str(folder),
         "adapter": str(adapter.folder) if adapter else None,
@@ -176,7 +176,7 @@ def _write(
         name: metrics.variant([s for s in scores if s.variant == name], [a for a in answers if a.variant == name])
         for name in names
     }
-    folder = base_model.folder_of(context.inputs["base_model"], context.task.base)
+    folder = model_source.folder_of(context.inputs["base_model"], context.task.base)
     figures: dict[str, Any] = {
         "rows": len(tests),
         "variants": variants,

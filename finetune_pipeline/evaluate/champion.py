@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_pipeline.config import Base, Prompt
 from finetune_pipeline.errors import StorageError
-from finetune_pipeline.models import base_model
+from finetune_pipeline.models import model_source
 from finetune_pipeline.records import Artifact, Json, ServedVersion
 from finetune_pipeline.store import StageContext
 
@@ -37,7 +37,7 @@ def job_spec(context: StageContext, partial: Path, version: ServedVersion) -> di
     prompt = Prompt.model_validate(adapter.manifest["declaration"]["prompt"])
     task = context.task.model_copy(update={"prompt": prompt})
     return {
-        "base": str(base_model.folder_of(base, declared_base, context.report)),
+        "base": str(model_source.folder_of(base, declared_base, context.report)),
         "adapter": str(adapter.folder),
         "split": str(context.inputs["data_split"].folder),
         "partial": str(partial),

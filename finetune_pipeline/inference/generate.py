@@ -17,6 +17,7 @@ from typing import Any
 
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.errors import DataError
+from finetune_pipeline.inference.chat_template import render
 from finetune_pipeline.inference.decoder import Decoder, Request, Token
 from finetune_pipeline.inference.label_choice import LabelChoice
 from finetune_pipeline.inference.loading import Loaded
@@ -173,8 +174,6 @@ def label_choice(loaded: Loaded, labels: Sequence[str]) -> LabelChoice:
 
 def encode(tokenizer: Any, messages: Messages) -> list[int]:
     """The prompt's tokens: the chat template's text, which has all special tokens in it already."""
-    from finetune_pipeline.models.base_model import render
-
     ids: list[int] = tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"]
     return ids
 

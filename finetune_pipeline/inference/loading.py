@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.errors import ModelError, StorageError
+from finetune_pipeline.inference.chat_template import end_ids
 from finetune_pipeline.inference.fused_lora import use_fused_lora
 from finetune_pipeline.inference.weight_layout import column_major
-from finetune_pipeline.models.base_model import end_ids
 
 
 @dataclass(frozen=True)

@@ -150,10 +150,10 @@ def _applier(context: StageContext) -> Apply:
 
     def applied(row: Example, answer: str) -> tuple[Example, list[str]]:
         if not found:
-            from finetune_pipeline.models import base_model
+            from finetune_pipeline.models import model_files, model_source
 
-            folder = base_model.folder_of(context.inputs["base_model"], context.task.base, context.report)
-            found.append(Edits(context.task, base_model.token_counter(folder)))
+            folder = model_source.folder_of(context.inputs["base_model"], context.task.base, context.report)
+            found.append(Edits(context.task, model_files.token_counter(folder)))
         return found[0].applied(row, answer)
 
     return applied

@@ -101,7 +101,7 @@ def find(store: TaskStore, version: Version) -> Found:
 
 
 def base_folder(found: Found) -> Path:
-    from finetune_pipeline.models.base_model import folder_of  # reads GGUF: not at import
+    from finetune_pipeline.models.model_source import folder_of  # reads GGUF: not at import
 
     return folder_of(found.base, found.declared_base)
 

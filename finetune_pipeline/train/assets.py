@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.backends import local
-from finetune_pipeline.models.base_model import folder_of
+from finetune_pipeline.models.model_source import folder_of
 from finetune_pipeline.records import Check, Verdict
 from finetune_pipeline.store import StageContext, StageResult
 

@@ -20,8 +20,8 @@ from finetune_pipeline.backends.peak_memory import PeakMemory
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import ModelError, TrainingFailed
 from finetune_pipeline.inference.attention_limits import longest_row
+from finetune_pipeline.inference.chat_template import end_ids
 from finetune_pipeline.inference.prefix import common_prefix
-from finetune_pipeline.models.base_model import end_ids
 from finetune_pipeline.models.device import name_of, uses_bf16
 from finetune_pipeline.models.model_files import writing
 from finetune_pipeline.records import Example, Reporter, Silent, read_jsonl, write_jsonl

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_pipeline.models.base_model import render
+from finetune_pipeline.inference.chat_template import render
 from finetune_pipeline.records import Example
 
 

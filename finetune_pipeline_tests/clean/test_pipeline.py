@@ -292,7 +292,7 @@ def test_clean_rows_are_not_touched_again() -> None:
 def test_the_asset_writes_the_ledger_and_its_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
 ) -> None:
-    from finetune_pipeline.models.base_model import prepare
+    from finetune_pipeline.models.model_source import prepare
     from finetune_pipeline.records import Silent
 
     store = task_store(tmp_path, monkeypatch)

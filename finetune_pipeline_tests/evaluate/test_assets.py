@@ -41,7 +41,7 @@ def declared(tiny_model: Path) -> Task:
 
 @pytest.fixture
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: Task) -> tuple[TaskStore, dict[str, Artifact]]:
-    from finetune_pipeline.models.base_model import prepare
+    from finetune_pipeline.models.model_source import prepare
 
     store = task_store(tmp_path, monkeypatch)
     _, facts = prepare(declared.base, store.task, Silent())
