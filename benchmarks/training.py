@@ -159,7 +159,7 @@ class Ours:
             loss, _ = self.model.loss(piece)
             (loss / supervised).backward()
             total += float(loss.detach()) / supervised
-        torch.nn.utils.clip_grad_norm_(self.weights, self.rules.clip)
+        torch.nn.utils.clip_grad_norm_(self.weights, self.rules.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.seconds.append(time.perf_counter() - start)
@@ -195,7 +195,7 @@ def trainer(folder: Path, rules: Any, ours: Ours, epochs: int, scratch: Path) ->
         learning_rate=RATE,
         lr_scheduler_type="constant",
         weight_decay=0.0,
-        max_grad_norm=rules.clip,
+        max_grad_norm=rules.max_grad_norm,
         train_sampling_strategy="sequential",
         logging_steps=1,
         save_strategy="no",
