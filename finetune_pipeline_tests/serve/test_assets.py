@@ -24,6 +24,7 @@ from finetune_pipeline.serve.assets import live_opponent
 from finetune_pipeline.serve.client import Live, wait_served
 from finetune_pipeline.serve.parity import CONCURRENCY, compare, evaluate_parity, replay, same
 from finetune_pipeline.store import home, traffic_folder
+from finetune_pipeline.tracking.client import connect
 from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, DecodeSequence, Deployed, declare, running
 
 MakeAdapter = Callable[[int], Path]
@@ -64,7 +65,7 @@ def world(tiny_model: Path, make_adapter: MakeAdapter, tmp_path_factory: pytest.
 
 def _register(name: str) -> None:
     """A further version in MLflow's registry, so that there is something for the alias to name."""
-    client = tracking._mlflow().MlflowClient()
+    client = connect().MlflowClient()
     if not client.search_registered_models(f"name='{name}'"):
         client.create_registered_model(name)
     client.create_model_version(name, "file:///nowhere")
