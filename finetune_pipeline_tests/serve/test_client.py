@@ -102,7 +102,7 @@ def test_waiting_can_be_cancelled() -> None:
 
 
 def test_a_wait_ends_when_nothing_moves_and_not_before() -> None:
-    with pytest.raises(ServingError, match=r"for nothing, of which nothing moved for 0 s: its log"):
+    with pytest.raises(ServingError, match=r"for nothing, the last 0 s without progress: its log"):
         until(lambda: None, lambda: 0, "nothing", Silent(), lambda: ": its log", stalled=0.3)
     asked, moved = count(), count()
     assert until(lambda: next(asked) == 5, lambda: next(moved), "it", Silent(), stalled=0.3)  # a second, moving
