@@ -121,10 +121,10 @@ def compare(loaded: Any, peer: Any, rows: list[list[int]], rounds: int) -> dict[
 
 def decoder(loaded: Any, rows: list[list[int]]) -> list[list[int]]:
     from finetune_pipeline.inference.decoder import Decoder, Request
-    from finetune_pipeline.inference.generate import STEP_TOKENS
+    from finetune_pipeline.inference.generate import PREFILL_TOKENS
     from finetune_pipeline.inference.prefix import common_prefix
 
-    engine = Decoder(loaded.model, loaded.eos_ids, common_prefix(rows), BATCH, STEP_TOKENS)
+    engine = Decoder(loaded.model, loaded.eos_ids, common_prefix(rows), BATCH, PREFILL_TOKENS)
     engine.add_request([Request(str(i), row, NEW_TOKENS) for i, row in enumerate(rows)])
     given: list[list[int]] = [[] for _ in rows]
     while engine.running or engine.waiting:

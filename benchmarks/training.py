@@ -127,14 +127,14 @@ class Ours:
         from finetune_pipeline.records import Example, Message
         from finetune_pipeline.train import adapter, job
         from finetune_pipeline.train.packing import PackedModel
-        from finetune_pipeline.train.tokenize import encode
+        from finetune_pipeline.train.tokenize import tokenize
 
         examples = [
             Example(str(n), (Message("user", question), Message("assistant", answer)), "benchmark", str(n))
             for n, (question, answer) in enumerate(pairs)
         ]
         model, self.tokenizer, ends = job.load(folder, rules)
-        self.rows = encode(examples, self.tokenizer, load_task(DATA).prompt.system, ends)
+        self.rows = tokenize(examples, self.tokenizer, load_task(DATA).prompt.system, ends)
         self.prefix = common_prefix([row.prompt for row in self.rows])
         self.batches = [self.rows[at : at + BATCH] for at in range(0, len(self.rows), BATCH)]
         torch.manual_seed(SEED)
@@ -150,12 +150,12 @@ class Ours:
         """The next step, timed."""
         import torch
 
-        from finetune_pipeline.train.schedule import pieces
+        from finetune_pipeline.train.schedule import micro_batches
 
         start = time.perf_counter()
         batch = self.batches[len(self.losses) % len(self.batches)]
-        supervised, total = sum(len(row.answer) for row in batch), 0.0
-        for piece in pieces(batch, len(self.prefix), self.rules.max_tokens_per_batch):
+        supervised, total = sum(len(row.completion) for row in batch), 0.0
+        for piece in micro_batches(batch, len(self.prefix), self.rules.max_tokens_per_batch):
             loss, _ = self.model.loss(piece)
             (loss / supervised).backward()
             total += float(loss.detach()) / supervised

@@ -32,7 +32,7 @@ from finetune_pipeline.store import storage_error
 POLL_SECONDS = 0.2
 FULL_BYTES = 2**20
 # By default, glibc returns every large block to the system and faults it in again page by page: an elementwise product
-# of 4 MB matrices took three times as long. These settings keep the memory, in huge pages. Other allocators ignore them.
+# of 4 MB matrices took three times as long. This keeps the memory, in huge pages. Other allocators ignore the settings.
 ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.backends import worker
-from finetune_pipeline.backends.job_spec import JobSpec
+from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.errors import ModelError
 from finetune_pipeline.models.model_files import writing
 from finetune_pipeline.records import Reporter
 
 
 @dataclass(frozen=True)
-class ConversionSpec(JobSpec):
+class ConversionSpec(JobData):
     """`gguf`: the file to read; `folder`: the folder to write, whose former content is deleted."""
 
     gguf: Path

@@ -325,7 +325,7 @@ class Engine:
         if decoder_key[2] and not (decoder.running or decoder.waiting):
             with self._wake:
                 del self._lanes[decoder_key]  # the cache of long rows is large, and they are rare
-        for name in decoder.joined:
+        for name in decoder.started:
             if (known := self._sinks.get(name)) is not None:
                 known[2].joined = began
         for token in tokens:

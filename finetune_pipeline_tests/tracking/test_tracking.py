@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -144,6 +143,7 @@ def test_a_training_whose_mlflow_is_killed_still_saves_the_adapter(
 ) -> None:
     """The whole training job; the server is killed after the first step."""
     from finetune_pipeline.train import job
+    from finetune_pipeline.train.spec import TrainingSpec
 
     class KillsServer(Silent):
         def progress(self, what: str, done: int, total: int, **figures: float) -> None:
@@ -151,21 +151,27 @@ def test_a_training_whose_mlflow_is_killed_still_saves_the_adapter(
                 os.killpg(server.pid, signal.SIGKILL)
 
     rows = [Example(f"r{n}", (Message("user", f"q {n}"), Message("assistant", "a")), "t", "t:1") for n in range(8)]
-    for side in ("train", "validation"):
-        write_jsonl(tmp_path / f"{side}.jsonl", rows)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
     out = tmp_path / "out"
     out.mkdir()
-    spec: dict[str, Any] = {
-        "base": str(tiny_model), "base_id": "tiny", "system": "", "out": str(out),
-        "checkpoints": str(tmp_path / "steps"),
-        "train": str(tmp_path / "train.jsonl"), "validation": str(tmp_path / "validation.jsonl"), "task": "parcels",
-        "rules": Train(lora=Lora(r=4, alpha=8), num_epochs=2, batch_size=4, precision="fp32").model_dump(mode="json"),
-        "params": {"rank": 4}, "data": {"name": "parcels", "digest": "d1"},
-    }  # fmt: skip
+    spec = TrainingSpec(
+        task="parcels",
+        base=tiny_model,
+        base_id="tiny",
+        train=tmp_path / "rows.jsonl",
+        validation=tmp_path / "rows.jsonl",
+        system="",
+        rules=Train(lora=Lora(r=4, alpha=8), num_epochs=2, batch_size=4, precision="fp32"),
+        checkpoints=tmp_path / "steps",
+        out=out,
+        params={"rank": 4},
+        dataset_name="parcels",
+        dataset_digest="d1",
+    )
     training = job.run(spec, KillsServer())
     assert server.wait(timeout=60) == -signal.SIGKILL  # poll() could run before the kernel has ended the process
-    assert training["steps"] == 4 and training["mlflow_run_id"]
-    assert training["general_divergence"] > 0  # general texts are on by default
+    assert training.steps == 4 and training.mlflow_run_id
+    assert training.general_divergence  # general texts are on by default
     assert (out / "adapter_model.safetensors").exists()
 
 

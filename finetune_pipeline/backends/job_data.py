@@ -1,7 +1,7 @@
-"""The description of a job as a frozen dataclass, written to and read from `job.json`.
+"""The description or the result of a job as a frozen dataclass, with a checked conversion from and to JSON.
 
 @dataclass(frozen=True)
-class ConversionSpec(JobSpec):
+class ConversionSpec(JobData):
     gguf: Path
     folder: Path
 
@@ -19,8 +19,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 
 @dataclass(frozen=True)
-class JobSpec:
-    """Base class. Fields are of types that pydantic knows: numbers, strings, paths, sections of the declaration."""
+class JobData:
+    """Base class. Its fields have types that pydantic knows: numbers, strings, paths, sections of task.yaml."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from finetune_pipeline.backends.job_spec import JobSpec
+from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.config import Lora, Train
 
 
 @dataclass(frozen=True)
-class Spec(JobSpec):
+class Spec(JobData):
     folder: Path
     rules: Train
     adapter: Path | None = None
