@@ -78,7 +78,7 @@ class BatchedModel:
         return getattr(self._config, "max_position_embeddings", None)
 
     def base(self, prompt: Sequence[int]) -> int:
-        """The number of the prompt's tokens that come from the prefix: all of it, or 0. One token or more is its own."""
+        """The number of the prompt's tokens that come from the prefix: all, or 0. One token or more is its own."""
         shared = len(self.prefix)
         return shared if shared < len(prompt) and list(prompt[:shared]) == self.prefix else 0
 
