@@ -1,6 +1,6 @@
 """Replay of general texts: each step adds the divergence of the tuned model from its base model on a few texts.
 
-    {"id": "replay-002", "kind": "fact", "question": "Which planet in our solar system is the largest?", "answer": ...}
+    {"id": "replay-002", "kind": "fact", "prompt": "Which planet in our solar system is the largest?", "completion": …}
 
 A model that is tuned on one kind of completion loses general ability. So the objective of each step is the task's loss
 plus `weight` times the mean KL(base || tuned) over the tokens of `texts` general texts (replay.jsonl, written for this
@@ -40,7 +40,9 @@ def general_texts() -> list[Example]:
     lines = (files("finetune_pipeline.train") / "replay.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return [
-        Example(row["id"], (Message("user", row["question"]), Message("assistant", row["answer"])), "replay", row["id"])
+        Example(
+            row["id"], (Message("user", row["prompt"]), Message("assistant", row["completion"])), "replay", row["id"]
+        )
         for row in rows
     ]
 
