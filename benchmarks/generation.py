@@ -4,8 +4,8 @@
 
 Data: messages of the sample task (data/support_tickets) with the task's system prompt; greedy, at most 48 new tokens.
 Peer: `model.generate` with the same model and rows, in batches of 32 padded on the left, sorted by length (its best
-case). Both run in fp32 in this process, alternately. A round is one pass of each, and the ratio is taken within a round,
-so that other load on the machine affects both. The table also counts the rows with the same tokens from both.
+case). Both run in fp32 in this process, alternately. A round is one pass of each, and the ratio is taken within a
+round, so that other load on the machine affects both. The table also counts the rows with the same tokens from both.
 
 There are two kinds of prompts: `zero_shot`, and `few_shot` with three fixed examples, where the shared prefix is
 longer. The untuned model mostly generates up to the limit. With a tuned model, whose sequences finish at different

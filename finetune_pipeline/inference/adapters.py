@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.errors import ServingError, StorageError
+from finetune_pipeline.inference.adapter_files import adapter_config, adapter_errors, load_weights
 from finetune_pipeline.inference.fused_lora import use_fused_lora
 from finetune_pipeline.inference.weight_layout import column_major
-
-_HINT = "serve it on the base model it was trained on, or train it again"
 
 
 class Adapters:
@@ -37,28 +36,21 @@ class Adapters:
     def load(self, name: str, folder: Path) -> None:
         """Load the adapter in `folder` (peft's format, safetensors), unless it is loaded already.
 
-        StorageError unless all its weights fit and none is missing, since a partly loaded adapter is another model than
-        the evaluated one. It is then removed again.
+        StorageError when it does not fit the base model completely; it is then removed again.
         """
-        from peft import PeftConfig, PeftModel
+        from peft import PeftModel
 
         if name in self.names:
             return
-        if not (folder / "adapter_model.safetensors").exists():
-            raise StorageError(f"{folder} has no adapter_model.safetensors", "train the adapter again")
+        config = adapter_config(folder)
         try:
-            config = PeftConfig.from_pretrained(str(folder))
-            config.inference_mode = True
-            if self._peft is None:
-                self._peft = PeftModel(self._model, config, adapter_name=name)
-            result = self._peft.load_adapter(str(folder), name, is_trainable=False)
-        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            with adapter_errors(folder):
+                if self._peft is None:
+                    self._peft = PeftModel(self._model, config, adapter_name=name)
+                load_weights(self._peft, name, folder)
+        except StorageError:
             self._forget(name)
-            raise StorageError(f"the adapter in {folder} does not fit its base model: {error}", _HINT) from error
-        mismatched = [*result.missing_keys, *result.unexpected_keys]
-        if mismatched:
-            self._forget(name)
-            raise StorageError(f"the adapter in {folder} fits its base model only in part: {mismatched[0]} …", _HINT)
+            raise
         use_fused_lora(self._model)
         column_major(self._model)  # as in evaluation; does not copy weights that have this layout already
         self._find_layers()

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline.errors import ModelError, StorageError
+from finetune_pipeline.errors import ModelError
+from finetune_pipeline.inference.adapter_files import adapter_config, adapter_errors, load_weights
 from finetune_pipeline.inference.chat_template import end_ids
 from finetune_pipeline.inference.fused_lora import use_fused_lora
 from finetune_pipeline.inference.weight_layout import column_major
@@ -56,30 +57,15 @@ def load(base: Path, adapter: Path | None = None) -> Loaded:
 
 
 def attach(model: Any, adapter: Path, name: str = "tuned") -> Any:
-    """peft's wrapper of `model` with the LoRA weights in the folder `adapter`.
+    """peft's wrapper of `model` with the adapter in the folder `adapter`. StorageError when it does not fit."""
+    from peft import PeftModel
 
-    StorageError unless all its weights fit and none is missing, since a partly loaded adapter is another model than the
-    trained one.
-    """
-    from peft import PeftConfig, PeftModel
-
-    if not (adapter / "adapter_model.safetensors").exists():
-        raise StorageError(f"{adapter} has no adapter_model.safetensors", "run the asset adapter again")
-    config = PeftConfig.from_pretrained(str(adapter))
-    config.inference_mode = True
-    wrapped = PeftModel(model, config, adapter_name=name)
-    try:
-        result = wrapped.load_adapter(str(adapter), name, is_trainable=False)
-    except (RuntimeError, ValueError) as error:
-        raise StorageError(f"the adapter in {adapter} does not fit its base model: {error}", _HINT) from error
-    mismatched = [*result.missing_keys, *result.unexpected_keys]
-    if mismatched:
-        raise StorageError(f"the adapter in {adapter} fits its base model only in part: {mismatched[0]} …", _HINT)
+    config = adapter_config(adapter)
+    with adapter_errors(adapter):
+        wrapped = PeftModel(model, config, adapter_name=name)
+        load_weights(wrapped, name, adapter)
     use_fused_lora(wrapped)
     return wrapped
-
-
-_HINT = "evaluate it on the base model it was trained on, or train it again"
 
 
 @contextmanager
