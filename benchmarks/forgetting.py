@@ -90,7 +90,7 @@ def inputs(name: str) -> tuple[Any, Any, Path]:
     """The task, its split and the folder of its base model; makes what is missing up to the split."""
     from finetune_pipeline.graph import STEPS
     from finetune_pipeline.materialize import materialize, open_task
-    from finetune_pipeline.models.base_model import folder_of
+    from finetune_pipeline.models.model_source import folder_of
 
     task, store = open_task(name)
     for step in STEPS:
@@ -108,22 +108,36 @@ def trained(
     """Train one way; the adapter is saved in `folder`."""
     from finetune_pipeline.models.device import uses_bf16
     from finetune_pipeline.train import checkpoint, job
+    from finetune_pipeline.train.spec import TrainingSpec
 
     changed: dict[str, Any] = {"seed": seed, "checkpoint_seconds": 1e9}
     changed |= {"num_epochs": options.epochs} if options.epochs else {}
     weight = 0.0 if way == "nothing" else options.weight
     keep = {**task.train.keep_general.model_dump(), **({} if weight is None else {"weight": weight})}
     rules = Train.model_validate({**task.train.model_dump(), **changed, "keep_general": keep})
-    rows = {name: str(split.path(f"{name}.jsonl")) for name in ("train", "validation")}
-    made = job.assemble({"base": str(base), "system": task.prompt.system, "out": str(folder), **rows}, rules)
+    spec = TrainingSpec(
+        task=task.name,
+        base=base,
+        base_id="base",
+        train=split.path("train.jsonl"),
+        validation=split.path("validation.jsonl"),
+        system=task.prompt.system,
+        rules=rules,
+        checkpoints=folder,
+        out=folder,
+        params={},
+        dataset_name=task.name,
+        dataset_digest=split.content_hash,
+    )
+    made = job.assemble(spec)
     replay = made.replay
     if replay and way == "rehearsal":
         bf16 = uses_bf16(rules.precision)
         replay.divergence = lambda step, hidden: learned(  # type: ignore[method-assign]
-            replay.at(step), hidden, made.packed, bf16
+            replay.texts_at(step), hidden, made.packed, bf16
         )
     ticks: list[float] = []
-    state = checkpoint.State()
+    state = checkpoint.TrainingState()
     loop = made.loop(folder, Silent(), lambda metrics, step: ticks.append(time.perf_counter()))
     loop.run(made.rows["train"], made.rows["validation"], state, made.optimizer)
     job.save_adapter(made.wrapped, folder, "base")

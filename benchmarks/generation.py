@@ -1,54 +1,44 @@
-"""How many answers a second does the decoder give, and how many does transformers' own `generate`?
+"""Answers per second of the batched decoder, compared with transformers' `generate`.
 
     python benchmarks/generation.py [--json] [--rows 64] [--rounds 3] [--model FOLDER] [--threads N]
 
-Data: messages of the sample task (data/support_tickets), each after the task's system prompt; greedy, at most 48 new
-tokens. Peer: `model.generate` on the same model and rows, in batches of 32 padded on the left, sorted by length (its
-best case). Both in fp32, in this process, in turn; a round is one pass of each, and the ratio is taken within a round,
-so that other load on the machine falls on both. The table also counts the rows on which both give the same tokens.
+Data: messages of the sample task (data/support_tickets) with the task's system prompt; greedy, at most 48 new tokens.
+Peer: `model.generate` with the same model and rows, in batches of 32 padded on the left, sorted by length (its best
+case). Both run in fp32 in this process, alternately. A round is one pass of each, and the ratio is taken within a
+round, so that other load on the machine affects both. The table also counts the rows with the same tokens from both.
 
-Two kinds of prompt: `zero_shot`, and `few_shot` with three fixed examples, which makes the shared part longer. The
-untuned model goes on until the limit, so that rows seldom end early: with a tuned model the decoder gains more.
+There are two kinds of prompts: `zero_shot`, and `few_shot` with three fixed examples, where the shared prefix is
+longer. The untuned model mostly generates up to the limit. With a tuned model, whose sequences finish at different
+times, the decoder has a larger advantage.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+from sample_task import DATA, machine, sample_model, sample_rows
+
 NEW_TOKENS = 48
 BATCH = 32
-DATA = Path(__file__).parents[1] / "data" / "support_tickets"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object of figures on the last line")
     parser.add_argument("--rows", type=int, default=64, help="prompts in a round")
-    parser.add_argument("--rounds", type=int, default=3, help="passes of each")
+    parser.add_argument("--rounds", type=int, default=3, help="passes of each implementation")
     parser.add_argument("--model", type=Path, help="folder of the model; default: the sample task's base model")
-    parser.add_argument("--threads", type=int, help="threads; default: torch's own choice")
+    parser.add_argument("--threads", type=int, help="threads; default: torch's")
     options = parser.parse_args()
     figures = measure(options.model or sample_model(), options.rows, options.rounds, options.threads)
     show(figures)
     if options.json:
         print(json.dumps(figures))
-
-
-def sample_model() -> Path:
-    """The folder of SmolLM2-135M-Instruct, made from its package at the first call."""
-    from finetune_pipeline.config import load_task
-    from finetune_pipeline.models import base_model
-    from finetune_pipeline.records import Silent
-
-    return base_model.prepare(load_task(DATA).base, "support_tickets", Silent())[0]
 
 
 def measure(folder: Path, rows: int, rounds: int, threads: int | None) -> dict[str, Any]:
@@ -60,11 +50,10 @@ def measure(folder: Path, rows: int, rounds: int, threads: int | None) -> dict[s
     if threads:
         torch.set_num_threads(threads)
     loaded = load(folder)
-    peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()  # as transformers lays it out
+    peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()  # in transformers' weight layout
     kinds = {kind: prompts(loaded.tokenizer, kind, rows) for kind in ("zero_shot", "few_shot")}
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}",
+        "machine": machine(),
         "model": folder.name,
         "rows": rows,
         "new_tokens": NEW_TOKENS,
@@ -73,26 +62,23 @@ def measure(folder: Path, rows: int, rounds: int, threads: int | None) -> dict[s
 
 
 def prompts(tokenizer: Any, kind: str, count: int) -> list[list[int]]:
-    """Token ids of `count` prompts; the rows after them serve as examples."""
+    """Token ids of `count` prompts; the next three rows are the examples of `few_shot`."""
     from finetune_pipeline.baseline.prompts import with_shots
     from finetune_pipeline.config import load_task
     from finetune_pipeline.inference.generate import encode
     from finetune_pipeline.records import Example, Message
 
     task = load_task(DATA)
-    with (DATA / "raw" / "shop_export.csv").open(encoding="utf-8", errors="replace", newline="") as file:
-        lines = [row for row in csv.DictReader(file) if len(row["message"] or "") > 20][: count + 3]
-    fields = ("intent", "priority", "product", "order")
-    examples = []
-    for i, row in enumerate(lines):
-        answer = json.dumps({name: row[name] or None for name in fields})
-        messages = (Message("user", row["message"]), Message("assistant", answer))
-        examples.append(Example(str(i), messages, "shop", str(i)))
+    examples = [
+        Example(str(i), (Message("user", prompt), Message("assistant", completion)), "shop", str(i))
+        for i, (prompt, completion) in enumerate(sample_rows()[: count + 3])
+    ]
     shots = examples[count:] if kind == "few_shot" else []
     return [encode(tokenizer, with_shots(row, task.prompt.system, shots)) for row in examples[:count]]
 
 
 def compare(loaded: Any, peer: Any, rows: list[list[int]], rounds: int) -> dict[str, Any]:
+    """Run both on the same prompts, `rounds` times; medians over the rounds."""
     from finetune_pipeline.inference.prefix import common_prefix
 
     ordered = sorted(rows, key=len, reverse=True)
@@ -120,28 +106,30 @@ def compare(loaded: Any, peer: Any, rows: list[list[int]], rounds: int) -> dict[
 
 
 def decoder(loaded: Any, rows: list[list[int]]) -> list[list[int]]:
+    """Answers (token ids) of the batched decoder."""
     from finetune_pipeline.inference.decoder import Decoder, Request
-    from finetune_pipeline.inference.generate import STEP_TOKENS
+    from finetune_pipeline.inference.generate import PREFILL_TOKENS
     from finetune_pipeline.inference.prefix import common_prefix
 
-    engine = Decoder(loaded.model, loaded.eos_ids, common_prefix(rows), BATCH, STEP_TOKENS)
+    engine = Decoder(loaded.model, loaded.eos_ids, common_prefix(rows), BATCH, PREFILL_TOKENS)
     engine.add_request([Request(str(i), row, NEW_TOKENS) for i, row in enumerate(rows)])
-    given: list[list[int]] = [[] for _ in rows]
+    answers: list[list[int]] = [[] for _ in rows]
     while engine.running or engine.waiting:
         for token in engine.step():
-            given[int(token.id)].append(token.token)
-    return given
+            answers[int(token.id)].append(token.token)
+    return answers
 
 
 def transformers_generate(model: Any, loaded: Any, rows: list[list[int]]) -> list[list[int]]:
+    """Answers (token ids) of `model.generate`, each up to its first end-of-turn token."""
     import torch
 
-    end, given = sorted(loaded.eos_ids), []
+    end, answers = sorted(loaded.eos_ids), []
     for first in range(0, len(rows), BATCH):
-        some = rows[first : first + BATCH]
-        longest = max(map(len, some))
-        ids = torch.tensor([[end[0]] * (longest - len(row)) + row for row in some])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in some])
+        batch = rows[first : first + BATCH]
+        longest = max(map(len, batch))
+        ids = torch.tensor([[end[0]] * (longest - len(row)) + row for row in batch])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in batch])
         with torch.inference_mode():
             out = model.generate(
                 input_ids=ids,
@@ -151,8 +139,8 @@ def transformers_generate(model: Any, loaded: Any, rows: list[list[int]]) -> lis
                 eos_token_id=end,
                 pad_token_id=end[0],
             )
-        given += [_until_end(row, loaded.eos_ids) for row in out[:, longest:].tolist()]
-    return given
+        answers += [_until_end(row, loaded.eos_ids) for row in out[:, longest:].tolist()]
+    return answers
 
 
 def _until_end(ids: list[int], end: frozenset[int]) -> list[int]:
@@ -171,7 +159,7 @@ def show(figures: dict[str, Any]) -> None:
             f"{f['tokens_per_second']:>10.0f}{f['peer_answers_per_second']:>8.2f}{f['ratio']:>8.2f}   "
             f"{f['same_answers']}/{figures['rows']} {spread}"
         )
-    print("\npeer: transformers' generate, answers/s; ratio: ours to peer, median of the rounds (least to most)")
+    print("\npeer: transformers' generate, answers/s; ratio: ours to peer, median of the rounds (minimum to maximum)")
 
 
 if __name__ == "__main__":

@@ -60,14 +60,14 @@ def prepare(scratch: Path) -> tuple[Path, Path, str]:
     """Write a deployment to `scratch`, as the pipeline does. Returns the folders of base model and adapter, and the
     system prompt."""
     from finetune_pipeline.config import load_task
-    from finetune_pipeline.models import base_model
+    from finetune_pipeline.models import model_source
     from finetune_pipeline.records import Silent
     from finetune_pipeline.serve import deployment_state, transitions
     from finetune_pipeline.serve.deployment_state import Version
     from finetune_pipeline.store import TaskStore, models_folder
 
     task = load_task(ROOT / "data" / TASK)
-    folder, facts = base_model.prepare(task.base, TASK, Silent())
+    folder, facts = model_source.prepare(task.base, TASK, Silent())
     (scratch / "home").mkdir()
     (scratch / "home" / "models").symlink_to(models_folder())
     os.environ["FINETUNE_HOME"] = str(scratch / "home")  # keeps the real logs and locks unchanged

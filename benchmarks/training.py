@@ -1,16 +1,16 @@
-"""How long does a training step take here, and how long in what most people would write: Trainer and peft?
+"""Seconds per training step of this pipeline, compared with transformers' `Trainer` and peft.
 
     python benchmarks/training.py [--json] [--rows 32] [--epochs 2] [--layers N] [--csv FILE --input A --output B]
 
-Data: messages of the sample task (data/support_tickets) after the task's system prompt, with the JSON they should give;
-or two columns of a CSV file of your own. Peer: transformers' `Trainer` with peft's LoRA on the same layers, whole rows
-padded to the longest of their batch, labels masked but for the answer; the same model, rows, order, batches, rate,
-clipping and first weights, in fp32. Both train at the same time: after each of the Trainer's steps ours takes the same
-rows, so that other load on the machine falls on both, and the ratio is taken step by step. The losses have to agree in
-every step, from the first to the last: it is the same training, only faster.
+Data: messages of the sample task (data/support_tickets) with the task's system prompt, and their JSON completions; or
+two columns of a CSV file. Peer: `Trainer` with peft's LoRA on the same layers, rows padded to the longest of their
+batch, labels on the completion only; with the same model, rows, order, batches, learning rate, clipping and initial
+weights, in fp32. Both train alternately: after each step of the Trainer, this pipeline computes the same rows, so that
+other load on the machine affects both, and the ratio is that of single steps. The losses have to agree in every step,
+because it is the same training.
 
-With `--layers` both tune only that many upper layers; ours computes those below once per row, which shows from the
-second epoch on.
+With `--layers`, both tune only that many upper layers. This pipeline computes the layers below once per row, which
+shows from the second epoch on.
 """
 
 from __future__ import annotations
@@ -18,32 +18,30 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from sample_task import DATA, machine, sample_model, sample_rows
+
 BATCH, RATE, SEED = 16, 1e-3, 13
-DATA = Path(__file__).parents[1] / "data" / "support_tickets"
-FIELDS = ("intent", "priority", "product", "order")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object of figures on the last line")
     parser.add_argument("--rows", type=int, default=32, help="training rows")
-    parser.add_argument("--epochs", type=int, default=2, help="passes over them")
+    parser.add_argument("--epochs", type=int, default=2, help="passes over the rows")
     parser.add_argument("--layers", type=int, help="tune only this many upper layers; default: all")
     parser.add_argument("--model", type=Path, help="folder of the model; default: the sample task's base model")
-    parser.add_argument("--threads", type=int, help="threads; default: torch's own choice")
-    parser.add_argument("--csv", type=Path, help="rows of your own, with --input and --output")
-    parser.add_argument("--input", default="text", help="column of the question")
-    parser.add_argument("--output", default="label", help="column of the answer")
+    parser.add_argument("--threads", type=int, help="threads; default: torch's")
+    parser.add_argument("--csv", type=Path, help="a CSV file with other rows; see --input and --output")
+    parser.add_argument("--input", default="text", help="column of the prompts")
+    parser.add_argument("--output", default="label", help="column of the completions")
     options = parser.parse_args()
-    pairs = own_rows(options.csv, options.input, options.output) if options.csv else sample_rows()
+    pairs = csv_rows(options.csv, options.input, options.output) if options.csv else sample_rows()
     figures = measure(
         options.model or sample_model(), pairs[: options.rows], options.epochs, options.layers, options.threads
     )
@@ -52,31 +50,15 @@ def main() -> None:
         print(json.dumps(figures))
 
 
-def sample_model() -> Path:
-    """The folder of SmolLM2-135M-Instruct, made from its package at the first call."""
-    from finetune_pipeline.config import load_task
-    from finetune_pipeline.models import base_model
-    from finetune_pipeline.records import Silent
-
-    return base_model.prepare(load_task(DATA).base, "support_tickets", Silent())[0]
-
-
-def sample_rows() -> list[tuple[str, str]]:
-    """Question and answer of the sample task's shop export; its shortest lines (empty or cut) are left out."""
-    with (DATA / "raw" / "shop_export.csv").open(encoding="utf-8", errors="replace", newline="") as file:
-        lines = [row for row in csv.DictReader(file) if len(row["message"] or "") > 20]
-    return [(row["message"], json.dumps({name: row[name] or None for name in FIELDS})) for row in lines]
-
-
-def own_rows(path: Path, question: str, answer: str) -> list[tuple[str, str]]:
+def csv_rows(path: Path, prompt: str, completion: str) -> list[tuple[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
-        return [(row[question], row[answer]) for row in csv.DictReader(file)]
+        return [(row[prompt], row[completion]) for row in csv.DictReader(file)]
 
 
 def measure(
     folder: Path, pairs: list[tuple[str, str]], epochs: int, layers: int | None, threads: int | None
 ) -> dict[str, Any]:
-    """Train both ways, step by step in turn; seconds and losses of every step."""
+    """Train with both, alternating steps; the figures of the report, seconds per step and losses (nats per token)."""
     import torch
 
     from finetune_pipeline.config import Train
@@ -84,16 +66,15 @@ def measure(
     if threads:
         torch.set_num_threads(threads)
     rules = Train(batch_size=BATCH, learning_rate=RATE, layers=layers, precision="fp32", seed=SEED)
-    ours = Ours(folder, rules, pairs)
+    ours = PackedTraining(folder, rules, pairs)
     with tempfile.TemporaryDirectory() as scratch:
         peer_seconds, peer_losses = trainer(folder, rules, ours, epochs, Path(scratch))
     ratios = [theirs / own for theirs, own in zip(peer_seconds, ours.seconds, strict=True)]
-    apart = [abs(a - b) / abs(b) for a, b in zip(ours.losses, peer_losses, strict=True)]
+    differences = [abs(a - b) / abs(b) for a, b in zip(ours.losses, peer_losses, strict=True)]
     tokens = sum(len(row.ids) for row in ours.rows)
     last = len(ours.batches)  # steps of an epoch
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}",
+        "machine": machine(),
         "model": folder.name,
         "layers": layers or "all",
         "rows": len(pairs),
@@ -112,12 +93,12 @@ def measure(
         "ratio_spread": [round(min(ratios), 2), round(max(ratios), 2)],
         "losses": [round(loss, 5) for loss in ours.losses],
         "peer_losses": [round(loss, 5) for loss in peer_losses],
-        "loss_difference": max(apart),
+        "loss_difference": max(differences),
     }
 
 
-class Ours:
-    """The pipeline's own step: packed rows, the shared prefix once, logits at supervised positions."""
+class PackedTraining:
+    """This pipeline's training step: packed rows, the shared prefix once, logits of supervised tokens only."""
 
     def __init__(self, folder: Path, rules: Any, pairs: list[tuple[str, str]]) -> None:
         import torch
@@ -127,14 +108,14 @@ class Ours:
         from finetune_pipeline.records import Example, Message
         from finetune_pipeline.train import adapter, job
         from finetune_pipeline.train.packing import PackedModel
-        from finetune_pipeline.train.tokenize import encode
+        from finetune_pipeline.train.tokenize import tokenize
 
         examples = [
-            Example(str(n), (Message("user", question), Message("assistant", answer)), "benchmark", str(n))
-            for n, (question, answer) in enumerate(pairs)
+            Example(str(n), (Message("user", prompt), Message("assistant", completion)), "benchmark", str(n))
+            for n, (prompt, completion) in enumerate(pairs)
         ]
         model, self.tokenizer, ends = job.load(folder, rules)
-        self.rows = encode(examples, self.tokenizer, load_task(DATA).prompt.system, ends)
+        self.rows = tokenize(examples, self.tokenizer, load_task(DATA).prompt.system, ends)
         self.prefix = common_prefix([row.prompt for row in self.rows])
         self.batches = [self.rows[at : at + BATCH] for at in range(0, len(self.rows), BATCH)]
         torch.manual_seed(SEED)
@@ -147,33 +128,35 @@ class Ours:
         self.losses: list[float] = []
 
     def step(self) -> None:
-        """The next step, timed."""
+        """Compute the next step, and record its seconds and loss."""
         import torch
 
-        from finetune_pipeline.train.schedule import pieces
+        from finetune_pipeline.train.schedule import micro_batches
 
         start = time.perf_counter()
         batch = self.batches[len(self.losses) % len(self.batches)]
-        supervised, total = sum(len(row.answer) for row in batch), 0.0
-        for piece in pieces(batch, len(self.prefix), self.rules.max_tokens_per_batch):
-            loss, _ = self.model.loss(piece)
+        supervised, total = sum(len(row.completion) for row in batch), 0.0
+        for rows in micro_batches(batch, len(self.prefix), self.rules.max_tokens_per_batch):
+            loss, _ = self.model.loss(rows)
             (loss / supervised).backward()
             total += float(loss.detach()) / supervised
-        torch.nn.utils.clip_grad_norm_(self.weights, self.rules.clip)
+        torch.nn.utils.clip_grad_norm_(self.weights, self.rules.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.seconds.append(time.perf_counter() - start)
         self.losses.append(total)
 
 
-def trainer(folder: Path, rules: Any, ours: Ours, epochs: int, scratch: Path) -> tuple[list[float], list[float]]:
-    """Seconds and losses of the Trainer's steps; after each of them ours takes its turn."""
+def trainer(
+    folder: Path, rules: Any, ours: PackedTraining, epochs: int, scratch: Path
+) -> tuple[list[float], list[float]]:
+    """Seconds and losses of the Trainer's steps; after each of them, `ours` computes one."""
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
     from finetune_pipeline.train import adapter
 
-    class InTurn(TrainerCallback):  # type: ignore[misc]
+    class Alternate(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
             self.seconds: list[float] = []
             self.start = 0.0
@@ -195,7 +178,7 @@ def trainer(folder: Path, rules: Any, ours: Ours, epochs: int, scratch: Path) ->
         learning_rate=RATE,
         lr_scheduler_type="constant",
         weight_decay=0.0,
-        max_grad_norm=rules.clip,
+        max_grad_norm=rules.max_grad_norm,
         train_sampling_strategy="sequential",
         logging_steps=1,
         save_strategy="no",
@@ -205,15 +188,15 @@ def trainer(folder: Path, rules: Any, ours: Ours, epochs: int, scratch: Path) ->
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
     )
-    turns = InTurn()
+    alternate = Alternate()
     rows = [{"ids": row.ids, "start": len(row.prompt)} for row in ours.rows]
-    peer = Trainer(wrapped, settings, data_collator=padded, train_dataset=rows, callbacks=[turns])
+    peer = Trainer(wrapped, settings, data_collator=padded, train_dataset=rows, callbacks=[alternate])
     peer.train()
-    return turns.seconds, [line["loss"] for line in peer.state.log_history if "loss" in line]
+    return alternate.seconds, [line["loss"] for line in peer.state.log_history if "loss" in line]
 
 
 def padded(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch as everybody makes it: padded on the right, labels only on the answer."""
+    """The usual collator: rows padded on the right, labels on the completion only."""
     import torch
 
     longest = max(len(row["ids"]) for row in rows)
@@ -228,6 +211,7 @@ def padded(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def show(figures: dict[str, Any]) -> None:
+    """Print the report."""
     print(f"\n{figures['model']}, layers tuned: {figures['layers']}; {figures['machine']}")
     print(
         f"{figures['rows']} rows of {figures['tokens_per_row']} tokens, {figures['shared_tokens']} of them shared; "
@@ -240,9 +224,7 @@ def show(figures: dict[str, Any]) -> None:
     print(line.format("finetune_pipeline", *own))
     print(line.format("Trainer and peft", peer[0], "", *peer[1:]))
     low, high = figures["ratio_spread"]
-    print(
-        f"\ntimes as fast: {figures['ratio']} (single steps {low} to {high}; last epoch {figures['ratio_last_epoch']})"
-    )
+    print(f"\nspeedup: {figures['ratio']} (single steps {low} to {high}; last epoch {figures['ratio_last_epoch']})")
     first, last = figures["losses"][0], figures["losses"][-1]
     print(f"losses: {first} to {last}; largest relative difference {figures['loss_difference']:.1e}")
 

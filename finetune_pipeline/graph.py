@@ -56,7 +56,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "base_model",
         make=f"{_P}.models.base_model:base_model",
-        fingerprint=f"{_P}.models.base_model:source_fingerprint",
+        fingerprint=f"{_P}.models.model_source:source_fingerprint",
         config_sections=("base", "use"),
         kinds=("huggingface",),
         description="The base model: pinned, license checked, as a local folder of safetensors.",

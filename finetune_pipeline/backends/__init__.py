@@ -1,4 +1,5 @@
-"""Where a job runs. A job is a command with a JSON description; a backend starts it and knows nothing of what it does.
+"""Where a job runs. A job is a module with a JSON description; a backend starts it and follows its events.
 
-`local.run` is the parent's side (a process of its own on this machine); `worker.main` is the child's.
+`local.run` starts a job as a process of this machine; `worker.main` is the entry point inside that process. Neither
+knows what the job computes.
 """

@@ -1,6 +1,10 @@
-"""Peak memory while a block runs: this process and all it started, sampled four times a second.
+"""Peak memory of a block: resident memory of this process and its descendants, sampled four times a second.
 
-The system's own high-water mark (ru_maxrss) never falls, so it cannot tell one asset of a run from the next.
+    with PeakMemory() as peak:
+        ...
+    print(peak.mb)
+
+The operating system's high-water mark (ru_maxrss) never falls, so it cannot measure one asset of a run.
 """
 
 from __future__ import annotations
@@ -10,16 +14,16 @@ from types import TracebackType
 
 import psutil
 
-EVERY_SECONDS = 0.25
+SAMPLE_SECONDS = 0.25
 
 
 class PeakMemory:
-    """`with PeakMemory() as peak: ...` and then `peak.mb`, in MB of resident memory summed over the process tree."""
+    """`mb`: the largest sample so far, in MB (10^6 bytes), summed over the process tree."""
 
     def __init__(self) -> None:
         self.mb = 0.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
+        self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
 
     def __enter__(self) -> PeakMemory:
         self._thread.start()
@@ -29,11 +33,11 @@ class PeakMemory:
         self._stop.set()
         self._thread.join()
 
-    def _watch(self) -> None:
-        me = psutil.Process()
+    def _sample(self) -> None:
+        own = psutil.Process()
         while True:
-            self.mb = max(self.mb, sum(map(_resident, [me, *me.children(recursive=True)])) / 1e6)
-            if self._stop.wait(EVERY_SECONDS):
+            self.mb = max(self.mb, sum(map(_resident, [own, *own.children(recursive=True)])) / 1e6)
+            if self._stop.wait(SAMPLE_SECONDS):
                 return
 
 

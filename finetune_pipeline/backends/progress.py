@@ -1,9 +1,9 @@
-"""Waiting as long as work goes on: what ends a wait is that nothing has moved for a while, never that it took long.
+"""Wait for a condition while there is progress: a wait fails after a time without progress, not after a total time.
 
     until(lambda: answers(url), lambda: activity(process.pid), "the desk to answer", report)
 
-A machine that is shared or slow takes ten times as long for the same work, and nothing may depend on that but the time.
-So a wait has a figure of progress (processor time, steps, answers), and gives up when that figure stands still.
+A shared or slow machine takes ten times as long for the same work, and results must not depend on its speed. So a wait
+watches a measure of progress (processor time, steps, answers) and fails when that measure stops changing.
 """
 
 from __future__ import annotations
@@ -17,63 +17,63 @@ import psutil
 from finetune_pipeline.errors import ServingError
 from finetune_pipeline.records import Reporter
 
-STALLED_SECONDS = 600.0  # without any progress
-SAY_SECONDS = 60.0
-PAUSE_SECONDS = 0.2
-GRACE_SECONDS = 30.0  # a process that is told to end, and neither computes nor writes for so long, is killed
+STALLED_SECONDS = 600.0  # without progress
+LOG_SECONDS = 60.0
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 30.0  # without activity after SIGTERM, before SIGKILL
 GRACE_CPU_SECONDS = 0.1
-CPU_SECONDS = 10.0  # an idle server computes a little as well: less than this in STALLED_SECONDS is no progress
+CPU_SECONDS = 10.0  # less in STALLED_SECONDS is no progress: an idle server computes a little, too
 DISK_BYTES = 16 << 20
 T = TypeVar("T")
 
 
 def until(
-    ask: Callable[[], T],
+    condition: Callable[[], T],
     progress: Callable[[], object],
     what: str,
     report: Reporter,
     why: Callable[[], str] = lambda: "",
     stalled: float | None = None,
 ) -> T:
-    """Ask until the answer is something, and give it. Says each minute that it still waits; `report` may cancel it.
+    """Call `condition` until its result is true, and return it. Logs every LOG_SECONDS; `report` may cancel the wait.
 
-    ServingError when `progress()` has been equal for `stalled` seconds (default: STALLED_SECONDS); `why()` is added to
-    its message, the end of a log for instance.
+    ServingError when `progress()` has returned equal values for `stalled` seconds (default: STALLED_SECONDS); `why()`
+    is added to its message, for instance the end of a log.
     """
     limit = STALLED_SECONDS if stalled is None else stalled
-    began = moved = said = time.monotonic()
-    seen = progress()
-    while not (found := ask()):
+    began = changed = logged = time.monotonic()
+    last = progress()
+    while not (result := condition()):
         report.alive()
         now = time.monotonic()
-        if (figure := progress()) != seen:
-            seen, moved = figure, now
-        if now - moved > limit:
+        if (current := progress()) != last:
+            last, changed = current, now
+        if now - changed > limit:
             raise ServingError(
-                f"waited {now - began:.0f} s for {what}, of which nothing moved for {now - moved:.0f} s{why()}",
-                "see the log, and run again",
+                f"waited {now - began:.0f} s for {what}, the last {now - changed:.0f} s without progress{why()}",
+                "read the log, and run again",
             )
-        if now - said > SAY_SECONDS:
-            said = now
-            report.log(f"still waiting for {what} ({now - began:.0f} s); work goes on")
-        time.sleep(PAUSE_SECONDS)
-    return found
+        if now - logged > LOG_SECONDS:
+            logged = now
+            report.log(f"still waiting for {what} ({now - began:.0f} s); there is progress")
+        time.sleep(POLL_SECONDS)
+    return result
 
 
 def while_active(pid: int, grace: float, pause: float, ended: Callable[[], bool] = lambda: False) -> None:
-    """Wait until the process has `ended`, or has done nothing for `grace` seconds; looks every `pause` seconds."""
-    seen, since = activity(pid, GRACE_CPU_SECONDS), time.monotonic()
+    """Wait until the process has `ended`, or was inactive for `grace` seconds; checks every `pause` seconds."""
+    last, since = activity(pid, GRACE_CPU_SECONDS), time.monotonic()
     while not ended() and time.monotonic() - since < grace:
         time.sleep(pause)
-        if (now := activity(pid, GRACE_CPU_SECONDS)) != seen:
-            seen, since = now, time.monotonic()
+        if (current := activity(pid, GRACE_CPU_SECONDS)) != last:
+            last, since = current, time.monotonic()
 
 
 def activity(pid: int, cpu: float | None = None) -> tuple[int, int]:
-    """What changes while a process and those it started work: their processor time in units of `cpu` seconds, and what
-    they read and wrote in units of 16 MB. (-1, -1) when it is gone."""
+    """A measure that changes while a process and its descendants work: their processor time in units of `cpu` seconds
+    (default: CPU_SECONDS), and the bytes they read and wrote in units of 16 MB. (-1, -1) when the process has ended."""
     unit = CPU_SECONDS if cpu is None else cpu
-    seconds, moved = 0.0, 0
+    seconds, transferred = 0.0, 0
     try:
         family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     except psutil.Error:
@@ -82,7 +82,7 @@ def activity(pid: int, cpu: float | None = None) -> tuple[int, int]:
         try:
             times = process.cpu_times()
             seconds += times.user + times.system
-            moved += sum(process.io_counters()[2:4]) if hasattr(process, "io_counters") else 0
+            transferred += sum(process.io_counters()[2:4]) if hasattr(process, "io_counters") else 0
         except psutil.Error:
-            continue  # it ended in the meantime, or is somebody else's
-    return int(seconds / unit), moved // DISK_BYTES
+            continue  # it has ended since, or belongs to another user
+    return int(seconds / unit), transferred // DISK_BYTES

@@ -1,15 +1,16 @@
-"""The job's side: read the description, tell events, stop in good order when asked to.
+"""The entry point of a job's process: read the description, write events, stop at a checkpoint when canceled.
 
-    def run(spec: dict, report: Reporter) -> dict: ...
+    def run(described: dict[str, Any], report: Reporter) -> dict[str, Any]: ...
+
     if __name__ == "__main__":
-        worker.main(work)
+        worker.main(run)
 
-SIGTERM sets a flag that `report.alive()` turns into JobCancelled, so that a training reaches its checkpoint. The job
-does the same when its parent dies, however it dies and however early; if it hangs then, it ends itself the hard way.
+SIGTERM sets a flag, and `report.alive()` then raises JobCancelled, so that a training can write its checkpoint. The
+same happens when the parent process ends, for whatever reason; a job that hangs then kills itself.
 
-One job computes at a time on this machine: two that share the cores (or a GPU) would both take more than twice as long.
-The job holds the lock, not who started it: the job of a run that was killed still computes until it looks at its flag,
-and the next run of the task would write into the same folder.
+One job runs at a time on a machine: two that share the cores (or a GPU) would both take more than twice as long. The
+job holds the lock, not its parent: the job of a killed run still computes until it checks its flag, and the next run of
+the task would write into the same folder.
 """
 
 from __future__ import annotations
@@ -24,73 +25,78 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from finetune_pipeline.backends.events import ErrorEvent, Event, LogEvent, ProgressEvent, ResultEvent, to_line
 from finetune_pipeline.backends.progress import GRACE_SECONDS, while_active
 from finetune_pipeline.errors import FinetuneError, JobCancelled
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.store import machine_lock
 
-LOOK_SECONDS = 0.5  # how often a process looks whether its parent is still there
+PARENT_CHECK_SECONDS = 0.5
+PROGRESS_SECONDS = 0.5
 
 
 class EventFile:
-    """A reporter that appends one JSON object a line to a file."""
+    """A reporter that appends events (backends/events.py) to a file, of progress at most two a second."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
-        self._last: dict[str, float] = {}
+        self._last_progress: dict[str, float] = {}
         self.cancelled = False
 
-    def tell(self, event: str, **fields: Any) -> None:
-        self._file.write(json.dumps({"event": event, **fields}) + "\n")
+    def write(self, event: Event) -> None:
+        self._file.write(to_line(event))
         self._file.flush()
 
     def log(self, text: str) -> None:
-        self.tell("log", text=text)
+        self.write(LogEvent(text))
 
     def progress(self, what: str, done: int, total: int, **figures: float) -> None:
         now = time.monotonic()
-        if done >= total or now - self._last.get(what, 0.0) > 0.5:
-            self._last[what] = now
-            self.tell("progress", what=what, done=done, total=total, figures=figures)
+        if done >= total or now - self._last_progress.get(what, 0.0) > PROGRESS_SECONDS:
+            self._last_progress[what] = now
+            self.write(ProgressEvent(what, done, total, figures))
 
     def alive(self) -> None:
         if self.cancelled:
-            raise JobCancelled("stopped on request", "run again to go on from the last checkpoint")
+            raise JobCancelled("stopped on request", "run again to resume from the last checkpoint")
 
 
 def main(run: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
-    """Run `run` on the description named on the command line, and end with the process named behind it (default: who
-    started this one); exit with its error's code."""
+    """Call `run` with the description whose path is the first argument of the command line, and write its result.
+
+    The second argument is the id of the parent process (default: the actual parent): the job ends when it ends. An
+    error of errors.py is written as an event, and its exit code is that of this process.
+    """
     path, parent = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair: it ends us in good order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends this job
     if os.getppid() != parent:
-        sys.exit(JobCancelled.exit_code)  # and not a word: description and events may be another run's by now
+        sys.exit(JobCancelled.exit_code)  # writes nothing: the files may belong to another run by now
     events = EventFile(path.with_name("events.jsonl"))
     signal.signal(signal.SIGTERM, lambda *_: setattr(events, "cancelled", True))
     end_with(parent)
     try:
-        spec = json.loads(path.read_text("utf-8"))  # its own: the next run may put another there while this one waits
+        described = json.loads(path.read_text("utf-8"))  # before waiting: the next run may replace the file
         with machine_lock("compute", events, "another job is computing on this machine; waiting for it"):
             events.alive()
-            result = run(spec, events)
+            result = run(described, events)
     except FinetuneError as error:
-        events.tell("error", type=type(error).__name__, message=error.message, hint=error.hint)
+        events.write(ErrorEvent(type(error).__name__, error.message, error.hint))
         sys.exit(error.exit_code)
-    events.tell("result", result=result)
+    events.write(ResultEvent(result))
 
 
 def end_with(parent: int) -> None:
-    """Send this process SIGTERM when `parent`, which started it, has ended; and SIGKILL to its group (itself, if it
-    leads none) when it then does nothing for GRACE_SECONDS. Watched by a thread, since only Linux tells."""
+    """Send this process SIGTERM when its parent `parent` has ended, and SIGKILL to its process group (itself, if
+    it leads none) when it is then inactive for GRACE_SECONDS. A thread polls, since only Linux can notify."""
     threading.Thread(target=_watch, args=(parent, GRACE_SECONDS), daemon=True).start()
 
 
 def _watch(parent: int, grace: float) -> None:
     own = os.getpid()
     while os.getppid() == parent:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(PARENT_CHECK_SECONDS)
     os.kill(own, signal.SIGTERM)
-    while_active(own, grace, grace / 6)  # to look costs processor time as well
+    while_active(own, grace, grace / 6)  # seldom: each check costs processor time, too
     if os.getpgid(0) == own:
         os.killpg(own, signal.SIGKILL)
     os.kill(own, signal.SIGKILL)

@@ -17,7 +17,7 @@ from typing import Any
 
 from finetune_pipeline.config import Task, task_from
 from finetune_pipeline.errors import StorageError, reading
-from finetune_pipeline.models import base_model
+from finetune_pipeline.models import model_files, model_source
 from finetune_pipeline.records import Artifact, Example, read_jsonl
 from finetune_pipeline.store import StageContext
 
@@ -78,7 +78,7 @@ def answer_request(
     context: StageContext, partial: Path, variants: Sequence[str], adapter: Artifact | None = None
 ) -> AnswerRequest:
     """Answer the current test rows with the declared base model and `adapter`."""
-    folder = base_model.folder_of(context.inputs["base_model"], context.task.base, context.report)
+    folder = model_source.folder_of(context.inputs["base_model"], context.task.base, context.report)
     return AnswerRequest(
         base=folder,
         adapter=adapter.folder if adapter else None,
@@ -95,5 +95,5 @@ def max_new_tokens(context: StageContext, folder: Path) -> int:
     if context.task.evaluate.max_new_tokens:
         return context.task.evaluate.max_new_tokens
     texts = [row.completion for row in context.inputs["data_split"].examples("train.jsonl")]
-    longest = max(base_model.token_counter(folder)(texts), default=1)
+    longest = max(model_files.token_counter(folder)(texts), default=1)
     return max(int(longest * LENGTH_FACTOR), longest + 2)  # room for the end-of-turn token

@@ -22,10 +22,10 @@ from finetune_pipeline.store import StageContext, StageResult
 
 def clean_examples(context: StageContext) -> StageResult:
     """Clean every raw example. DataError when no row is kept."""
-    from finetune_pipeline.models import base_model
+    from finetune_pipeline.models import model_files, model_source
 
-    count = base_model.token_counter(
-        base_model.folder_of(context.inputs["base_model"], context.task.base, context.report)
+    count = model_files.token_counter(
+        model_source.folder_of(context.inputs["base_model"], context.task.base, context.report)
     )
     raw = context.inputs["raw_examples"]
     rows = list(raw.examples())

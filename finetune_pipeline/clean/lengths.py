@@ -1,6 +1,6 @@
 """Lengths in tokens: the bounds that a row has to keep, and the quantiles for the report.
 
-The token counter is an argument (`base_model.token_counter`), so that nothing here needs a model.
+The token counter is an argument (`model_files.token_counter`), so that nothing here needs a model.
 
     measure(rows, system="Sort the message.", count=counter)    # [Length(prompt=12, completion=3, whole=34), ...]
 """

@@ -190,14 +190,14 @@ def validation_report(name: str) -> str:
     """A confirmation with notes on files that will be dropped. DeclarationError lists every problem of declaration,
     sources, base model and recorded verdicts."""
     from finetune_pipeline.ingest.sources import problems, remarks
-    from finetune_pipeline.models.base_model import available
+    from finetune_pipeline.models.model_source import check_available
     from finetune_pipeline.quality import expectations
     from finetune_pipeline.review.verdict_store import recorded_file
 
     task, store = open_task(name)
     errors = [*problems(task, store), *expectations.problems(task)]
     try:
-        available(task)
+        check_available(task)
     except ModelError as error:
         errors.append(f"base: {error.message} ({error.hint})")
     try:

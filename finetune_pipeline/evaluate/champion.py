@@ -16,7 +16,7 @@ from typing import Any
 from finetune_pipeline.baseline.answering import AnswerRequest
 from finetune_pipeline.config import Base, Prompt
 from finetune_pipeline.errors import StorageError
-from finetune_pipeline.models import base_model
+from finetune_pipeline.models import model_source
 from finetune_pipeline.records import Artifact, Json, ServedVersion
 from finetune_pipeline.store import StageContext
 
@@ -37,7 +37,7 @@ def answer_request(context: StageContext, partial: Path, version: ServedVersion)
     declared_base = Base.model_validate(base.manifest["declaration"]["base"])
     prompt = Prompt.model_validate(adapter.manifest["declaration"]["prompt"])
     return AnswerRequest(
-        base=base_model.folder_of(base, declared_base, context.report),
+        base=model_source.folder_of(base, declared_base, context.report),
         adapter=adapter.folder,
         split=context.inputs["data_split"].folder,
         partial=partial,

@@ -1,12 +1,10 @@
-"""One forward pass of a causal language model over rows of different ages, without padding; with a shared prefix.
+"""One forward pass of a causal language model over a batch without padding: decoded and prefilled sequences together.
 
-    rows = BatchedModel(model, prefix_ids)
-    logits = rows(running=[DecodeSequence(last_token, base, own)], joining=[PrefillSequence(own_ids, base, keep=[-1])])
+    batched = BatchedModel(model, prefix_ids)
+    logits = batched([DecodeSequence(last_token, base, own)], [PrefillSequence(own_ids, base, keep=[-1])])
 
-`base` is the number of tokens a row takes from the shared prefix (all of it or none), `own` the number of its own
-tokens in the cache. Running rows are those in places 0 to n-1 of the cache; joining rows get the places after them.
-
-What it is not: who joins and leaves (inference/decoder.py), or the arithmetic of attention (inference/attention.py).
+`base` is the number of tokens that a sequence takes from the shared prefix (all of it or none), `own` the number of its
+own tokens in the cache. Decoded sequences are in slots 0 to n-1 of the cache; prefilled ones get the slots after them.
 """
 
 from __future__ import annotations
@@ -16,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from finetune_pipeline.errors import ModelError
-from finetune_pipeline.inference.attention import KVCache, PrefillSlice, Step, attending
+from finetune_pipeline.inference.attention import BatchLayout, PrefillSlice, attending
+from finetune_pipeline.inference.kv_cache import KVCache
+from finetune_pipeline.inference.model_family import HINT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DecodeSequence:
+    """`token`: the last token of the sequence, which is not in the cache yet."""
+
     token: int
     base: int
     own: int
@@ -31,7 +33,8 @@ class DecodeSequence:
 
 @dataclass(frozen=True, slots=True)
 class PrefillSequence:
-    """`keep`: the own tokens after which logits are wanted. `cached`: whether the row runs on afterwards."""
+    """`ids`: the own tokens; `keep`: indices of those after which logits are returned; `cached`: whether the sequence
+    is decoded afterwards."""
 
     ids: Sequence[int]
     base: int
@@ -41,7 +44,7 @@ class PrefillSequence:
 
 @dataclass(slots=True)
 class ChunkedPrefill:
-    """A prompt that is read in pieces: `ids` are its own tokens, of which `done` lie in a cache of its own."""
+    """A prompt that is prefilled in chunks: of its own tokens `ids`, the first `done` are in its separate `cache`."""
 
     ids: Sequence[int]
     base: int
@@ -54,10 +57,10 @@ class ChunkedPrefill:
 
 
 class BatchedModel:
-    """See the module's docstring. `model` is a transformers causal LM, or peft's wrapper of one, in eval mode."""
+    """`model`: a transformers causal LM, or peft's wrapper of one, in eval mode; `prefix_ids`: the shared prefix, which
+    is computed in the constructor, with the adapter that is active then."""
 
     def __init__(self, model: Any, prefix_ids: Sequence[int] = ()) -> None:
-        """Computes the prefix, with the adapter that is active now."""
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._config = self._model.config.get_text_config()
         weight = next(self._model.parameters())
@@ -71,42 +74,46 @@ class BatchedModel:
 
     @property
     def context(self) -> int | None:
-        """The most tokens the model was made for; None where its configuration says nothing."""
+        """The model's context in tokens; None when its configuration has none."""
         return getattr(self._config, "max_position_embeddings", None)
 
     def base(self, prompt: Sequence[int]) -> int:
-        """How many of the prompt's tokens come from the prefix: all, or none. Each row has one of its own."""
+        """The number of the prompt's tokens that come from the prefix: all, or 0. One token or more is its own."""
         shared = len(self.prefix)
         return shared if shared < len(prompt) and list(prompt[:shared]) == self.prefix else 0
 
-    def __call__(self, running: Sequence[DecodeSequence], joining: Sequence[PrefillSequence]) -> Tensor:
-        """Logits [running + all that joining rows keep, vocabulary], in this order. ModelError: see attention.py."""
-        ids, positions = [row.token for row in running], [row.base + row.own for row in running]
-        keep, fresh = list(range(len(running))), []
-        for place, row in enumerate(joining, len(running)):
-            mask = self._causal(len(row.ids), row.base) if row.base else None
-            slot = place if row.cached else None
-            fresh.append(PrefillSlice(slot, len(ids), len(ids) + len(row.ids), mask, prefixed=row.base > 0))
-            keep += [len(ids) + i for i in row.keep]
-            positions += range(row.base, row.base + len(row.ids))
-            ids += row.ids
-        return self._forward(self._step(self.cache, running, fresh, max(positions) + 1), ids, positions, keep)
+    def __call__(self, decoding: Sequence[DecodeSequence], prefilling: Sequence[PrefillSequence]) -> Tensor:
+        """Logits [decoding + all that prefilled sequences keep, vocabulary], in this order. ModelError for unsupported
+        architectures."""
+        ids, positions = [s.token for s in decoding], [s.base + s.own for s in decoding]
+        keep, prefills = list(range(len(decoding))), []
+        for slot, sequence in enumerate(prefilling, len(decoding)):
+            mask = self._causal_mask(len(sequence.ids), sequence.base) if sequence.base else None
+            start, stop = len(ids), len(ids) + len(sequence.ids)
+            prefixed = sequence.base > 0
+            prefills.append(PrefillSlice(slot if sequence.cached else None, start, stop, mask, prefixed))
+            keep += [start + i for i in sequence.keep]
+            positions += range(sequence.base, sequence.base + len(sequence.ids))
+            ids += sequence.ids
+        return self._forward(self._layout(self.cache, decoding, prefills, max(positions) + 1), ids, positions, keep)
 
-    def read(self, reading: ChunkedPrefill, tokens: int) -> Tensor:
-        """The next `tokens` of a prompt; logits [1, vocabulary] after the last of them."""
-        if not reading.done:
-            reading.cache.reserve(1, len(reading.ids), used=0)
-            reading.cache.prefix = self.cache.prefix
-        ids = list(reading.ids[reading.done : reading.done + tokens])
-        before = reading.base + reading.done
-        mask = self._causal(len(ids), before) if before else None
-        fresh = [PrefillSlice(0, 0, len(ids), mask, prefixed=reading.base > 0, done=reading.done)]
-        step = self._step(reading.cache, [], fresh, before + len(ids))
-        logits = self._forward(step, ids, range(before, before + len(ids)), [len(ids) - 1])
-        reading.done += len(ids)
+    def prefill_chunk(self, prompt: ChunkedPrefill, tokens: int) -> Tensor:
+        """Prefill the next `tokens` of a prompt; logits [1, vocabulary] after the last of them."""
+        if not prompt.done:
+            prompt.cache.reserve(1, len(prompt.ids), used=0)
+            prompt.cache.prefix = self.cache.prefix
+        ids = list(prompt.ids[prompt.done : prompt.done + tokens])
+        before = prompt.base + prompt.done
+        mask = self._causal_mask(len(ids), before) if before else None
+        prefills = [PrefillSlice(0, 0, len(ids), mask, prefixed=prompt.base > 0, done=prompt.done)]
+        layout = self._layout(prompt.cache, [], prefills, before + len(ids))
+        logits = self._forward(layout, ids, range(before, before + len(ids)), [len(ids) - 1])
+        prompt.done += len(ids)
         return logits
 
-    def _forward(self, step: Step, ids: Sequence[int], positions: Sequence[int], keep: Sequence[int]) -> Tensor:
+    def _forward(
+        self, layout: BatchLayout, ids: Sequence[int], positions: Sequence[int], keep: Sequence[int]
+    ) -> Tensor:
         import torch
 
         with torch.inference_mode(), attending(self._config):
@@ -115,34 +122,37 @@ class BatchedModel:
                 position_ids=torch.tensor([list(positions)], device=self._device),
                 use_cache=False,
                 logits_to_keep=torch.tensor(keep, device=self._device),
-                rows=step,
+                batch=layout,
             ).logits[0]
-        self._all_layers(step.layers)
+        self._require_all_layers(layout.layers)
         return logits
 
-    def _step(self, cache: KVCache, running: Sequence[DecodeSequence], fresh: list[PrefillSlice], reach: int) -> Step:
+    def _layout(
+        self, cache: KVCache, decoding: Sequence[DecodeSequence], prefills: list[PrefillSlice], max_tokens: int
+    ) -> BatchLayout:
         import torch
 
-        lengths = torch.tensor([row.own for row in running], dtype=torch.long, device=self._device)
-        longest = max((row.own for row in running), default=0)
+        lengths = torch.tensor([s.own for s in decoding], dtype=torch.long, device=self._device)
+        longest = max((s.own for s in decoding), default=0)
         shared = len(self.prefix) if self.cache.prefix else 0
         own = torch.arange(longest + 1, device=self._device)[None] <= lengths[:, None]
-        prefixed = torch.tensor([row.base > 0 for row in running], dtype=torch.bool, device=self._device)
-        seen = torch.cat((prefixed[:, None].expand(-1, shared), own), dim=1)
-        mask = torch.zeros(seen.shape, dtype=self._dtype, device=self._device).masked_fill_(~seen, float("-inf"))
-        return Step(cache, len(running), lengths, longest, mask[:, None, None], fresh, reach)
+        prefixed = torch.tensor([s.base > 0 for s in decoding], dtype=torch.bool, device=self._device)
+        allowed = torch.cat((prefixed[:, None].expand(-1, shared), own), dim=1)
+        mask = torch.zeros(allowed.shape, dtype=self._dtype, device=self._device)
+        mask.masked_fill_(~allowed, float("-inf"))
+        return BatchLayout(cache, len(decoding), lengths, longest, mask[:, None, None], prefills, max_tokens)
 
-    def _causal(self, tokens: int, before: int) -> Tensor:
-        """Boolean [tokens, before + tokens]: each token sees what came before it, and itself."""
+    def _causal_mask(self, tokens: int, before: int) -> Tensor:
+        """Boolean [tokens, before + tokens]: each token attends to all tokens before it, and itself."""
         import torch
 
         return torch.ones(tokens, before + tokens, dtype=torch.bool, device=self._device).tril(diagonal=before)
 
-    def _all_layers(self, seen: int) -> None:
+    def _require_all_layers(self, computed: int) -> None:
         layers = self._config.num_hidden_layers
-        if seen != layers:
+        if computed != layers:
             raise ModelError(
-                f"{type(self._model).__name__} sends {seen} of {layers} layers through transformers' attention "
-                "interface; computing by rows needs all of them",
-                "choose a base model whose layers are all attention layers (Llama, Qwen, SmolLM, Phi, Granite, ...)",
+                f"{type(self._model).__name__} computes only {computed} of {layers} layers through transformers' "
+                "attention interface; batched decoding requires all of them",
+                HINT,
             )

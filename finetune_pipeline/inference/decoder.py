@@ -1,112 +1,62 @@
-"""The batched decoder: answers many prompts with a causal language model, rows joining and leaving between steps.
+"""The batched decoder: generates answers to many prompts; sequences are added and removed between steps.
 
-It is the same class in evaluation and behind the endpoint, so that what is served is what was evaluated.
-
-    decoder = Decoder(model, eos_ids={2}, prefix_ids=ids_of_the_system_prompt, max_rows=32)
+    decoder = Decoder(model, eos_ids={2}, prefix_ids=ids_of_the_system_prompt, max_sequences=32)
     decoder.add_request([Request("r1", prompt_ids, max_new_tokens=48)])
     while decoder.running or decoder.waiting:
-        for token in decoder.step():          # at most one token a row
+        for token in decoder.step():          # at most one token per sequence
             print(token.id, token.token, token.finished, token.reason)
 
-- `add_request` queues rows at any time, also between steps; rows join in the order they came, as room is found.
-- `step` is one forward pass: one new token for each running row, and the prompt and first token of those that join.
-  A row leaves the batch in the step that ends it, and its place is free in the next.
-- With `piece_tokens`, a longer prompt is read beside the others, so many tokens a step (a second, short pass): neither
-  do those that run wait for the whole of it, nor does it wait for them. One such prompt is read at a time.
-- `prompt_ids` is always the whole prompt. Where it begins with `prefix_ids`, those tokens are taken from the cache.
-- `cancel(ids)` takes rows out, queued or running: for clients that hung up.
+Evaluation and endpoint use the same class, so that what is served is what was evaluated.
 
-Rows do not touch each other: a row's answer depends on its request alone, up to rounding (about 1e-6 in fp32, which
-can flip a tie between two tokens, no more). A sampled row has a random generator of its own, seeded by `Request.seed`.
+- `add_request` queues requests at any time. They are added to the batch in order, as soon as there is room.
+- `step` is one forward pass: it decodes one token of every running sequence, and prefills new ones, which gives their
+  first token. A sequence leaves the batch in the step that finishes it, and its slot is free in the next step.
+- With `chunk_tokens`, a longer prompt is prefilled beside the batch in chunks, one a step (a second, short pass), so
+  that running sequences do not wait for all of it. One prompt at a time is prefilled in chunks.
+- `cancel(ids)` removes requests, queued or running, for clients that disconnected.
 
-Not thread-safe: one thread steps. Within `step` the model's attention is switched (`inference/attention.py`);
-afterwards the
-model is as before, and may be used for anything else between steps. The prefix was computed with the adapter that was
-active when the decoder was made: step it with the same adapter, and make another decoder for another adapter.
+Sequences are independent: an answer depends on its request alone, up to rounding (about 1e-6 in fp32, which can only
+decide a tie between two tokens). A sampled sequence has its own random generator, seeded by `Request.seed`.
 
-Memory: `max_cached_tokens` bounds rows times tokens of the longest row; one token is 2 x layers x kv heads x head size
-numbers (46 kB for SmolLM2-135M in fp32, so that the default of 32,768 tokens is at most 1.5 GB; it grows with need).
+Not thread-safe: one thread calls it. During `step` the model's attention is replaced (inference/attention.py);
+afterwards the model is as before and can be used for anything else. The prefix is computed with the adapter that is
+active when the decoder is created: step it with the same adapter, and create another decoder for another adapter.
+
+Memory: `max_cached_tokens` bounds slots times tokens of the longest sequence. A token takes 2 x layers x kv heads x
+head size numbers (46 kB for SmolLM2-135M in fp32, so the default of 32,768 tokens is at most 1.5 GB). The cache grows
+as needed.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.inference.batched_forward import BatchedModel, ChunkedPrefill, DecodeSequence, PrefillSequence
+from finetune_pipeline.inference.request import ActiveSequence, Reason, Request, Token
 from finetune_pipeline.inference.sampling import SEEDS, choose, generator_of
 
-if TYPE_CHECKING:
-    import torch
-
-Reason = Literal["eos", "stop", "length", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt to answer.
-
-    temperature 0 is greedy; otherwise tokens are drawn from the smallest set that holds `top_p` of the probability.
-    `allowed(answer ids so far)` gives the token ids that may come next (None: all), for constrained decoding.
-    `stop(answer ids so far)` ends the row when it gives True (see `inference/stopping.py`).
-    """
-
-    id: str
-    prompt_ids: Sequence[int]
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    allowed: Callable[[Sequence[int]], Collection[int] | None] | None = None
-    stop: Callable[[Sequence[int]], bool] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One new token of a row. `reason` is set when it is the last: "eos" (this token is the end mark, no text), "stop"
-    (the request's stop rule), "length" (`max_new_tokens` reached), "error" (no token could be chosen, for the reason in
-    `error`; the other rows of the batch are not affected, and `token` is -1)."""
-
-    id: str
-    token: int
-    finished: bool
-    reason: Reason | None = None
-    error: str = ""
+__all__ = ["Decoder", "Request", "Token"]
+CAPACITY_STEP = 64  # tokens; so that the cache is not reallocated for every longer sequence
 
 
 @dataclass(slots=True)
-class _Row:
-    request: Request
-    own: int
-    """Tokens of this row in its own place of the cache, so without the shared prefix."""
-    base: int
-    """Tokens taken from the shared prefix: all of it, or none."""
-    generator: torch.Generator | None
-    answer: list[int] = field(default_factory=list)
+class _LongPrompt:
+    """A sequence whose prompt is prefilled in chunks; `logits` are those after its last chunk."""
 
-    @property
-    def fresh(self) -> int:
-        """Tokens of the prompt that are not in the prefix."""
-        return len(self.request.prompt_ids) - self.base
-
-
-@dataclass(slots=True)
-class _PrefillRow:
-    """A row whose prompt is read in pieces; `logits` are those after its last piece so far."""
-
-    row: _Row
-    reading: ChunkedPrefill
+    sequence: ActiveSequence
+    prefill: ChunkedPrefill
     logits: Any = None
 
 
 class Decoder:
-    """See the module's docstring. `model` is a transformers causal LM or a peft model with LoRA layers, in eval mode.
+    """`model`: a transformers causal LM, or a peft model with LoRA layers, in eval mode.
 
-    ModelError when the architecture cannot be decoded by rows (attention not through transformers' interface, recurrent
-    layers, soft caps); noticed in the first step, before any token is given.
+    ModelError in the first step, before any token, when the architecture is unsupported: attention not through
+    transformers' interface, recurrent layers, soft caps.
     """
 
     def __init__(
@@ -114,172 +64,179 @@ class Decoder:
         model: Any,
         eos_ids: Iterable[int],
         prefix_ids: Sequence[int] | None = None,
-        max_rows: int = 32,
-        step_tokens: int = 1024,
+        max_sequences: int = 32,
+        prefill_tokens: int = 1024,
         max_cached_tokens: int = 32_768,
-        piece_tokens: int | None = None,
+        chunk_tokens: int | None = None,
     ) -> None:
-        """`step_tokens`: prompts join a step until they have this many tokens together (one always may): more is
-        faster over all, less lets running rows go on sooner."""
+        """`prefill_tokens`: prompt tokens in one step (a single longer prompt is allowed): more have a higher
+        throughput, fewer delay the running sequences less."""
         self._model = BatchedModel(model, prefix_ids or ())
         self._cache = self._model.cache
         self._eos = frozenset(eos_ids)
-        self._max_rows, self._step_tokens, self._max_cached = max_rows, step_tokens, max_cached_tokens
-        self._piece = piece_tokens
+        self._max_sequences, self._max_cached = max_sequences, max_cached_tokens
+        self._prefill_tokens, self._chunk_tokens = prefill_tokens, chunk_tokens
         self._queue: deque[Request] = deque()
-        self._long: deque[Request] = deque()
-        self._reading: _PrefillRow | None = None
-        self._rows: list[_Row] = []
-        self.joined: list[str] = []
-        """Requests whose computation began in the last step."""
+        self._long_queue: deque[Request] = deque()
+        self._long: _LongPrompt | None = None
+        self._batch: list[ActiveSequence] = []
+        self.started: list[str] = []
+        """Ids of the requests whose prefill began in the last step."""
 
     @property
     def running(self) -> int:
-        """Rows in the batch, and the one whose prompt is being read."""
-        return len(self._rows) + (self._reading is not None)
+        """Sequences in the batch, and the one that is prefilled in chunks."""
+        return len(self._batch) + (self._long is not None)
 
     @property
     def waiting(self) -> int:
-        """Rows admitted that have not joined yet."""
-        return len(self._queue) + len(self._long)
+        """Queued requests."""
+        return len(self._queue) + len(self._long_queue)
 
     def add_request(self, requests: Iterable[Request]) -> None:
-        """Queue rows. DataError for one that is empty or can never fit; then none of them is queued."""
+        """Queue requests. DataError when one of them is empty or can never fit; then none is queued."""
         requests = list(requests)
         for request in requests:
             self._check(request)
         for request in requests:
-            long = self._piece is not None and self._fresh(request) > self._piece
-            (self._long if long else self._queue).append(request)
+            long = self._chunk_tokens is not None and self._own_tokens(request) > self._chunk_tokens
+            (self._long_queue if long else self._queue).append(request)
 
     def cancel(self, ids: Collection[str]) -> None:
-        """Take rows out; ids that are not there (any more) are ignored."""
+        """Remove requests; unknown and finished ids are ignored."""
         self._queue = deque(r for r in self._queue if r.id not in ids)
-        self._long = deque(r for r in self._long if r.id not in ids)
-        if self._reading is not None and self._reading.row.request.id in ids:
-            self._reading = None
-        self._leave([row.request.id in ids for row in self._rows])
+        self._long_queue = deque(r for r in self._long_queue if r.id not in ids)
+        if self._long is not None and self._long.sequence.request.id in ids:
+            self._long = None
+        self._remove([sequence.request.id in ids for sequence in self._batch])
 
     def step(self) -> list[Token]:
-        """One forward pass; the new token of every row that ran or joined. Empty when nothing is to do."""
-        joining = self._joining()
-        self.joined = [row.request.id for row in joining]
-        tokens = self._run(joining) if self._rows or joining else []
-        return tokens + self._read_on()
+        """One forward pass; the new token of every sequence that was decoded or prefilled. [] when there is none."""
+        prefilling = self._next_from_queue()
+        self.started = [sequence.request.id for sequence in prefilling]
+        tokens = self._decode_and_prefill(prefilling) if self._batch or prefilling else []
+        return tokens + self._prefill_chunk()
 
-    def _run(self, joining: list[_Row]) -> list[Token]:
+    def _decode_and_prefill(self, prefilling: list[ActiveSequence]) -> list[Token]:
         logits = self._model(
-            [DecodeSequence(row.answer[-1], row.base, row.own) for row in self._rows],
-            [PrefillSequence(row.request.prompt_ids[row.base :], row.base, [row.fresh - 1]) for row in joining],
+            [DecodeSequence(s.answer[-1], s.base, s.own) for s in self._batch],
+            [PrefillSequence(s.own_prompt, s.base, [len(s.own_prompt) - 1]) for s in prefilling],
         )
-        for row in self._rows:
-            row.own += 1
-        for row in joining:
-            row.own = row.fresh
-        self._rows.extend(joining)
-        tokens = [self._take(row, token) for row, token in zip(self._rows, choose(logits, self._rows), strict=True)]
-        self._leave([token.finished for token in tokens])
+        for sequence in self._batch:
+            sequence.own += 1
+        for sequence in prefilling:
+            sequence.own = len(sequence.own_prompt)
+        self._batch.extend(prefilling)
+        tokens = [
+            self._append(sequence, token)
+            for sequence, token in zip(self._batch, choose(logits, self._batch), strict=True)
+        ]
+        self._remove([token.finished for token in tokens])
         return tokens
 
-    def _read_on(self) -> list[Token]:
-        """The next piece of a long prompt. After its last piece the row takes a place, as soon as there is one, and has
-        its first token."""
-        if self._reading is None and self._long:
-            request = self._long.popleft()
-            base = self._model.base(request.prompt_ids)
-            row = _Row(request, 0, base, generator_of(request))
-            self._reading = _PrefillRow(row, ChunkedPrefill(request.prompt_ids[base:], base))
-            self.joined.append(request.id)
-        read = self._reading
-        if read is None or self._piece is None:
+    def _prefill_chunk(self) -> list[Token]:
+        """Prefill the next chunk of a long prompt. After its last chunk, the sequence is added to the batch as soon as
+        a slot is free, with its first token."""
+        if self._long is None and self._long_queue:
+            sequence = self._activate(self._long_queue.popleft())
+            self._long = _LongPrompt(sequence, ChunkedPrefill(sequence.own_prompt, sequence.base))
+            self.started.append(sequence.request.id)
+        long = self._long
+        if long is None or self._chunk_tokens is None:
             return []
-        if not read.reading.complete:
-            read.logits = self._model.read(read.reading, self._piece)
-        need = self._need(read.row.request, read.row.fresh)
-        if not read.reading.complete or not self._fits(len(self._rows) + 1, need):
+        if not long.prefill.complete:
+            long.logits = self._model.prefill_chunk(long.prefill, self._chunk_tokens)
+        sequence, own = long.sequence, len(long.sequence.own_prompt)
+        capacity = self._capacity(sequence.request, own)
+        if not long.prefill.complete or not self._fits(len(self._batch) + 1, capacity):
             return []
-        self._reserve(len(self._rows) + 1, need)
-        self._cache.adopt(len(self._rows), read.reading.cache, read.row.fresh)
-        read.row.own, self._reading = read.row.fresh, None
-        token = self._take(read.row, choose(read.logits, [read.row])[0])
+        self._reserve(len(self._batch) + 1, capacity)
+        self._cache.copy_from(long.prefill.cache, len(self._batch), own)
+        sequence.own, self._long = own, None
+        token = self._append(sequence, choose(long.logits, [sequence])[0])
         if not token.finished:
-            self._rows.append(read.row)
+            self._batch.append(sequence)
         return [token]
 
     def _check(self, request: Request) -> None:
         if request.seed not in SEEDS:
-            raise DataError(f"request {request.id}: the seed {request.seed} is out of range", "give 64 bits at most")
+            raise DataError(f"request {request.id}: the seed {request.seed} is out of range", "use at most 64 bits")
         total = len(request.prompt_ids) + request.max_new_tokens
         limit = min(self._max_cached, self._model.context or self._max_cached)
         if not request.prompt_ids or request.max_new_tokens < 1:
             raise DataError(
-                f"request {request.id} has no prompt or no room for an answer", "give at least one token each"
+                f"request {request.id} has no prompt or no room for an answer", "use at least one token for each"
             )
         if total > limit:
             raise DataError(
                 f"request {request.id}: {len(request.prompt_ids)} prompt tokens and {request.max_new_tokens} for the "
-                f"answer are more than the {limit} that fit",
-                "shorten the prompt, or ask for fewer answer tokens",
+                f"answer are more than the limit of {limit}",
+                "shorten the prompt, or lower the number of answer tokens",
             )
 
-    def _joining(self) -> list[_Row]:
-        """Rows from the queue, in order, as long as places, this step's tokens and the cache allow. None while a prompt
-        that was read in pieces waits for its place: it would wait for ever."""
-        joining: list[_Row] = []
+    def _next_from_queue(self) -> list[ActiveSequence]:
+        """Requests to prefill now, in order, within the slots, `prefill_tokens` and the cache. None while a long prompt
+        waits for a slot, which it would otherwise never get."""
+        sequences: list[ActiveSequence] = []
         tokens, capacity = 0, 0
-        if self._reading is not None and self._reading.reading.complete:
-            return joining
+        if self._long is not None and self._long.prefill.complete:
+            return sequences
         while self._queue:
-            request = self._queue[0]
-            fresh = self._fresh(request)
-            need = max(capacity, self._need(request, fresh))
-            places = len(self._rows) + len(joining) + 1
-            if (joining and tokens + fresh > self._step_tokens) or not self._fits(places, need):
+            own = self._own_tokens(self._queue[0])
+            needed = max(capacity, self._capacity(self._queue[0], own))
+            slots = len(self._batch) + len(sequences) + 1
+            if (sequences and tokens + own > self._prefill_tokens) or not self._fits(slots, needed):
                 break
-            base = len(request.prompt_ids) - fresh
-            joining.append(_Row(self._queue.popleft(), 0, base, generator_of(request)))
-            tokens, capacity = tokens + fresh, need
-        if joining:
-            self._reserve(len(self._rows) + len(joining), capacity)
-        return joining
+            sequences.append(self._activate(self._queue.popleft()))
+            tokens, capacity = tokens + own, needed
+        if sequences:
+            self._reserve(len(self._batch) + len(sequences), capacity)
+        return sequences
 
-    def _fresh(self, request: Request) -> int:
-        """Tokens of the prompt that are not in the prefix."""
+    def _activate(self, request: Request) -> ActiveSequence:
+        return ActiveSequence(request, self._model.base(request.prompt_ids), generator_of(request))
+
+    def _own_tokens(self, request: Request) -> int:
+        """Tokens of the prompt that are not in the shared prefix."""
         return len(request.prompt_ids) - self._model.base(request.prompt_ids)
 
-    def _need(self, request: Request, fresh: int) -> int:
-        """Tokens that each place of the cache needs, once this row has one."""
-        capacity = self._cache.capacity if self._rows else 0
-        return -(-max(capacity, fresh + request.max_new_tokens) // 64) * 64
+    def _capacity(self, request: Request, own: int) -> int:
+        """Tokens that every slot needs when the request is in the batch."""
+        current = self._cache.capacity if self._batch else 0
+        return -(-max(current, own + request.max_new_tokens) // CAPACITY_STEP) * CAPACITY_STEP
 
-    def _fits(self, places: int, need: int) -> bool:
-        return places <= self._max_rows and (places == 1 or places * need <= self._max_cached)
+    def _fits(self, slots: int, capacity: int) -> bool:
+        return slots <= self._max_sequences and (slots == 1 or slots * capacity <= self._max_cached)
 
-    def _reserve(self, places: int, capacity: int) -> None:
-        room = min(self._max_rows, 1 << (places - 1).bit_length(), max(places, self._max_cached // capacity))
-        self._cache.reserve(room, capacity, used=len(self._rows))
+    def _reserve(self, slots: int, capacity: int) -> None:
+        """Reserve a power of two of slots, within the limits, so that the cache is seldom reallocated."""
+        room = min(self._max_sequences, 1 << (slots - 1).bit_length(), max(slots, self._max_cached // capacity))
+        self._cache.reserve(room, capacity, used=len(self._batch))
 
-    def _take(self, row: _Row, token: int | Exception) -> Token:
+    def _append(self, sequence: ActiveSequence, token: int | Exception) -> Token:
+        """Add a token to the answer. An exception of sampling or of the stop rule finishes this sequence alone."""
+        id = sequence.request.id
         if isinstance(token, Exception):
-            return Token(row.request.id, -1, True, "error", str(token))
-        row.answer.append(token)
+            return Token(id, -1, True, "error", str(token))
+        sequence.answer.append(token)
         try:
-            reason = self._ending(row, token)
-        except Exception as error:  # noqa: BLE001 - a stop rule is the request's own; the row ends with its message
-            return Token(row.request.id, -1, True, "error", f"the stop rule failed: {error}")
-        return Token(row.request.id, token, reason is not None, reason)
+            reason = self._finish_reason(sequence, token)
+        except Exception as error:  # noqa: BLE001 - the stop rule is the caller's code
+            return Token(id, -1, True, "error", f"the stop rule failed: {error}")
+        return Token(id, token, reason is not None, reason)
 
-    def _ending(self, row: _Row, token: int) -> Reason | None:
+    def _finish_reason(self, sequence: ActiveSequence, token: int) -> Reason | None:
+        request = sequence.request
         if token in self._eos:
             return "eos"
-        if row.request.stop is not None and row.request.stop(row.answer):
+        if request.stop is not None and request.stop(sequence.answer):
             return "stop"
-        return "length" if len(row.answer) >= row.request.max_new_tokens else None
+        return "length" if len(sequence.answer) >= request.max_new_tokens else None
 
-    def _leave(self, ended: list[bool]) -> None:
-        """Take ended rows out; the last row moves into the place that became free."""
-        for place in reversed([i for i, gone in enumerate(ended) if gone]):
-            last = self._rows.pop()
-            if place < len(self._rows):
-                self._cache.move(len(self._rows), place, last.own)
-                self._rows[place] = last
+    def _remove(self, finished: list[bool]) -> None:
+        """Remove finished sequences; the last sequence moves into a slot that became free."""
+        for slot in reversed([i for i, done in enumerate(finished) if done]):
+            last = self._batch.pop()
+            if slot < len(self._batch):
+                self._cache.move(len(self._batch), slot, last.own)
+                self._batch[slot] = last

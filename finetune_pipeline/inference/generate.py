@@ -1,10 +1,10 @@
-"""Answer many prompts with one model, as fast as the machine allows: the decoder, fed with all of them.
+"""Generate answers to many prompts with one model, through the batched decoder.
 
     answers = generate(loaded, prompts, spec, Generation("zero_shot", max_new_tokens=48, batch_size=64))
 
-What all prompts begin with (system prompt, fixed examples) is found by itself and computed once. The longest prompts
-come first, so that the estimate of the time left errs on the safe side. Each answer is handed on when it is complete:
-what was answered before a kill need not be answered again.
+The common prefix of all prompts (system prompt, fixed examples) is detected and computed once. The longest prompts come
+first, so that the estimated remaining time is rather too high than too low. Each answer is passed to `on_answer` when
+it is complete, so that it need not be generated again after an interruption.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.errors import DataError
+from finetune_pipeline.inference.chat_template import render
 from finetune_pipeline.inference.decoder import Decoder, Request, Token
 from finetune_pipeline.inference.label_choice import LabelChoice
 from finetune_pipeline.inference.loading import Loaded
@@ -25,12 +26,13 @@ from finetune_pipeline.inference.stopping import StopRule, final
 from finetune_pipeline.records import Answer, Reporter, Silent
 
 Messages = Sequence[Mapping[str, str]]
-STEP_TOKENS = 1024  # of prompts joining a step
+PREFILL_TOKENS = 1024  # in one step of the decoder
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """How to answer: `variant` names the answers, `batch_size` are made at the same time, temperature 0 is greedy."""
+    """Settings. `variant` is the name of the answers; `batch_size` answers are generated at once; temperature 0 is
+    greedy."""
 
     variant: str
     max_new_tokens: int
@@ -44,103 +46,112 @@ def generate(
     loaded: Loaded,
     prompts: Mapping[str, Messages],
     spec: AnswerFormat,
-    how: Generation,
+    settings: Generation,
     on_answer: Callable[[Answer], None] = lambda answer: None,
     report: Reporter | None = None,
     done: int = 0,
     choice: LabelChoice | None = None,
 ) -> list[Answer]:
-    """Answer `prompts` (id -> messages, the last one the user's); the answers in order of completion.
+    """Answers to `prompts` (messages by id, the last one the user's), in the order of completion.
 
-    With `choice` each answer is one of its labels (constrained decoding); without, the model is free.
-
-    `Answer.seconds` is the row's share of the time of the steps it took part in, so that the sum over all rows is the
-    time of the whole. `done` counts answers from before, for the progress. DataError when a prompt does not fit, or a
-    row's next token cannot be chosen.
+    With `choice`, each answer is one of its labels (constrained decoding). `done` is the number of earlier answers, for
+    the progress report. `Answer.seconds` is the row's share of the time of its steps, so that the sum over all rows is
+    the total time. DataError when a prompt does not fit, or a next token cannot be chosen.
     """
     report = report or Silent()
     ids = {key: encode(loaded.tokenizer, messages) for key, messages in prompts.items()}
     if not ids:
         return []
-    rule = choice.stop if choice else StopRule(lambda tokens: text_of(loaded.tokenizer, tokens), spec)
-    allowed = choice.allowed if choice else None
     prefix = common_prefix(list(ids.values()))
-    decoder = Decoder(loaded.model, loaded.eos_ids, prefix, how.batch_size, STEP_TOKENS)
-    requests = [
-        Request(key, tokens, how.max_new_tokens, how.temperature, how.top_p, how.seed, allowed, rule)
-        for key, tokens in ids.items()
-    ]
-    requests.sort(key=lambda request: -len(request.prompt_ids))
+    decoder = Decoder(loaded.model, loaded.eos_ids, prefix, settings.batch_size, PREFILL_TOKENS)
+    requests = _requests(loaded, ids, spec, settings, choice)
     decoder.add_request(requests)
-    collect = _Collector(loaded, {key: len(tokens) for key, tokens in ids.items()}, spec, how.variant, choice)
-    pace = _Pace([len(request.prompt_ids) - len(prefix) for request in requests], how.max_new_tokens)
+    collector = _AnswerCollector(loaded, {key: len(tokens) for key, tokens in ids.items()}, spec, settings, choice)
+    remaining = _RemainingTime([len(request.prompt_ids) - len(prefix) for request in requests], settings.max_new_tokens)
     total, began = done + len(ids), time.perf_counter()
     while decoder.running or decoder.waiting:
         report.alive()
         start = time.perf_counter()
         tokens = decoder.step()
-        ended = collect.take(tokens, time.perf_counter() - start)
-        for answer in ended:
+        completed = collector.add(tokens, time.perf_counter() - start)
+        for answer in completed:
             on_answer(answer)
-        spent = time.perf_counter() - began
-        pace.step(len(requests) - decoder.waiting, len(tokens), ended)
-        figures = {"answers_per_second": len(collect.answers) / spent, "seconds_left": pace.left * spent}
+        elapsed, count = time.perf_counter() - began, len(collector.answers)
+        remaining.step(len(requests) - decoder.waiting, len(tokens), completed)
         report.progress(
-            how.variant, done + len(collect.answers), total, **{name: round(x, 4) for name, x in figures.items()}
+            settings.variant,
+            done + count,
+            total,
+            answers_per_second=round(count / elapsed, 4),
+            seconds_left=round(remaining.ratio * elapsed, 4),
         )
-    return collect.answers
+    return collector.answers
 
 
-class _Pace:
-    """The time left, by tokens: rows are a poor measure, since none ends for a while and then many do at once.
+def _requests(
+    loaded: Loaded, ids: Mapping[str, list[int]], spec: AnswerFormat, settings: Generation, choice: LabelChoice | None
+) -> list[Request]:
+    """One request for each prompt, the longest first."""
+    stop = choice.stop if choice else StopRule(lambda tokens: text_of(loaded.tokenizer, tokens), spec)
+    allowed = choice.allowed if choice else None
+    sampling = (settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed)
+    requests = [Request(key, tokens, *sampling, allowed, stop) for key, tokens in ids.items()]
+    return sorted(requests, key=lambda request: -len(request.prompt_ids))
 
-    `prompts`: tokens of each prompt, in the order in which they join; an unfinished answer is thought to become as long
-    as the finished ones are on average (`longest`, until there is one).
+
+class _RemainingTime:
+    """Estimates the remaining time by tokens. Finished rows would be a poor measure: at first none finishes, then many
+    at once.
+
+    `prompts`: tokens of each prompt in the order of their prefill. Unfinished answers are assumed to become as long as
+    the finished ones are on average (`max_new_tokens` until there is one).
     """
 
-    def __init__(self, prompts: Sequence[int], longest: int) -> None:
-        self._read = [0, *accumulate(prompts)]
-        self._longest = longest
-        self._joined = self._written = self._ended_rows = self._ended_tokens = 0
+    def __init__(self, prompts: Sequence[int], max_new_tokens: int) -> None:
+        self._prompt_tokens = [0, *accumulate(prompts)]
+        self._max_new_tokens = max_new_tokens
+        self._started = self._generated = self._finished = self._finished_tokens = 0
 
-    def step(self, joined: int, tokens: int, ended: Sequence[Answer]) -> None:
-        """A step gave `tokens`; by now, `joined` rows have begun; it ended the rows `ended`."""
-        self._joined, self._written = joined, self._written + tokens
-        self._ended_rows += len(ended)
-        self._ended_tokens += sum(answer.completion_tokens for answer in ended)
+    def step(self, started: int, tokens: int, finished: Sequence[Answer]) -> None:
+        """A step generated `tokens` and finished the answers `finished`; so far, `started` rows were started."""
+        self._started, self._generated = started, self._generated + tokens
+        self._finished += len(finished)
+        self._finished_tokens += sum(answer.completion_tokens for answer in finished)
 
     @property
-    def left(self) -> float:
-        """What is to be done, as a multiple of what has been done."""
-        usual = self._ended_tokens / self._ended_rows if self._ended_rows else self._longest
-        running = usual * (len(self._read) - 1 - self._ended_rows) - (self._written - self._ended_tokens)
-        done = self._read[self._joined] + self._written
-        return (self._read[-1] - self._read[self._joined] + max(0.0, running)) / max(1, done)
+    def ratio(self) -> float:
+        """Remaining tokens as a multiple of those computed so far."""
+        mean = self._finished_tokens / self._finished if self._finished else self._max_new_tokens
+        unfinished = len(self._prompt_tokens) - 1 - self._finished
+        to_generate = mean * unfinished - (self._generated - self._finished_tokens)
+        to_prefill = self._prompt_tokens[-1] - self._prompt_tokens[self._started]
+        computed = self._prompt_tokens[self._started] + self._generated
+        return (to_prefill + max(0.0, to_generate)) / max(1, computed)
 
 
-class _Collector:
-    """Gathers tokens into answers."""
+class _AnswerCollector:
+    """Collects the tokens of each row until its answer is complete."""
 
     def __init__(
         self,
         loaded: Loaded,
         prompt_tokens: Mapping[str, int],
         spec: AnswerFormat,
-        variant: str,
+        settings: Generation,
         choice: LabelChoice | None,
     ) -> None:
-        self._loaded, self._prompt_tokens, self._spec, self._variant = loaded, prompt_tokens, spec, variant
-        self._choice = choice
+        self._loaded, self._prompt_tokens, self._spec = loaded, prompt_tokens, spec
+        self._variant, self._choice = settings.variant, choice
         self._ids: dict[str, list[int]] = {}
         self._seconds: dict[str, float] = {}
         self.answers: list[Answer] = []
 
-    def take(self, tokens: Sequence[Token], seconds: float) -> list[Answer]:
-        """The answers that `tokens`, the outcome of a step that took `seconds`, have completed."""
+    def add(self, tokens: Sequence[Token], seconds: float) -> list[Answer]:
+        """Add the tokens of a step that took `seconds`; the answers that they complete."""
         complete = []
         for token in tokens:
             if token.reason == "error":
-                raise DataError(f"row {token.id} cannot be answered: {token.error}", "see the row, and run again")
+                raise DataError(f"row {token.id} cannot be answered: {token.error}", "check the row, and run again")
             self._ids.setdefault(token.id, []).append(token.token)
             self._seconds[token.id] = self._seconds.get(token.id, 0.0) + seconds / len(tokens)
             if token.finished:
@@ -166,19 +177,18 @@ class _Collector:
 
 
 def label_choice(loaded: Loaded, labels: Sequence[str]) -> LabelChoice:
-    """The choice among `labels` for this model's tokenizer."""
+    """Constrained decoding of `labels` with this model's tokenizer."""
     ids = {label: loaded.tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels}
     return LabelChoice(ids, loaded.eos_ids)
 
 
 def encode(tokenizer: Any, messages: Messages) -> list[int]:
-    """The prompt's tokens: the chat template's text, which has all special tokens in it already."""
-    from finetune_pipeline.models.base_model import render
-
+    """Token ids of the prompt, rendered with the chat template."""
     ids: list[int] = tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"]
     return ids
 
 
 def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of token ids, without special tokens."""
     text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
     return text

@@ -1,28 +1,29 @@
-"""How probable a model finds given answers: mean negative log likelihood per token (nats), the base of two measures.
+"""The mean negative log likelihood per token (nats) of given completions.
 
     losses(loaded, {"fact-01": ([{"role": "user", "content": "Why is the sky blue?"}], "Sunlight contains ...")})
+    # {"fact-01": 1.93}
 
-Used for general ability (does the tuned model find ordinary text less probable than its base?) and for memorization
-(does it find the rows it was trained on more probable than others?). The end-of-turn mark is not counted: it is the
-first thing every tuning learns, and says nothing about text.
+It measures general ability (has the tuned model a higher loss on general text than its base?) and memorization (has it
+a lower loss on its training rows than on other rows?). The end-of-turn token is not counted: every tuning learns it
+first, and it says nothing about text.
 
-Rows are computed without padding, and what all prompts begin with is computed once (inference/attention.py). With
-`bf16` the matrix products are in bf16, in contrast to answers: a mean over many tokens is the same to a thousandth.
+Rows are computed without padding, and the common prefix of all prompts once (inference/attention.py). `bf16` is for the
+matrix products; unlike answers, a mean over many tokens is the same up to a thousandth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from finetune_pipeline.inference.attention_limits import longest_row
 from finetune_pipeline.inference.batched_forward import BatchedModel, PrefillSequence
 from finetune_pipeline.inference.generate import Messages, encode
 from finetune_pipeline.inference.loading import Loaded
+from finetune_pipeline.inference.model_family import max_sequence_tokens
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import Reporter, Silent
 
-PIECE_TOKENS = 512  # rows computed together: a processor is at its full speed, and logits stay small
+BATCH_TOKENS = 512  # in one forward pass: enough for the full speed of a CPU, with small logits
 
 
 def losses(
@@ -32,18 +33,17 @@ def losses(
     report: Reporter | None = None,
     bf16: bool = False,
 ) -> dict[str, float]:
-    """For each id (messages up to the question, answer): the mean negative log likelihood of the answer's tokens."""
+    """Loss by row id. `rows`: (prompt messages, completion) by id; rows with an empty completion are left out."""
     report = report or Silent()
     prompts = {key: encode(loaded.tokenizer, messages) for key, (messages, _) in rows.items()}
-    answers = {
-        key: list(loaded.tokenizer(answer, add_special_tokens=False)["input_ids"]) for key, (_, answer) in rows.items()
-    }
+    completions = {key: _tokens(loaded, completion) for key, (_, completion) in rows.items()}
     result: dict[str, float] = {}
     with autocast(bf16):
         model = BatchedModel(loaded.model, common_prefix(list(prompts.values())))
-        for piece in _pieces([key for key in rows if answers[key]], prompts, answers):
+        for batch in _batches([key for key in rows if completions[key]], prompts, completions):
             report.alive()
-            result |= dict(zip(piece, _piece(model, [(prompts[key], answers[key]) for key in piece]), strict=True))
+            batch_losses = _batch_losses(model, [(prompts[key], completions[key]) for key in batch])
+            result |= dict(zip(batch, batch_losses, strict=True))
             report.progress(what, len(result), len(rows))
     return result
 
@@ -51,48 +51,50 @@ def losses(
 def fitting(
     loaded: Loaded, rows: Mapping[str, tuple[Messages, str]], what: str, report: Reporter
 ) -> dict[str, tuple[Messages, str]]:
-    """The rows that the model can read as a whole. How many are left out is told: they are `what` ("general texts")."""
-    limit = longest_row(loaded.model.config)
+    """The rows within the model's limit of tokens. The number of skipped rows is logged as `what`."""
+    limit = max_sequence_tokens(loaded.model.config)
     lengths = {
-        key: len(encode(loaded.tokenizer, messages))
-        + len(loaded.tokenizer(answer, add_special_tokens=False)["input_ids"])
-        for key, (messages, answer) in rows.items()
+        key: len(encode(loaded.tokenizer, messages)) + len(_tokens(loaded, completion))
+        for key, (messages, completion) in rows.items()
     }
     kept = {key: row for key, row in rows.items() if lengths[key] <= limit}
     if len(kept) < len(rows):
-        left = len(rows) - len(kept)
-        report.log(f"{left} of {len(rows)} {what} are left out: longer than the {limit} tokens that the model can read")
+        skipped = len(rows) - len(kept)
+        report.log(f"{skipped} of {len(rows)} {what} are skipped: longer than the model's {limit} tokens")
     return kept
 
 
-def _piece(model: BatchedModel, rows: list[tuple[list[int], list[int]]]) -> list[float]:
-    """The losses of some rows (prompt ids, answer ids) in one forward pass."""
+def _tokens(loaded: Loaded, text: str) -> list[int]:
+    return list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _batch_losses(model: BatchedModel, rows: list[tuple[list[int], list[int]]]) -> list[float]:
+    """The losses of rows (prompt ids, completion ids), in one forward pass."""
     import torch
 
-    joining = []
-    for prompt, answer in rows:
+    sequences = []
+    for prompt, completion in rows:
         base = model.base(prompt)
-        first = len(prompt) - base - 1  # the token after which the answer's first one is due
-        ids = (prompt + answer)[base:-1]
-        joining.append(PrefillSequence(ids, base, range(first, first + len(answer)), cached=False))
-    targets = torch.tensor([token for _, answer in rows for token in answer])
-    logits = model([], joining).float().cpu()
-    each = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    return [float(part.mean()) for part in each.split([len(answer) for _, answer in rows])]
+        first = len(prompt) - base - 1  # the index whose logits predict the first token of the completion
+        ids = (prompt + completion)[base:-1]
+        sequences.append(PrefillSequence(ids, base, range(first, first + len(completion)), cached=False))
+    targets = torch.tensor([token for _, completion in rows for token in completion])
+    logits = model([], sequences).float().cpu()
+    token_losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return [float(row.mean()) for row in token_losses.split([len(completion) for _, completion in rows])]
 
 
-def _pieces(keys: list[str], prompts: Mapping[str, list[int]], answers: Mapping[str, list[int]]) -> list[list[str]]:
-    pieces: list[list[str]] = []
-    tokens = PIECE_TOKENS
+def _batches(
+    keys: list[str], prompts: Mapping[str, list[int]], completions: Mapping[str, list[int]]
+) -> list[list[str]]:
+    """The keys in order, in batches of at most BATCH_TOKENS tokens; a longer row is a batch by itself."""
+    batches: list[list[str]] = []
+    tokens = BATCH_TOKENS
     for key in keys:
-        own = len(prompts[key]) + len(answers[key])
-        if tokens + own > PIECE_TOKENS:
-            pieces.append([])
+        own = len(prompts[key]) + len(completions[key])
+        if tokens + own > BATCH_TOKENS:
+            batches.append([])
             tokens = 0
-        pieces[-1].append(key)
+        batches[-1].append(key)
         tokens += own
-    return pieces
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return batches

@@ -1,13 +1,13 @@
-"""Load a base model, and an adapter on it, to generate with: the same way in evaluation and in serving.
+"""Load a base model and an adapter for generation, in the same way for evaluation and serving.
 
-    loaded = load(folder_of_the_base, folder_of_the_adapter)
-    with base_only(loaded): ...                 # the adapter switched off
+    loaded = load(base_folder, adapter_folder)
+    with base_only(loaded): ...                 # the adapter is disabled
 
-Weights are computed in fp32, also where the processor has bf16. In bf16 an answer depends on which other rows happen to
-be in its batch (near ties between two tokens flip in some percent of the answers), so that what is served would not be
-what was evaluated. Training has a precision of its own (`train.precision`): it has no such promise to keep.
+Everything is computed in fp32, also where bf16 is fast. In bf16 an answer depends on the other sequences of its batch
+(near ties between two tokens flip in a few percent of the answers), so that the served model would not be the evaluated
+one. Training has its own setting (`train.precision`), because this does not matter there.
 
-LoRA layers stay unmerged, as in serving, where several adapters share one base.
+LoRA layers are not merged, as in serving, where several adapters share one base model.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline.errors import ModelError, StorageError
+from finetune_pipeline.errors import ModelError
+from finetune_pipeline.inference.adapter_files import adapter_config, adapter_errors, load_weights
+from finetune_pipeline.inference.chat_template import end_ids
 from finetune_pipeline.inference.fused_lora import use_fused_lora
 from finetune_pipeline.inference.weight_layout import column_major
-from finetune_pipeline.models.base_model import end_ids
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """`model`: transformers causal LM or peft's wrapper, in eval mode; `eos_ids`: the tokens that end an answer."""
+    """`model`: transformers causal LM or peft's wrapper, in eval mode; `eos_ids`: the end-of-turn tokens."""
 
     model: Any
     tokenizer: Any
@@ -34,7 +35,8 @@ class Loaded:
 
 
 def load(base: Path, adapter: Path | None = None) -> Loaded:
-    """Read base and adapter. ModelError when the base cannot be read; StorageError when the adapter does not fit it."""
+    """Load base model and adapter, in fp32. ModelError when the base cannot be read; StorageError when the adapter does
+    not fit it."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -45,7 +47,7 @@ def load(base: Path, adapter: Path | None = None) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"the base model in {base} cannot be loaded: {error}", "materialize base_model again"
+            f"the base model in {base} cannot be loaded: {error}", "run the asset base_model again"
         ) from error
     eos_ids = end_ids(model, tokenizer)
     if adapter is not None:
@@ -55,35 +57,20 @@ def load(base: Path, adapter: Path | None = None) -> Loaded:
 
 
 def attach(model: Any, adapter: Path, name: str = "tuned") -> Any:
-    """Put the LoRA weights in `adapter` on `model` and give peft's wrapper of it.
+    """peft's wrapper of `model` with the adapter in the folder `adapter`. StorageError when it does not fit."""
+    from peft import PeftModel
 
-    StorageError unless every weight found its place and none was left over: an adapter that fits in part would answer,
-    and be another model than the one that was trained.
-    """
-    from peft import PeftConfig, PeftModel
-
-    if not (adapter / "adapter_model.safetensors").exists():
-        raise StorageError(f"{adapter} holds no adapter_model.safetensors", "materialize the adapter again")
-    config = PeftConfig.from_pretrained(str(adapter))
-    config.inference_mode = True
-    wrapped = PeftModel(model, config, adapter_name=name)
-    try:
-        result = wrapped.load_adapter(str(adapter), name, is_trainable=False)
-    except (RuntimeError, ValueError) as error:
-        raise StorageError(f"the adapter in {adapter} does not fit its base model: {error}", _CURE) from error
-    astray = [*result.missing_keys, *result.unexpected_keys]
-    if astray:
-        raise StorageError(f"the adapter in {adapter} fits its base model only in part: {astray[0]} …", _CURE)
+    config = adapter_config(adapter)
+    with adapter_errors(adapter):
+        wrapped = PeftModel(model, config, adapter_name=name)
+        load_weights(wrapped, name, adapter)
     use_fused_lora(wrapped)
     return wrapped
 
 
-_CURE = "evaluate it on the base model it was trained on, or train it again"
-
-
 @contextmanager
 def base_only(loaded: Loaded) -> Iterator[None]:
-    """Switch the adapter off within the block; nothing to do where there is none."""
+    """Disable the adapter within the block, if there is one."""
     if hasattr(loaded.model, "disable_adapter"):
         with loaded.model.disable_adapter():
             yield

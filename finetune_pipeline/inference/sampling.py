@@ -1,15 +1,16 @@
-"""The next token of each row: the most probable one, or one drawn by the row's own random generator.
+"""The next token of each sequence: the most probable one, or one sampled by the sequence's own random generator.
 
-    choose(logits, rows)          # [3171, 28, DataError("request r7: no token is allowed next")]
+    choose(logits, sequences)     # [3171, 28, DataError("request r7: no token is allowed next")]
 
-Tokens are drawn from the smallest set that holds `top_p` of the probability, after division by the temperature. A row
-depends on its own request alone, its failure too.
+Logits are divided by the temperature, and tokens sampled from the smallest set with `top_p` of the probability
+(Holtzman et al., The curious case of neural text degeneration, 2020). A sequence's token, or failure, depends on its
+request alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from finetune_pipeline.errors import DataError
 
@@ -17,56 +18,56 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from finetune_pipeline.inference.decoder import Request
+    from finetune_pipeline.inference.request import ActiveSequence, Request
 
-SEEDS = range(-(2**63), 2**63)  # what a random generator of torch takes
-LEAST_TEMPERATURE = 1e-4  # below it the most probable token has all the probability a float can show
-
-
-class Row(Protocol):
-    """A row as far as its next token depends on it: `answer` are its token ids so far."""
-
-    request: Request
-    answer: list[int]
-    generator: torch.Generator | None
+SEEDS = range(-(2**63), 2**63)  # the range of torch.Generator.manual_seed
+MIN_TEMPERATURE = 1e-4  # below it the probability of the most probable token rounds to 1
 
 
 def generator_of(request: Request) -> torch.Generator | None:
+    """A generator with the request's seed; None for greedy decoding."""
     import torch
 
     return torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
 
 
-def choose(logits: Tensor, rows: Sequence[Row]) -> list[int | Exception]:
-    """The next token of every row: the most probable of the allowed ones, or one drawn by the row's own generator.
-    Where one row's token cannot be chosen, its place holds the exception: the rows beside it go on."""
+def choose(logits: Tensor, sequences: Sequence[ActiveSequence]) -> list[int | Exception]:
+    """The next token id of every sequence, among the allowed ones. `logits`: [sequences, vocabulary].
+
+    A sequence whose token cannot be chosen has the exception in its place, so that the others can continue.
+    """
     chosen: list[int | Exception] = list(logits.argmax(dim=-1).tolist())
-    for i, row in enumerate(rows):
-        if row.request.allowed is None and row.generator is None:
+    for i, sequence in enumerate(sequences):
+        if sequence.request.allowed is None and sequence.generator is None:
             continue
         try:
-            chosen[i] = _choose_one(logits[i], row)
-        except Exception as error:  # noqa: BLE001 - handed on as the row's own error
+            chosen[i] = _choose_one(logits[i], sequence)
+        except Exception as error:  # noqa: BLE001 - the sequence's own error
             chosen[i] = error
     return chosen
 
 
-def _choose_one(logits: Tensor, row: Row) -> int:
+def _choose_one(logits: Tensor, sequence: ActiveSequence) -> int:
     import torch
 
-    request = row.request
+    request = sequence.request
     scores = logits.float().cpu()
-    allowed = request.allowed(row.answer) if request.allowed else None
+    allowed = request.allowed(sequence.answer) if request.allowed else None
     if allowed is not None:
         if not allowed:
-            raise DataError(f"request {request.id}: no token is allowed next", "fix the constraint: it has a dead end")
-        barred = torch.ones(scores.shape, dtype=torch.bool)
-        barred[list(allowed)] = False
-        scores = scores.masked_fill(barred, float("-inf"))
-    if row.generator is None:
+            raise DataError(
+                f"request {request.id}: no token is allowed next",
+                "fix the constraint: after these tokens it allows none",
+            )
+        forbidden = torch.ones(scores.shape, dtype=torch.bool)
+        forbidden[list(allowed)] = False
+        scores = scores.masked_fill(forbidden, float("-inf"))
+    if sequence.generator is None:
         return int(scores.argmax())
-    scaled = (scores - scores.max()) / max(request.temperature, LEAST_TEMPERATURE)  # the best is 0: never infinite
-    chances, order = torch.softmax(scaled, dim=-1).sort(descending=True)
-    kept = chances.cumsum(0) - chances < request.top_p  # the token that crosses top_p belongs to the set
-    kept[0] = True  # also where top_p is smaller than a float can show
-    return int(order[torch.multinomial(chances * kept, 1, generator=row.generator)])
+    scaled = (scores - scores.max()) / max(
+        request.temperature, MIN_TEMPERATURE
+    )  # the maximum is 0, so that none is infinite
+    probabilities, order = torch.softmax(scaled, dim=-1).sort(descending=True)
+    kept = probabilities.cumsum(0) - probabilities < request.top_p  # includes the token that crosses top_p
+    kept[0] = True  # also where top_p underflows to 0
+    return int(order[torch.multinomial(probabilities * kept, 1, generator=sequence.generator)])

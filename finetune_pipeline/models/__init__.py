@@ -1,1 +1,1 @@
-"""Models from outside: where they are computed, and in which precision."""
+"""The base model: its source, files, license and sizes, and the device and precision it is computed with."""

@@ -1,8 +1,8 @@
-"""The device that computes, and whether in bf16: fast on GPUs that have it, on processors with AVX512-BF16 or AMX.
+"""The device and the precision of training: bf16 is fast on GPUs with bf16 and on CPUs with AVX512-BF16 or AMX.
 
-    uses_bf16("auto")      # True where it is fast; "bf16" and "fp32" are taken at their word
+    uses_bf16("auto")      # True where bf16 is fast; "bf16" and "fp32" are used as declared
 
-Elsewhere bf16 is emulated: on an AVX512 Xeon without it a matrix product ran at 32 GFLOP/s in bf16, 143 in fp32.
+Elsewhere bf16 is emulated: on an AVX512 Xeon without it, a matrix product ran at 32 GFLOP/s in bf16, 143 in fp32.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def kind() -> str:
-    """The kind of device: cuda or cpu."""
+    """The device type: "cuda" or "cpu"."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def uses_bf16(precision: str) -> bool:
-    """Whether a training of this declared precision (`train.precision`) computes in bf16 on this machine."""
+    """Whether training with this `train.precision` ("auto", "bf16" or "fp32") uses bf16 on this machine."""
     return precision == "bf16" or (precision == "auto" and fast_bf16())
 
 
 def fast_bf16() -> bool:
+    """Whether this machine has instructions for bf16."""
     import torch
 
     if torch.cuda.is_available():
@@ -40,7 +41,7 @@ def name_of(bf16: bool) -> str:
 
 
 def autocast(bf16: bool) -> Any:
-    """The context in which a training computes: matrix products in bf16, or all in fp32."""
+    """A context manager: matrix products in bf16 if `bf16`, else everything in fp32."""
     import torch
 
     return torch.autocast(kind(), torch.bfloat16) if bf16 else nullcontext()

@@ -1,34 +1,44 @@
-"""The job that turns a GGUF file into a folder of safetensors, once per machine.
-
-A process of its own, since it needs torch and, for a moment, the weights twice. The weights are written as bf16: the
-format such models were trained in and are served in on GPUs, so that a processor that computes in fp32 and a GPU that
-computes in bf16 start from the same numbers. What bf16 rounds off (2^-9) is far below the step of a quantization.
+"""The job that dequantizes a GGUF file into a folder of safetensors, once per machine.
 
     python -m finetune_pipeline.models.gguf job.json     # {"gguf": "/…/SmolLM2.Q4_1.gguf", "folder": "/…/scratch"}
+
+It is a separate process, because it imports torch and briefly holds the weights twice. Weights are written as bf16: the
+format such models were trained in and are served in on GPUs, so a CPU that computes in fp32 and a GPU that computes in
+bf16 start from the same numbers. The rounding error of bf16 (2^-9) is far below the step of a quantization.
 """
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.backends import worker
+from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.errors import ModelError
 from finetune_pipeline.models.model_files import writing
 from finetune_pipeline.records import Reporter
 
 
-def run(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
-    """Write model and tokenizer of the file `spec["gguf"]` into `spec["folder"]`. ModelError: it cannot be read."""
+@dataclass(frozen=True)
+class ConversionSpec(JobData):
+    """`gguf`: the file to read; `folder`: the folder to write, whose former content is deleted."""
+
+    gguf: Path
+    folder: Path
+
+
+def run(spec: ConversionSpec, report: Reporter) -> dict[str, Any]:
+    """Write model and tokenizer; the number of parameters. ModelError when the file cannot be read or is damaged."""
     import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    source, folder = Path(spec["gguf"]), Path(spec["folder"])
+    source, folder = spec.gguf, spec.folder
     report.log(f"reading {source.name} (once; kept as safetensors)")
-    _spare(gguf)
+    _cache_parsing(gguf)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.parent,
@@ -44,19 +54,19 @@ def run(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
         ) from error
     broken = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
     if broken:
-        raise ModelError(f"{source} holds numbers that are not finite, in {broken[0]}", "download the file again")
+        raise ModelError(f"{source} has weights that are not finite, in {broken[0]}", "download the file again")
     report.alive()
     with writing(folder):
-        shutil.rmtree(folder)  # here, where no other job computes: that of a killed run may have written into it
+        shutil.rmtree(folder)  # only now, holding the compute lock: the job of a killed run may have written here
         folder.mkdir()
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return {"parameters": model.num_parameters()}
 
 
-def _spare(gguf: Any) -> None:
-    """Keep transformers from doing the same work again: it parses the file three times, builds the table of tensor
-    names once for every layer, and reads millions of numbers through numpy's slow memmap. 45 s to 20 s on two cores."""
+def _cache_parsing(gguf: Any) -> None:
+    """Cache what transformers computes repeatedly: it parses the file three times, builds the table of tensor names
+    once per layer, and reads millions of numbers through numpy's slow memmap. From 45 s to 20 s on two cores."""
     import numpy as np
 
     class Reader(gguf.GGUFReader):  # type: ignore[misc]
@@ -73,4 +83,4 @@ def _spare(gguf: Any) -> None:
 
 
 if __name__ == "__main__":
-    worker.main(run)
+    worker.main(lambda described, report: run(ConversionSpec.from_json(described), report))

@@ -1,17 +1,16 @@
-"""A model's folder seen from outside: whether it can be used, what it measures, and the hashes that name its content.
+"""The files of a model folder: checks, sizes, hashes and the tokenizer. Reads headers and JSON only, without torch.
 
-Reads headers and JSON only; no torch. What it is not: the way to the folder (`models/base_model.py`).
-
-    check(folder)             # ModelError: no safetensors, no tokenizer, no chat template, or code of its own
-    with writing(folder): ...  # StorageError on a full disk, however the library words it
-    dimensions(folder)        # {"parameters": 134515008, "hidden": 576, "layers": 30, "vocabulary": 49152, ...}
+check(folder)                  # ModelError: no safetensors, tokenizer or chat template, or Python code (auto_map)
+dimensions(folder)             # {"parameters": 134515008, "hidden": 576, "layers": 30, "vocabulary": 49152, ...}
+token_counter(folder)(["hi"])  # [1]
+with writing(folder): ...      # StorageError on a full disk, whatever safetensors raises
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from math import prod
@@ -24,9 +23,9 @@ from finetune_pipeline.store.file_hashes import file_hash
 
 
 def check(folder: Path) -> None:
-    """ModelError unless the folder holds a model this pipeline can use: safetensors, tokenizer, template, no code."""
+    """ModelError unless the folder has config, safetensors, tokenizer and chat template, and no Python code."""
     if not (folder / "config.json").exists():
-        raise ModelError(f"{folder} holds no model: there is no config.json", "check `base.path` in task.yaml")
+        raise ModelError(f"{folder} holds no model: it has no config.json", "check `base.path` in task.yaml")
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
         why = (
@@ -35,28 +34,31 @@ def check(folder: Path) -> None:
         raise ModelError(f"{folder} holds no safetensors weights, {why}", "convert the weights to safetensors first")
     config = _read(folder / "config.json")
     if "auto_map" in config:
-        raise ModelError(f"{folder} needs code of its own to run (auto_map), which is never executed", "choose another")
+        raise ModelError(
+            f"{folder} brings code of its own (auto_map in config.json), which is never executed",
+            "choose a base model whose architecture is part of transformers",
+        )
     if not (folder / "tokenizer.json").exists():
-        raise ModelError(f"{folder} has no tokenizer.json", "save its tokenizer with a current transformers first")
+        raise ModelError(f"{folder} has no tokenizer.json", "save its tokenizer with the current transformers")
     if not template(folder):
         raise ModelError(
-            f"{folder} has no chat template, so nobody knows how its prompts look",
+            f"{folder} has no chat template, so the format of its prompts is unknown",
             "choose an instruct model, or put a chat_template.jinja into the folder",
         )
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}", "get the model's files again") from error
-    return found
+    return content
 
 
 @contextmanager
 def writing(where: Path) -> Iterator[None]:
-    """Around what writes weights: StorageError when there is no room. safetensors reports that as an error of its own,
-    which is no OSError and holds the system's number in its text alone."""
+    """A block that writes weights: errors of the disk become StorageError. safetensors raises SafetensorError, which is
+    no OSError and holds the errno only in its text."""
     from safetensors import SafetensorError
 
     try:
@@ -69,7 +71,7 @@ def writing(where: Path) -> Iterator[None]:
 
 
 def template(folder: Path) -> str:
-    """The chat template, wherever a tokenizer keeps it; empty when there is none."""
+    """The chat template, from chat_template.jinja or tokenizer_config.json; "" when there is none."""
     jinja = folder / "chat_template.jinja"
     if jinja.exists():
         return jinja.read_text("utf-8")
@@ -78,7 +80,8 @@ def template(folder: Path) -> str:
 
 
 def dimensions(folder: Path) -> dict[str, int]:
-    """Sizes, from the configuration and the headers of the weights (tied weights count once)."""
+    """Sizes from config.json and the headers of the weights: parameters (tied weights count once), hidden size, layers,
+    vocabulary and context in tokens (0 if config.json has none)."""
     from safetensors import SafetensorError, safe_open
 
     config = _read(folder / "config.json")
@@ -101,7 +104,7 @@ def dimensions(folder: Path) -> dict[str, int]:
 
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256 of the weights: of the file, or of all names and hashes where there are several."""
+    """SHA-256 of the weights file; where there are several, of their names and hashes."""
     check(folder)
     paths = sorted(folder.glob("*.safetensors"))
     if len(paths) == 1:
@@ -110,5 +113,19 @@ def weights_hash(folder: Path) -> str:
 
 
 def tokenizer_hash(folder: Path) -> str:
-    """SHA-256 of tokenizer and chat template: with another one, the same weights are another model."""
+    """SHA-256 of tokenizer and chat template: a change of either changes what the same weights generate."""
     return sha256((file_hash(folder / "tokenizer.json") + template(folder)).encode()).hexdigest()
+
+
+def token_counter(folder: Path) -> Callable[[Sequence[str]], list[int]]:
+    """A function from texts to their numbers of tokens, without chat template and special tokens."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    return count

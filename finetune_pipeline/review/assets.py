@@ -137,10 +137,10 @@ def _edit_function(context: StageContext) -> ApplyEdit:
 
     def apply_edit(row: Example, completion: str) -> tuple[Example, list[str]]:
         if not loaded:
-            from finetune_pipeline.models import base_model
+            from finetune_pipeline.models import model_files, model_source
 
-            folder = base_model.folder_of(context.inputs["base_model"], context.task.base, context.report)
-            loaded.append(Edits(context.task, base_model.token_counter(folder)))
+            folder = model_source.folder_of(context.inputs["base_model"], context.task.base, context.report)
+            loaded.append(Edits(context.task, model_files.token_counter(folder)))
         return loaded[0].applied(row, completion)
 
     return apply_edit

@@ -71,7 +71,7 @@ class DecoderPool:
         tokens = decoder.step()
         if key.is_long and self.is_idle(key):
             self.discard(key)  # its cache is large, and long requests are rare
-        return decoder.joined, tokens
+        return decoder.started, tokens
 
     def discard(self, key: DecoderKey) -> None:
         with self._lock:

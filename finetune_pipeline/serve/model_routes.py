@@ -101,7 +101,7 @@ def find_artifacts(store: TaskStore, version: Version) -> VersionArtifacts:
 
 
 def base_folder(artifacts: VersionArtifacts) -> Path:
-    from finetune_pipeline.models.base_model import folder_of  # imports a GGUF reader
+    from finetune_pipeline.models.model_source import folder_of
 
     return folder_of(artifacts.base, artifacts.declared_base)
 

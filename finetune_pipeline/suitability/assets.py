@@ -17,7 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from finetune_pipeline.config import Suitability
-from finetune_pipeline.models.base_model import folder_of, token_counter
+from finetune_pipeline.models.model_files import token_counter
+from finetune_pipeline.models.model_source import folder_of
 from finetune_pipeline.records import Check, Json, Verdict, read_jsonl
 from finetune_pipeline.store import StageContext, StageResult
 from finetune_pipeline.suitability.estimates import BaseSize, Estimate, Machine, estimate_training

@@ -1,10 +1,8 @@
-"""Metrics on their way to a server that may be away: sent in the background, in their order, and kept until taken.
+"""A queue of metrics for a server that may be down: sent by a background thread, in order, kept until accepted.
 
-    outbox = Outbox(send)               # send(metrics, step, milliseconds) gives whether they were taken
-    outbox.put({"loss": 0.31}, step=12) # never waits
-    left = outbox.close()               # sends what is left, as long as it is taken
-
-What it is not: what is sent to whom (tracking.py).
+outbox = Outbox(send)               # send(Metrics) returns whether they were accepted
+outbox.put({"loss": 0.31}, step=12) # returns immediately
+unsent = outbox.close()             # sends the rest, until a line is not accepted
 """
 
 from __future__ import annotations
@@ -13,48 +11,59 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-KEPT = 10_000  # lines that wait; beyond it the oldest go
+MAX_QUEUED = 10_000  # lines; beyond it the oldest are discarded
 RETRY_SECONDS = 15.0
-PATIENCE_SECONDS = 60.0  # at the end, for a server that hangs
-Send = Callable[[Mapping[str, float], int, int], bool]
+CLOSE_TIMEOUT_SECONDS = 60.0  # for a server that hangs
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """One line of metrics: `values` by name, at an optimizer step. `timestamp_ms`: milliseconds since 1970."""
+
+    values: Mapping[str, float]
+    step: int
+    timestamp_ms: int
 
 
 class Outbox:
-    def __init__(self, send: Send) -> None:
+    """`send` is called from the thread, one line at a time; a line that it does not accept is sent again later."""
+
+    def __init__(self, send: Callable[[Metrics], bool]) -> None:
         self._send = send
-        self._items: deque[tuple[Mapping[str, float], int, int]] = deque(maxlen=KEPT)
-        self._wake = threading.Condition()
+        self._queue: deque[Metrics] = deque(maxlen=MAX_QUEUED)
+        self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
     def put(self, metrics: Mapping[str, float], step: int) -> None:
-        with self._wake:
-            self._items.append((dict(metrics), step, int(time.time() * 1000)))
-            self._wake.notify()
+        with self._changed:
+            self._queue.append(Metrics(dict(metrics), step, int(time.time() * 1000)))
+            self._changed.notify()
 
     def close(self) -> int:
-        """Send what is left until something is not taken. Gives the number of lines that are left then."""
-        with self._wake:
+        """Send the rest until a line is not accepted, or for CLOSE_TIMEOUT_SECONDS; the number of unsent lines."""
+        with self._changed:
             self._closing = True
-            self._wake.notify()
-        self._thread.join(PATIENCE_SECONDS)
-        return len(self._items)
+            self._changed.notify()
+        self._thread.join(CLOSE_TIMEOUT_SECONDS)
+        return len(self._queue)
 
     def _run(self) -> None:
         while (item := self._next()) is not None:
-            taken = self._send(*item)
-            with self._wake:
-                if taken and self._items and self._items[0] is item:
-                    self._items.popleft()
-                elif not taken and self._closing:
+            accepted = self._send(item)
+            with self._changed:
+                if accepted and self._queue and self._queue[0] is item:
+                    self._queue.popleft()
+                elif not accepted and self._closing:
                     return
-                elif not taken:
-                    self._wake.wait_for(lambda: self._closing, RETRY_SECONDS)
+                elif not accepted:
+                    self._changed.wait_for(lambda: self._closing, RETRY_SECONDS)
 
-    def _next(self) -> tuple[Mapping[str, float], int, int] | None:
-        """The oldest line, once there is one; None at the end."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._items or self._closing)
-            return self._items[0] if self._items else None
+    def _next(self) -> Metrics | None:
+        """Waits for the oldest line; None when closing and the queue is empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            return self._queue[0] if self._queue else None

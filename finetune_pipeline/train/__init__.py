@@ -1,4 +1,5 @@
-"""Training: what is learned is audited, a LoRA adapter is trained in a process of its own, and kept.
+"""Training of a LoRA adapter, in a separate process.
 
-encode (rows to tokens), audit, packed (the loss, nothing computed twice), schedule, loop, checkpoint, job, assets
+In the order of the computation: tokenize, audit, adapter, forward_check, packing (the loss), replay (general texts),
+schedule, loop, checkpoint; job (the process) and assets (the asset `adapter`) call them.
 """

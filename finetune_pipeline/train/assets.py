@@ -1,59 +1,71 @@
-"""The asset `adapter`: one training in a process of its own, its checkpoints beside the artifacts until it is done.
+"""The asset `adapter`: one training in a separate process, and the gate `learns_and_converges`.
 
-The verdict `learns_and_converges` is about the split it learned from: what is learned was audited before the first
-step, the loss stayed finite and did not diverge, and the validation loss fell.
+The gate is about the split that was learned: the audit passed before the first step, the loss stayed finite and did
+not diverge (both stop the job), and the validation loss fell. Checkpoints are kept beside the artifacts until the
+training has finished; another run with the same key resumes from them.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from finetune_pipeline.backends import local
-from finetune_pipeline.models.base_model import folder_of
-from finetune_pipeline.records import Check, Verdict
+from finetune_pipeline.models.model_source import folder_of
+from finetune_pipeline.records import Check, Json, Verdict
 from finetune_pipeline.store import StageContext, StageResult
-
-SHOWN = ("steps", "seconds", "tokens_per_second", "loss_first", "loss_last", "validation_loss", "precision", "peak_mb")
+from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
 
 
 def adapter(context: StageContext) -> StageResult:
-    """Train, or go on from the last checkpoint of this very work (same key). See job.py for what is left behind."""
+    """Train, or resume from the last checkpoint with the same key. The files of the artifact are listed in job.py."""
     job = context.store.unfinished("adapter", "checkpoints", context.key)
     spec = _spec(context, job)
-    training = local.run("finetune_pipeline.train.job", spec, job, context.report, context.task.train.threads)
-    shown = {name: training[name] for name in SHOWN}
-    summary = {**shown, "mlflow_run_id": training["mlflow_run_id"], "resumed_at": training["resumed_at"]}
+    training = TrainingResult.from_json(
+        local.run("finetune_pipeline.train.job", spec.to_json(), job, context.report, context.task.train.threads)
+    )
+    summary: dict[str, Json] = {
+        "steps": training.steps,
+        "seconds": training.seconds,
+        "tokens_per_second": training.tokens_per_second,
+        "loss_first": training.loss_first,
+        "loss_last": training.loss_last,
+        "validation_loss": training.validation_loss,
+        "precision": training.precision,
+        "peak_mb": training.peak_mb,
+        "mlflow_run_id": training.mlflow_run_id,
+        "resumed_at": training.resumed_at,
+    }
     return StageResult(summary, evaluate_training(training, context.inputs["data_split"].content_hash), unfinished=job)
 
 
-def evaluate_training(training: dict[str, Any], about: str) -> Verdict:
-    """Did it learn? (The audit and divergence stop the job itself; what is left is to compare start and end.)"""
-    start, end = training["validation_loss_start"], training["validation_loss"]
+def evaluate_training(training: TrainingResult, about: str) -> Verdict:
+    """The gate of a finished training: the loss is finite, and the validation loss is lower than before training.
+    `about`: content hash of the split."""
+    start, end = training.validation_loss_start, training.validation_loss
     checks = (
-        Check("the loss is finite", math.isfinite(training["loss_last"]), "a number", f"{training['loss_last']:.4f}"),
-        Check("the validation loss fell", end < start, f"below {start:.3f}, where it began", f"{end:.3f}"),
+        Check("the loss is finite", math.isfinite(training.loss_last), "a number", f"{training.loss_last:.4f}"),
+        Check("the validation loss fell", end < start, f"below {start:.3f}, its start", f"{end:.3f}"),
     )
     passed = all(check.passed for check in checks)
-    seconds, steps = training["seconds"], training["steps"]
-    summary = f"validation loss {start:.3f} to {end:.3f} in {steps} steps, {seconds:.0f} s"
-    return Verdict("adapter", passed, about, summary, checks, {"validation_loss": end, "steps": steps})
+    summary = f"validation loss {start:.3f} to {end:.3f} in {training.steps} steps, {training.seconds:.0f} s"
+    return Verdict("adapter", passed, about, summary, checks, {"validation_loss": end, "steps": training.steps})
 
 
-def _spec(context: StageContext, job: Path) -> dict[str, Any]:
+def _spec(context: StageContext, job: Path) -> TrainingSpec:
     task, split, base = context.task, context.inputs["data_split"], context.inputs["base_model"]
-    rules = task.train.model_dump(mode="json")
-    return {
-        "base": str(folder_of(base, task.base, context.report)),
-        "base_id": base.json("base_model.json")["id"],
-        "train": str(split.path("train.jsonl").absolute()),
-        "validation": str(split.path("validation.jsonl").absolute()),
-        "system": task.prompt.system,
-        "rules": rules,
-        "checkpoints": str(job / "steps"),
-        "out": str(context.out.absolute()),
-        "task": task.name,
-        "params": {**rules, "base": base.json("base_model.json")["id"], "key": context.key},
-        "data": {"name": f"{task.name}/data_split", "digest": split.content_hash},
-    }
+    base_id = str(base.json("base_model.json")["id"])
+    return TrainingSpec(
+        task=task.name,
+        base=folder_of(base, task.base, context.report),
+        base_id=base_id,
+        train=split.path("train.jsonl").absolute(),
+        validation=split.path("validation.jsonl").absolute(),
+        system=task.prompt.system,
+        rules=task.train,
+        checkpoints=job / "steps",
+        out=context.out.absolute(),
+        params={**task.train.model_dump(mode="json"), "base": base_id, "key": context.key},
+        dataset_name=f"{task.name}/data_split",
+        dataset_digest=split.content_hash,
+    )

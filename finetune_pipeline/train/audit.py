@@ -1,7 +1,10 @@
-"""What will be learned, checked before a step is paid for. Pure: encoded rows in, checks out.
+"""The audit of the tokenized training rows before the first step: what will be learned, and which rows are faulty.
 
-The faults it looks for leave the loss curve looking healthy: rows whose answer is masked away or cut, an end-of-turn
-token that is never trained (the model then never stops), a chat template that differs between training and serving.
+    audit(rows, end_ids, context=8192, prefix_tokens=367).passed      # False: a row is longer than the context
+
+It finds faults that do not show in the loss curve: rows without supervised tokens or cut at the context, an
+end-of-turn token that is never trained (the model then never stops), and a chat template that differs between training
+and serving.
 """
 
 from __future__ import annotations
@@ -11,14 +14,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune_pipeline.records import Check
-from finetune_pipeline.train.tokenize import Encoded
+from finetune_pipeline.train.tokenize import TokenizedExample
 
-NAMED = 5
+NAMED_ROWS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Counts over the training rows (tokens, not characters), and the checks made on them."""
+    """audit.json: counts over the training rows, in tokens, and the checks. `fewest_supervised` and `longest_row` are
+    of a single row; `shared_prefix` is the number of tokens that all prompts begin with."""
 
     rows: int
     tokens: int
@@ -36,31 +40,32 @@ class Audit:
         return asdict(self) | {"supervised_share": self.supervised_tokens / max(1, self.tokens)}
 
 
-def audit(rows: Sequence[Encoded], end_ids: frozenset[int], context: int, prefix: int) -> Audit:
-    """Look at every row. `end_ids`: the tokens that end a turn; `context`: the model's limit in tokens."""
-    silent = [row.id for row in rows if len(row.answer) < 2]
-    endless = [row.id for row in rows if not row.answer or row.answer[-1] not in end_ids]
-    cut = [row.id for row in rows if len(row.ids) > context]
-    other = [row.id for row in rows if not row.joined]
+def audit(rows: Sequence[TokenizedExample], end_ids: frozenset[int], context: int, prefix_tokens: int) -> Audit:
+    """Check every row. `end_ids`: the end-of-turn tokens; `context`: the model's limit in tokens."""
+    unsupervised = [row.id for row in rows if len(row.completion) < 2]  # nothing but the end-of-turn token
+    without_end = [row.id for row in rows if not row.completion or row.completion[-1] not in end_ids]
+    too_long = [row.id for row in rows if len(row.ids) > context]
+    other_prompt = [row.id for row in rows if not row.prompt_matches]
     checks = (
-        _none("every row has supervised tokens", silent),
-        _none("the end-of-turn token is trained in every row", endless),
-        _none(f"no row is longer than the model's {context} tokens", cut),
-        _none("training renders the prompt as serving does", other),
+        _no_rows("every row has supervised tokens", unsupervised),
+        _no_rows("the end-of-turn token is trained in every row", without_end),
+        _no_rows(f"no row is longer than the model's {context} tokens", too_long),
+        _no_rows("training renders the prompt as serving does", other_prompt),
     )
-    lengths = [len(row.answer) for row in rows]
+    lengths = [len(row.completion) for row in rows]
     return Audit(
         rows=len(rows),
         tokens=sum(len(row.ids) for row in rows),
         supervised_tokens=sum(lengths),
         fewest_supervised=min(lengths, default=0),
         longest_row=max((len(row.ids) for row in rows), default=0),
-        shared_prefix=prefix,
+        shared_prefix=prefix_tokens,
         checks=checks,
     )
 
 
-def _none(name: str, rows: list[str]) -> Check:
-    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-    observed = f"{len(rows)} rows: {', '.join(rows[:NAMED])}{more}" if rows else "none"
-    return Check(name, not rows, "no row breaks it", observed)
+def _no_rows(name: str, violating: list[str]) -> Check:
+    """A check that passes when no row violates it; names the first NAMED_ROWS ids."""
+    more = f" and {len(violating) - NAMED_ROWS} more" if len(violating) > NAMED_ROWS else ""
+    observed = f"{len(violating)} rows: {', '.join(violating[:NAMED_ROWS])}{more}" if violating else "none"
+    return Check(name, not violating, "no such row", observed)

@@ -1,4 +1,8 @@
-"""Order, batches and learning rate: pure functions of the seed and the step, so that a resumed training is the same."""
+"""Batches and learning rate of every optimizer step, as functions of seed and step: a resumed training is the same.
+
+batch_at(0, rows=12, rules)                  # [7, 2, 11, 4]: indices of the rows
+learning_rate_at(40, total=94, rules)        # 0.00015
+"""
 
 from __future__ import annotations
 
@@ -9,50 +13,52 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_pipeline.config import Train
-from finetune_pipeline.train.tokenize import Encoded
+from finetune_pipeline.train.tokenize import TokenizedExample
 
 
 def total_steps(rows: int, rules: Train) -> int:
-    """Optimizer steps in all; at least one."""
+    """The number of optimizer steps; at least one."""
     return max(1, round(math.ceil(rows / rules.batch_size) * rules.num_epochs))
 
 
 def batch_at(step: int, rows: int, rules: Train) -> list[int]:
-    """The rows (by place) of optimizer step `step`; every epoch has an order of its own."""
+    """The indices of the rows of an optimizer step; every epoch has another order."""
     per_epoch = math.ceil(rows / rules.batch_size)
-    epoch, place = divmod(step, per_epoch)
-    batch: list[int] = _order(rows, rules.seed, epoch)[
-        place * rules.batch_size : (place + 1) * rules.batch_size
-    ].tolist()
-    return batch
+    epoch, batch = divmod(step, per_epoch)
+    start = batch * rules.batch_size
+    indices: list[int] = _order(rows, rules.seed, epoch)[start : start + rules.batch_size].tolist()
+    return indices
 
 
 @functools.lru_cache(maxsize=2)
 def _order(rows: int, seed: int, epoch: int) -> Any:
-    """A permutation of the rows, [rows]; made once an epoch, since a million rows take too long for every step."""
+    """A permutation [rows]; cached, because a million rows take too long to permute in every step."""
     import numpy as np
 
     digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest, "big")).permutation(rows)
 
 
-def rate_at(step: int, total: int, rules: Train) -> float:
+def learning_rate_at(step: int, total: int, rules: Train) -> float:
     """Linear warm-up, then a cosine to zero (Loshchilov and Hutter, SGDR, 2017)."""
-    warm = max(1, round(rules.warmup_ratio * total))
-    if step < warm:
-        return rules.learning_rate * (step + 1) / warm
-    return rules.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+    warmup = max(1, round(rules.warmup_ratio * total))
+    if step < warmup:
+        return rules.learning_rate * (step + 1) / warmup
+    return rules.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def pieces(batch: Sequence[Encoded], prefix: int, limit: int) -> list[list[Encoded]]:
-    """The batch in pieces of at most `limit` tokens, shared prefix included; a row that is longer stands alone."""
-    made: list[list[Encoded]] = []
+def micro_batches(
+    batch: Sequence[TokenizedExample], prefix_tokens: int, max_tokens: int
+) -> list[list[TokenizedExample]]:
+    """The batch, sorted by length, in parts of at most `max_tokens` tokens including the shared prefix. A row that is
+    longer is a part by itself."""
+    parts: list[list[TokenizedExample]] = []
     room = 0
     for row in sorted(batch, key=lambda r: len(r.ids)):
-        own = len(row.ids) - prefix
-        if not made or own > room:
-            made.append([])
-            room = limit - prefix
-        made[-1].append(row)
+        own = len(row.ids) - prefix_tokens
+        if not parts or own > room:
+            parts.append([])
+            room = max_tokens - prefix_tokens
+        parts[-1].append(row)
         room -= own
-    return made
+    return parts

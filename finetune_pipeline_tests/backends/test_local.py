@@ -1,4 +1,4 @@
-"""A real job in a real process group: its result, its errors, its end."""
+"""A job in a real process group: its result, its errors, cancellation and the end of its parent."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print('up', flush=True)
 time.sleep(600)'''
 
-def stay(report):
+def wait(report):
     while True:
         report.alive()
         time.sleep(0.05)
 
-def work(spec, report):
+def run(spec, report):
     do = spec["do"]
     if do == "add":
         report.log("adding")
         for done in range(1, 4):
             report.progress("sums", done, 3, loss=1.0 / done)
-        told = {"cores": os.environ["OMP_NUM_THREADS"], "spins": os.environ["GOMP_SPINCOUNT"]}
-        return {"sum": sum(spec["numbers"]), **told}
+        settings = {"cores": os.environ["OMP_NUM_THREADS"], "spins": os.environ["GOMP_SPINCOUNT"]}
+        return {"sum": sum(spec["numbers"]), **settings}
     if do == "refuse":
         raise getattr(errors, spec["error"])("the loss is not finite", "use a lower learning rate")
     if do == "break":
@@ -71,25 +71,25 @@ def work(spec, report):
     if do == "finish":
         report.log("begun")
         try:
-            stay(report)
+            wait(report)
         finally:
             end = time.process_time() + 2.5
             while time.process_time() < end:
                 pass
-            open(spec["mark"], "w").write("in good order")
-    if do == "linger":  # until the next run's job has said something, in a file of its own
+            open(spec["mark"], "w").write("ended")
+    if do == "linger":  # until the next run's job has written to its own event file
         events = sys.argv[1].replace("job.json", "events.jsonl")
         first = os.stat(events).st_ino
         report.log("begun")
         try:
-            stay(report)
+            wait(report)
         finally:
             end = time.process_time() + 60
             while time.process_time() < end and (
                 not os.path.exists(events) or os.stat(events).st_ino == first or not os.path.getsize(events)
             ):
                 sum(range(100_000))
-            open(spec["mark"], "w").write("in good order")
+            open(spec["mark"], "w").write("ended")
     if do == "hang":
         report.log("begun")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -99,17 +99,17 @@ def work(spec, report):
         child.stdout.readline()
         report.log(str(child.pid))
         try:
-            stay(report)
+            wait(report)
         finally:
-            open(spec["mark"], "w").write("in good order")
+            open(spec["mark"], "w").write("ended")
 
 if __name__ == "__main__":
-    worker.main(work)
+    worker.main(run)
 """
 
 
 class Listener(Silent):
-    """Keeps what is told; if asked to, cancels as soon as the job has said something."""
+    """Keeps the events; with `cancel`, cancels as soon as the job has logged a line."""
 
     def __init__(self, cancel: bool = False) -> None:
         self.lines: list[str] = []
@@ -138,8 +138,8 @@ def run(folder: Path, report: Any = None, threads: int | None = None, **spec: An
     return local.run("toy_job", spec, folder / "job", report or Listener(), threads)
 
 
-def gone(pid: int) -> bool:
-    """Whether a process ended (a zombie that nobody has read out has ended too), within ten seconds."""
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended (a zombie has, too) within ten seconds."""
     for _ in range(100):
         with suppress(psutil.NoSuchProcess):
             if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
@@ -149,7 +149,7 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_a_job_gives_its_result_and_tells_how_far_it_is(tmp_path: Path) -> None:
+def test_a_job_returns_its_result_and_reports_progress(tmp_path: Path) -> None:
     report = Listener()
     result = run(tmp_path, report, threads=3, do="add", numbers=[1, 2, 3])
     assert result == {"sum": 6, "cores": "3", "spins": "1000"}
@@ -159,14 +159,14 @@ def test_a_job_gives_its_result_and_tells_how_far_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["TrainingFailed", "ModelError", "DeclarationError", "JobCancelled"])
-def test_an_error_arrives_as_what_it_was(tmp_path: Path, name: str) -> None:
+def test_an_error_of_the_job_is_raised_with_its_class_and_hint(tmp_path: Path, name: str) -> None:
     with pytest.raises(errors.FinetuneError, match="not finite") as caught:
         run(tmp_path, do="refuse", error=name)
     assert type(caught.value) is getattr(errors, name)
     assert caught.value.hint == "use a lower learning rate"
 
 
-def test_a_bug_in_a_job_shows_the_end_of_its_output(tmp_path: Path) -> None:
+def test_an_unexpected_exception_shows_the_end_of_the_output(tmp_path: Path) -> None:
     with pytest.raises(errors.TrainingFailed, match="exit code 1") as caught:
         run(tmp_path, do="break")
     assert "reading weights" in caught.value.message
@@ -175,35 +175,35 @@ def test_a_bug_in_a_job_shows_the_end_of_its_output(tmp_path: Path) -> None:
     assert oct((tmp_path / "job" / "output.log").stat().st_mode)[-3:] == "600"  # it may quote rows
 
 
-def test_a_job_killed_by_the_system_says_so(tmp_path: Path) -> None:
+def test_a_killed_job_names_the_signal(tmp_path: Path) -> None:
     with pytest.raises(errors.TrainingFailed, match=r"SIGKILL \(out of memory\?\)(.|\n)*eating memory"):
         run(tmp_path, do="die")
 
 
-def test_a_job_without_a_result_has_failed(tmp_path: Path) -> None:
+def test_a_job_without_a_result_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(errors.TrainingFailed, match="no result"):
         run(tmp_path, do="leave")
 
 
-def test_a_job_that_died_on_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither its error nor its output could be written: what is left is that there is no room."""
+def test_a_job_that_failed_on_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could write neither its error nor its output: only the free space explains it."""
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
     with pytest.raises(errors.StorageError, match="no room left to write") as caught:
         run(tmp_path, do="break")
     assert "free some space" in caught.value.hint
 
 
-def test_a_torn_line_of_a_job_is_passed_over(tmp_path: Path) -> None:
+def test_an_incomplete_event_is_skipped(tmp_path: Path) -> None:
     assert run(tmp_path, do="tear", numbers=[1]) == {"sum": 1}
 
 
-def test_events_of_an_earlier_job_are_not_taken_for_those_of_this_one(tmp_path: Path) -> None:
+def test_events_of_an_earlier_job_are_not_read(tmp_path: Path) -> None:
     run(tmp_path, do="add", numbers=[1])
     with pytest.raises(errors.TrainingFailed):
         run(tmp_path, do="die")
 
 
-def test_what_the_job_of_a_killed_run_says_at_its_end_is_not_taken_for_this_one(tmp_path: Path) -> None:
+def test_late_events_of_the_job_of_a_killed_run_are_not_read(tmp_path: Path) -> None:
     run(tmp_path, do="add", numbers=[1])
     stopped = {"event": "error", "type": "JobCancelled", "message": "stopped on request", "hint": "run again"}
     with (tmp_path / "job" / "events.jsonl").open("a", encoding="utf-8") as earlier:
@@ -217,31 +217,31 @@ def test_what_the_job_of_a_killed_run_says_at_its_end_is_not_taken_for_this_one(
         assert run(tmp_path, Late(), do="pause", numbers=[1, 2]) == {"sum": 3}
 
 
-def test_a_cancelled_job_ends_in_good_order_with_all_it_started(tmp_path: Path) -> None:
+def test_a_cancelled_job_ends_with_all_processes_it_started(tmp_path: Path) -> None:
     report = Listener(cancel=True)
     with pytest.raises(errors.JobCancelled, match="stopped in the UI"):
         run(tmp_path, report, do="wait", mark=str(tmp_path / "mark"))
-    assert (tmp_path / "mark").read_text("utf-8") == "in good order"
-    assert gone(int(report.lines[0]))  # a grandchild that ignores TERM
+    assert (tmp_path / "mark").read_text("utf-8") == "ended"
+    assert has_ended(int(report.lines[0]))  # a grandchild that ignores TERM
 
 
-def test_a_cancelled_job_may_work_on_to_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the machine is: what counts is that it computes."""
+def test_a_cancelled_job_may_finish_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not killed while it computes, however slow the machine is."""
     monkeypatch.setattr(local, "GRACE_SECONDS", 1.5)
-    monkeypatch.setattr(progress, "GRACE_CPU_SECONDS", 0.01)  # a busy machine may give it no more in that time
+    monkeypatch.setattr(progress, "GRACE_CPU_SECONDS", 0.01)  # on a busy machine it may get no more in that time
     with pytest.raises(errors.JobCancelled):
         run(tmp_path, Listener(cancel=True), do="finish", mark=str(tmp_path / "mark"))
-    assert (tmp_path / "mark").read_text("utf-8") == "in good order"
+    assert (tmp_path / "mark").read_text("utf-8") == "ended"
 
 
-def test_a_cancelled_job_that_does_nothing_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_inactive_cancelled_job_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "GRACE_SECONDS", 0.7)
     with pytest.raises(errors.JobCancelled):
         run(tmp_path, Listener(cancel=True), do="hang")
 
 
-def begun(folder: Path, do: str, mark: Path) -> subprocess.Popen[bytes]:
-    """A run in a process of its own, whose job has said something."""
+def start_run(folder: Path, do: str, mark: Path) -> subprocess.Popen[bytes]:
+    """A run in a separate process, whose job has written its first event."""
     code = "import sys; from pathlib import Path; from finetune_pipeline.backends import local; "
     code += "from finetune_pipeline.records import Silent; "
     code += "local.run('toy_job', {'do': sys.argv[2], 'mark': sys.argv[3]}, Path(sys.argv[1]), Silent())"
@@ -253,9 +253,9 @@ def begun(folder: Path, do: str, mark: Path) -> subprocess.Popen[bytes]:
 
 
 def test_a_run_waits_for_the_job_of_one_that_was_killed(tmp_path: Path) -> None:
-    """It still computes, and writes into the same folder, until it looks whether it should end."""
+    """That job still computes, and writes into the same folder, until it checks whether it should end."""
     mark, report = tmp_path / "mark", Listener()
-    parent = begun(tmp_path / "job", "linger", mark)
+    parent = start_run(tmp_path / "job", "linger", mark)
     parent.send_signal(signal.SIGKILL)
     assert run(tmp_path, report, do="look", mark=str(mark)) == {"mark": True}
     assert report.lines == ["another job is computing on this machine; waiting for it"]
@@ -265,56 +265,56 @@ def test_a_run_waits_for_the_job_of_one_that_was_killed(tmp_path: Path) -> None:
 def test_a_job_that_waits_for_another_can_be_cancelled(tmp_path: Path) -> None:
     with machine_lock("compute", Silent(), ""), pytest.raises(errors.JobCancelled, match="stopped in the UI"):
         run(tmp_path, Listener(cancel=True), do="add", numbers=[1])
-    assert '"JobCancelled"' in (tmp_path / "job" / "events.jsonl").read_text("utf-8")  # it ended by itself
+    assert '"JobCancelled"' in (tmp_path / "job" / "events.jsonl").read_text("utf-8")  # the job itself wrote it
 
 
 def test_a_job_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     folder, mark = tmp_path / "job", tmp_path / "mark"
-    parent = begun(folder, "wait", mark)
+    parent = start_run(folder, "wait", mark)
     (job,) = psutil.Process(parent.pid).children()
     stubborn = [child.pid for child in job.children()]
     try:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-        assert gone(job.pid)
-        assert mark.read_text("utf-8") == "in good order"
+        assert has_ended(job.pid)
+        assert mark.read_text("utf-8") == "ended"
     finally:
-        for pid in stubborn:  # nobody is left to end what ignores TERM
+        for pid in stubborn:  # they ignore TERM, and their parents have ended
             os.kill(pid, signal.SIGKILL)
 
 
 def test_a_job_that_hangs_after_its_parent_was_killed_is_killed_too(tmp_path: Path) -> None:
-    parent = begun(tmp_path, "hang", tmp_path / "mark")
+    parent = start_run(tmp_path, "hang", tmp_path / "mark")
     (job,) = psutil.Process(parent.pid).children()
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    assert gone(job.pid)
+    assert has_ended(job.pid)
 
 
-def test_a_job_whose_parent_ended_before_it_began_leaves_the_next_run_alone(tmp_path: Path) -> None:
-    described, mark = tmp_path / "job.json", tmp_path / "mark"
-    described.write_text(json.dumps({"do": "finish", "mark": str(mark)}), "utf-8")
+def test_a_job_whose_parent_ended_first_writes_nothing(tmp_path: Path) -> None:
+    description, mark = tmp_path / "job.json", tmp_path / "mark"
+    description.write_text(json.dumps({"do": "finish", "mark": str(mark)}), "utf-8")
     code = "import os, subprocess, sys; "
     code += "job = [sys.executable, '-m', 'toy_job', sys.argv[1], str(os.getpid())]; "
     code += "print(subprocess.Popen(job, stdout=subprocess.DEVNULL).pid)"
-    job = int(subprocess.check_output([sys.executable, "-c", code, str(described)]))
+    job = int(subprocess.check_output([sys.executable, "-c", code, str(description)]))
     try:
-        assert gone(job)
+        assert has_ended(job)
         assert not mark.exists() and not (tmp_path / "events.jsonl").exists()
     finally:
         with suppress(ProcessLookupError):
             os.kill(job, signal.SIGKILL)
 
 
-def test_a_job_that_was_told_to_end_while_it_waited_does_not_begin(tmp_path: Path) -> None:
+def test_a_job_that_is_terminated_while_it_waits_does_not_start(tmp_path: Path) -> None:
     mark, folder = tmp_path / "mark", tmp_path / "job"
     with machine_lock("compute", Silent(), ""):
-        parent = begun(folder, "touch", mark)
+        parent = start_run(folder, "touch", mark)
         (job,) = psutil.Process(parent.pid).children()
         os.kill(job.pid, signal.SIGSTOP)
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     os.kill(job.pid, signal.SIGTERM)
     os.kill(job.pid, signal.SIGCONT)
-    assert gone(job.pid)
+    assert has_ended(job.pid)
     assert not mark.exists()

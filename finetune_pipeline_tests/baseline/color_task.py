@@ -36,7 +36,7 @@ def rows(prefix: str, count: int) -> list[Example]:
 
 
 def base_and_split(store: TaskStore, declared: Task) -> dict[str, Artifact]:
-    from finetune_pipeline.models.base_model import prepare
+    from finetune_pipeline.models.model_source import prepare
 
     _, facts = prepare(declared.base, store.task, Silent())
     return {

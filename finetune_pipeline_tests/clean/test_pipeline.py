@@ -299,7 +299,7 @@ def test_cleaning_twice_changes_nothing_more() -> None:
 def test_the_asset_writes_the_ledger_and_its_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
 ) -> None:
-    from finetune_pipeline.models.base_model import prepare
+    from finetune_pipeline.models.model_source import prepare
     from finetune_pipeline.records import Silent
 
     store = task_store(tmp_path, monkeypatch)

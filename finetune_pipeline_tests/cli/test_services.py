@@ -112,7 +112,7 @@ def test_a_server_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     server = slow("desk", "FINETUNE_DESK_URL", "0", "hang")
     process = module._start(server)
     try:
-        with pytest.raises(ServingError, match="nothing moved for"):
+        with pytest.raises(ServingError, match="without progress"):
             module._wait_until_up(server, process, module._StopSignal(), module._LogReporter(print))
     finally:
         module._stop_all([process])

@@ -1,4 +1,4 @@
-"""The tiny model, loaded once for the tests of this stage."""
+"""The tiny model, loaded once for the tests of this package."""
 
 from __future__ import annotations
 

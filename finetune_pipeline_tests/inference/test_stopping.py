@@ -1,3 +1,5 @@
+"""The end of an answer in its declared format."""
+
 from __future__ import annotations
 
 import pytest
@@ -30,25 +32,25 @@ TEXT = AnswerFormat()
         ("{}\n", TEXT, None),
     ],
 )
-def test_where_an_answer_is_complete(text: str, spec: AnswerFormat, expected: str | None) -> None:
+def test_the_complete_answer_at_the_beginning_of_a_text(text: str, spec: AnswerFormat, expected: str | None) -> None:
     assert complete(text, spec) == expected
 
 
-def test_what_is_not_complete_stays_as_it_is() -> None:
+def test_an_incomplete_answer_is_not_cut() -> None:
     assert final(' Sure! {"a": 1} ', JSON) == 'Sure! {"a": 1}'
     assert final('{"a": 1}}', JSON) == '{"a": 1}'
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', '```json\n{"a": 1}\n```', "refund\n"])
 @pytest.mark.parametrize("more", [' {"a": 2}', "\n```", " I hope this helps", "\nreturns"])
-def test_nothing_after_the_end_changes_how_an_answer_is_read(text: str, more: str) -> None:
+def test_text_after_the_end_does_not_change_how_an_answer_is_read(text: str, more: str) -> None:
     spec = LABEL if "refund" in text else JSON
     read = lenient(final(text + more, spec), spec)
     assert read == ("refund" if spec is LABEL else '{"a": 1}')
     assert lenient(final(text, spec), spec) == read
 
 
-def test_a_fence_ends_with_its_last_token() -> None:
+def test_an_answer_in_a_fence_ends_with_the_closing_fence() -> None:
     pieces = ["```json\n", '{"a"', ": 1}", "\n", "```"]
     rule = StopRule(lambda ids: "".join(pieces[i] for i in ids), JSON)
     assert [rule(list(range(n + 1))) for n in range(5)] == [False, False, False, False, True]
@@ -56,14 +58,14 @@ def test_a_fence_ends_with_its_last_token() -> None:
 
 def test_the_rule_decodes_only_when_a_token_can_end_the_answer() -> None:
     pieces = {1: '{"a', 2: '": 1', 3: "}", 4: "x"}
-    asked: list[int] = []
+    decoded: list[int] = []
 
     def decode(ids: object) -> str:
         assert isinstance(ids, list)
-        asked.append(len(ids))
+        decoded.append(len(ids))
         return "".join(pieces[i] for i in ids)
 
     rule = StopRule(decode, JSON)
     assert [rule([1]), rule([1, 2]), rule([1, 2, 3])] == [False, False, True]
-    assert asked == [1, 1, 1, 3]
+    assert decoded == [1, 1, 1, 3]
     assert StopRule(decode, TEXT)([3]) is False

@@ -194,11 +194,12 @@ def trained(store: TaskStore, weights: str) -> Artifact:
     """An adapter whose files lie in a real MLflow run, as training leaves them."""
     import mlflow
 
-    from finetune_pipeline import tracking
+    from finetune_pipeline.tracking.client import connect
+    from finetune_pipeline.tracking.runs import experiment_id
 
-    tracking._mlflow()
+    connect()
     client = mlflow.MlflowClient()
-    run_id = str(client.create_run(tracking._experiment(store.task)).info.run_id)
+    run_id = str(client.create_run(experiment_id(store.task)).info.run_id)
     adapter = adapter_of(store, weights, run_id)
     client.log_artifacts(run_id, str(adapter.folder), "adapter")
     return adapter

@@ -26,7 +26,7 @@ FILES = ("sample.jsonl", "flagged.jsonl")
 
 def with_model(store: TaskStore, tiny_model: Path, **sections: Any) -> Task:
     """A declaration with a base model, whose tokenizer counts the tokens of edited rows."""
-    from finetune_pipeline.models.base_model import prepare
+    from finetune_pipeline.models.model_source import prepare
 
     declared = task(base={"path": str(tiny_model), "license": "apache-2.0"}, **sections)
     finished(store, "base_model", {"base_model.json": prepare(declared.base, store.task, Silent())[1]})

@@ -17,7 +17,7 @@ import uvicorn
 
 from finetune_pipeline.config import Task, task_from
 from finetune_pipeline.config.addresses import listen
-from finetune_pipeline.models.base_model import prepare
+from finetune_pipeline.models.model_source import prepare
 from finetune_pipeline.records import Artifact, Example, Message, Silent, content_id
 from finetune_pipeline.serve import deployment_state, transitions
 from finetune_pipeline.serve.api_keys import PIPELINE, ApiKeys, pipeline_key

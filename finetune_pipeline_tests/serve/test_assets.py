@@ -21,6 +21,7 @@ from finetune_pipeline.serve.client import EndpointClient, wait_until_served
 from finetune_pipeline.serve.replay import CONCURRENCY, replay
 from finetune_pipeline.serve.rollback import rollback, unhold
 from finetune_pipeline.store import home, traffic_folder
+from finetune_pipeline.tracking.client import connect
 from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, ROWS, TEST, Deployed, RunningEndpoint, declare, running
 
 MakeAdapter = Callable[[int], Path]
@@ -58,7 +59,7 @@ def deployment(
 
 def _register(name: str) -> None:
     """Add a version to MLflow's registry, for the alias to point to."""
-    client = tracking._mlflow().MlflowClient()
+    client = connect().MlflowClient()
     if not client.search_registered_models(f"name='{name}'"):
         client.create_registered_model(name)
     client.create_model_version(name, "file:///nowhere")

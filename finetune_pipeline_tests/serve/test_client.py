@@ -111,7 +111,7 @@ def test_waiting_can_be_cancelled() -> None:
 
 
 def test_a_wait_ends_without_progress_and_not_before() -> None:
-    with pytest.raises(ServingError, match=r"for nothing, of which nothing moved for 0 s: its log"):
+    with pytest.raises(ServingError, match=r"for nothing, the last 0 s without progress: its log"):
         until(lambda: None, lambda: 0, "nothing", Silent(), lambda: ": its log", stalled=0.3)
     polls, progress_figure = count(), count()
     assert until(lambda: next(polls) == 5, lambda: next(progress_figure), "it", Silent(), stalled=0.3)  # takes a second

@@ -1,61 +1,60 @@
-"""Metrics on their way: kept in order while nobody takes them, and never waited for."""
+"""The outbox keeps metrics in order during an outage, and never blocks."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 
 import pytest
 
 from finetune_pipeline.tracking import outbox
-from finetune_pipeline.tracking.outbox import Outbox
+from finetune_pipeline.tracking.outbox import Metrics, Outbox
 
 
 class Server:
-    """Takes lines, unless it is away; may hang."""
+    """Accepts lines unless `down`; hangs while `responds` is cleared."""
 
     def __init__(self) -> None:
-        self.away = False
-        self.hangs = threading.Event()
-        self.hangs.set()
+        self.down = False
+        self.responds = threading.Event()
+        self.responds.set()
         self.steps: list[int] = []
 
-    def __call__(self, metrics: Mapping[str, float], step: int, at: int) -> bool:
-        self.hangs.wait(30)
-        if not self.away:
-            self.steps.append(step)
-        return not self.away
+    def __call__(self, item: Metrics) -> bool:
+        self.responds.wait(30)
+        if not self.down:
+            self.steps.append(item.step)
+        return not self.down
 
 
 def test_lines_arrive_in_order_after_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.01)
     server = Server()
-    box = Outbox(server)
-    box.put({"loss": 1.0}, 0)
-    server.away = True
+    queue = Outbox(server)
+    queue.put({"loss": 1.0}, 0)
+    server.down = True
     for step in range(1, 6):
-        box.put({"loss": 1.0}, step)
-    server.away = False
-    box.put({"loss": 1.0}, 6)
-    assert box.close() == 0 and server.steps == list(range(7))
+        queue.put({"loss": 1.0}, step)
+    server.down = False
+    queue.put({"loss": 1.0}, 6)
+    assert queue.close() == 0 and server.steps == list(range(7))
 
 
-def test_what_nobody_takes_is_counted_at_the_end() -> None:
+def test_close_returns_the_number_of_unsent_lines() -> None:
     server = Server()
-    server.away = True
-    box = Outbox(server)
+    server.down = True
+    queue = Outbox(server)
     for step in range(3):
-        box.put({"loss": 1.0}, step)
-    assert box.close() == 3
+        queue.put({"loss": 1.0}, step)
+    assert queue.close() == 3
 
 
-def test_a_server_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(outbox, "KEPT", 4)
+def test_close_gives_up_on_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "CLOSE_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(outbox, "MAX_QUEUED", 4)
     server = Server()
-    server.hangs.clear()
-    box = Outbox(server)
+    server.responds.clear()
+    queue = Outbox(server)
     for step in range(10):
-        box.put({"loss": 1.0}, step)
-    assert box.close() == 4
-    server.hangs.set()
+        queue.put({"loss": 1.0}, step)
+    assert queue.close() == 4
+    server.responds.set()

@@ -1,4 +1,4 @@
-"""A real MLflow on SQLite: runs that go on, versions, aliases."""
+"""A real MLflow on SQLite and as a server: resumed runs, versions, aliases, outages, and no password in any message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -27,6 +26,7 @@ from finetune_pipeline.config.addresses import mlflow_server
 from finetune_pipeline.config.credentials import hide_credentials, without_credentials
 from finetune_pipeline.errors import JobCancelled, StorageError
 from finetune_pipeline.records import Example, Message, Silent, write_jsonl
+from finetune_pipeline.tracking.client import error_line, mlflow_call
 from finetune_pipeline.tracking.outbox import Outbox
 
 
@@ -37,7 +37,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_run_goes_on_and_becomes_a_version(home: Path) -> None:
+def test_a_run_is_resumed_and_becomes_a_version(home: Path) -> None:
     import mlflow
 
     (home / "adapter").mkdir()
@@ -75,14 +75,14 @@ def test_a_run_goes_on_and_becomes_a_version(home: Path) -> None:
         tracking.version_tags("parcels", 7)
 
 
-def test_a_run_that_is_gone_is_begun_anew(home: Path) -> None:
+def test_a_deleted_run_is_replaced_by_a_new_one(home: Path) -> None:
     with tracking.training_run("parcels", "0" * 32, {"rank": 4}) as run:
         assert run.run_id != "0" * 32
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
-    """A real MLflow server, that $MLFLOW_TRACKING_URI names."""
+    """A real MLflow server at $MLFLOW_TRACKING_URI."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -91,13 +91,13 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subproce
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    places = {
+    settings = {
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     process = subprocess.Popen(
         [*command, "--artifacts-destination", str(tmp_path / "artifacts")],
-        env={**os.environ, **places}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env={**os.environ, **settings}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
         until(lambda: answers(port), lambda: activity(process.pid), "MLflow", Silent())
@@ -115,7 +115,7 @@ def answers(port: int) -> bool:
         return False
 
 
-def test_an_mlflow_that_goes_away_does_not_end_the_training(
+def test_an_outage_of_mlflow_does_not_end_the_training(
     server: subprocess.Popen[bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "adapter").mkdir()
@@ -131,44 +131,51 @@ def test_an_mlflow_that_goes_away_does_not_end_the_training(
         run.log_dataset("train.jsonl", "d1", rows=12)
         run.set_tags({"state": "done"})
         run.log_artifacts(tmp_path / "adapter", "adapter")
-    said = "\n".join(record.message for record in caplog.records)
-    assert "MLflow does not take metrics, and the run goes on" in said
-    assert "lines of metrics are not in MLflow" in said and "the run's end" in said
-    with pytest.raises(StorageError, match="does not open a run"), tracking.training_run("parcels", None, {}):
+    logged = "\n".join(record.message for record in caplog.records)
+    assert "MLflow did not accept metrics, and the run continues" in logged
+    assert "lines of metrics were not sent to MLflow" in logged and "the run's end" in logged
+    with pytest.raises(StorageError, match="could not open a run"), tracking.training_run("parcels", None, {}):
         pass
 
 
-def test_a_training_without_its_mlflow_still_makes_the_adapter(
+def test_a_training_whose_mlflow_is_killed_still_saves_the_adapter(
     server: subprocess.Popen[bytes], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole training job; the server is killed after the first step."""
     from finetune_pipeline.train import job
+    from finetune_pipeline.train.spec import TrainingSpec
 
-    class Killing(Silent):
+    class KillsServer(Silent):
         def progress(self, what: str, done: int, total: int, **figures: float) -> None:
             with suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)
 
     rows = [Example(f"r{n}", (Message("user", f"q {n}"), Message("assistant", "a")), "t", "t:1") for n in range(8)]
-    for side in ("train", "validation"):
-        write_jsonl(tmp_path / f"{side}.jsonl", rows)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
     out = tmp_path / "out"
     out.mkdir()
-    spec: dict[str, Any] = {
-        "base": str(tiny_model), "base_id": "tiny", "system": "", "out": str(out),
-        "checkpoints": str(tmp_path / "steps"),
-        "train": str(tmp_path / "train.jsonl"), "validation": str(tmp_path / "validation.jsonl"), "task": "parcels",
-        "rules": Train(lora=Lora(r=4, alpha=8), num_epochs=2, batch_size=4, precision="fp32").model_dump(mode="json"),
-        "params": {"rank": 4}, "data": {"name": "parcels", "digest": "d1"},
-    }  # fmt: skip
-    training = job.run(spec, Killing())
-    assert server.wait(timeout=60) == -signal.SIGKILL  # poll() at once may come before the kernel has ended it
-    assert training["steps"] == 4 and training["mlflow_run_id"]
-    assert training["general_divergence"] > 0  # general texts are on by default
+    spec = TrainingSpec(
+        task="parcels",
+        base=tiny_model,
+        base_id="tiny",
+        train=tmp_path / "rows.jsonl",
+        validation=tmp_path / "rows.jsonl",
+        system="",
+        rules=Train(lora=Lora(r=4, alpha=8), num_epochs=2, batch_size=4, precision="fp32"),
+        checkpoints=tmp_path / "steps",
+        out=out,
+        params={"rank": 4},
+        dataset_name="parcels",
+        dataset_digest="d1",
+    )
+    training = job.run(spec, KillsServer())
+    assert server.wait(timeout=60) == -signal.SIGKILL  # poll() could run before the kernel has ended the process
+    assert training.steps == 4 and training.mlflow_run_id
+    assert training.general_divergence  # general texts are on by default
     assert (out / "adapter_model.safetensors").exists()
 
 
-def test_what_a_run_could_not_log_is_logged_when_it_is_registered(home: Path) -> None:
+def test_files_that_a_run_could_not_log_are_logged_on_registration(home: Path) -> None:
     import mlflow
 
     (home / "adapter").mkdir()
@@ -181,45 +188,47 @@ def test_what_a_run_could_not_log_is_logged_when_it_is_registered(home: Path) ->
     ]
 
 
-AWAY = "http://anna:secret@127.0.0.1:9"
+DOWN = "http://anna:secret@127.0.0.1:9"
 
 
-def test_an_mlflow_that_hangs_is_given_up_within_a_minute(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's own limits are 120 s, eight times; these are what MLflow itself reads."""
+def test_an_unresponsive_mlflow_is_given_up_within_a_minute(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's defaults are eight attempts of 120 s; the limits are compared as MLflow itself reads them."""
     from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 
     for limit in (MLFLOW_HTTP_REQUEST_TIMEOUT, MLFLOW_HTTP_REQUEST_MAX_RETRIES):
         monkeypatch.setenv(limit.name, "")
         monkeypatch.delenv(limit.name)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
-    with pytest.raises(StorageError, match="does not set an alias"):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DOWN)
+    with pytest.raises(StorageError, match="could not set an alias"):
         tracking.set_alias("parcels", "champion", 1)
     assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() * (1 + MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()) <= 60
 
 
-def test_no_password_is_shown_where_mlflow_is_away(
+def test_no_password_is_shown_when_mlflow_is_down(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     import mlflow
 
-    mlflow.set_tracking_uri("http://127.0.0.1:9/other")  # so that MLflow is set up anew, which asks it already
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{AWAY}/mlflow")
+    mlflow.set_tracking_uri(
+        "http://127.0.0.1:9/other"
+    )  # so that connect() configures mlflow again, which sends a request
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{DOWN}/mlflow")
     opened = tracking.training_run("parcels", None, {})
-    with pytest.raises(StorageError, match=r"MLflow at http://127\.0\.0\.1:9/mlflow does not") as caught, opened:
+    with pytest.raises(StorageError, match=r"MLflow at http://127\.0\.0\.1:9/mlflow could not") as caught, opened:
         pass
     tracking.Run("r1", Outbox(lambda *_: True)).set_tags({"state": "done"})
-    assert "MLflow does not take a tag" in caplog.text
+    assert "MLflow did not accept a tag" in caplog.text
     assert "secret" not in caplog.text and "secret" not in str(caught.value)
 
 
-def test_whatever_is_asked_of_an_mlflow_that_is_away_is_an_error_of_ours_without_its_password(
+def test_every_request_to_an_mlflow_that_is_down_is_a_storage_error_without_its_password(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{AWAY}/mlflow")
-    asked: list[Callable[[], object]] = [
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{DOWN}/mlflow")
+    requests: list[Callable[[], object]] = [
         lambda: tracking.register("parcels", "r1", "adapter", {}, "why"),
         lambda: tracking.find_version("parcels", "adapter", "a1"),
         lambda: tracking.set_alias("parcels", "champion", 1),
@@ -228,15 +237,15 @@ def test_whatever_is_asked_of_an_mlflow_that_is_away_is_an_error_of_ours_without
         lambda: tracking.version_tags("parcels", 1),
         lambda: tracking.training_run("parcels", "0" * 32, {}).__enter__(),
     ]
-    for ask in asked:
-        with pytest.raises(StorageError, match=r"MLflow at http://127\.0\.0\.1:9/mlflow does not") as caught:
-            ask()
+    for request in requests:
+        with pytest.raises(StorageError, match=r"MLflow at http://127\.0\.0\.1:9/mlflow could not") as caught:
+            request()
         shown = "".join(traceback.format_exception(caught.value))
         assert "secret" not in shown and "MLFLOW_TRACKING_URI" in caught.value.hint
         assert "no version" not in shown and caught.value.__cause__ is None
 
 
-# Addresses whose password is not encoded, or stands in the query, and what is shown of them.
+# Addresses whose password is not percent-encoded, and what is shown of them.
 UNENCODED = [
     ("http://bob:S3cr#et@127.0.0.1:9", "http://127.0.0.1:9"),
     ("http://bob:S3cr/et@127.0.0.1:9", "http://127.0.0.1:9"),
@@ -253,33 +262,33 @@ UNENCODED = [
 
 
 @pytest.mark.parametrize(("uri", "shown"), UNENCODED)
-def test_a_password_that_is_not_encoded_is_not_shown_and_the_cure_says_so(
+def test_a_password_that_is_not_encoded_is_hidden_and_the_hint_says_so(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, uri: str, shown: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     opened = tracking.training_run("parcels", None, {})
-    with pytest.raises(StorageError, match=f"MLflow at {re.escape(shown)} does not open a run") as caught, opened:
+    with pytest.raises(StorageError, match=f"MLflow at {re.escape(shown)} could not open a run") as caught, opened:
         pass
     tracking.Run("r1", Outbox(lambda *_: True)).set_tags({"state": "done"})
-    said = "".join(traceback.format_exception(caught.value)) + caplog.text
-    assert "S3cr" not in said and not re.search(r"\bet\b", said)
+    shown_text = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert "S3cr" not in shown_text and not re.search(r"\bet\b", shown_text)
     assert "percent-encode" in caught.value.hint or "psycopg2" in caught.value.hint
 
 
-def test_a_password_in_the_query_is_not_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_in_the_query_is_hidden(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sqlalchemy.exc import OperationalError
 
     uri = "postgresql+psycopg2://db/mlflow?user=bob&password=S3cr&et&sslmode=require"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     refused = OperationalError("select 1", {}, Exception("bob, password=S3cr: refused; 'et' is no option; sslmode"))
-    with pytest.raises(StorageError) as caught, tracking._asking("open a run"):
+    with pytest.raises(StorageError) as caught, mlflow_call("open a run"):
         raise refused
-    assert "at postgresql+psycopg2://db/mlflow?user=bob&password=***&sslmode=require does" in str(caught.value)
+    assert "at postgresql+psycopg2://db/mlflow?user=bob&password=***&sslmode=require could" in str(caught.value)
     assert "bob, password=***: refused; '***' is no option; sslmode" in str(caught.value)
 
 
-def test_what_mlflow_logs_of_a_database_does_not_show_the_password(
+def test_mlflows_log_lines_about_a_database_do_not_show_the_password(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "no+such://bob:S3cr@et@db/mlflow")
@@ -294,18 +303,18 @@ def test_what_mlflow_logs_of_a_database_does_not_show_the_password(
     assert "not created:\nno host ***@db\nagain in 0.1 seconds" in caplog.text
 
 
-def test_a_driver_that_is_not_installed_is_an_error_with_what_to_install(
+def test_a_missing_database_driver_has_a_hint_with_the_install_command(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://bob:S3cr@127.0.0.1:9/mlflow")
-    with pytest.raises(StorageError, match=r"MLflow at postgresql://127.* does not set an alias: .*psycopg") as caught:
+    with pytest.raises(StorageError, match=r"MLflow at postgresql://127.* could not set an alias: .*psycopg") as caught:
         tracking.set_alias("parcels", "champion", 1)
     assert "[postgres]" in caught.value.hint and "postgresql+psycopg2://" in caught.value.hint
 
 
-def test_the_extra_installs_the_driver_that_the_cure_names() -> None:
-    """A bare postgresql:// is psycopg 3 for SQLAlchemy 2.1, and psycopg2 before it; the extra installs psycopg2."""
+def test_the_postgres_extra_installs_the_driver_that_the_hint_names() -> None:
+    """A bare postgresql:// is psycopg 3 in SQLAlchemy 2.1 and psycopg2 before it; the extra installs psycopg2."""
     from sqlalchemy import make_url
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
@@ -313,17 +322,17 @@ def test_the_extra_installs_the_driver_that_the_cure_names() -> None:
     assert make_url("postgresql+psycopg2://db/mlflow").get_dialect().driver == "psycopg2"
 
 
-def test_a_database_that_is_none_is_an_error_of_ours(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_no_database_is_a_storage_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "mlflow.db").write_text("no database" * 100)
-    with pytest.raises(StorageError, match=r"MLflow at sqlite:.* does not set an alias: .*not a database"):
+    with pytest.raises(StorageError, match=r"MLflow at sqlite:.* could not set an alias: .*not a database"):
         tracking.set_alias("parcels", "champion", 1)
-    assert tracking.said(ValueError("")) == "ValueError"
-    assert tracking.said(ValueError("no postgresql://anna:secret@db/x\nmore")) == "no postgresql://db/x"
+    assert error_line(ValueError("")) == "ValueError"
+    assert error_line(ValueError("no postgresql://anna:secret@db/x\nmore")) == "no postgresql://db/x"
 
 
 def test_no_password_is_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert without_credentials("http://anna:secret@mlflow.example:5000/x?y=1") == "http://mlflow.example:5000/x?y=1"
-    for plain in (
+    for unchanged in (
         "sqlite:////home/a@b/mlflow.db",
         "sqlite+pysqlite:///a@b",
         "file:///home/a@b/runs",
@@ -331,7 +340,7 @@ def test_no_password_is_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "http://h:1/x?y=1",
         "",
     ):
-        assert without_credentials(plain) == plain
+        assert without_credentials(unchanged) == unchanged
     for uri, shown in UNENCODED:
         assert without_credentials(uri) == shown
     assert without_credentials("http://[bob") == "http://[bob"
@@ -339,7 +348,7 @@ def test_no_password_is_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert mlflow_server() == "http://127.0.0.1:9"
 
 
-def test_credentials_are_hidden_in_whatever_form_a_library_puts_them() -> None:
+def test_credentials_are_hidden_in_every_form_that_libraries_print() -> None:
     assert hide_credentials("no bob:p%23w@h, p#w, 'P%23W', p%23w.", "http://bob:p%23w@h") == "no h, ***, '***', ***."
     assert hide_credentials("port=12, url: /x%20Y@h/api", "http://bob:12/x y@h") == "port=***, url: /***%20***@h/api"
     assert hide_credentials("postgresql of mlflow, token t-1", "http://t-1@h") == "postgresql of mlflow, token ***"

@@ -1,4 +1,4 @@
-"""Tiny random models of several architectures, with the weights that their own classes start from."""
+"""Tiny random models of several families, initialized by their own classes: add a family to FAMILIES to test it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SIZES: dict[str, Any] = {
 }
 EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
 HEAD = {"head_dim": 8}
-# name: class of the model, class of its configuration, what is special about it
-KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+# name: model class, configuration class, settings in addition to SIZES
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", {}),
     "smollm": ("LlamaForCausalLM", "LlamaConfig", {"tie_word_embeddings": True}),
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {}),
@@ -35,12 +35,12 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def tiny(kind: str, dtype: str = "float32", **sizes: int) -> Any:
-    """A model of this kind (see KINDS), with `sizes` of its own; the same weights every time."""
+def tiny(family: str, dtype: str = "float32", **sizes: int) -> Any:
+    """A model of this family, with `sizes` instead of SIZES; the same weights every time."""
     import torch
     import transformers
 
-    model, config, special = KINDS[kind]
+    model, config, special = FAMILIES[family]
     torch.manual_seed(0)
-    made = getattr(transformers, model)(getattr(transformers, config)(**SIZES | special | sizes))
-    return made.to(getattr(torch, dtype))
+    built = getattr(transformers, model)(getattr(transformers, config)(**SIZES | special | sizes))
+    return built.to(getattr(torch, dtype))

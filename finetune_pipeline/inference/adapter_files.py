@@ -1,0 +1,50 @@
+"""Read a LoRA adapter in peft's format, and check that it fits its base model completely.
+
+    config = adapter_config(folder)
+    with adapter_errors(folder):
+        wrapped = PeftModel(model, config, adapter_name="tuned")
+        load_weights(wrapped, "tuned", folder)
+
+A partly loaded adapter would generate answers, and be another model than the one that was trained and evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune_pipeline.errors import StorageError
+
+HINT = "use it with the base model it was trained on, or train it again"
+
+
+def adapter_config(folder: Path) -> Any:
+    """peft's configuration of the adapter in `folder`, for inference. StorageError when there are no safetensors."""
+    from peft import PeftConfig
+
+    if not (folder / "adapter_model.safetensors").exists():
+        raise StorageError(f"{folder} holds no adapter_model.safetensors", "train the adapter again")
+    with adapter_errors(folder):
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+    return config
+
+
+def load_weights(wrapped: Any, name: str, folder: Path) -> None:
+    """Load the weights in `folder` into the adapter `name` of peft's model. StorageError unless all of them fit and
+    none is missing."""
+    result = wrapped.load_adapter(str(folder), name, is_trainable=False)
+    mismatched = [*result.missing_keys, *result.unexpected_keys]
+    if mismatched:
+        raise StorageError(f"the adapter in {folder} fits its base model only in part: {mismatched[0]} …", HINT)
+
+
+@contextmanager
+def adapter_errors(folder: Path) -> Iterator[None]:
+    """A block that reads the adapter in `folder`: what peft raises becomes StorageError."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise StorageError(f"the adapter in {folder} does not fit its base model: {error}", HINT) from error

@@ -1,0 +1,116 @@
+"""What training and decoding require of a model family (Llama, Qwen, …): the module to open to add another family.
+
+    parts = decoder_parts(model)                              # its decoder layers, final norm and output head
+    require_plain_attention(module, {"softcap": 50.0}, 300)   # ModelError: Gemma2Attention uses `softcap` …
+    max_sequence_tokens(model.config)                         # 8192
+
+Nothing else depends on the family: LoRA targets are found in the modules (train/adapter.py), attention goes through
+transformers' `AttentionInterface` (inference/attention.py, train/packed_attention.py), and before its first step a
+training compares loss and gradients with the model's own forward pass (train/forward_check.py), so that an architecture
+that computes something else is refused, not trained wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_pipeline.errors import ModelError
+
+FAMILIES = "Llama, Qwen, Mistral, SmolLM, Phi"  # those that the tests cover
+HINT = f"choose a base model of one of these families: {FAMILIES}"
+# Settings that transformers passes to the attention function, and that the attention functions of this project do not
+# compute. Ignoring them would silently compute another model.
+UNSUPPORTED_ATTENTION = {"softcap": "soft-capped scores", "s_aux": "attention sinks"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Attribute names in a transformers causal LM: of the backbone and the output head in the model, of the decoder
+    layers and the final norm in the backbone."""
+
+    backbone: str
+    layers: str
+    norm: str
+    head: str
+
+    def matches(self, model: Any) -> bool:
+        backbone = getattr(model, self.backbone, None)
+        return hasattr(backbone, self.layers) and hasattr(backbone, self.norm) and hasattr(model, self.head)
+
+
+LAYOUTS: list[Layout] = [
+    Layout("model", "layers", "norm", "lm_head"),  # Llama, Qwen 2 and 3, Mistral, SmolLM, Phi 3, mixtures of experts
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderParts:
+    """The modules of a causal LM that this project reads; `layers` is all decoder layers, the lowest first."""
+
+    layout: Layout
+    backbone: Any
+    layers: Any
+    norm: Any
+    head: Any
+
+    def layer_name(self, index: int) -> str:
+        """The name of a decoder layer in `model.named_modules()`: "model.layers.3"."""
+        return f"{self.layout.backbone}.{self.layout.layers}.{index}"
+
+    @contextmanager
+    def only(self, layers: Any, norm: Any) -> Iterator[None]:
+        """Within the block, the backbone computes these layers and this final norm; afterwards its own again."""
+        setattr(self.backbone, self.layout.layers, layers)
+        setattr(self.backbone, self.layout.norm, norm)
+        try:
+            yield
+        finally:
+            setattr(self.backbone, self.layout.layers, self.layers)
+            setattr(self.backbone, self.layout.norm, self.norm)
+
+
+def decoder_parts(model: Any) -> DecoderParts:
+    """The parts of a transformers causal LM (not of peft's wrapper). ModelError when no layout of LAYOUTS matches."""
+    for layout in LAYOUTS:
+        if layout.matches(model):
+            backbone = getattr(model, layout.backbone)
+            layers, norm = getattr(backbone, layout.layers), getattr(backbone, layout.norm)
+            return DecoderParts(layout, backbone, layers, norm, getattr(model, layout.head))
+    known = "; ".join(f"{x.backbone}.{x.layers}, {x.backbone}.{x.norm}, {x.head}" for x in LAYOUTS)
+    raise ModelError(f"{type(model).__name__} has another layout of modules than {known}", HINT)
+
+
+def max_sequence_tokens(config: Any) -> int:
+    """The longest sequence in tokens: the model's context, or its attention window where that is shorter."""
+    text = config.get_text_config()
+    context = int(getattr(text, "max_position_embeddings", None) or 1 << 30)
+    window, layer_types = getattr(text, "sliding_window", None), getattr(text, "layer_types", None)
+    if window is None or (layer_types is not None and "sliding_attention" not in layer_types):
+        return context
+    return min(context, int(window))
+
+
+def require_plain_attention(module: Any, arguments: Mapping[str, Any], longest: int) -> None:
+    """ModelError for attention that is not plain: unsupported arguments, or a window shorter than `longest` tokens.
+
+    `arguments`: the keyword arguments that transformers passes to the attention function of `module`.
+    """
+    kind = type(module).__name__
+    for name, meaning in UNSUPPORTED_ATTENTION.items():
+        if arguments.get(name) is not None:
+            raise ModelError(f"{kind} uses `{name}` ({meaning}), which is not supported", HINT)
+    window = arguments.get("sliding_window")
+    if window is not None and longest > window:
+        raise ModelError(
+            f"a sequence of {longest} tokens is longer than the attention window of {window} tokens of {kind}",
+            "shorten prompts or completions, or choose a model that attends to everything",
+        )
+
+
+def require_forwarded(module: Any, name: str, value: object) -> None:
+    """ModelError when `value` is None: the model did not pass its keyword argument `name` on to its attention."""
+    if value is None:
+        raise ModelError(f"{type(module).__name__} does not pass `{name}` on to its attention function", HINT)
