@@ -190,7 +190,7 @@ def test_a_job_that_failed_on_a_full_disk_is_a_storage_error(tmp_path: Path, mon
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
     with pytest.raises(errors.StorageError, match="no room left to write") as caught:
         run(tmp_path, do="break")
-    assert "free some space" in caught.value.hint
+    assert "free disk space" in caught.value.hint
 
 
 def test_an_incomplete_event_is_skipped(tmp_path: Path) -> None:
