@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_pipeline.config import Task
-from finetune_pipeline.config.addresses import address
+from finetune_pipeline.config.addresses import address, mlflow_page
 from finetune_pipeline.desk.labels import variant
 from finetune_pipeline.errors import DeclarationError, FinetuneError, ModelError, WaitingForPeople
 from finetune_pipeline.graph import STEPS
@@ -123,11 +123,12 @@ def _endpoint(artifact: Artifact) -> Text:
 
 def _next(task: Task, store: TaskStore) -> str:
     todo = [each.asset for each in plan(task, store) if each.state != "fresh"]
+    adapter = store.current("adapter")
     places = (
         f"`make up` (or `finetune up`), then\n"
         f"  desk        {address('FINETUNE_DESK_URL')}/tasks/{task.name}\n"
         f"  graph       {address('FINETUNE_DAGSTER_URL')}\n"
-        f"  training    {address('FINETUNE_MLFLOW_URL')}\n"
+        f"  training    {mlflow_page(adapter and adapter.summary.get('mlflow_experiment_id'))}\n"
         f"  endpoint    {address('FINETUNE_ENDPOINT')}/v1\n"
         f"  artifacts   {store.root}"
     )

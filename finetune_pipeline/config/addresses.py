@@ -34,6 +34,14 @@ def address(variable: str) -> str:
     return (os.environ.get(variable) or DEFAULTS[variable]).rstrip("/")
 
 
+def mlflow_page(experiment_id: object = None, run_id: object = None) -> str:
+    """The URL of an experiment or run in MLflow's UI; its front page where the experiment is not known."""
+    page = address("FINETUNE_MLFLOW_URL")
+    if experiment_id:
+        page += f"/#/experiments/{experiment_id}" + (f"/runs/{run_id}" if run_id else "")
+    return page
+
+
 def mlflow_server() -> str | None:
     """The URL of an external MLflow server without credentials; None when the tracking URI is a database."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")

@@ -32,6 +32,7 @@ class Run:
     """An open run. `step` counts optimizer steps. No method blocks for long or raises when MLflow is down."""
 
     run_id: str
+    experiment_id: str
     outbox: Outbox
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -74,7 +75,7 @@ def training_run(
     open_id, status = active.info.run_id, "FINISHED"
     outbox = Outbox(lambda item: _warn_on_failure("metrics", lambda: _log_batch(open_id, item)))
     try:
-        yield Run(open_id, outbox)
+        yield Run(open_id, str(active.info.experiment_id), outbox)
     except BaseException as error:
         status = "KILLED" if isinstance(error, JobCancelled) else "FAILED"
         raise

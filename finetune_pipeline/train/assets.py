@@ -34,6 +34,7 @@ def adapter(context: StageContext) -> StageResult:
         "precision": training.precision,
         "peak_mb": training.peak_mb,
         "mlflow_run_id": training.mlflow_run_id,
+        "mlflow_experiment_id": training.mlflow_experiment_id,
         "resumed_at": training.resumed_at,
     }
     return StageResult(summary, evaluate_training(training, context.inputs["data_split"].content_hash), unfinished=job)

@@ -37,11 +37,12 @@ class HistoryLine(TypedDict, total=False):
 
 @dataclass
 class TrainingState:
-    """The progress of a training: completed steps, id of the MLflow run, history, seconds spent, and the precisions
+    """The progress of a training: completed steps, ids of the MLflow run and experiment, history, seconds spent, and the precisions
     used: more than one when `precision: auto` was resumed on another type of machine."""
 
     step: int = 0
     run_id: str | None = None
+    experiment_id: str | None = None  # of MLflow, as the run
     history: list[HistoryLine] = field(default_factory=list)
     seconds: float = 0.0
     precisions: list[str] = field(default_factory=list)

@@ -122,7 +122,7 @@ def _train_in_mlflow_run(
     with tracking.training_run(spec.task, state.run_id, spec.params, {"data": spec.dataset_digest}) as run:
         if state.run_id is None:
             run.log_dataset(spec.dataset_name, spec.dataset_digest, len(train))
-        state.run_id = run.run_id
+        state.run_id, state.experiment_id = run.run_id, run.experiment_id
         loop = setup.loop(spec.checkpoints, report, run.log_metrics)
         loop.run(train, setup.rows["validation"], state, setup.optimizer)
         save_adapter(setup.wrapped, spec.out, spec.base_id)
@@ -181,6 +181,7 @@ def _result(setup: TrainingSetup, state: checkpoint.TrainingState, resumed_at: i
     tokens = tokens_per_row * min(len(rows), batch_size) * state.step
     return TrainingResult(
         mlflow_run_id=state.run_id,
+        mlflow_experiment_id=state.experiment_id,
         steps=state.step,
         seconds=round(state.seconds, 1),
         tokens_per_second=round(tokens / max(state.seconds, 1e-9), 1),

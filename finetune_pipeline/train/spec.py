@@ -41,6 +41,7 @@ class TrainingResult(JobData):
     `resumed_at`: the step of the checkpoint, 0 for a new training; `peak_mb`: memory of the process in MB."""
 
     mlflow_run_id: str | None
+    mlflow_experiment_id: str | None
     steps: int
     seconds: float
     tokens_per_second: float

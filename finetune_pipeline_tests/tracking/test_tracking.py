@@ -218,7 +218,7 @@ def test_no_password_is_shown_when_mlflow_is_down(
     opened = tracking.training_run("parcels", None, {})
     with pytest.raises(StorageError, match=r"MLflow at http://127\.0\.0\.1:9/mlflow could not") as caught, opened:
         pass
-    tracking.Run("r1", Outbox(lambda *_: True)).set_tags({"state": "done"})
+    tracking.Run("r1", "1", Outbox(lambda *_: True)).set_tags({"state": "done"})
     assert "MLflow did not accept a tag" in caplog.text
     assert "secret" not in caplog.text and "secret" not in str(caught.value)
 
@@ -270,7 +270,7 @@ def test_a_password_that_is_not_encoded_is_hidden_and_the_hint_says_so(
     opened = tracking.training_run("parcels", None, {})
     with pytest.raises(StorageError, match=f"MLflow at {re.escape(shown)} could not open a run") as caught, opened:
         pass
-    tracking.Run("r1", Outbox(lambda *_: True)).set_tags({"state": "done"})
+    tracking.Run("r1", "1", Outbox(lambda *_: True)).set_tags({"state": "done"})
     shown_text = "".join(traceback.format_exception(caught.value)) + caplog.text
     assert "S3cr" not in shown_text and not re.search(r"\bet\b", shown_text)
     assert "percent-encode" in caught.value.hint or "psycopg2" in caught.value.hint
