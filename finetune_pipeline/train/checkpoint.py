@@ -37,8 +37,8 @@ class HistoryLine(TypedDict, total=False):
 
 @dataclass
 class TrainingState:
-    """The progress of a training: completed steps, ids of the MLflow run and experiment, history, seconds spent, and the precisions
-    used: more than one when `precision: auto` was resumed on another type of machine."""
+    """The progress of a training: completed steps, ids of the MLflow run and its experiment, history, seconds spent,
+    and the precisions used: more than one when `precision: auto` was resumed on another type of machine."""
 
     step: int = 0
     run_id: str | None = None
