@@ -34,6 +34,16 @@ class Plan:
     key: str | None = None
 
 
+@dataclass(frozen=True)
+class Materialized:
+    """An artifact and how it came about. `reused`: it was there already, made by an earlier run from the same inputs.
+    `fingerprint`: what the step read beyond its inputs, as it is in the artifact's key."""
+
+    artifact: Artifact
+    reused: bool
+    fingerprint: Json = ""
+
+
 def open_task(name: str) -> tuple[Task, TaskStore]:
     """The declaration and the store of a task. DeclarationError when there is none, or it is wrong."""
     store = TaskStore(name)
@@ -76,7 +86,15 @@ def gather(step: Step, store: TaskStore) -> dict[str, Artifact] | str:
 def materialize(
     asset: str, task: Task, store: TaskStore, report: Reporter | None = None, force: bool = False
 ) -> Artifact:
-    """Give the asset made from the current inputs; make it only if it is not there yet.
+    """The artifact made from the current inputs; `materialize_or_reuse` without how it came about."""
+    return materialize_or_reuse(asset, task, store, report, force).artifact
+
+
+def materialize_or_reuse(
+    asset: str, task: Task, store: TaskStore, report: Reporter | None = None, force: bool = False
+) -> Materialized:
+    """Give the asset made from the current inputs; make it only if it is not there yet, or `force` is set. A forced
+    artifact never replaces the files of an earlier one, which may be the one that is served (store/revisions.py).
 
     Raises GateRefused when an input is missing, or a gate did not pass for the very content under the declaration as
     it is now; StorageError when a file of an input was changed by hand, or the disk is full; and whatever the stage
@@ -95,11 +113,11 @@ def materialize(
     with store.lock(asset, report):  # two runs of one task at a time: the second finds what the first has made
         fingerprint = _fingerprint(step, task, store)  # asked once: what is made is made of what the key says
         key = _key(step, task, inputs, fingerprint)
-        found = None if force else store.find(asset, key)
+        found = None if force else store.latest(asset, key)
         if found is None:
-            return _make(step, task, store, inputs, key, fingerprint, report)
+            return Materialized(_make(step, task, store, inputs, key, fingerprint, report), False, fingerprint)
         store.point(found)
-        return found
+        return Materialized(found, True, fingerprint)
 
 
 def _require_same_rules(gate: Artifact, task: Task) -> None:
@@ -144,6 +162,7 @@ def _make(
             "seconds": round(time.perf_counter() - start, 3),
             "peak_mb": round(peak.mb),
             "code": step.version,
+            "fingerprint": fingerprint,
             "inputs": {name: a.content_hash for name, a in inputs.items()},
             "declaration": _config_section_values(step, task),
             "summary": dict(outcome.summary),
@@ -163,7 +182,7 @@ def plan(task: Task, store: TaskStore) -> list[Plan]:
         artifact = store.current(step.asset)
         if all(name in known for name in step.needs):
             key = step_key(step, task, store, {name: known[name] for name in step.needs})
-            found = store.find(step.asset, key)
+            found = store.latest(step.asset, key)
             fresh = found is not None and artifact is not None and found.key == artifact.key
             state = "fresh" if fresh else "stale" if artifact else "missing"
             if found:

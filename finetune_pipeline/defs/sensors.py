@@ -126,7 +126,7 @@ def _offer(
     last = _last_run(context, memory.run_key)
     inputs, made = gather(BY_NAME[first], store), store.current(first)
     key = "" if isinstance(inputs, str) else step_key(BY_NAME[first], task, store, inputs)
-    wanted = Wanted(key, made is None or made.key != key)
+    wanted = Wanted(key, made is None or made.inputs_key != key)
     if last is not None and last.status != "active" and (wanted.changed or last.status == "failed"):
         ours = [each for each in plan(task, store) if each.asset in assets]
         unmade = [each.asset for each in ours if each.state != "fresh"]

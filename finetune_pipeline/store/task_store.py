@@ -24,11 +24,12 @@ import psutil
 from upath import UPath
 
 from finetune_pipeline.errors import StorageError, reading
-from finetune_pipeline.records import Artifact, Reporter, Verdict, content_id
-from finetune_pipeline.store.file_hashes import file_hash
+from finetune_pipeline.records import Artifact, Reporter
 from finetune_pipeline.store.files import LOCAL, Location, sha256_file, storage_error, write_atomic
 from finetune_pipeline.store.locks import machine_lock
+from finetune_pipeline.store.manifest import checked, content_of, holds
 from finetune_pipeline.store.paths import STAGE_OF, data_root, home, stage_folder
+from finetune_pipeline.store.revisions import newest_first, revision_name, split_name
 
 MANIFEST = "manifest.json"
 KEY = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}")  # the name of a folder, not the path of another
@@ -87,6 +88,18 @@ class TaskStore:
         key = self._current_key(asset)
         return self.find(asset, key) if key is not None else None
 
+    def latest(self, asset: str, key: str) -> Artifact | None:
+        """The artifact to use for what `key` is the hash of: the current one if it was made from that, else that of the
+        last run (revisions.py); None where none is finished."""
+        current = self._current_key(asset)
+        if current is not None and split_name(current)[0] == key and (found := self.find(asset, current)):
+            return found
+        return next(self._revisions(asset, key), None)
+
+    def _revisions(self, asset: str, key: str) -> Iterator[Artifact]:
+        names = newest_first((folder.name for folder in self._made(asset)), key)
+        yield from (found for name in names if (found := self.find(asset, name)) is not None)
+
     def by_content(self, asset: str, content: str) -> Artifact | None:
         """An older artifact of this asset, found by its content hash (for rollback and lineage)."""
         found = (self.find(asset, folder.name) for folder in self._made(asset))
@@ -103,8 +116,8 @@ class TaskStore:
         A file is read once for each of its states (store/file_hashes.py), so that asking again costs nothing.
         """
         files = artifact.manifest["files"]
-        changed = [name for name, stated in files.items() if not _holds(artifact.path(name), stated["sha256"])]
-        if not changed and _content_of(files) != artifact.content_hash:
+        changed = [name for name, stated in files.items() if not holds(artifact.path(name), stated["sha256"])]
+        if not changed and content_of(files) != artifact.content_hash:
             changed = [MANIFEST]
         if changed:
             raise StorageError(
@@ -121,7 +134,7 @@ class TaskStore:
     def _manifest(self, folder: UPath) -> dict[str, Any] | None:
         with reading(folder / MANIFEST, f"delete {folder} and run again"):
             text = _text_of(folder / MANIFEST)
-            return None if text is None else _sound(json.loads(text))
+            return None if text is None else checked(json.loads(text))
 
     def _current_key(self, asset: str) -> str | None:
         """The key that `current` names, None where there is no such file."""
@@ -159,33 +172,51 @@ class TaskStore:
 
     def commit(self, asset: str, key: str, scratch: Path, facts: Mapping[str, Any]) -> Artifact:
         """Make the files in `scratch` the artifact `key` of `asset`. `facts` joins the manifest
-        (summary, inputs, declaration, verdict, ...)."""
+        (summary, inputs, declaration, verdict, ...).
+
+        Files of a finished artifact are never replaced: where a forced run gave other files, they get a folder of their
+        own (revisions.py); where it gave the same ones, only the manifest is written anew."""
         try:
             files = {
                 str(p.relative_to(scratch)): {"sha256": sha256_file(p), "bytes": p.stat().st_size}
                 for p in sorted(scratch.rglob("*"))
                 if p.is_file()
             }
-            content = _content_of(files)
-            manifest = {"asset": asset, "task": self.task, "key": key, "content_hash": content, **facts, "files": files}
-            target = self.folder(asset) / key
-            if target.exists():
-                target.fs.rm(target.path, recursive=True)  # left over from a process that died before the manifest
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if self.is_local:
-                for path in scratch.rglob("*"):
-                    path.chmod(0o755 if path.is_dir() else 0o644)
-                scratch.chmod(0o755)
-                scratch.replace(str(target))
-            else:
-                target.fs.put(str(scratch) + "/", target.path + "/", recursive=True)
-            write_atomic(target / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+            content = content_of(files)
+            before = next(self._revisions(asset, key), None)
+            same = before is not None and before.content_hash == content and self._is_intact(before)
+            number = 1 if before is None else split_name(before.key)[1] + (not same)
+            name = revision_name(key, number)
+            manifest = {"asset": asset, "task": self.task, "key": name, "content_hash": content, **facts}
+            target = self.folder(asset) / name
+            if not same:
+                self._move(scratch, target)
+            write_atomic(target / MANIFEST, json.dumps({**manifest, "files": files}, indent=1, ensure_ascii=False))
         except OSError as error:
             raise storage_error(error, str(self.folder(asset) / key)) from error
-        artifact = self.find(asset, key)
+        artifact = self.find(asset, name)
         assert artifact is not None
         self.point(artifact)
         return artifact
+
+    def _move(self, scratch: Path, target: UPath) -> None:
+        if target.exists():
+            target.fs.rm(target.path, recursive=True)  # left over from a process that died before the manifest
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not self.is_local:
+            target.fs.put(str(scratch) + "/", target.path + "/", recursive=True)
+            return
+        for path in scratch.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        scratch.chmod(0o755)
+        scratch.replace(str(target))
+
+    def _is_intact(self, artifact: Artifact) -> bool:
+        try:
+            self.verify(artifact)
+        except StorageError:
+            return False
+        return True
 
     def point(self, artifact: Artifact) -> None:
         """Make this artifact the one that counts now."""
@@ -206,28 +237,6 @@ def _text_of(path: UPath) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return text
-
-
-def _sound(manifest: Any) -> dict[str, Any]:
-    """The manifest, checked to hold what every reader relies on: its files with their hashes, and a whole verdict."""
-    if not isinstance(manifest, dict) or not isinstance(manifest["content_hash"], str):
-        raise ValueError("it is no manifest")
-    _content_of(manifest["files"])
-    dict(manifest["summary"])
-    if manifest.get("verdict"):
-        Verdict.from_json(manifest["verdict"])
-    return manifest
-
-
-def _holds(path: Path, sha256: str) -> bool:
-    """Whether the file is there and has this hash. StorageError when it cannot be read."""
-    with reading(path):
-        return path.exists() and file_hash(path) == sha256
-
-
-def _content_of(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """The content hash of an artifact: of its files' names and hashes."""
-    return content_id(*(part for name, file in files.items() for part in (name, str(file["sha256"]))))
 
 
 def _sweep(parent: Path) -> None:
