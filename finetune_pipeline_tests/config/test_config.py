@@ -181,10 +181,10 @@ def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
     "line", ["0 6 * * 1", "*/15 8-18 * * MON-FRI", "7 * * * *", "@weekly", "@daily", "0 0 1,15 * *"]
 )
 def test_a_cron_line_that_is_right_is_one_that_dagster_takes(line: str) -> None:
-    from dagster._utils.schedules import is_valid_cron_schedule
+    import dagster as dg
 
     assert task_from(LEAST | {"automation": {"schedule": line}}, "task.yaml").automation.schedule == line
-    assert is_valid_cron_schedule(line)
+    assert dg.ScheduleDefinition(job_name="j", cron_schedule=line).cron_schedule == line
 
 
 @pytest.mark.parametrize(
@@ -211,3 +211,17 @@ def test_yaml_that_cannot_be_read_is_a_problem_of_the_declaration(tmp_path: Path
     (tmp_path / "task.yaml").write_text(text, "utf-8")
     with pytest.raises(DeclarationError):
         load_task(tmp_path)
+
+
+@pytest.mark.parametrize("owner", ["team:support", "team:data platform", "anna.b+x@example.org"])
+def test_an_owner_that_is_right_is_one_that_dagster_takes(owner: str) -> None:
+    import dagster as dg
+
+    assert task_from(LEAST | {"owners": [owner]}, "task.yaml").owners == (owner,)
+    assert list(dg.AssetSpec("a", owners=[owner]).owners) == [owner]
+
+
+@pytest.mark.parametrize("owner", ["anna", "team:", "team: ", "anna@example", "a b@example.org", "", "x@y.z", "@a.org"])
+def test_another_owner_is_a_problem_of_the_declaration(owner: str) -> None:
+    (problem,) = problems(owners=["team:support", owner])
+    assert problem.startswith("owners: ") and "`team:support`" in problem
