@@ -154,13 +154,15 @@ class Review:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of a verdict that a person can read: what was asked, what was found, whether it holds."""
+    """One line of a verdict that a person can read: what was asked, what was found, whether it holds. `value` is what
+    was found as a number, where it is one (a share, a count, a loss): Dagster plots it over runs."""
 
     name: str
     passed: bool
     expected: str
     observed: str
     severity: Literal["error", "warning"] = "error"
+    value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

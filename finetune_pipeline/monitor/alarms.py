@@ -129,7 +129,9 @@ def _drifts(traffic: Traffic, reference: Reference) -> tuple[Drift, ...]:
 def _enough(traffic: Traffic, rules: Monitor) -> Check:
     enough = traffic.requests >= rules.min_requests
     observed = f"{traffic.requests} requests" + ("" if enough else ": too few to judge anything")
-    return Check("enough traffic", enough, f"at least {rules.min_requests} requests", observed, "warning")
+    return Check(
+        "enough traffic", enough, f"at least {rules.min_requests} requests", observed, "warning", traffic.requests
+    )
 
 
 def _format(traffic: Traffic, rules: Monitor) -> Check:
@@ -143,14 +145,14 @@ def _format(traffic: Traffic, rules: Monitor) -> Check:
     )
     if low <= rules.max_invalid < share:
         observed += "; more than declared, which may still be chance: watch it"
-    return Check(name, low <= rules.max_invalid, expected, observed)
+    return Check(name, low <= rules.max_invalid, expected, observed, value=share)
 
 
 def _latency(figures: dict[str, Json], rules: Monitor) -> Check:
     slow: Any = figures["p95_seconds"]
     observed = f"{slow:.2f} s" if slow is not None else "nothing was answered"
     expected = f"19 of 20 answers within {rules.max_p95_seconds:g} s"
-    return Check("answers come in time", slow is None or slow <= rules.max_p95_seconds, expected, observed)
+    return Check("answers come in time", slow is None or slow <= rules.max_p95_seconds, expected, observed, value=slow)
 
 
 def _failures(traffic: Traffic, rules: Monitor) -> Check:
@@ -161,11 +163,12 @@ def _failures(traffic: Traffic, rules: Monitor) -> Check:
     }
     asked = traffic.requests + traffic.refused["busy"]
     low, _ = clopper_pearson(sum(parts.values()), asked, 2 * CONFIDENCE - 1)
+    share = sum(parts.values()) / asked
     observed = f"{sum(parts.values())} of {asked} requests got no answer"
     if named := ", ".join(f"{count} {what}" for what, count in parts.items() if count):
         observed += f": {named}"
     expected = f"no more than {rules.max_invalid:.1%} of the requests fail"
-    return Check("requests are answered", low <= rules.max_invalid, expected, observed, "warning")
+    return Check("requests are answered", low <= rules.max_invalid, expected, observed, "warning", share)
 
 
 def _drift(drift: Drift, rules: Monitor) -> Check:
@@ -176,7 +179,9 @@ def _drift(drift: Drift, rules: Monitor) -> Check:
     drifted = drift.drifted(rules.max_psi)
     if drifted:
         observed += "; most changed: " + ", ".join(f"{b.name} from {b.test:.0%} to {b.live:.0%}" for b in moved)
-    return Check(DRIFT + drift.name, not drifted, f"stability index at most {bar:.2f} ({why})", observed)
+    return Check(
+        DRIFT + drift.name, not drifted, f"stability index at most {bar:.2f} ({why})", observed, value=drift.psi
+    )
 
 
 def _summary(report: Report, traffic: Traffic, days: str, enough: bool) -> str:

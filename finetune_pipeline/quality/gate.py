@@ -72,7 +72,7 @@ def _summary(checks: Sequence[Check], right: int, rows: int, needed: float) -> s
 
 def _check(each: Any) -> Check:
     config = each.expectation_config
-    return Check(config.meta["name"], bool(each.success), str(config.description), _observed(each))
+    return Check(config.meta["name"], bool(each.success), str(config.description), _observed(each), value=_value(each))
 
 
 def _observed(each: Any) -> str:
@@ -86,6 +86,16 @@ def _observed(each: Any) -> str:
     if each.expectation_config.meta["name"].startswith((SHARE_DROPPED, UNREADABLE)):
         return percent_up(float(value))
     return f"{len(value)} columns" if isinstance(value, list) else f"{value:,} rows"
+
+
+def _value(each: Any) -> float | None:
+    """The share of rows for which it holds, the share that was lost, or the number of rows."""
+    found = each.result
+    if found.get("element_count"):
+        wrong = found["unexpected_count"] + found.get("missing_count", 0)
+        return 1 - float(wrong) / float(found["element_count"])
+    value = found.get("observed_value")
+    return float(value) if isinstance(value, int | float) else None
 
 
 def percent(share: float) -> str:

@@ -76,7 +76,7 @@ def enough_rows(rows: Collection[str], groups: Groups, rules: Release) -> Findin
     wanted = math.ceil(needed * len(rows) / independent) if independent else needed
     figures: dict[str, Json] = {"rows": len(rows), "independent": independent, "needed": needed}
     return Finding(
-        Check("enough test rows", enough, expected, observed),
+        Check("enough test rows", enough, expected, observed, value=independent),
         "holds" if enough else "undecided",
         figures,
         None if enough else wanted,
@@ -101,7 +101,9 @@ def beats(name: str, tuned: Right, baseline: Right, groups: Groups, rules: Relea
     rows = (
         power.rows_needed(pair, rules.min_gain, rules.significance_level, rules.power) if state == "undecided" else None
     )
-    return Finding(Check(f"better than {name}", state == "holds", expected, observed), state, figures, rows)
+    return Finding(
+        Check(f"better than {name}", state == "holds", expected, observed, value=pair.difference), state, figures, rows
+    )
 
 
 def no_worse(name: str, tuned: Right, other: Right, groups: Groups, rules: Release) -> Finding:
@@ -124,7 +126,12 @@ def no_worse(name: str, tuned: Right, other: Right, groups: Groups, rules: Relea
         observed += "; shown to be worse"
     figures = _pair_figures(pair, low, high, p, rules.significance_level) | {"margin": margin}
     rows = power.rows_needed(pair, -margin, rules.significance_level, rules.power) if state == "undecided" else None
-    return Finding(Check(f"no worse than {name}", state == "holds", expected, observed), state, figures, rows)
+    return Finding(
+        Check(f"no worse than {name}", state == "holds", expected, observed, value=pair.difference),
+        state,
+        figures,
+        rows,
+    )
 
 
 def nothing_live() -> Finding:
@@ -143,7 +150,9 @@ def cheaper(name: str, tuned: Right, other: Right, groups: Groups, rules: Releas
     observed = f"{share(tuned)} against {share(other)}: {gain(pair, low, high, p, rules.significance_level)}"
     if not worth:
         observed += f"; {name} may do the same job for a fraction of the cost: consider shipping that instead"
-    check = Check(f"worth more than {name}", worth, f"the tuned model is better than {name}", observed, "warning")
+    check = Check(
+        f"worth more than {name}", worth, f"the tuned model is better than {name}", observed, "warning", pair.difference
+    )
     return Finding(check, "holds", _pair_figures(pair, low, high, p, rules.significance_level))
 
 
@@ -172,7 +181,8 @@ def keeps_general_ability(losses: Sequence[tuple[float, float]] | None, rules: R
         if state == "undecided"
         else None
     )
-    return Finding(Check(name, state == "holds", expected, observed), state, figures, texts, "general texts")
+    check = Check(name, state == "holds", expected, observed, value=_finite(rise.rise))
+    return Finding(check, state, figures, texts, "general texts")
 
 
 def answers_valid(valid: Right, rules: Release) -> Finding:
@@ -195,7 +205,11 @@ def answers_valid(valid: Right, rules: Release) -> Finding:
         needed = power.share_rows_needed(right, rows, rules.min_valid_rate, rules.significance_level, rules.power)
     figures: dict[str, Json] = {"rows": rows, "valid": right, "low": low, "high": high, "bar": rules.min_valid_rate}
     check = Check(
-        "answers keep the format", passed, f"at least {percent(rules.min_valid_rate)} of the answers valid", observed
+        "answers keep the format",
+        passed,
+        f"at least {percent(rules.min_valid_rate)} of the answers valid",
+        observed,
+        value=right / rows if rows else None,
     )
     return Finding(check, state, figures, needed)
 
@@ -212,7 +226,12 @@ def fresh_test_set(reuse: Reuse, rules: Release) -> Finding:
     if reuse.rules > 1:
         observed += f"; this very adapter was judged by {reuse.rules} sets of rules: choose them before looking"
     check = Check(
-        "test set not worn out", not worn and reuse.rules == 1, f"fewer than {WORN} decisions", observed, "warning"
+        "test set not worn out",
+        not worn and reuse.rules == 1,
+        f"fewer than {WORN} decisions",
+        observed,
+        "warning",
+        reuse.adapters,
     )
     return Finding(check, "holds", {"adapters": reuse.adapters, "rules": reuse.rules, "chance_of_luck": luck})
 

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from finetune_pipeline.config import Release
+from finetune_pipeline.config import Release, Task
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.evaluate.metrics import PROMPTED
 from finetune_pipeline.records import Check, Decision, Json, Score
@@ -131,6 +131,17 @@ def _findings(exact: Mapping[str, Right], evidence: Evidence, rules: Release) ->
     if CLASSICAL in exact:
         findings["worth"] = criteria.cheaper(CLASSICAL, tuned, exact[CLASSICAL], groups, rules)
     return findings | {"reuse": criteria.fresh_test_set(evidence.reuse, rules)}
+
+
+def check_names(task: Task) -> tuple[str, ...]:
+    """The names of the checks that every decision on this task has. That against the live version holds its number, so
+    that it has no name of its own over several decisions."""
+    variants = task.baseline.variants
+    gains = [f"better than {name}" for name in PROMPTED if name in variants] or ["better than a prompt"]
+    classical = [f"no worse than {CLASSICAL}", f"worth more than {CLASSICAL}"] if CLASSICAL in variants else []
+    slices = ["no slice harmed", "slices without doubt"] if set(PROMPTED) & set(variants) else []
+    always = ("enough test rows", "general ability kept", "answers keep the format", "test set not worn out")
+    return (*always, *gains, *classical, *slices)
 
 
 def _nothing_to_beat() -> Finding:

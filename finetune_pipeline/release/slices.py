@@ -78,7 +78,7 @@ def _blocking(
     )
     fine = f"none of {len(tested)} slices with at least {rules.min_slice_rows} rows" if tested else "no slice to test"
     expected = f"no slice shown to lose more than {points(rules.slice_margin)} against {against}"
-    check = Check("no slice harmed", not harmed, expected, lost or fine)
+    check = Check("no slice harmed", not harmed, expected, lost or fine, value=len(harmed))
     return Finding(check, "harm" if harmed else "holds", {"against": against, "slices": dict(table)})
 
 
@@ -91,5 +91,5 @@ def _undecided(
     if small:
         observed += f"; {small} more have fewer than {rules.min_slice_rows} rows and were not tested"
     expected = f"every slice excludes a loss of more than {points(rules.slice_margin)}"
-    check = Check("slices without doubt", not names, expected, observed, "warning")
+    check = Check("slices without doubt", not names, expected, observed, "warning", len(names))
     return Finding(check, "holds", {"undecided": list(names), "untested": small})

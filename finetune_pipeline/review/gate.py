@@ -121,7 +121,7 @@ def _kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
 
 def _complete(done: int, total: int, rules: ReviewRules) -> Check:
     each = "one verdict" if rules.reviewers == 1 else f"{rules.reviewers} verdicts"
-    return Check("every row reviewed", 0 < total == done, f"{total} rows with {each} each", f"{done} rows")
+    return Check("every row reviewed", 0 < total == done, f"{total} rows with {each} each", f"{done} rows", value=done)
 
 
 def _share(k: int, n: int, share: float, rules: ReviewRules, wrong: Sequence[Example], drawn: Round) -> Check:
@@ -131,17 +131,16 @@ def _share(k: int, n: int, share: float, rules: ReviewRules, wrong: Sequence[Exa
     if drawn.gone:
         observed += f"; {drawn.gone} drawn and no longer in the data, which count as wrong"
     passed = n > 0 and share >= rules.min_approved
-    return Check("share of rows that are right", passed, f"at least {rules.min_approved:.1%}", observed)
+    return Check("share of rows that are right", passed, f"at least {rules.min_approved:.1%}", observed, value=share)
 
 
 def _bound(bound: float, advice: str, drawn: Round, rules: ReviewRules) -> Check:
     severity: Literal["error", "warning"] = "error" if rules.require_lower_bound else "warning"
     holds = bound >= rules.min_approved
     confidence = round_confidence(rules.confidence, drawn.look)
-    name = f"lower bound at {confidence * 100:.6g}% confidence ({rules.confidence:.0%} over all rounds)"
-    return Check(
-        name, holds, f"at least {rules.min_approved:.1%}", f"{bound:.1%}" + ("" if holds else f"; {advice}"), severity
-    )
+    sure = f"at {confidence * 100:.6g}% confidence ({rules.confidence:.0%} over all rounds)"
+    expected, observed = f"at least {rules.min_approved:.1%} {sure}", f"{bound:.1%}" + ("" if holds else f"; {advice}")
+    return Check("lower bound of that share", holds, expected, observed, severity, bound)
 
 
 def _advice(needed: Mapping[str, int | None], left: float, passes: bool, drawn: Round, rules: ReviewRules) -> str:
@@ -170,7 +169,7 @@ def _changed(reviews: Sequence[Review], about: str, decided: Sequence[Decision])
     later = sum(review.at > refused[-1].at for review in reviews)
     before = f"refused with {refused[-1].right} of {refused[-1].rows} right on {refused[-1].at[:10]}"
     observed = f"{later} of {len(reviews)} verdicts are later" if later else "none is later"
-    return (Check("verdicts as they were when the gate refused", not later, before, observed, "warning"),)
+    return (Check("verdicts as they were when the gate refused", not later, before, observed, "warning", later),)
 
 
 def _summary(figures: Mapping[str, Json], checks: Sequence[Check], drawn: Round) -> str:

@@ -114,11 +114,11 @@ def evaluate_parity(parity: Parity, threshold: float, about: str) -> Verdict:
     checks = (
         Check(
             "served equals evaluated", parity.share >= threshold, f"at least {threshold:.0%} of the replayed rows",
-            f"{equal} of {total} ({parity.share:.1%})",
+            f"{equal} of {total} ({parity.share:.1%})", value=parity.share,
         ),
         Check(
             "the adapter is at work", parity.base_differs > 0, "an answer that differs from the base model's",
-            f"{parity.base_differs} of {parity.base_rows} differ",
+            f"{parity.base_differs} of {parity.base_rows} differ", value=parity.base_differs,
         ),
     )  # fmt: skip
     passed = all(check.passed for check in checks)

@@ -104,16 +104,17 @@ def evaluate_split(
     test = len(parts["test"])
     share = test / total if total else 0.0
     checks = (
-        Check("no overlap between test and training", not found, "no pair", _pairs(found)),
-        Check("test rows", test >= FEW_TEST_ROWS, f"at least {FEW_TEST_ROWS}", str(test), "warning"),
+        Check("no overlap between test and training", not found, "no pair", _pairs(found), value=len(found)),
+        Check("test rows", test >= FEW_TEST_ROWS, f"at least {FEW_TEST_ROWS}", str(test), "warning", test),
         Check(
             "share of test rows",
             abs(share - rules.test) <= max(0.02, 0.25 * rules.test),
             f"about {rules.test:.0%}; what was decided before stays: another split.seed draws anew",
             f"{share:.1%}",
             "warning",
+            share,
         ),
-        Check("slices present in test", not missing, "all", _names(missing) or "all", "warning"),
+        Check("slices present in test", not missing, "all", _names(missing) or "all", "warning", len(missing)),
         _templates(alike, rules),
     )
     said = ", ".join(f"{len(parts[name])} {name}" for name in SPLITS)

@@ -58,6 +58,7 @@ def evaluate_suitability(
             f"at least {declared.recommended_examples}",
             str(facts.usable),
             "warning",
+            facts.usable,
         ),
         Check("tool", advice.tool in ("fine-tuning", "both"), "fine-tuning or both", advice.tool, "warning"),
         _memory(figures, machine),
@@ -87,13 +88,14 @@ def _enough(facts: Facts, declared: Suitability) -> Check:
         enough or bool(declared.override),
         f"at least {declared.min_examples}",
         f"{facts.usable} of {facts.raw} raw rows{reason}",
+        value=facts.usable,
     )
 
 
 def _memory(figures: Estimate, machine: Machine) -> Check:
     need = figures.memory_mb["lora"]
     observed = f"about {need:.0f} MB needed, {machine.free_mb:.0f} MB free"
-    return Check("fits into this machine's memory", need <= machine.free_mb, "LoRA fits", observed, "warning")
+    return Check("fits into this machine's memory", need <= machine.free_mb, "LoRA fits", observed, "warning", need)
 
 
 def _facts(work: StageContext) -> Facts:

@@ -30,10 +30,10 @@ def adapter(work: StageContext) -> StageResult:
 
 def evaluate_training(training: dict[str, Any], about: str) -> Verdict:
     """Did it learn? (The audit and divergence stop the job itself; what is left is to compare start and end.)"""
-    start, end = training["validation_loss_start"], training["validation_loss"]
+    start, end, last = (training[name] for name in ("validation_loss_start", "validation_loss", "loss_last"))
     checks = (
-        Check("the loss is finite", math.isfinite(training["loss_last"]), "a number", f"{training['loss_last']:.4f}"),
-        Check("the validation loss fell", end < start, f"below {start:.3f}, where it began", f"{end:.3f}"),
+        Check("the loss is finite", math.isfinite(last), "a number", f"{last:.4f}", value=last),
+        Check("the validation loss fell", end < start, f"below {start:.3f}, where it began", f"{end:.3f}", value=end),
     )
     passed = all(check.passed for check in checks)
     seconds, steps = training["seconds"], training["steps"]
