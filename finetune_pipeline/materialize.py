@@ -52,13 +52,13 @@ def open_task(name: str) -> tuple[Task, TaskStore]:
 
 def step_key(step: Step, task: Task, store: TaskStore, inputs: Mapping[str, Artifact]) -> str:
     """Hash of all that decides the result: inputs' content, the declared sections, code version, what lies outside."""
-    return _key(step, task, inputs, _fingerprint(step, task, store))
+    return _key(step, task, inputs, fingerprint(step, task, store))
 
 
-def _fingerprint(step: Step, task: Task, store: TaskStore) -> Json:
+def fingerprint(step: Step, task: Task, store: TaskStore) -> Json:
     """What the step reads beyond its inputs. StorageError when a file of that cannot be read."""
     try:
-        beyond: Json = _function(step.fingerprint)(task, store) if step.fingerprint else ""
+        beyond: Json = function(step.external.fingerprint)(task, store) if step.external else ""
     except OSError as error:
         raise unreadable(error.filename or f"what {step.asset} of {task.name} reads", error) from error
     return beyond
@@ -68,7 +68,7 @@ def _key(step: Step, task: Task, inputs: Mapping[str, Artifact], fingerprint: Js
     beyond = fingerprint if isinstance(fingerprint, str) else json.dumps(fingerprint, sort_keys=True)
     made_from = [f"{name}={inputs[name].content_hash}" for name in sorted(inputs)]
     return content_id(
-        step.asset, step.version, json.dumps(_config_section_values(step, task), sort_keys=True), beyond, *made_from
+        step.asset, step.version, json.dumps(declared_values(step, task), sort_keys=True), beyond, *made_from
     )
 
 
@@ -111,22 +111,20 @@ def materialize_or_reuse(
         _require_same_rules(require_verdict(store.current(gate), gate, checked), task)
     report = report or Silent()
     with store.lock(asset, report):  # two runs of one task at a time: the second finds what the first has made
-        fingerprint = _fingerprint(step, task, store)  # asked once: what is made is made of what the key says
-        key = _key(step, task, inputs, fingerprint)
+        beyond = fingerprint(step, task, store)  # asked once: what is made is made of what the key says
+        key = _key(step, task, inputs, beyond)
         found = None if force else store.latest(asset, key)
         if found is None:
-            return Materialized(_make(step, task, store, inputs, key, fingerprint, report), False, fingerprint)
+            return Materialized(_make(step, task, store, inputs, key, beyond, report), False, beyond)
         store.point(found)
-        return Materialized(found, True, fingerprint)
+        return Materialized(found, True, beyond)
 
 
 def _require_same_rules(gate: Artifact, task: Task) -> None:
     """A verdict given under other thresholds does not count: the declaration may have become stricter since."""
     then = gate.manifest.get("declaration", {})
     changed = [
-        f"`{name}`"
-        for name, now in _config_section_values(BY_NAME[gate.asset], task).items()
-        if then.get(name, now) != now
+        f"`{name}`" for name, now in declared_values(BY_NAME[gate.asset], task).items() if then.get(name, now) != now
     ]
     if changed:
         raise GateRefused(
@@ -152,7 +150,7 @@ def _make(
         work = StageContext(task, store, inputs, out, key, now, report, fingerprint)
         try:
             with PeakMemory() as peak:
-                outcome: StageResult = _function(step.make)(work)
+                outcome: StageResult = function(step.make)(work)
         except OSError as error:
             if is_full(error):
                 raise storage_error(error, str(out)) from error
@@ -164,7 +162,7 @@ def _make(
             "code": step.version,
             "fingerprint": fingerprint,
             "inputs": {name: a.content_hash for name, a in inputs.items()},
-            "declaration": _config_section_values(step, task),
+            "declaration": declared_values(step, task),
             "summary": dict(outcome.summary),
             "verdict": outcome.verdict.to_json() if outcome.verdict else None,
         }
@@ -193,7 +191,7 @@ def plan(task: Task, store: TaskStore) -> list[Plan]:
     return plans
 
 
-def _config_section_values(step: Step, task: Task) -> dict[str, Any]:
+def declared_values(step: Step, task: Task) -> dict[str, Any]:
     """The sections of the declaration that change a step's result, as they stand in a manifest."""
     plain: dict[str, Any] = json.loads(json.dumps({name: _plain(getattr(task, name)) for name in step.config_sections}))
     return plain
@@ -205,7 +203,7 @@ def _plain(section: Any) -> Any:
     return section.model_dump(mode="json", by_alias=True) if hasattr(section, "model_dump") else section
 
 
-def _function(dotted: str) -> Callable[..., Any]:
+def function(dotted: str) -> Callable[..., Any]:
     module, name = dotted.split(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function

@@ -204,7 +204,7 @@ def test_stopped_by_the_quality_gate(world: Callable[..., TaskStore]) -> None:
     """Every tenth question is far longer than declared: 90 % are right, 95 % are needed."""
     dirty = [(text + " very" * 60 if n % 10 == 0 else text, label) for n, (text, label) in enumerate(rows(120))]
     store = world("dirty", dirty, quality={"min_rows": 50, "max_prompt_chars": 200})
-    with pytest.raises(GateRefused, match="data_quality says no"):
+    with pytest.raises(GateRefused, match="data_quality failed"):
         run_task("dirty", Quiet())
     assert not verdict(store, "data_quality")
     assert store.current("review_sample") is None

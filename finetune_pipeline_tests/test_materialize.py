@@ -18,7 +18,7 @@ import pytest
 from finetune_pipeline import graph, materialize
 from finetune_pipeline.config import Task, task_from
 from finetune_pipeline.errors import GateRefused, StorageError
-from finetune_pipeline.graph import Step
+from finetune_pipeline.graph import External, Step
 from finetune_pipeline.materialize import open_task, plan
 from finetune_pipeline.records import Artifact, Verdict
 from finetune_pipeline.store import StageContext, StageResult, TaskStore, sha256_file, write_atomic
@@ -61,7 +61,7 @@ def use(work: StageContext) -> StageResult:
 
 
 STEPS = (
-    Step("raw_examples", make=f"{HERE}:rows", fingerprint=f"{HERE}:fingerprint"),
+    Step("raw_examples", make=f"{HERE}:rows", external=External("rows", f"{HERE}:fingerprint")),
     Step("data_quality", make=f"{HERE}:judge", needs=("raw_examples",), config_sections=("quality",)),
     Step(
         "data_split",

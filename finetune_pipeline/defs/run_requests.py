@@ -1,11 +1,11 @@
-"""When a sensor offers a run: for each change once, again after a failure, and never for ever. Pure; no I/O, no clock.
+"""When a sensor requests a run: once for each change, again after a failure, at most ATTEMPTS times. Pure.
 
-    offer = decide(Memory.parse(context.cursor), wanted, last, now)
-    offer.memory, offer.run, offer.reason        the next cursor, whether to start a run, and why (not)
+    tick = decide(Cursor.parse(context.cursor), state, last_run, now)
+    tick.cursor, tick.run, tick.reason           the next cursor, whether to request a run, the skip reason
 
-Dagster never starts two runs of one sensor with the same run key. So the key names the turn as well as the content:
-when a file changes from A to B and back to A, these are three turns. It names the attempt too, so that a run that
-failed can be offered again, at most ATTEMPTS times and later each time.
+Dagster never starts two runs of one sensor with the same run key. So the key holds the time of the change beside the
+content: when a file changes from A to B and back to A, these are three changes. It holds the attempt too, so that a
+run that failed can be requested again, later each time.
 """
 
 from __future__ import annotations
@@ -21,45 +21,47 @@ WAIT = timedelta(minutes=5)  # after the first failure; four times as long after
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """A sensor's cursor: what its last run was offered for (`content`), when that change was seen (`turn`, ISO 8601),
-    how often a run was offered for it, and the alarm that people were told of (`told`)."""
+class Cursor:
+    """A sensor's cursor. `content_hash`: what the last run was requested for; `changed_at`: when that change was seen
+    (ISO 8601); `attempt`: how many runs were requested for it; `reported`: the alarm that was written to the asset's
+    events."""
 
-    content: str = ""
-    turn: str = ""
+    content_hash: str = ""
+    changed_at: str = ""
     attempt: int = 0
-    told: str = ""
+    reported: str = ""
 
     @staticmethod
-    def parse(cursor: str | None) -> Memory:
+    def parse(cursor: str | None) -> Cursor:
         """A cursor of another version, or one that a person typed, counts as none."""
         try:
-            return Memory(**json.loads(cursor or "{}"))
+            return Cursor(**json.loads(cursor or "{}"))
         except (ValueError, TypeError):
-            return Memory()
+            return Cursor()
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
 
     @property
     def run_key(self) -> str:
-        return f"{self.content}@{self.turn}#{self.attempt}" if self.attempt else ""
+        return f"{self.content_hash}@{self.changed_at}#{self.attempt}" if self.attempt else ""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What there is to do now. `content` is the hash of what the run would start from, `changed` whether that was used
-    already; `unmade` are the job's assets that are not made from it, `refused` is the verdict of a gate that failed."""
+class InputState:
+    """What the sensor's job would start from now. `content_hash`: its hash; `changed`: no artifact was made from it
+    yet; `stale`: the job's assets that are not made from it; `gate_summary`: the verdict of a blocking gate that
+    failed."""
 
-    content: str
+    content_hash: str
     changed: bool
-    unmade: Sequence[str] = ()
-    refused: str = ""
+    stale: Sequence[str] = ()
+    gate_summary: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LastRun:
-    """The run that was started for the memory's run key. status: active, failed, canceled or done."""
+    """The run that was started for the cursor's run key. status: active, failed, canceled or done."""
 
     id: str
     status: str
@@ -67,41 +69,44 @@ class LastRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    memory: Memory
+class Tick:
+    """What a tick of the sensor ends with: a run request where `run` is set, else `reason` as the skip reason."""
+
+    cursor: Cursor
     run: bool
     reason: str
 
 
-def decide(memory: Memory, wanted: Wanted, last: LastRun | None, now: datetime) -> Offer:
-    """Whether to start a run now."""
+def decide(cursor: Cursor, state: InputState, last: LastRun | None, now: datetime) -> Tick:
+    """Whether to request a run now."""
     if last is not None and last.status == "active":
-        return Offer(memory, False, f"run {last.id[:8]} is under way")
-    if wanted.content != memory.content:
-        if wanted.changed:
-            turn = now.isoformat()  # to the microsecond: two changes may follow within a second
-            return Offer(replace(memory, content=wanted.content, turn=turn, attempt=1), True, "changed")
-        # what was offered is gone; should it come back, that is a change
-        return Offer(replace(memory, content="", attempt=0), False, UNCHANGED)
-    if last is None and wanted.changed:
-        return Offer(memory, True, "changed")  # the daemon stopped before it started the run
-    if last is None or not (wanted.changed or (last.status == "failed" and wanted.unmade)):
-        return Offer(memory, False, UNCHANGED)
-    return _again(memory, wanted, last, now)
+        return Tick(cursor, False, f"run {last.id[:8]} is in progress")
+    if state.content_hash != cursor.content_hash:
+        if state.changed:
+            changed_at = now.isoformat()  # to the microsecond: two changes may follow within a second
+            new = replace(cursor, content_hash=state.content_hash, changed_at=changed_at, attempt=1)
+            return Tick(new, True, "changed")
+        # the content of the last request is gone; should it come back, that is a change
+        return Tick(replace(cursor, content_hash="", attempt=0), False, UNCHANGED)
+    if last is None and state.changed:
+        return Tick(cursor, True, "changed")  # the daemon stopped before it started the run
+    if last is None or not (state.changed or (last.status == "failed" and state.stale)):
+        return Tick(cursor, False, UNCHANGED)
+    return _retry(cursor, state, last, now)
 
 
-def _again(memory: Memory, wanted: Wanted, last: LastRun, now: datetime) -> Offer:
-    """The last run for this very content left something to do."""
+def _retry(cursor: Cursor, state: InputState, last: LastRun, now: datetime) -> Tick:
+    """The last run for this very content left stale assets."""
     ended = f"run {last.id[:8]} {'was canceled' if last.status == 'canceled' else last.status}"
-    if wanted.refused:
-        return Offer(memory, False, f"{ended}: {wanted.refused}; another run of the same data would end alike")
+    if state.gate_summary:
+        reason = f"{ended}: {state.gate_summary}; another run on the same data would end the same way"
+        return Tick(cursor, False, reason)
     if last.status == "canceled":
-        return Offer(memory, False, f"{ended}; start the job by hand to go on")
-    if memory.attempt >= ATTEMPTS:
-        return Offer(
-            memory, False, f"{ended}, the last of {ATTEMPTS} attempts; find out why, then start the job by hand"
-        )
-    due = (last.ended or now) + WAIT * 4 ** (memory.attempt - 1)
+        return Tick(cursor, False, f"{ended}; start the job by hand to continue")
+    if cursor.attempt >= ATTEMPTS:
+        reason = f"{ended}, the last of {ATTEMPTS} attempts; read its error, fix the cause, then start the job by hand"
+        return Tick(cursor, False, reason)
+    due = (last.ended or now) + WAIT * 4 ** (cursor.attempt - 1)
     if now < due:
-        return Offer(memory, False, f"{ended}; it is started again at {due:%Y-%m-%d %H:%M} UTC")
-    return Offer(replace(memory, attempt=memory.attempt + 1), True, f"{ended}; attempt {memory.attempt + 1}")
+        return Tick(cursor, False, f"{ended}; the next attempt starts at {due:%Y-%m-%d %H:%M} UTC")
+    return Tick(replace(cursor, attempt=cursor.attempt + 1), True, f"{ended}; attempt {cursor.attempt + 1}")
