@@ -184,7 +184,7 @@ def kill_in_training(name: str, store: TaskStore) -> int:
         command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     folder = Path(str(store.stage_folder("train"))) / "checkpoints"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # beside other work on the machine two minutes were not enough
     while time.monotonic() < deadline:
         states = folder.glob("*/steps/step-*/state.json")
         steps = [int(json.loads(path.read_text("utf-8"))["step"]) for path in states]
@@ -197,7 +197,7 @@ def kill_in_training(name: str, store: TaskStore) -> int:
         )
         time.sleep(0.02)
     process.kill()
-    raise AssertionError("no checkpoint within two minutes")
+    raise AssertionError("no checkpoint within ten minutes")
 
 
 def test_stopped_by_the_quality_gate(world: Callable[..., TaskStore]) -> None:
