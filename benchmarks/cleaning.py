@@ -1,11 +1,12 @@
-"""How fast are rows cleaned, and what is caught, beside the script that many teams write instead?
+"""Measures the speed of cleaning and the share of planted defects that it finds, compared with a short pandas script.
 
     python benchmarks/cleaning.py [--json] [--rows 20000 100000]
 
-Data: help-desk messages that this script makes (seeded), with counted dirt: HTML, broken encodings, personal data,
-exact and near duplicates, contradictions, answers that break off. Peer: pandas `drop_duplicates` and a regular
-expression for each kind of dirt. Both run in this process, one after the other, on one core; tokens are counted by
-words for both. Caught: the share of planted rows that were fixed or dropped. Lost: clean rows that were dropped.
+Data: help-desk messages that this script generates (seeded), with a counted number of defects: HTML, broken encodings,
+personal data, exact and near duplicates, contradictions, truncated completions. Peer: pandas `drop_duplicates` and a
+regular expression for each kind of defect, as many teams write it. Both run in this process, one after the other, on
+one core; both count words as tokens. Caught: the share of planted rows that were fixed or dropped. Lost: clean rows
+that were dropped.
 """
 
 from __future__ import annotations
@@ -51,15 +52,15 @@ PERSONAL = (
 
 @dataclass(frozen=True)
 class Planted:
-    """The rows, and for each kind of dirt the ids that carry it."""
+    """The rows, and for each kind of defect the ids of the rows that have it."""
 
     rows: list[Example]
-    dirty: dict[str, set[str]]
+    defects: dict[str, set[str]]
 
 
 @dataclass(frozen=True)
 class Result:
-    """Question of each row that was kept, by id."""
+    """The prompt of each kept row, by id, and the time in seconds: wall clock (`seconds`) and processor (`cpu`)."""
 
     kept: dict[str, str]
     seconds: float
@@ -83,9 +84,9 @@ def main() -> None:
 
 
 def compare(planted: Planted) -> dict[str, dict[str, float]]:
-    """Run both on the same rows and print a table; gives the figures."""
+    """Run both on the same rows and print a table; returns the figures."""
     ours, peer = timed(pipeline, planted.rows), timed(script, planted.rows)
-    figures = {"finetune": judged(planted, ours), "script": judged(planted, peer)}
+    figures = {"finetune": evaluate(planted, ours), "script": evaluate(planted, peer)}
     print(f"\n{len(planted.rows)} rows{'':>14}finetune    script")
     for name, value in figures["finetune"].items():
         print(f"{name:>22} {value:>13,} {figures['script'][name]:>9,}")
@@ -93,36 +94,36 @@ def compare(planted: Planted) -> dict[str, dict[str, float]]:
 
 
 def timed(job: Callable[[Sequence[Example]], dict[str, str]], rows: Sequence[Example]) -> Result:
-    job(rows[:500])  # what is imported on the way is not measured
+    job(rows[:500])  # imports are not measured
     start, cpu = time.perf_counter(), time.process_time()
     kept = job(rows)
     return Result(kept, time.perf_counter() - start, time.process_time() - cpu)
 
 
-def judged(planted: Planted, result: Result) -> dict[str, float]:
+def evaluate(planted: Planted, result: Result) -> dict[str, float]:
     before = {row.id: row.prompt for row in planted.rows}
-    clean_rows = set(before) - set().union(*planted.dirty.values())
+    clean_rows = set(before) - set().union(*planted.defects.values())
     figures: dict[str, float] = {
         "rows/s": round(len(before) / result.seconds),
         "rows/s of processor": round(len(before) / result.cpu),
         "kept": len(result.kept),
         "clean rows lost": len(clean_rows - set(result.kept)),
     }
-    for kind, ids in planted.dirty.items():
-        caught = sum(caught_row(kind, i, result.kept) for i in ids)
+    for kind, ids in planted.defects.items():
+        caught = sum(is_caught(kind, id_, result.kept) for id_ in ids)
         figures[f"caught: {kind}"] = round(caught / len(ids), 3)
     return figures
 
 
-def caught_row(kind: str, row: str, kept: dict[str, str]) -> bool:
-    """Dropped, or (for dirt in the text) no longer to be seen."""
-    if row not in kept or kind in ("exact", "near", "contradiction", "truncated"):
-        return row not in kept
+def is_caught(kind: str, id_: str, kept: dict[str, str]) -> bool:
+    """Whether the row is dropped, or (for a defect in the text) no longer has the defect."""
+    if id_ not in kept or kind in ("exact", "near", "contradiction", "truncated"):
+        return id_ not in kept
     left = {"html": ("<", "&nbsp;"), "encoding": ("Ã", "â€"), "personal": PERSONAL}[kind]
-    return not any(mark in kept[row] for mark in left)
+    return not any(mark in kept[id_] for mark in left)
 
 
-# the two ways -----------------------------------------------------------------------------------------------------
+# the two implementations ------------------------------------------------------------------------------------------
 
 
 def pipeline(rows: Sequence[Example]) -> dict[str, str]:
@@ -131,39 +132,39 @@ def pipeline(rows: Sequence[Example]) -> dict[str, str]:
 
 
 def script(rows: Sequence[Example]) -> dict[str, str]:
-    """What a careful person writes in an hour."""
+    """The peer: a script of about an hour's work."""
     import pandas as pd
 
     frame = pd.DataFrame(
-        {"id": [r.id for r in rows], "text": [r.prompt for r in rows], "answer": [r.completion for r in rows]}
+        {"id": [r.id for r in rows], "prompt": [r.prompt for r in rows], "completion": [r.completion for r in rows]}
     )
     tag = re.compile(r"<[^>]+>")
     marks = ((re.compile(r"\S+@\S+\.\w+"), "<EMAIL>"), (re.compile(r"\+?\d[\d -]{8,}\d"), "<NUMBER>"))
 
     def fixed(text: str) -> str:
         text = html.unescape(tag.sub(" ", text))
-        for pattern, sign in marks:
-            text = pattern.sub(sign, text)
+        for pattern, placeholder in marks:
+            text = pattern.sub(placeholder, text)
         return " ".join(text.split())
 
-    def valid(answer: str) -> bool:
+    def valid(completion: str) -> bool:
         try:
-            return json.loads(answer)["intent"] in INTENTS
+            return json.loads(completion)["intent"] in INTENTS
         except (json.JSONDecodeError, KeyError):
             return False
 
-    frame["text"] = frame["text"].map(fixed)
-    frame = frame[frame["answer"].map(valid)]
-    frame = frame.loc[~frame.assign(key=frame["text"].str.lower()).duplicated(["key", "answer"])]
-    return dict(zip(frame["id"], frame["text"], strict=True))
+    frame["prompt"] = frame["prompt"].map(fixed)
+    frame = frame[frame["completion"].map(valid)]
+    frame = frame.loc[~frame.assign(key=frame["prompt"].str.lower()).duplicated(["key", "completion"])]
+    return dict(zip(frame["id"], frame["prompt"], strict=True))
 
 
 # the data ---------------------------------------------------------------------------------------------------------
 
 
 def plant(count: int) -> Planted:
-    """`count` rows with the shares of dirt above; each dirty row carries one kind. A repeated row repeats a clean one
-    that came before it; none is repeated twice."""
+    """`count` rows with the shares of defects above, at most one for each row. A repeated row repeats an earlier clean
+    one; none is repeated twice."""
     random_ = random.Random(SEED)
     vocabulary = words(random_)
     kinds = [kind for kind, share in SHARES.items() for _ in range(int(share * count))]
@@ -171,38 +172,38 @@ def plant(count: int) -> Planted:
     random_.shuffle(kinds)
     rows: list[Example] = []
     unrepeated: list[Example] = []
-    dirty: dict[str, set[str]] = {kind: set() for kind in SHARES}
+    defects: dict[str, set[str]] = {kind: set() for kind in SHARES}
     for n, kind in enumerate(kinds):
-        row = fresh(f"row{n:07}", vocabulary, random_)
+        row = clean_row(f"row{n:07}", vocabulary, random_)
         if kind == "clean" or (kind in REPEATS and not unrepeated):
             unrepeated.append(row)
         elif kind in REPEATS:
             first = unrepeated.pop(random_.randrange(len(unrepeated)))
             row = repeated(kind, row.id, first, random_)
-            dirty[kind] |= {row.id, first.id} if kind == "contradiction" else {row.id}
+            defects[kind] |= {row.id, first.id} if kind == "contradiction" else {row.id}
         else:
-            row = dirtied(kind, row, random_)
-            dirty[kind].add(row.id)
+            row = damaged(kind, row, random_)
+            defects[kind].add(row.id)
         rows.append(row)
-    return Planted(rows, dirty)
+    return Planted(rows, defects)
 
 
 def words(random_: random.Random) -> list[str]:
-    """3000 invented words; a rank's frequency falls as in real text."""
+    """3000 invented words; the frequency of a rank decreases as in real text."""
     parts = ["ba", "ke", "li", "mo", "nu", "par", "sen", "tor", "vel", "win", "ra", "do", "fi"]
     distinct = dict.fromkeys("".join(random_.choices(parts, k=random_.randint(1, 4))) for _ in range(9000))
     return list(distinct)[:3000]
 
 
-def fresh(id_: str, vocabulary: Sequence[str], random_: random.Random) -> Example:
+def clean_row(id_: str, vocabulary: Sequence[str], random_: random.Random) -> Example:
     ranks = (min(int(random_.paretovariate(0.6)), len(vocabulary)) - 1 for _ in range(random_.randint(15, 45)))
     text = " ".join(vocabulary[rank] for rank in ranks) + f", order HV-{random_.randint(10000, 99999)}."
-    answer = json.dumps({"intent": random_.choice(INTENTS)})
-    return Example(id_, (Message("user", text), Message("assistant", answer)), "made", f"made:{id_}")
+    completion = json.dumps({"intent": random_.choice(INTENTS)})
+    return Example(id_, (Message("user", text), Message("assistant", completion)), "made", f"made:{id_}")
 
 
 def repeated(kind: str, id_: str, first: Example, random_: random.Random) -> Example:
-    text, answer = first.prompt, first.completion
+    text, completion = first.prompt, first.completion
     if kind == "exact":
         text = text.upper() if random_.random() < 0.5 else text.replace(",", " ")
     elif kind == "near":
@@ -210,11 +211,11 @@ def repeated(kind: str, id_: str, first: Example, random_: random.Random) -> Exa
         parts[random_.randrange(len(parts) - 3)] = "hallo"
         text = " ".join(parts)
     else:
-        answer = json.dumps({"intent": random_.choice([i for i in INTENTS if i not in answer])})
-    return Example(id_, (Message("user", text), Message("assistant", answer)), "made", f"made:{id_}")
+        completion = json.dumps({"intent": random_.choice([i for i in INTENTS if i not in completion])})
+    return Example(id_, (Message("user", text), Message("assistant", completion)), "made", f"made:{id_}")
 
 
-def dirtied(kind: str, row: Example, random_: random.Random) -> Example:
+def damaged(kind: str, row: Example, random_: random.Random) -> Example:
     if kind == "truncated":
         return row.with_completion(row.completion[: random_.randint(3, len(row.completion) - 1)])
     text = {

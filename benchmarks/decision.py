@@ -1,17 +1,19 @@
-"""How often does the release decision promote a model that it should not, and how often one that it should?
+"""Error rate and power of the release decision: how often it promotes a model that is no better, and one that is.
 
     python benchmarks/decision.py [--json] [--sets 2000]
 
 Data: simulated test sets. Each row has a difficulty that all models share; `correlation` is its weight (0: models err
 independently, 0.9: they err on the same rows). Peer: a bare comparison of means, "promote when the tuned model has more
-rows right than the best baseline", on the very same sets. Where rows come in groups (several messages of one customer)
-the second peer is McNemar's test on rows, as if they were independent.
+rows right than the best baseline", on the same sets. Where rows come in groups (several messages of one customer) the
+second peer is McNemar's test on rows, as if they were independent.
 
-The first three tables use the rules for exact match alone, which are the part that could promote by luck, vectorized
-from the same functions that `release/decide.py` calls; a sample of the sets also goes through `decide` itself, and both
-have to agree. A promotion is an error when the candidate is truly no better than the best prompt (first table), or
+The first three tables use the rules for exact match alone, which are the part that could promote by chance, vectorized
+from the same functions that `release/decide.py` calls; a sample of the sets is also decided by `decide` itself, and
+both have to agree. A promotion is an error when the candidate is truly no better than the best prompt (first table), or
 truly worse than the classical model or the live version by the margin (third table). The last table is the whole
 decision, with all opponents, general ability, format and slices.
+
+Longer than 250 lines because every table has its simulation and its print beside each other in one script.
 """
 
 from __future__ import annotations
@@ -29,16 +31,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, norm
 
+from finetune_pipeline.baseline.prompts import PROMPTED
 from finetune_pipeline.config import Release
-from finetune_pipeline.evaluate.metrics import PROMPTED
 from finetune_pipeline.records import Score
-from finetune_pipeline.release import statistics
-from finetune_pipeline.release.decide import CHAMPION, CLASSICAL, Evidence, decide
+from finetune_pipeline.release import paired_tests
+from finetune_pipeline.release.decide import Evidence, decide
 from finetune_pipeline.release.relative_change import relative_rise
+from finetune_pipeline.release.summary import CHAMPION, CLASSICAL
 
 RULES = Release()
 SEED = 20260105
-THROUGH_DECIDE = 2  # sets of each line; the rest would only take time
+THROUGH_DECIDE = 2  # sets of each line; more would only take time
 Bits = NDArray[np.bool_]
 
 
@@ -57,7 +60,7 @@ def main() -> None:
         "opponents": opponents(options.sets),
         "groups": groups(max(100, options.sets // 4)),
         "general": general(max(50, options.sets // 10)),
-        "whole_decision": whole(max(20, options.sets // 50)),
+        "whole_decision": whole_decision(max(20, options.sets // 50)),
     }
     figures["seconds"] = round(time.perf_counter() - start, 1)
     show(figures)
@@ -68,8 +71,10 @@ def main() -> None:
 # simulated test sets ----------------------------------------------------------------------------------------
 
 
-def answers(random: np.random.Generator, sets: int, rows: int, rates: Sequence[float], correlation: float) -> Bits:
-    """Which rows each model has right: models x sets x rows. `rates` are the models' true shares."""
+def simulated_outcomes(
+    random: np.random.Generator, sets: int, rows: int, rates: Sequence[float], correlation: float
+) -> Bits:
+    """Which rows each model has right: [models, sets, rows]. `rates` are the models' true shares, 0 to 1."""
     shared = random.standard_normal((sets, rows))
     own = random.standard_normal((len(rates), sets, rows))
     level = math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * own
@@ -77,28 +82,29 @@ def answers(random: np.random.Generator, sets: int, rows: int, rates: Sequence[f
     return right
 
 
-def gate(right: Bits) -> tuple[Bits, Bits, Bits]:
-    """Of each set: does our rule promote, does it reject, does the bare comparison promote? right[0] is the tuned."""
+def superiority_rule(right: Bits) -> tuple[Bits, Bits, Bits]:
+    """For each set: whether our rule promotes, whether it rejects, and whether the bare comparison promotes. right[0]
+    is the tuned model."""
     tuned, baselines = right[0], right[1:]
     rows = tuned.shape[-1]
     wins = (tuned & ~baselines).sum(-1)
     losses = (~tuned & baselines).sum(-1)
-    z = statistics.score_z(wins, losses, rows, RULES.min_gain)
-    p = np.maximum(statistics.mcnemar(wins, losses), norm.sf(z))
+    z = paired_tests.score_z(wins, losses, rows, RULES.min_gain)
+    p = np.maximum(paired_tests.mcnemar(wins, losses), norm.sf(z))
     promote: Bits = (p <= RULES.significance_level).all(0)
     reject: Bits = (z <= -norm.isf(RULES.significance_level)).any(0)  # the upper bound of a gain is not above 0
     bare: Bits = tuned.sum(-1) > baselines.sum(-1).max(0)
     return promote, reject, bare
 
 
-def no_worse(right: Bits) -> Bits:
-    """Of each set: is the tuned model, right[0], shown to be no worse than all others?"""
+def non_inferiority_rule(right: Bits) -> Bits:
+    """For each set: whether the tuned model, right[0], is shown to be no worse than all others."""
     tuned, others = right[0], right[1:]
     wins, losses = (tuned & ~others).sum(-1), (~tuned & others).sum(-1)
     rows, margin = tuned.shape[-1], RULES.non_inferiority_margin
-    p = norm.sf(statistics.score_z(wins, losses, rows, -margin))
+    p = norm.sf(paired_tests.score_z(wins, losses, rows, -margin))
     p = np.where(wins == 0, np.maximum(p, beta.sf(margin, losses + 1, np.maximum(rows - losses, 1))), p)
-    shown_worse = statistics.score_z(wins, losses, rows, 0.0) < -norm.isf(RULES.significance_level)
+    shown_worse = paired_tests.score_z(wins, losses, rows, 0.0) < -norm.isf(RULES.significance_level)
     passed: Bits = ((p <= RULES.significance_level) & ~shown_worse).all(0)
     return passed
 
@@ -110,9 +116,11 @@ def opponents(sets: int) -> list[dict[str, Any]]:
     for rows in (100, 200, 400):
         for correlation in (0.5, 0.9):
             for behind in ((margin, margin), (margin, -0.10), (-0.10, margin), (0.0, 0.0), (-0.03, -0.10)):
-                right = answers(random, sets, rows, [0.8, 0.8 + behind[0], 0.8 + behind[1], 0.3], correlation)
-                promote = gate(right[[0, 3]])[0] & no_worse(right[:3])
-                agree(right[[0, 3]], promote, right[1:3])
+                right = simulated_outcomes(
+                    random, sets, rows, [0.8, 0.8 + behind[0], 0.8 + behind[1], 0.3], correlation
+                )
+                promote = superiority_rule(right[[0, 3]])[0] & non_inferiority_rule(right[:3])
+                assert_same_as_decide(right[[0, 3]], promote, right[1:3])
                 line = {"rows": rows, "correlation": correlation, "live_ahead": behind[0], "classical_ahead": behind[1]}
                 wrong = max(behind) >= margin
                 lines.append({**line, "error": wrong, "promoted": float(promote.mean())})
@@ -128,9 +136,9 @@ def no_difference(sets: int) -> list[dict[str, Any]]:
             for correlation in (0.0, 0.5, 0.9):
                 for name, steps in ladders.items():
                     rates = [rate, *(rate + step for step in steps)]
-                    right = answers(random, sets, rows, rates, correlation)
-                    promote, _, bare = gate(right)
-                    agree(right, promote)
+                    right = simulated_outcomes(random, sets, rows, rates, correlation)
+                    promote, _, bare = superiority_rule(right)
+                    assert_same_as_decide(right, promote)
                     line = {"rows": rows, "rate": rate, "correlation": correlation, "baselines": name}
                     lines.append({**line, "ours": float(promote.mean()), "bare": float(bare.mean())})
     return lines
@@ -141,14 +149,16 @@ def powers(sets: int) -> list[dict[str, Any]]:
     random, lines = np.random.default_rng(SEED + 1), []
     for rows in (100, 300, 1000):
         for gain in (0.05, 0.10, 0.20):
-            promote, reject, bare = gate(answers(random, sets, rows, [0.5 + gain, 0.5, 0.5, 0.5], 0.5))
+            promote, reject, bare = superiority_rule(
+                simulated_outcomes(random, sets, rows, [0.5 + gain, 0.5, 0.5, 0.5], 0.5)
+            )
             line = {"rows": rows, "gain": gain, "ours": float(promote.mean()), "rejected": float(reject.mean())}
             lines.append({**line, "bare": float(bare.mean())})
     return lines
 
 
 def groups(sets: int, sizes: Sequence[int] = (1, 3, 6)) -> list[dict[str, Any]]:
-    """Rows in groups of `size`, on which each model does well or badly as a whole; no true difference."""
+    """Rows in groups of `size`, whose rows each model has right or wrong together; no true difference."""
     random, lines = np.random.default_rng(SEED + 2), []
     for size in sizes:
         count = 300 // size
@@ -157,17 +167,17 @@ def groups(sets: int, sizes: Sequence[int] = (1, 3, 6)) -> list[dict[str, Any]]:
         for _ in range(sets):
             level = random.standard_normal((2, count, 1)) + random.standard_normal((2, count, size))
             first, second = (dict(zip(names, map(bool, model.ravel() < 0), strict=True)) for model in level)
-            pair = statistics.paired(first, second, names)
-            wrong["ours"] += statistics.p_value(pair) <= RULES.significance_level
+            pair = paired_tests.paired(first, second, names)
+            wrong["ours"] += paired_tests.p_value(pair) <= RULES.significance_level
             wrong["rows_as_if_independent"] += bool(
-                statistics.mcnemar(pair.wins, pair.losses) <= RULES.significance_level
+                paired_tests.mcnemar(pair.wins, pair.losses) <= RULES.significance_level
             )
         lines.append({"rows": count * size, "group": size, **{name: n / sets for name, n in wrong.items()}})
     return lines
 
 
 def general(sets: int) -> list[dict[str, Any]]:
-    """The loss on general text is truly `rise` higher, the margin 10 %: how often is it called harmless?"""
+    """The loss on general texts is truly `rise` higher, the margin 10 %: how often does it pass?"""
     random, lines = np.random.default_rng(SEED + 3), []
     for texts in (20, 60):
         for rise in (0.10, 0.05, 0.0):
@@ -187,30 +197,30 @@ def general(sets: int) -> list[dict[str, Any]]:
 def scores(
     right: Bits, valid: float, random: np.random.Generator, names: Sequence[str] = ("tuned", *PROMPTED)
 ) -> list[Score]:
-    """models x rows as the evaluation writes them, in ten slices."""
-    found = []
+    """Scores of `right` [models, rows] as the evaluation writes them, in ten slices."""
+    simulated = []
     for name, rows in zip(names, right, strict=False):
-        found += [
+        simulated += [
             Score(f"r{i}", name, bool(bit), bool(random.random() < valid), {}, f"slice {i % 10}")
             for i, bit in enumerate(rows)
         ]
-    return found
+    return simulated
 
 
-def agree(right: Bits, promote: Bits, others: Bits | None = None) -> None:
-    """The vectorized rules say what `decide` says; `others`: the live version and the classical model."""
+def assert_same_as_decide(right: Bits, promote: Bits, others: Bits | None = None) -> None:
+    """The vectorized rules decide as `decide` does. `others`: the live version and the classical model."""
     none = np.random.default_rng(0)
     for index in range(THROUGH_DECIDE):
-        found = scores(right[:, index], 1.1, none)
+        simulated = scores(right[:, index], 1.1, none)
         if others is not None:
-            found += scores(others[:, index], 1.1, none, (CHAMPION, CLASSICAL))
+            simulated += scores(others[:, index], 1.1, none, (CHAMPION, CLASSICAL))
         live = None if others is None else "version 1"
-        findings: Any = decide(Evidence(found, None, {}, "a", "e", champion=live), RULES).figures["findings"]
+        findings: Any = decide(Evidence(simulated, None, {}, "a", "e", champion=live), RULES).figures["findings"]
         held = all(f["state"] == "holds" for name, f in findings.items() if name.startswith(("gain:", "no_worse:")))
-        assert held == bool(promote[index]), "the simulated rule is not the one that decides"
+        assert held == bool(promote[index]), "the simulated rule differs from decide()"
 
 
-def whole(sets: int) -> list[dict[str, Any]]:
+def whole_decision(sets: int) -> list[dict[str, Any]]:
     """300 rows in ten slices, three prompts and a classical model at 50 %, a live version that is better by
     `live_ahead`, 60 general texts, 99 % of the answers valid. Errors: no gain, a loss of the margin, general ability
     lost."""
@@ -219,13 +229,13 @@ def whole(sets: int) -> list[dict[str, Any]]:
     cases = ((0.0, 0.0, -0.05), (0.10, 0.0, -0.05), (0.10, 0.0, margin), (0.10, 0.10, -0.05), (0.20, 0.0, 0.0))
     for gain, rise, ahead in cases:
         outcomes = {"PROMOTE": 0, "REJECT": 0, "INCONCLUSIVE": 0}
-        right = answers(random, sets, 300, [0.5 + gain, 0.5, 0.5, 0.5, 0.5 + gain + ahead, 0.5], 0.5)
+        right = simulated_outcomes(random, sets, 300, [0.5 + gain, 0.5, 0.5, 0.5, 0.5 + gain + ahead, 0.5], 0.5)
         for index in range(sets):
             base = random.gamma(9, 0.35, 60)
             tuned = base * (1 + rise + 0.10 * random.standard_normal(60))
             pairs = list(zip(map(float, base), map(float, tuned), strict=True))
-            found = scores(right[:, index], 0.99, random, ("tuned", *PROMPTED, CHAMPION, CLASSICAL))
-            outcomes[decide(Evidence(found, pairs, {}, "a", "e", champion="version 1"), RULES).outcome] += 1
+            simulated = scores(right[:, index], 0.99, random, ("tuned", *PROMPTED, CHAMPION, CLASSICAL))
+            outcomes[decide(Evidence(simulated, pairs, {}, "a", "e", champion="version 1"), RULES).outcome] += 1
         line = {"gain": gain, "rise": rise, "live_ahead": ahead, "error": gain == 0 or rise >= 0.1 or ahead >= margin}
         lines.append({**line, **{name: count / sets for name, count in outcomes.items()}})
     return lines
@@ -260,7 +270,7 @@ def show(figures: dict[str, Any]) -> None:
     print(f"{'group of':>9}{'ours':>8}{'rows as if independent':>24}")
     for x in figures["groups"]:
         print(f"{x['group']:>9}{x['ours']:>8.1%}{x['rows_as_if_independent']:>24.1%}")
-    print("\nGeneral ability called kept (margin 10 %: at a true rise of 10 % every pass is an error)")
+    print("\nGeneral ability kept (margin 10 %: at a true rise of 10 % every pass is an error)")
     print(f"{'texts':>6}{'true rise':>11}{'passed':>9}")
     for x in figures["general"]:
         print(f"{x['texts']:>6}{x['rise']:>11.0%}{x['passed']:>9.1%}")

@@ -1,14 +1,14 @@
-"""What does tuning cost in general ability, and what does keeping it cost? Three ways to train the same task.
+"""Forgetting: the loss of general ability by tuning, and the price of keeping it. Three ways to train the same task.
 
     python benchmarks/forgetting.py [--json] [--task support_tickets] [--rounds 3] [--epochs 1.5] [--texts FILE.jsonl]
 
-Data: the task's own split (made up to `data_split` where it is not there yet). Ways, each with the same rows, order and
-rate: `nothing` (the task's loss alone), `rehearsal` (the usual peer: the same general texts learned as answers), and
-`divergence` (what `train.keep_general` does: held to the base model's distribution on them). Measured on the validation
-rows, never the test rows: task loss and, with --answers, exactly right answers; on general texts that none of the ways
-has seen, how much the loss rose over the base model's (interval: see release/relative_change.py); seconds of a step
-against
-`nothing`, in the same round. --texts adds a set of your own, lines of {"question": ..., "answer": ...}.
+Data: the task's own split (materialized up to `data_split` where it is missing). Ways, each with the same rows, order
+and rate: `nothing` (the task's loss alone), `rehearsal` (the usual peer: the same general texts learned as
+completions), and `divergence` (`train.keep_general`: a penalty on the divergence from the base model on them). Measured
+on the validation rows, never the test rows: task loss and, with --answers, exactly right answers; on general texts that
+are in no training data, the relative rise of the loss over the base model's (interval: release/relative_change.py);
+seconds of a step as a ratio to `nothing`, in the same round. --texts adds a set of your own, lines of {"prompt": ...,
+"completion": ...}.
 """
 
 from __future__ import annotations
@@ -50,13 +50,17 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     from finetune_pipeline.evaluate import general_ability
+    from finetune_pipeline.evaluate.general_ability import GeneralPrompt
 
     task, split, base = inputs(options.task)
-    texts = {"general": general_ability.conversations(general_ability.questions())}
+    texts = {"general": general_ability.conversations(general_ability.prompts())}
     if options.texts:
-        lines = options.texts.read_text("utf-8").splitlines()[:300]
+        rows = [json.loads(line) for line in options.texts.read_text("utf-8").splitlines()[:300]]
         texts[options.texts.stem] = general_ability.conversations(
-            [{"id": str(n), **json.loads(line)} for n, line in enumerate(lines)]
+            [
+                GeneralPrompt(id=str(n), kind="", prompt=row["prompt"], completion=row["completion"])
+                for n, row in enumerate(rows)
+            ]
         )
     runs: list[dict[str, Any]] = []
     head = f"{'seed':>4} {'way':<12}{'task loss':>10}{'right':>9}"
@@ -110,8 +114,8 @@ def trained(
     weight = 0.0 if way == "nothing" else options.weight
     keep = {**task.train.keep_general.model_dump(), **({} if weight is None else {"weight": weight})}
     rules = Train.model_validate({**task.train.model_dump(), **changed, "keep_general": keep})
-    sides = {side: str(split.path(f"{side}.jsonl")) for side in ("train", "validation")}
-    made = job.assemble({"base": str(base), "system": task.prompt.system, "out": str(folder), **sides}, rules)
+    rows = {name: str(split.path(f"{name}.jsonl")) for name in ("train", "validation")}
+    made = job.assemble({"base": str(base), "system": task.prompt.system, "out": str(folder), **rows}, rules)
     replay = made.replay
     if replay and way == "rehearsal":
         bf16 = uses_bf16(rules.precision)
@@ -129,7 +133,7 @@ def trained(
 
 
 def learned(texts: Any, hidden: Any, packed: Any, bf16: bool) -> Any:
-    """Rehearsal: mean negative log likelihood (nats) of the texts' tokens; `hidden`: the tuned model's states."""
+    """Rehearsal: mean negative log likelihood (nats per token) of the texts; `hidden`: the tuned model's states."""
     import torch
 
     from finetune_pipeline.models.device import autocast
@@ -144,28 +148,28 @@ def measured(
     task: Any, split: Any, base: Path, adapter: Path, texts: Mapping[str, Any], answer: bool
 ) -> dict[str, Any]:
     """Rise of the loss on every set of texts with its bounds, and the validation rows that are exactly right."""
-    from finetune_pipeline.evaluate import metrics
-    from finetune_pipeline.evaluate.prompts import prompts
+    from finetune_pipeline.baseline import metrics
+    from finetune_pipeline.baseline.prompts import prompts
     from finetune_pipeline.inference.generate import Generation, generate
     from finetune_pipeline.inference.likelihood import losses
     from finetune_pipeline.inference.loading import base_only, load
     from finetune_pipeline.release.relative_change import relative_rise
 
     loaded = load(base, adapter)
-    found: dict[str, Any] = {"rise": {}, "right": None, "rows": 0}
+    figures: dict[str, Any] = {"rise": {}, "right": None, "rows": 0}
     for name, rows in texts.items():
         after = losses(loaded, rows)
         with base_only(loaded):
             before = losses(loaded, rows)
         rise = relative_rise([before[key] for key in before], [after[key] for key in before], RISK, 0)
-        found["rise"][name] = [round(value, 4) for value in (rise.rise, rise.low, rise.high)]
+        figures["rise"][name] = [round(value, 4) for value in (rise.rise, rise.low, rise.high)]
     if answer:
         rows = {row.id: row for row in split.examples("validation.jsonl")}
-        asked = prompts("tuned", [], list(rows.values()), task.prompt.system, task.answer, 1)
-        given = generate(loaded, asked, task.answer, Generation("tuned", 64))
-        found["right"] = sum(metrics.score(rows[each.id], each, task.answer).exact for each in given)
-        found["rows"] = len(rows)
-    return found
+        chats = prompts("tuned", [], list(rows.values()), task.prompt.system, task.answer, 1)
+        answers = generate(loaded, chats, task.answer, Generation("tuned", 64))
+        figures["right"] = sum(metrics.score(rows[row.id], row, task.answer).exact for row in answers)
+        figures["rows"] = len(rows)
+    return figures
 
 
 def show(run: Mapping[str, Any]) -> None:

@@ -74,8 +74,8 @@ def measure(folder: Path, rows: int, rounds: int, threads: int | None) -> dict[s
 
 def prompts(tokenizer: Any, kind: str, count: int) -> list[list[int]]:
     """Token ids of `count` prompts; the rows after them serve as examples."""
+    from finetune_pipeline.baseline.prompts import with_shots
     from finetune_pipeline.config import load_task
-    from finetune_pipeline.evaluate.prompts import with_shots
     from finetune_pipeline.inference.generate import encode
     from finetune_pipeline.records import Example, Message
 
@@ -93,7 +93,7 @@ def prompts(tokenizer: Any, kind: str, count: int) -> list[list[int]]:
 
 
 def compare(loaded: Any, peer: Any, rows: list[list[int]], rounds: int) -> dict[str, Any]:
-    from finetune_pipeline.inference.generate import shared_prefix
+    from finetune_pipeline.inference.prefix import common_prefix
 
     ordered = sorted(rows, key=len, reverse=True)
     ours_seconds, peer_seconds = [], []
@@ -107,7 +107,7 @@ def compare(loaded: Any, peer: Any, rows: list[list[int]], rounds: int) -> dict[
     ratios = [p / o for o, p in zip(ours_seconds, peer_seconds, strict=True)]
     tokens = sum(len(answer) for answer in ours)
     return {
-        "shared_tokens": len(shared_prefix(rows)),
+        "shared_tokens": len(common_prefix(rows)),
         "prompt_tokens": round(sum(map(len, rows)) / len(rows), 1),
         "answers_per_second": round(len(rows) / statistics.median(ours_seconds), 2),
         "tokens_per_second": round(tokens / statistics.median(ours_seconds), 1),
@@ -121,9 +121,10 @@ def compare(loaded: Any, peer: Any, rows: list[list[int]], rounds: int) -> dict[
 
 def decoder(loaded: Any, rows: list[list[int]]) -> list[list[int]]:
     from finetune_pipeline.inference.decoder import Decoder, Request
-    from finetune_pipeline.inference.generate import STEP_TOKENS, shared_prefix
+    from finetune_pipeline.inference.generate import STEP_TOKENS
+    from finetune_pipeline.inference.prefix import common_prefix
 
-    engine = Decoder(loaded.model, loaded.eos_ids, shared_prefix(rows), BATCH, STEP_TOKENS)
+    engine = Decoder(loaded.model, loaded.eos_ids, common_prefix(rows), BATCH, STEP_TOKENS)
     engine.add_request([Request(str(i), row, NEW_TOKENS) for i, row in enumerate(rows)])
     given: list[list[int]] = [[] for _ in rows]
     while engine.running or engine.waiting:

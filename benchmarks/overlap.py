@@ -1,13 +1,13 @@
-"""How long does the check for overlap take, and how much memory, as the data grow? And does it find every pair?
+"""Measures time, memory and recall of the leakage check for growing data.
 
     python benchmarks/overlap.py [--rows 10000 30000 100000] [--threshold 0.6] [--like texts.csv --text text] [--json]
 
-Data: help-desk messages that this script makes (seeded): one of ten openings, then words drawn from 20,000 with the
-frequencies of real text; a tenth of the rows are nearly copies of others. With `--like` the words
-and the lengths of a real file are taken instead: each row is a real row with a quarter of its words exchanged for
-words of other rows. 15 % of the rows are the test side, drawn at random, so that there is something to find. Each size
-runs in a process of its own, whose peak memory (resident set, with the rows) is shown. Peer for what is found: every
-pair compared, on the first 2,000 rows.
+Data: help-desk messages that this script generates (seeded): one of ten openings, then words drawn from 20,000 with the
+frequencies of real text; a tenth of the rows are nearly copies of others. With `--like` the words and the lengths of a
+real file are used instead: each row is a real row with a quarter of its words replaced by words of other rows. 15 % of
+the rows, drawn at random, are the test set, so that there are overlaps to find. Each size runs in a separate process,
+whose peak memory (resident set, with the rows) is shown. Peer for the recall: every pair compared, on the first 2,000
+rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from finetune_pipeline.records import Example, Message
-from finetune_pipeline.split.leakage import alike_of, asked, overlaps
+from finetune_pipeline.split.leakage import overlaps, row_similarity, user_text
 
 SEED = 20260105
 TEST = 0.15
@@ -38,14 +38,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 30_000, 100_000])
     parser.add_argument("--threshold", type=float, default=0.6)
-    parser.add_argument("--like", type=Path, help="a CSV file whose words and lengths are taken")
+    parser.add_argument("--like", type=Path, help="a CSV file whose words and lengths are used")
     parser.add_argument("--text", default="text", help="its column")
     parser.add_argument("--json", action="store_true", help="one JSON object of figures on the last line")
     options = parser.parse_args()
     if len(options.rows) == 1:
         figures = {str(options.rows[0]): measured(options)}
     else:
-        figures = {str(rows): alone(rows) for rows in options.rows}
+        figures = {str(rows): in_subprocess(rows) for rows in options.rows}
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     if len(options.rows) > 1 or not options.json:
         show(figures, machine)
@@ -53,15 +53,15 @@ def main() -> None:
         print(json.dumps({**figures, "machine": machine, "load": round(os.getloadavg()[0], 1)}))
 
 
-def alone(rows: int) -> dict[str, float]:
-    """This script for one size, in a process of its own."""
-    given = sys.argv[1:]
-    if "--rows" in given:
-        at = given.index("--rows")
-        end = next((i for i in range(at + 1, len(given)) if given[i].startswith("--")), len(given))
-        given = given[:at] + given[end:]
-    told = [argument for argument in given if argument != "--json"]
-    command = [sys.executable, __file__, *told, "--rows", str(rows), "--json"]
+def in_subprocess(rows: int) -> dict[str, float]:
+    """The figures of this script for one size, run in a separate process."""
+    arguments = sys.argv[1:]
+    if "--rows" in arguments:
+        start = arguments.index("--rows")
+        end = next((i for i in range(start + 1, len(arguments)) if arguments[i].startswith("--")), len(arguments))
+        arguments = arguments[:start] + arguments[end:]
+    other = [argument for argument in arguments if argument != "--json"]
+    command = [sys.executable, __file__, *other, "--rows", str(rows), "--json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])[str(rows)]
     return figures
@@ -75,7 +75,7 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
     random_.shuffle(rows)
     test, others = rows[: int(TEST * count)], rows[int(TEST * count) :]
     start, cpu = time.perf_counter(), time.process_time()
-    alike = alike_of(rows, options.threshold)
+    alike = row_similarity(rows, options.threshold)
     prepared = time.perf_counter()
     found = overlaps(test, others, alike)
     end = time.perf_counter()
@@ -92,13 +92,13 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
 def recall(rows: Sequence[Example], threshold: float) -> float:
     """Share of the test rows with a near duplicate, found by comparing every pair, that the check names."""
     test, others = rows[: len(rows) // 5], rows[len(rows) // 5 :]
-    sets = {row.id: grams(asked(row)) for row in rows}
+    sets = {row.id: grams(user_text(row)) for row in rows}
     expected = {
-        one.id
-        for one in test
-        if any(len(sets[one.id] & sets[two.id]) >= threshold * len(sets[one.id] | sets[two.id]) for two in others)
+        row.id
+        for row in test
+        if any(len(sets[row.id] & sets[other.id]) >= threshold * len(sets[row.id] | sets[other.id]) for other in others)
     }
-    found = {overlap.test for overlap in overlaps(test, others, alike_of(rows, threshold))}
+    found = {overlap.test for overlap in overlaps(test, others, row_similarity(rows, threshold))}
     return round(len(expected & found) / len(expected), 4) if expected else 1.0
 
 
@@ -133,7 +133,7 @@ def like(path: Path, column: str, count: int, random_: random.Random) -> list[st
 
 
 def changed(text: Sequence[str], words: Sequence[str], share: float, random_: random.Random) -> str:
-    """Some of the words exchanged for others."""
+    """The text with some of its words replaced by others."""
     return " ".join(random_.choice(words) if random_.random() < share else word for word in text)
 
 

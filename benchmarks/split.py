@@ -1,11 +1,11 @@
-"""How many test rows have a copy or a near copy in training: under a random split, and under ours.
+"""Counts the test rows that have a copy or a near copy in training: with a random split, and with this pipeline's.
 
     python benchmarks/split.py train.csv [test.csv] [--text text] [--label category] [--threshold 0.6] [--json]
 
-Data: any CSV with a column of questions and one of answers, e.g. BANKING77. With two files the split that their authors
-made is measured as well, and the rows of both together are split anew. Peer: scikit-learn's `train_test_split`,
-stratified by label, of the same test share. A leaked row is a test row whose question, normalized, is equal to that of
-a row outside test, or reaches the threshold of Jaccard similarity of character 5-grams with one (counted exactly).
+Data: any CSV with a column of prompts and one of labels, e.g. BANKING77. With two files the published split is measured
+as well, and the rows of both together are split again. Peer: scikit-learn's `train_test_split`, stratified by label, of
+the same test share. A leaked row is a test row whose prompt, normalized, is equal to that of a row outside test, or
+reaches the threshold of Jaccard similarity of character 5-grams with one (counted exactly).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 
 from finetune_pipeline.config import Split
 from finetune_pipeline.records import Example, Message, content_id
-from finetune_pipeline.split.assets import parted, separate
-from finetune_pipeline.split.leakage import alike_of, overlaps
+from finetune_pipeline.split.assignment import assign_without_overlap, rows_by_split
+from finetune_pipeline.split.leakage import overlaps, row_similarity
 
 SEEDS = (11, 12, 13)
 
@@ -58,7 +58,7 @@ def read(path: Path, text: str, label: str) -> list[Example]:
 
 
 def measure(parts: Sequence[list[Example]], threshold: float) -> dict[str, Any]:
-    """Leaked test rows of the split as published (two files), of random splits, and of ours, three seeds each."""
+    """Leaked test rows of the published split (two files), and of random and pipeline splits with three seeds each."""
     rows = [row for part in parts for row in part]
     splits = []
     if len(parts) == 2:
@@ -84,19 +84,20 @@ def random_split(rows: Sequence[Example], threshold: float, seed: int) -> dict[s
 def our_split(rows: Sequence[Example], threshold: float, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     rules = Split(near_duplicate_threshold=threshold, seed=seed)
-    assignment, _ = separate(rows, {}, rules, [row.completion for row in rows], alike_of(rows, threshold))
+    similarity = row_similarity(rows, threshold)
+    assignment, _ = assign_without_overlap(rows, {}, rules, [row.completion for row in rows], similarity)
     seconds = time.perf_counter() - start
-    parts = parted(rows, assignment)
+    parts = rows_by_split(rows, assignment)
     found = leaked(parts["test"], [*parts["train"], *parts["validation"]], threshold)
     return {**found, "dropped": len(assignment.drops), "seconds": round(seconds, 2)}
 
 
 def leaked(test: Sequence[Example], train: Sequence[Example], threshold: float) -> dict[str, Any]:
-    """Test rows, and how many of them are copies or near copies of a row outside test."""
+    """The number of test rows, and how many of them are copies or near copies of a row outside test."""
     copies: set[str] = set()
     near: set[str] = set()
-    for overlap in overlaps(test, train, alike_of([*test, *train], threshold)):
-        (copies if overlap.kind == "same question" else near).add(overlap.test)
+    for overlap in overlaps(test, train, row_similarity([*test, *train], threshold)):
+        (copies if overlap.kind == "same prompt" else near).add(overlap.test)
     either = copies | near
     share = round(len(either) / len(test), 4)
     return {"test": len(test), "copies": len(copies), "near": len(near - copies), "leaked": len(either), "share": share}

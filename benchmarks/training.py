@@ -123,10 +123,11 @@ class Ours:
         import torch
 
         from finetune_pipeline.config import load_task
+        from finetune_pipeline.inference.prefix import common_prefix
         from finetune_pipeline.records import Example, Message
         from finetune_pipeline.train import adapter, job
         from finetune_pipeline.train.packing import PackedModel
-        from finetune_pipeline.train.tokenize import encode, shared_prefix
+        from finetune_pipeline.train.tokenize import encode
 
         examples = [
             Example(str(n), (Message("user", question), Message("assistant", answer)), "benchmark", str(n))
@@ -134,7 +135,7 @@ class Ours:
         ]
         model, self.tokenizer, ends = job.load(folder, rules)
         self.rows = encode(examples, self.tokenizer, load_task(DATA).prompt.system, ends)
-        self.prefix = shared_prefix(self.rows)
+        self.prefix = common_prefix([row.prompt for row in self.rows])
         self.batches = [self.rows[at : at + BATCH] for at in range(0, len(self.rows), BATCH)]
         torch.manual_seed(SEED)
         wrapped = adapter.with_adapter(model, rules)

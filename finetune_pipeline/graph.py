@@ -1,8 +1,11 @@
-"""The graph as a table: each asset, what it is made from, and which verdicts it needs. Pure data; nothing runs here.
+"""The graph as a table: each asset, its inputs, and the verdicts that it requires. Data only; nothing runs here.
 
-`defs/` turns the rows into Dagster assets, `materialize.py` makes one of them, and `cli/commands.py` reads from it
-where a task stands. What is made lies in `<task>/<folder>/<asset>/` (see `store.py`). The table is long because it is
-the one place for all of this.
+    BY_NAME["data_split"].needs      # ("raw_examples", "clean_examples", "expert_review")
+    downstream("adapter")            # ["adapter", "eval_report", "release_decision", ...]
+
+`defs/` turns the rows into Dagster assets, `materialize.py` makes one of them, `cli/status.py` shows their state. An
+artifact is a folder `<task>/<stage>/<asset>/<key>/` (see `store/`). The table is long because it is the one place for
+all of this.
 """
 
 from __future__ import annotations
@@ -28,15 +31,21 @@ class External:
 class Step:
     """One asset.
 
-    `needs`: the assets whose files it reads. `after`: assets that come first without being read (a report before money
-    is spent): they order the graph and never make this one stale. `gates`: pairs (gate asset, asset it must have
-    checked); the step refuses to run unless that very content passed. `external`: what it reads beyond its inputs.
-    `config_sections`: the sections of the declaration that change its result. `version` rises when its code gives
-    another result for the same inputs. `make` names the function that makes it ("module:function").
-
-    `check` is its gate, `lines` the names of the gate's single checks (`records.Check.name`) that every run has, or
-    the function that gives them for a task. `rows`: the files that hold its rows. `always_new`: no two runs give the
-    same files, since these hold times or measurements: so a change of any input is a change of this asset as well.
+    make: function that makes it, as "module:function"
+    needs: assets whose files it reads
+    after: assets that are made before it without being read (a report before the GPU is paid for); they never make it
+        stale
+    gates: pairs (gate asset, checked asset); GateRefused unless the gate passed for exactly that content
+    external: what it reads beyond its inputs
+    config_sections: sections of the declaration that change its result
+    version: raised when the code returns another result for the same inputs
+    check, blocking: name of its gate, an asset check in Dagster, and whether a failure stops the run
+    lines: names of the gate's single checks (`records.Check.name`) that do not depend on the data, or the function
+        that returns them for a task, as "module:function"
+    rows: files that hold its rows
+    always_new: no two runs give the same files, because these hold times or measurements; so a change of any input
+        changes this asset as well
+    kinds, description: shown in Dagster's UI
     """
 
     asset: str
@@ -90,7 +99,7 @@ STEPS: tuple[Step, ...] = (
             "The raw rows: every file, object and data set of the declared `sources`.",
         ),
         config_sections=("sources", "answer"),
-        version="3",
+        version="4",
         check="every_row_accounted",
         rows=("examples.jsonl",),
         kinds=("jsonl",),
@@ -101,9 +110,13 @@ STEPS: tuple[Step, ...] = (
         make=f"{_P}.clean.assets:clean_examples",
         needs=("raw_examples", "base_model"),
         config_sections=("clean", "answer", "prompt"),
-        version="5",
+        version="6",
         check="ledger_reconciles",
-        lines=("one answer to a question", "near questions agree", "near duplicates as declared"),
+        lines=(
+            "one completion for a prompt",
+            "near duplicates agree",
+            "near-duplicate threshold as declared",
+        ),
         rows=("examples.jsonl",),
         kinds=("jsonl",),
         description="Cleaned JSONL, and the ledger of what was fixed and what was dropped, and why.",
@@ -113,7 +126,7 @@ STEPS: tuple[Step, ...] = (
         make=f"{_P}.suitability.assets:suitability_report",
         needs=("raw_examples", "clean_examples", "base_model"),
         config_sections=("suitability", "answer", "prompt", "train", "split", "use"),
-        version="2",
+        version="3",
         check="worth_tuning",
         lines=(
             "usable examples",
@@ -124,7 +137,7 @@ STEPS: tuple[Step, ...] = (
         ),
         always_new=True,
         kinds=("report",),
-        description="Whether this job wants prompting, retrieval, fine-tuning or both; with what method, at what cost.",
+        description="Whether prompting, retrieval, fine-tuning or both fit the task; with what method, at what cost.",
     ),
     Step(
         "data_quality",
@@ -132,7 +145,7 @@ STEPS: tuple[Step, ...] = (
         needs=("raw_examples", "clean_examples"),
         gates=(("suitability_report", "clean_examples"),),
         config_sections=("quality", "answer", "clean", "sources"),
-        version="3",
+        version="4",
         check="quality_gate",
         lines=f"{_P}.quality.suite:check_names",
         kinds=("greatexpectations",),
@@ -149,10 +162,10 @@ STEPS: tuple[Step, ...] = (
         needs=("clean_examples",),
         gates=(("data_quality", "clean_examples"),),
         config_sections=("review",),
-        version="3",
+        version="4",
         rows=("sample.jsonl",),
         kinds=("jsonl",),
-        description="A random sample for the experts, waiting in the desk.",
+        description="A random sample of the cleaned rows for review in the desk.",
     ),
     Step(
         "expert_review",
@@ -165,13 +178,13 @@ STEPS: tuple[Step, ...] = (
         needs=("clean_examples", "review_sample", "base_model"),
         gates=(("data_quality", "clean_examples"),),
         config_sections=("review", "answer", "clean", "quality", "prompt"),
-        version="4",
+        version="5",
         check="review_gate",
         lines=(
             "every row reviewed",
             "share of rows that are right",
             "lower bound of that share",
-            "verdicts as they were when the gate refused",
+            "verdicts unchanged since the gate failed",
         ),
         rows=("examples.jsonl",),
         kinds=("review",),
@@ -183,14 +196,14 @@ STEPS: tuple[Step, ...] = (
         needs=("raw_examples", "clean_examples", "expert_review"),
         gates=(("expert_review", "clean_examples"),),
         config_sections=("split", "answer"),
-        version="4",
+        version="5",
         check="no_overlap",
         lines=(
             "no overlap between test and training",
             "test rows",
             "share of test rows",
             "slices present in test",
-            "rows kept apart as declared",
+            "near duplicates kept in one split",
         ),
         rows=("train.jsonl", "validation.jsonl", "test.jsonl"),
         kinds=("jsonl",),
@@ -198,11 +211,11 @@ STEPS: tuple[Step, ...] = (
     ),
     Step(
         "baseline_report",
-        make=f"{_P}.evaluate.assets:baseline_report",
+        make=f"{_P}.baseline.assets:baseline_report",
         needs=("data_split", "base_model"),
         gates=(("data_split", "expert_review"),),
         config_sections=("baseline", "evaluate", "answer", "prompt"),
-        version="2",
+        version="3",
         rows=("answers.jsonl",),
         always_new=True,
         kinds=("report",),
@@ -233,7 +246,7 @@ STEPS: tuple[Step, ...] = (
         needs=("data_split", "base_model", "baseline_report", "adapter"),
         gates=(("adapter", "data_split"),),
         config_sections=("evaluate", "answer", "prompt", "suitability"),
-        version="2",
+        version="3",
         rows=("answers.jsonl",),
         always_new=True,
         kinds=("report",),
@@ -244,7 +257,7 @@ STEPS: tuple[Step, ...] = (
         make=f"{_P}.release.assets:release_decision",
         needs=("eval_report", "adapter", "data_split"),
         config_sections=("release",),
-        version="4",
+        version="5",
         check="release_gate",
         lines=f"{_P}.release.decide:check_names",
         always_new=True,
@@ -288,7 +301,7 @@ STEPS: tuple[Step, ...] = (
         ),
         needs=("deployed_endpoint", "data_split", "eval_report"),
         config_sections=("monitor", "serve", "answer"),
-        version="2",
+        version="3",
         check="no_alarm",
         lines=(
             "enough traffic",

@@ -1,7 +1,10 @@
-"""Make one asset of one task: find its inputs, check its gates, reuse what is already there, else make and commit it.
+"""Make one asset of one task: find its inputs, check its gates, reuse an artifact with the same key, or make one.
 
-The same few lines serve Dagster, the command line and the tests. It knows nothing of what a stage does: `graph.py`
-names the function, which gets a `StageContext` and gives an `StageResult`.
+    task, store = open_task("support_tickets")
+    materialize("clean_examples", task, store)      # Artifact
+
+Dagster, the command line and the tests all use it. The function of a stage is named in `graph.py`; it takes a
+`StageContext` and returns a `StageResult`.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ from finetune_pipeline.store import StageContext, StageResult, TaskStore, is_ful
 
 @dataclass(frozen=True)
 class Plan:
-    """Where one asset stands. state: fresh (what counts now is made from what is there now), stale, or missing.
-    `artifact` is the one that materializing would give, if it is there already, else the one that counts now."""
+    """The state of one asset: "fresh" (the current artifact is made from the current inputs), "stale" or "missing".
+    `artifact` is the one that materializing would return if it exists, else the current one."""
 
     asset: str
     state: str
@@ -45,18 +48,20 @@ class Materialized:
 
 
 def open_task(name: str) -> tuple[Task, TaskStore]:
-    """The declaration and the store of a task. DeclarationError when there is none, or it is wrong."""
+    """The declaration and the store of a task. DeclarationError when it is missing or invalid."""
     store = TaskStore(name)
     return load_task(store.root), store
 
 
 def step_key(step: Step, task: Task, store: TaskStore, inputs: Mapping[str, Artifact]) -> str:
-    """Hash of all that decides the result: inputs' content, the declared sections, code version, what lies outside."""
+    """Hash of everything that decides the result: content of the inputs, sections of the declaration, code version,
+    fingerprint of what the step reads beyond its inputs."""
     return _key(step, task, inputs, fingerprint(step, task, store))
 
 
 def fingerprint(step: Step, task: Task, store: TaskStore) -> Json:
-    """What the step reads beyond its inputs. StorageError when a file of that cannot be read."""
+    """The fingerprint of what the step reads beyond its inputs; "" if nothing. StorageError when a file cannot be
+    read."""
     try:
         beyond: Json = function(step.external.fingerprint)(task, store) if step.external else ""
     except OSError as error:
@@ -86,19 +91,19 @@ def gather(step: Step, store: TaskStore) -> dict[str, Artifact] | str:
 def materialize(
     asset: str, task: Task, store: TaskStore, report: Reporter | None = None, force: bool = False
 ) -> Artifact:
-    """The artifact made from the current inputs; `materialize_or_reuse` without how it came about."""
+    """The artifact made from the current inputs: `materialize_or_reuse` without how it came about."""
     return materialize_or_reuse(asset, task, store, report, force).artifact
 
 
 def materialize_or_reuse(
     asset: str, task: Task, store: TaskStore, report: Reporter | None = None, force: bool = False
 ) -> Materialized:
-    """Give the asset made from the current inputs; make it only if it is not there yet, or `force` is set. A forced
-    artifact never replaces the files of an earlier one, which may be the one that is served (store/revisions.py).
+    """Returns the artifact made from the current inputs; makes it only if it does not exist yet, or with `force`. A
+    forced artifact never replaces the files of an earlier one, which may be served (store/revisions.py).
 
-    Raises GateRefused when an input is missing, or a gate did not pass for the very content under the declaration as
-    it is now; StorageError when a file of an input was changed by hand, or the disk is full; and whatever the stage
-    raises (errors.py). Nothing is stored unless the stage's function returned.
+    GateRefused when an input is missing, or a required gate did not pass for exactly this content under the current
+    declaration. StorageError when a file of an input was changed by hand, or the disk is full. Errors of the stage
+    (errors.py) are passed on. Nothing is stored unless the stage's function returned.
     """
     step = BY_NAME[asset]
     inputs = gather(step, store)
@@ -110,8 +115,8 @@ def materialize_or_reuse(
             raise GateRefused(f"{asset} needs {about}, which has not been made yet", f"materialize {about} first")
         _require_same_rules(require_verdict(store.current(gate), gate, checked), task)
     report = report or Silent()
-    with store.lock(asset, report):  # two runs of one task at a time: the second finds what the first has made
-        beyond = fingerprint(step, task, store)  # asked once: what is made is made of what the key says
+    with store.lock(asset, report):  # of two runs of a task at the same time, the second reuses what the first made
+        beyond = fingerprint(step, task, store)  # computed once, so that the key describes what the stage reads
         key = _key(step, task, inputs, beyond)
         found = None if force else store.latest(asset, key)
         if found is None:
@@ -121,14 +126,14 @@ def materialize_or_reuse(
 
 
 def _require_same_rules(gate: Artifact, task: Task) -> None:
-    """A verdict given under other thresholds does not count: the declaration may have become stricter since."""
+    """GateRefused if the verdict was given under other thresholds: the declaration may be stricter now."""
     then = gate.manifest.get("declaration", {})
     changed = [
         f"`{name}`" for name, now in declared_values(BY_NAME[gate.asset], task).items() if then.get(name, now) != now
     ]
     if changed:
         raise GateRefused(
-            f"{gate.asset} judged by other rules: {' and '.join(changed)} in task.yaml changed since",
+            f"Gate {gate.asset} used other settings: {' and '.join(changed)} in task.yaml changed since",
             f"materialize {gate.asset} again",
         )
 
@@ -147,10 +152,10 @@ def _make(
     for artifact in inputs.values():
         store.verify(artifact)
     with store.scratch(step.asset) as out:
-        work = StageContext(task, store, inputs, out, key, now, report, fingerprint)
+        context = StageContext(task, store, inputs, out, key, now, report, fingerprint)
         try:
             with PeakMemory() as peak:
-                outcome: StageResult = function(step.make)(work)
+                outcome: StageResult = function(step.make)(context)
         except OSError as error:
             if is_full(error):
                 raise storage_error(error, str(out)) from error
@@ -167,13 +172,13 @@ def _make(
             "verdict": outcome.verdict.to_json() if outcome.verdict else None,
         }
         artifact = store.commit(step.asset, key, out, facts)
-        if outcome.unfinished:  # not before: on a full disk, or after a kill, it is all there is
+        if outcome.unfinished:  # only after the commit: on a full disk or after a kill, the next run continues from it
             shutil.rmtree(outcome.unfinished, ignore_errors=True)
         return artifact
 
 
 def plan(task: Task, store: TaskStore) -> list[Plan]:
-    """Where every asset stands now, in the graph's order. Makes nothing."""
+    """The state of every asset, in the order of the graph. Makes nothing."""
     plans: list[Plan] = []
     known: dict[str, Artifact] = {}
     for step in STEPS:
@@ -192,7 +197,7 @@ def plan(task: Task, store: TaskStore) -> list[Plan]:
 
 
 def declared_values(step: Step, task: Task) -> dict[str, Any]:
-    """The sections of the declaration that change a step's result, as they stand in a manifest."""
+    """The sections of the declaration that change a step's result, as plain values for the manifest."""
     plain: dict[str, Any] = json.loads(json.dumps({name: _plain(getattr(task, name)) for name in step.config_sections}))
     return plain
 

@@ -1,8 +1,8 @@
-"""Rows and finished artifacts for the tests of single stages, put into a real store in `tmp_path`.
+"""Rows and finished artifacts for the tests of single stages, in a real store in `tmp_path`.
 
 store = task_store(tmp_path, monkeypatch)
 clean = finished(store, "clean_examples", {"examples.jsonl": [example("a", "where is my parcel?", "delivery")]})
-outcome = review_sample(work(task(), store, tmp_path, clean_examples=clean))
+outcome = review_sample(stage_context(task(), store, tmp_path, clean_examples=clean))
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from finetune_pipeline.store import StageContext, TaskStore
 NAME = "parcels"
 
 
-def example(id_: str, question: str, answer: str, group: str | None = None) -> Example:
-    return Example(id_, (Message("user", question), Message("assistant", answer)), "test", f"test.csv:{id_}", group)
+def example(id_: str, prompt: str, completion: str, group: str | None = None) -> Example:
+    return Example(id_, (Message("user", prompt), Message("assistant", completion)), "test", f"test.csv:{id_}", group)
 
 
 def task(**sections: Any) -> Task:
@@ -59,7 +59,7 @@ def finished(
         return store.commit(asset, f"key{len(list(_keys(store, asset)))}", folder, facts)
 
 
-def work(declared: Task, store: TaskStore, tmp_path: Path, **inputs: Artifact) -> StageContext:
+def stage_context(declared: Task, store: TaskStore, tmp_path: Path, **inputs: Artifact) -> StageContext:
     out = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
     out.mkdir()
     return StageContext(declared, store, inputs, out, "key", "2026-01-05T10:00:00+00:00")

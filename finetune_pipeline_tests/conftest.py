@@ -1,9 +1,9 @@
 """A tiny language model with random weights, for every test that needs one: real files, read by the real libraries.
 
 `tiny_model` is a folder as a base model's is (safetensors, tokenizer, ChatML template): two Llama layers of hidden
-size 64 with grouped heads, and a byte-level BPE tokenizer of 384 tokens trained here. It can say nothing sensible, but
-it learns, and everything computed with it can be checked exactly. It is written with numpy alone, so that a test that
-only counts tokens does not wait for torch.
+size 64 with grouped heads, and a byte-level BPE tokenizer of 384 tokens trained here. Its output
+is meaningless, but it can be trained, and every result can be checked exactly. It is written with numpy only, so that
+a test that only counts tokens does not import torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-os.environ["OMP_NUM_THREADS"] = "1"  # several tests run at the same time, and so small a model needs no second thread
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run in parallel, and so small a model gains nothing from a second thread
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, VOCABULARY, CONTEXT = 64, 128, 2, 4, 2, 384, 2048
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -50,7 +50,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _weights(random: np.random.Generator) -> dict[str, NDArray[np.float32]]:
-    """Names and shapes as in Llama; scaled by the fan-in, so that activations neither fade nor explode."""
+    """Names and shapes as in Llama; scaled by the fan-in, so that activations keep their scale."""
 
     def linear(out: int, inner: int) -> NDArray[np.float32]:
         numbers: NDArray[np.float32] = (random.standard_normal((out, inner)) / np.sqrt(inner)).astype(np.float32)

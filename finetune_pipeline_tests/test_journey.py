@@ -1,11 +1,11 @@
 """The whole graph with a tiny random model: real Dagster instance, Great Expectations, MLflow on SQLite, endpoint.
 
-    once to a deployed endpoint, killed in training on the way and resumed from its checkpoint
-    once stopped by the quality gate
-    once waiting for the experts
-    once refused by the decision
+    to a deployed endpoint, after SIGKILL in training and a resume from the checkpoint
+    stopped by the quality gate
+    waiting for reviewers
+    stopped by the release decision
 
-The task is one that a model of two layers learns in seconds: say the color that a sentence names.
+The task can be learned by a model of two layers in seconds: name the color in a sentence.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ COLORS = ("red", "green", "blue")
 WORDS = ("paint", "wall", "door", "boat", "fence", "chair", "table", "roof", "shed", "gate", "bench", "lamp", "shelf")
 
 
-class Quiet(Silent):
-    """A terminal that shows nothing and remembers which assets were made."""
+class RecordingTerminal(Silent):
+    """A terminal that shows nothing and records which assets were made."""
 
     def __init__(self) -> None:
         self.made: list[str] = []
@@ -56,13 +56,14 @@ class Quiet(Silent):
 
 @pytest.fixture
 def world(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TaskStore]:
-    """A function that declares a task in a world of its own: data, home, Dagster and MLflow in `tmp_path`."""
+    """A function that declares a task; data, home, Dagster and MLflow are in `tmp_path`."""
     for variable in ("MLFLOW_TRACKING_URI", "FINETUNE_ENDPOINT"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
-    monkeypatch.setenv("FINETUNE_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there: a temporary one is started
+    # no server there: the run starts a temporary endpoint
+    monkeypatch.setenv("FINETUNE_ENDPOINT", "http://127.0.0.1:9")
 
     def declare(name: str, rows: list[tuple[str, str]], **sections: Any) -> TaskStore:
         folder = tmp_path / "data" / name
@@ -91,19 +92,19 @@ def world(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def rows(count: int = 240) -> list[tuple[str, str]]:
-    """Sentences of seven words, one of them the color; no two the same."""
-    dice = random.Random(5)
+    """Distinct sentences of seven words, one of them the color."""
+    rng = random.Random(5)
     made: dict[str, str] = {}
     while len(made) < count:
-        color = dice.choice(COLORS)
-        words = dice.sample(WORDS, 6)
-        words.insert(dice.randrange(7), color)
+        color = rng.choice(COLORS)
+        words = rng.sample(WORDS, 6)
+        words.insert(rng.randrange(7), color)
         made[" ".join(words)] = color
     return list(made.items())
 
 
 def approve_all(name: str) -> None:
-    """What the experts do in the desk."""
+    """Approve every row of the sample, as in the desk."""
     _, store = open_task(name)
     sample = store.current("review_sample")
     assert sample is not None
@@ -123,9 +124,9 @@ def runs(status: dg.DagsterRunStatus) -> int:
         return len(dagster.get_runs(dg.RunsFilter(statuses=[status])))
 
 
-def test_to_the_endpoint_through_a_wait_and_a_kill(world: Callable[..., TaskStore]) -> None:
+def test_a_task_reaches_the_endpoint_after_a_review_and_a_killed_training(world: Callable[..., TaskStore]) -> None:
     store = world("colors", rows())
-    terminal = Quiet()
+    terminal = RecordingTerminal()
     with pytest.raises(WaitingForPeople, match="0 of 24 rows reviewed"):
         run_task("colors", terminal)
     assert terminal.made[-1] == "review_sample"
@@ -152,18 +153,18 @@ def test_to_the_endpoint_through_a_wait_and_a_kill(world: Callable[..., TaskStor
     assert accounting["raw"] == 240 == sum(accounting["splits"].values())
     assert runs(dg.DagsterRunStatus.SUCCESS) >= 2
 
-    again = Quiet()
+    again = RecordingTerminal()
     run_task("colors", again)
-    assert again.made == [], "nothing changed, so nothing is made: a deployment is no opponent of itself"
+    assert again.made == [], "nothing changed, so nothing is made: the deployed version is not compared with itself"
     retrain(store)
 
 
 def retrain(store: TaskStore) -> None:
-    """A better adapter is compared with the one that is live, and replaces it; then nothing is left to be made."""
+    """A better adapter is compared with the live version and replaces it; then every asset is fresh."""
     path = Path(str(store.root)) / "task.yaml"
     declared = yaml.safe_load(path.read_text("utf-8"))
     path.write_text(yaml.safe_dump({**declared, "train": {**declared["train"], "num_epochs": 20}}), "utf-8")
-    run_task("colors", Quiet())
+    run_task("colors", RecordingTerminal())
     report = store.current("eval_report")
     assert report is not None
     assert report.json("report.json")["champion"]["version"] == 1
@@ -172,13 +173,14 @@ def retrain(store: TaskStore) -> None:
     assert decision is not None
     assert "live version 1" in decision.path("decision.md").read_text("utf-8")
     assert verdict(store, "deployed_endpoint")
-    again = Quiet()
+    again = RecordingTerminal()
     run_task("colors", again)
-    assert again.made == [], "the new deployment leaves its evaluation as it was"
+    assert again.made == [], "a new deployment does not make its evaluation stale"
 
 
 def kill_in_training(name: str, store: TaskStore) -> int:
-    """Start `finetune run` as a user does, SIGKILL it when the training has a checkpoint; gives the step it holds."""
+    """Start `finetune run` as a user does, SIGKILL it when the training has a checkpoint; returns the step of the
+    checkpoint."""
     command = [sys.executable, "-m", "finetune_pipeline.cli.commands", "run", name]
     process = subprocess.Popen(
         command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -186,8 +188,8 @@ def kill_in_training(name: str, store: TaskStore) -> int:
     folder = Path(str(store.stage_folder("train"))) / "checkpoints"
     deadline = time.monotonic() + 600  # beside other work on the machine two minutes were not enough
     while time.monotonic() < deadline:
-        states = folder.glob("*/steps/step-*/state.json")
-        steps = [int(json.loads(path.read_text("utf-8"))["step"]) for path in states]
+        checkpoints = folder.glob("*/steps/step-*/state.json")
+        steps = [int(json.loads(path.read_text("utf-8"))["step"]) for path in checkpoints]
         if steps and max(steps) > 0:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
@@ -200,27 +202,27 @@ def kill_in_training(name: str, store: TaskStore) -> int:
     raise AssertionError("no checkpoint within ten minutes")
 
 
-def test_stopped_by_the_quality_gate(world: Callable[..., TaskStore]) -> None:
-    """Every tenth question is far longer than declared: 90 % are right, 95 % are needed."""
+def test_a_failed_quality_gate_stops_the_run(world: Callable[..., TaskStore]) -> None:
+    """Every tenth prompt is longer than declared: 90 % of the rows pass, 95 % required."""
     dirty = [(text + " very" * 60 if n % 10 == 0 else text, label) for n, (text, label) in enumerate(rows(120))]
     store = world("dirty", dirty, quality={"min_rows": 50, "max_prompt_chars": 200})
     with pytest.raises(GateRefused, match="data_quality failed"):
-        run_task("dirty", Quiet())
+        run_task("dirty", RecordingTerminal())
     assert not verdict(store, "data_quality")
     assert store.current("review_sample") is None
-    with pytest.raises(GateRefused):  # and again, in a run of its own: a verdict holds across runs
-        run_task("dirty", Quiet())
+    with pytest.raises(GateRefused):  # also in a later run: the verdict is stored
+        run_task("dirty", RecordingTerminal())
     assert store.current("review_sample") is None
 
 
-def test_refused_by_the_decision(world: Callable[..., TaskStore]) -> None:
-    """A learning rate of nearly nothing learns nothing: no gain, no model, no endpoint."""
+def test_a_failed_release_decision_stops_the_run(world: Callable[..., TaskStore]) -> None:
+    """With a learning rate near zero there is no gain, so no registered model and no endpoint."""
     store = world("lazy", rows(120), train={"num_epochs": 1, "learning_rate": 1e-9, "checkpoint_seconds": 60})
     with pytest.raises(WaitingForPeople):
-        run_task("lazy", Quiet())
+        run_task("lazy", RecordingTerminal())
     approve_all("lazy")
     with pytest.raises(GateRefused):
-        run_task("lazy", Quiet())
+        run_task("lazy", RecordingTerminal())
     assert store.current("registered_model") is None
     assert store.current("deployed_endpoint") is None
     refused = store.current("release_decision") or store.current("adapter")

@@ -1,4 +1,4 @@
-"""Making one asset, over a graph of three toy steps: rows, a gate that judges them, and what needs the gate."""
+"""materialize and plan on a graph of three toy steps: rows, a gate on them, and a step that requires the gate."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from finetune_pipeline.records import Artifact, Verdict
 from finetune_pipeline.store import StageContext, StageResult, TaskStore, sha256_file, write_atomic
 
 HERE = "finetune_pipeline_tests.test_materialize"
-MADE: list[str] = []  # the assets whose functions were called
-RAW = ["one", "two"]  # what lies outside: the rows that the first step reads
+MADE: list[str] = []  # the assets whose functions were called, in order
+RAW = ["one", "two"]  # read by the first step, and part of its fingerprint
 
 
 UNFINISHED = Path("unfinished")
 
 
-def rows(work: StageContext) -> StageResult:
+def rows(context: StageContext) -> StageResult:
     MADE.append("raw_examples")
-    (work.out / "rows.txt").write_text("\n".join(RAW), "utf-8")
+    (context.out / "rows.txt").write_text("\n".join(RAW), "utf-8")
     return StageResult({"rows": len(RAW)})
 
 
@@ -41,17 +41,17 @@ def fingerprint(task: Task, store: TaskStore) -> str:
     return "\n".join(RAW)
 
 
-def judge(work: StageContext) -> StageResult:
+def check_rows(context: StageContext) -> StageResult:
     MADE.append("data_quality")
-    (work.out / "verdict.txt").write_text("looked", "utf-8")
-    about = work.inputs["raw_examples"].content_hash
-    enough = len(work.inputs["raw_examples"].path("rows.txt").read_text("utf-8").split()) >= work.task.quality.min_rows
-    return StageResult({}, Verdict("data_quality", enough, about, "too few rows"))
+    (context.out / "verdict.txt").write_text("checked", "utf-8")
+    raw = context.inputs["raw_examples"]
+    enough = len(raw.path("rows.txt").read_text("utf-8").split()) >= context.task.quality.min_rows
+    return StageResult({}, Verdict("data_quality", enough, raw.content_hash, "too few rows"))
 
 
-def use(work: StageContext) -> StageResult:
+def split(context: StageContext) -> StageResult:
     MADE.append("data_split")
-    (work.out / "half.txt").write_text("half", "utf-8")
+    (context.out / "half.txt").write_text("half", "utf-8")
     if "boom" in RAW:
         raise RuntimeError("boom")
     if "full" in RAW:
@@ -62,10 +62,10 @@ def use(work: StageContext) -> StageResult:
 
 STEPS = (
     Step("raw_examples", make=f"{HERE}:rows", external=External("rows", f"{HERE}:fingerprint")),
-    Step("data_quality", make=f"{HERE}:judge", needs=("raw_examples",), config_sections=("quality",)),
+    Step("data_quality", make=f"{HERE}:check_rows", needs=("raw_examples",), config_sections=("quality",)),
     Step(
         "data_split",
-        make=f"{HERE}:use",
+        make=f"{HERE}:split",
         needs=("raw_examples",),
         gates=(("data_quality", "raw_examples"),),
         config_sections=("split",),
@@ -89,8 +89,8 @@ def store(tmp_path: Path) -> TaskStore:
 
 
 def declare(**sections: Any) -> Task:
-    least = {"name": "tickets", "sources": [{"path": "x"}], "base": {"path": "m", "license": "mit"}}
-    return task_from(least | {"quality": {"min_rows": 2}} | sections, "task.yaml")
+    minimal = {"name": "tickets", "sources": [{"path": "x"}], "base": {"path": "m", "license": "mit"}}
+    return task_from(minimal | {"quality": {"min_rows": 2}} | sections, "task.yaml")
 
 
 def make(store: TaskStore, task: Task, *assets: str) -> Artifact:
@@ -101,7 +101,7 @@ def states(store: TaskStore, task: Task) -> list[str]:
     return [each.state for each in plan(task, store)]
 
 
-def test_what_is_made_is_not_made_again(store: TaskStore) -> None:
+def test_a_fresh_artifact_is_reused(store: TaskStore) -> None:
     task = declare()
     assert states(store, task) == ["missing"] * 3
     first = make(store, task)
@@ -112,7 +112,7 @@ def test_what_is_made_is_not_made_again(store: TaskStore) -> None:
     assert MADE[3:] == ["data_split"]
 
 
-def test_the_manifest_says_what_it_was_made_from(store: TaskStore) -> None:
+def test_the_manifest_records_inputs_and_declaration(store: TaskStore) -> None:
     task = declare()
     made = make(store, task)
     raw = store.current("raw_examples")
@@ -124,7 +124,7 @@ def test_the_manifest_says_what_it_was_made_from(store: TaskStore) -> None:
     store.verify(made)
 
 
-def test_new_rows_outside_make_everything_stale(store: TaskStore) -> None:
+def test_a_changed_fingerprint_makes_everything_stale(store: TaskStore) -> None:
     make(store, declare())
     RAW.append("three")
     assert states(store, declare()) == ["stale"] * 3
@@ -136,7 +136,7 @@ def test_a_changed_section_makes_only_its_step_stale(store: TaskStore) -> None:
     make(store, declare())
     changed = declare(split={"seed": 12})
     assert states(store, changed) == ["fresh", "fresh", "stale"]
-    assert states(store, declare(train={"num_epochs": 1})) == ["fresh"] * 3  # nobody here reads that
+    assert states(store, declare(train={"num_epochs": 1})) == ["fresh"] * 3  # no step reads that section
 
 
 def test_a_new_version_of_the_code_makes_its_step_stale(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,10 +145,10 @@ def test_a_new_version_of_the_code_makes_its_step_stale(store: TaskStore, monkey
     assert states(store, declare()) == ["fresh", "fresh", "stale"]
 
 
-def test_going_back_to_an_earlier_declaration_finds_its_artifact_and_points_to_it(store: TaskStore) -> None:
+def test_an_earlier_declaration_reuses_its_artifact(store: TaskStore) -> None:
     before = make(store, declare())
     make(store, declare(split={"seed": 12}))
-    assert states(store, declare()) == ["fresh", "fresh", "stale"]  # there, but another one counts now
+    assert states(store, declare()) == ["fresh", "fresh", "stale"]  # it exists, but another one is current
     MADE.clear()
     assert make(store, declare()) == before
     assert MADE == []
@@ -156,46 +156,44 @@ def test_going_back_to_an_earlier_declaration_finds_its_artifact_and_points_to_i
     assert states(store, declare()) == ["fresh"] * 3
 
 
-def test_an_input_that_is_missing_is_named(store: TaskStore) -> None:
+def test_a_missing_input_is_named(store: TaskStore) -> None:
     with pytest.raises(GateRefused, match="data_split needs raw_examples, which has not been made yet"):
         make(store, declare(), "data_split")
 
 
-def test_a_gate_that_has_not_judged_refuses(store: TaskStore) -> None:
-    with pytest.raises(GateRefused, match="data_quality has not judged raw_examples"):
+def test_a_gate_without_a_verdict_blocks(store: TaskStore) -> None:
+    with pytest.raises(GateRefused, match="Gate data_quality has no verdict for raw_examples"):
         make(store, declare(), "raw_examples", "data_split")
 
 
-def test_a_gate_that_said_no_refuses_and_its_verdict_is_kept(store: TaskStore) -> None:
-    with pytest.raises(GateRefused, match="data_quality refused raw_examples: too few rows"):
+def test_a_failed_gate_blocks_and_its_verdict_is_stored(store: TaskStore) -> None:
+    with pytest.raises(GateRefused, match="Gate data_quality failed for raw_examples: too few rows"):
         make(store, declare(quality={"min_rows": 3}))
     gate = store.current("data_quality")
     assert gate is not None and gate.verdict is not None and not gate.verdict.passed
     assert "data_split" not in MADE
 
 
-def test_a_verdict_about_other_rows_refuses(store: TaskStore) -> None:
+def test_a_verdict_about_other_data_blocks(store: TaskStore) -> None:
     make(store, declare())
     RAW.append("three")
-    with pytest.raises(GateRefused, match="data_quality judged other data"):
+    with pytest.raises(GateRefused, match="Gate data_quality checked other data"):
         make(store, declare(), "raw_examples", "data_split")
 
 
-def test_a_verdict_under_other_thresholds_refuses(store: TaskStore) -> None:
+def test_a_verdict_under_other_thresholds_blocks(store: TaskStore) -> None:
     make(store, declare())
     stricter = declare(quality={"min_rows": 3}, split={"seed": 12})
-    with pytest.raises(
-        GateRefused, match=r"judged by other rules: `quality` in task.yaml changed since\n.*data_quality"
-    ):
+    with pytest.raises(GateRefused, match=r"used other settings: `quality` in task.yaml changed since\n.*data_quality"):
         make(store, stricter, "data_split")
 
 
 @pytest.mark.parametrize(
-    ("raw", "error", "said"), [("boom", RuntimeError, "boom"), ("full", StorageError, "no room left")]
+    ("raw", "error", "message"), [("boom", RuntimeError, "boom"), ("full", StorageError, "no room left")]
 )
-def test_a_stage_that_fails_leaves_nothing(store: TaskStore, raw: str, error: type[Exception], said: str) -> None:
+def test_a_failed_stage_leaves_no_artifact(store: TaskStore, raw: str, error: type[Exception], message: str) -> None:
     RAW.append(raw)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         make(store, declare())
     assert store.current("data_split") is None
     assert list((store.local_root / ".work").iterdir()) == []
@@ -203,8 +201,8 @@ def test_a_stage_that_fails_leaves_nothing(store: TaskStore, raw: str, error: ty
     assert make(store, declare()).path("half.txt").exists()
 
 
-def test_an_input_that_was_edited_by_hand_is_refused_by_name(store: TaskStore) -> None:
-    """Also when it has its old size and time."""
+def test_an_input_edited_by_hand_is_an_error(store: TaskStore) -> None:
+    """Also when size and modification time are unchanged."""
     raw = make(store, declare(), "raw_examples")
     make(store, declare(), "data_quality")
     path = raw.path("rows.txt")
@@ -216,10 +214,18 @@ def test_an_input_that_was_edited_by_hand_is_refused_by_name(store: TaskStore) -
     assert str(raw.folder) in refused.value.hint
     assert "data_split" not in MADE
     shutil.rmtree(raw.folder)
-    assert make(store, declare()).path("half.txt").exists(), "what the hint says helps"
+    assert make(store, declare()).path("half.txt").exists(), "the hint works"
 
 
-def test_a_manifest_that_was_edited_with_its_file_is_refused(store: TaskStore) -> None:
+def test_an_artifact_whose_file_is_missing_is_not_fresh_and_is_made_again(store: TaskStore) -> None:
+    first = make(store, declare())
+    first.path("half.txt").unlink()
+    assert states(store, declare()) == ["fresh", "fresh", "missing"]
+    assert make(store, declare()).content_hash == first.content_hash
+    assert states(store, declare()) == ["fresh"] * 3
+
+
+def test_a_manifest_edited_together_with_its_file_is_an_error(store: TaskStore) -> None:
     raw = make(store, declare(), "raw_examples")
     make(store, declare(), "data_quality")
     raw.path("rows.txt").write_text("one\ntoo", "utf-8")
@@ -230,12 +236,12 @@ def test_a_manifest_that_was_edited_with_its_file_is_refused(store: TaskStore) -
         make(store, declare(), "data_split")
 
 
-def test_whatever_uses_the_split_reads_it_through_here() -> None:
+def test_every_user_of_the_split_declares_it_as_an_input() -> None:
     for asset in ("adapter", "baseline_report", "eval_report", "release_decision", "registered_model"):
         assert "data_split" in graph.BY_NAME[asset].needs
 
 
-def test_two_runs_at_a_time_make_an_asset_once(store: TaskStore) -> None:
+def test_two_concurrent_runs_make_an_asset_once(store: TaskStore) -> None:
     make(store, declare(), "raw_examples", "data_quality")
     threads = [threading.Thread(target=make, args=(store, declare(), "data_split")) for _ in range(2)]
     for thread in threads:
@@ -245,7 +251,7 @@ def test_two_runs_at_a_time_make_an_asset_once(store: TaskStore) -> None:
     assert MADE.count("data_split") == 1
 
 
-def test_a_task_is_opened_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_is_opened_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_DATA", str(tmp_path))
     (tmp_path / "tickets").mkdir()
     text = "name: tickets\nsources: [{path: a.csv}]\nbase: {path: m, license: mit}\n"
@@ -255,7 +261,7 @@ def test_a_task_is_opened_by_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
     assert opened.local_root == tmp_path / "tickets"
 
 
-def test_the_real_graph_is_in_order_and_names_only_what_there_is() -> None:
+def test_the_graph_is_ordered_and_refers_to_existing_assets_and_sections() -> None:
     seen: set[str] = set()
     for step in graph.STEPS:
         assert {*step.needs, *step.after, *(gate for gate, _ in step.gates)} <= seen, step.asset
@@ -267,10 +273,10 @@ def test_the_real_graph_is_in_order_and_names_only_what_there_is() -> None:
     assert "data_split" not in graph.downstream("adapter")
 
 
-def test_what_the_work_would_go_on_from_stays_until_the_artifact_is_there(
+def test_checkpoints_are_kept_until_the_artifact_is_committed(
     store: TaskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A finished training must not be lost because there was no room for its manifest."""
+    """A finished training must not be lost because the disk is full when its manifest is written."""
     monkeypatch.chdir(tmp_path)
     UNFINISHED.mkdir()
     task = declare()

@@ -1,12 +1,13 @@
-"""Stage 2: rows are fixed where that is safe, dropped with a reason where it is not; every change is in the ledger.
+"""Stage 2: fixes rows where that is safe, and drops the others with a reason; every change is in the ledger.
 
-fix.py          the rules that fix a text, in order: mojibake, control, markup, space
-answers.py       what a good answer is, and the one form it is given
-pii.py      e-mail, phone, card, IBAN, IP, SSN: found and masked
-similarity.py    how alike texts are, what many share left out (over shingles.py);  passages.py: long passages, cut out
-normalize.py     what is the same text
-minhash.py          near duplicates by MinHash, verified exactly;  exact.py: all near duplicates between two sides
-duplicates.py    exact and near duplicates, contradictions, conflicts
-row_cleaner.py        all rules for one row;  lengths.py: tokens
-pipeline.py          the pure core: all of the above on all rows;  assets.py: the asset `clean_examples`
+row_rules.py      the table of rules for one row;  row_cleaner.py: applies them
+text_fixes.py     the table of text fixes: encoding, control characters, HTML (markup.py), white space
+answers.py        whether an answer is in the declared format, and its canonical form
+pii.py            e-mail, phone, card, IBAN, IP, SSN: found and masked
+lengths.py        bounds on tokens
+duplicates.py     exact and near duplicates, contradictions, conflicts
+normalize.py      when two texts are identical, and the form in which similar texts are compared
+similarity.py     the definition of near duplicates, over sets of 5-grams (shingles.py) without long shared passages
+                  (passages.py): found by MinHash and verified exactly (minhash.py), or all found (exact.py)
+pipeline.py       all of the above on all rows;  assets.py: the asset `clean_examples`
 """

@@ -1,14 +1,13 @@
-"""What a good answer is: `parse` reads one, `problem` says what is wrong with it, `normalize_answer` gives it its one
-form.
+"""Validates answers against the declared format, and writes them in their canonical form.
 
-Used wherever an answer is judged: cleaning, quality gate, review, scoring, serving. `parse` is strict on purpose: what
-a program that reads the answers could not read is wrong here too. `lenient` is for scoring: it takes the answer out of
-what a model wrote around it, for every variant alike, so that a comparison is about what was answered.
+Used for completions and for answers of a model: cleaning, quality gate, review, scoring, serving. `parse` is strict: an
+answer that a program could not read is an error here too. `lenient` is for scoring: it extracts the answer from the
+text that a model wrote around it, in the same way for every variant, so that variants are compared by their answers.
 
     parse('{"intent": "delivery"}', spec)           # {"intent": "delivery"}
     problem('{"intent": "delivry"}', spec)          # "intent: 'delivry' is not one of the 10 allowed values"
     normalize_answer('{ "intent": "Delivery " }', spec)
-    # ('{"intent": "delivery"}', ["completion-label", "completion-form"])
+    # ('{"intent": "delivery"}', ["completion-label"])
     lenient('Sure: {"intent": "Delivery"}', spec)   # '{"intent": "delivery"}'
 """
 
@@ -26,7 +25,7 @@ from finetune_pipeline.config.answer_schema import validator_of
 _FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*?)\n?```\Z", re.DOTALL | re.IGNORECASE)
 _QUOTES = " \t\r\n\"'`*“”„‘’«»"  # around a label; with the asterisks of Markdown's bold
 _END_MARKS = ".,;:!?…"
-_SHOWN = 40  # characters of a wrong value that a complaint quotes
+_SHOWN = 40  # characters of an invalid value that a message quotes
 _decoder = json.JSONDecoder()
 _validators: dict[int, tuple[Any, Any]] = {}
 
@@ -38,7 +37,7 @@ class Truncated(ValueError):
 def parse(text: str, spec: AnswerFormat) -> Any:
     """The answer as a value: an object (json), a declared label, or the text.
 
-    Raises ValueError with a complaint that a person can read; Truncated (a ValueError) where JSON breaks off.
+    Raises ValueError with a message for people; Truncated (a ValueError) where JSON ends early.
     """
     bare = text.strip()
     if not bare:
@@ -51,74 +50,72 @@ def parse(text: str, spec: AnswerFormat) -> Any:
 
 
 def problem(text: str, spec: AnswerFormat) -> str | None:
-    """What is wrong with this answer, in words; None for a good one."""
+    """What is wrong with this answer, in words; None for a valid one."""
     try:
         parse(text, spec)
-    except ValueError as complaint:
-        return str(complaint)
+    except ValueError as error:
+        return str(error)
     return None
 
 
 def normalize_answer(text: str, spec: AnswerFormat) -> tuple[str, list[str]]:
-    """The answer in its one form, and the slugs of what was changed; unchanged where that would be a guess.
+    """The answer in its canonical form, and the slugs of the changes; unchanged where the form is ambiguous.
 
-    answer-fence: a Markdown fence around JSON is taken off; completion-label: a label (or an enumerated value) is
-    spelled
-    as declared, where case and outer space alone differ and one spelling fits; completion-form: JSON is written with
-    the
-    schema's order of keys and usual spacing, so that the model learns one form; answer-space: outer space is taken off.
+    completion-fence: a Markdown fence around JSON is removed. completion-label: a label (or an enumerated value) is
+    spelled as declared, where only case and outer space differ and one spelling matches. completion-form: JSON is
+    written with the schema's order of keys and usual spacing, so that the model learns one form. completion-space:
+    outer space is removed.
     """
     bare = text.strip()
     if spec.format == "label":
         label = _declared(bare, spec.labels)
         return (label, ["completion-label"]) if label != text else (text, [])
     if spec.format == "text":
-        return (bare, ["answer-space"]) if bare != text else (text, [])
+        return (bare, ["completion-space"]) if bare != text else (text, [])
     fenced = _FENCE.match(bare)
-    inside = fenced[1] if fenced else bare
+    inner = fenced[1] if fenced else bare
     try:
-        value = load(inside)
+        value = load(inner)
     except ValueError:
-        return text, []  # what is no JSON is dropped as it was found
-    ordered, spelled = _conform(value, spec.json_schema or {})
+        return text, []  # a text that is not JSON is dropped unchanged
+    ordered, respelled = _conform(value, spec.json_schema or {})
     written = dump(ordered)
     rules = {
-        "answer-fence": fenced is not None,
-        "completion-label": spelled,
-        "completion-form": written != inside and not spelled,
+        "completion-fence": fenced is not None,
+        "completion-label": respelled,
+        "completion-form": written != inner and not respelled,
     }
     return written, [slug for slug, applies in rules.items() if applies]
 
 
 def lenient(text: str, spec: AnswerFormat) -> str:
-    """The answer within what a model wrote, in its one form (`normalize_answer`); unchanged where that would be a
-    guess.
+    """The answer within a model's output, in its canonical form (`normalize_answer`); unchanged where it is ambiguous.
 
-    label: the declared label that differs in case, quotes around it, outer space and end marks only. json: the one
+    label: the declared label that differs only in case, quotes around it, outer space and end marks. json: the one
     object in a Markdown fence or between other words; key order and enumerated values as `normalize_answer` writes
-    them. text: outer space is taken off. What comes out may still break the schema: `problem` says so.
+    them. text: outer space is removed. The result may still break the schema, which `problem` reports.
     """
     if spec.format == "label":
         return _label(text, spec.labels)
-    found = None if spec.format == "text" or _is_json(text) else _only_object(text)
-    return normalize_answer(text if found is None else found, spec)[0]
+    json_object = None if spec.format == "text" or _is_json(text) else _only_object(text)
+    return normalize_answer(text if json_object is None else json_object, spec)[0]
 
 
 def load(text: str) -> Any:
-    """Strict JSON: a key given twice, NaN and Infinity are errors too. ValueError, or Truncated."""
+    """Strict JSON: a repeated key, NaN and Infinity are errors too. Raises ValueError, or Truncated."""
     try:
         return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
         if at_end and text.lstrip()[:1] in ("{", "["):
             raise Truncated(f"the JSON ends early, after {len(text)} characters") from error
-        raise ValueError(f"no JSON: {error.msg} at character {error.pos + 1}") from error
+        raise ValueError(f"invalid JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError as error:
-        raise ValueError("no JSON: nested too deeply") from error
+        raise ValueError("invalid JSON: nested too deeply") from error
 
 
 def dump(value: Any) -> str:
-    """JSON as answers are written: one line, a space after comma and colon, letters as they are."""
+    """JSON in the form of answers: one line, a space after comma and colon, non-ASCII letters not escaped."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -127,28 +124,28 @@ def _parse_json(text: str, spec: AnswerFormat) -> Any:
     errors = _validator(spec.json_schema or {}).iter_errors(value)
     first = min(errors, key=lambda error: (list(map(str, error.absolute_path)), error.message), default=None)
     if first is not None:
-        raise ValueError(_complaint(first))
+        raise ValueError(_message(first))
     return value
 
 
 def _validator(schema: Mapping[str, Any]) -> Any:
-    """Compiled once for each declared schema: found by identity, since a schema cannot be hashed."""
-    known = _validators.get(id(schema))
-    if known is None or known[0] is not schema:
-        known = _validators[id(schema)] = (schema, validator_of(schema))
-    return known[1]
+    """The validator of a schema, compiled once; cached by identity, since a schema cannot be hashed."""
+    cached = _validators.get(id(schema))
+    if cached is None or cached[0] is not schema:
+        cached = _validators[id(schema)] = (schema, validator_of(schema))
+    return cached[1]
 
 
-def _complaint(error: Any) -> str:
-    """The schema's complaint, short, and without personal data: it stands in ledgers and reports."""
+def _message(error: Any) -> str:
+    """A validation error of jsonschema, short and without personal data, for ledgers and reports."""
     where = ".".join(str(part) for part in error.absolute_path)
     prefix = f"{where}: " if where else ""
     value, rule = _quoted(error.instance), error.validator
     if rule == "enum":
         return f"{prefix}{value} is not one of the {len(error.validator_value)} allowed values"
     if rule == "type":
-        wanted = error.validator_value
-        return f"{prefix}{value} is no {wanted if isinstance(wanted, str) else ' or '.join(wanted)}"
+        types = error.validator_value
+        return f"{prefix}{value} is not of type {types if isinstance(types, str) else ' or '.join(types)}"
     if rule == "pattern":
         return f"{prefix}{value} does not match {error.validator_value}"
     if rule in ("required", "additionalProperties"):
@@ -164,12 +161,12 @@ def _quoted(value: Any) -> str:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        raise ValueError("no JSON object: a key is given twice")
+        raise ValueError("invalid JSON: a key is repeated")
     return result
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"no JSON: {name}")
+    raise ValueError(f"invalid JSON: {name}")
 
 
 def _declared(text: str, allowed: Iterable[Any]) -> str:
@@ -178,18 +175,18 @@ def _declared(text: str, allowed: Iterable[Any]) -> str:
     spellings = [value for value in allowed if isinstance(value, str)]
     if bare in spellings:
         return bare
-    same = [value for value in spellings if value.casefold() == bare.casefold()]
-    return same[0] if len(same) == 1 else text
+    matches = [value for value in spellings if value.casefold() == bare.casefold()]
+    return matches[0] if len(matches) == 1 else text
 
 
 def _label(text: str, labels: Sequence[str]) -> str:
-    """The declared label that `text` stands for: with its end marks, if a label has any, else without."""
+    """The declared label that `text` names: with its end marks, if a label has any, else without."""
     for written in (text, text.strip(_QUOTES)):
-        found = _declared(written, labels)
-        if found in labels:
-            return found
-    same = [label for label in labels if _bare(label) == _bare(text)]
-    return same[0] if len(same) == 1 and _bare(text) else text
+        label = _declared(written, labels)
+        if label in labels:
+            return label
+    matches = [label for label in labels if _bare(label) == _bare(text)]
+    return matches[0] if len(matches) == 1 and _bare(text) else text
 
 
 def _bare(label: str) -> str:
@@ -205,7 +202,7 @@ def _is_json(text: str) -> bool:
 
 
 def _only_object(text: str) -> str | None:
-    """The only JSON object in a text of other words; None where there is none, or a second, broken or listed one."""
+    """The only JSON object in a text; None where there is none, or a second, an incomplete or a listed one."""
     start = text.find("{")
     if start < 0 or text[:start].rstrip().endswith("["):
         return None
@@ -213,17 +210,17 @@ def _only_object(text: str) -> str | None:
         _, end = _decoder.raw_decode(text, start)
     except (json.JSONDecodeError, RecursionError):
         return None
-    found = text[start:end]
-    return None if "{" in text[end:] or not _is_json(found) else found
+    json_object = text[start:end]
+    return None if "{" in text[end:] or not _is_json(json_object) else json_object
 
 
 def _conform(value: Any, schema: Any) -> tuple[Any, bool]:
-    """`value` with its keys in the schema's order and its enumerated texts as declared; whether a text was changed."""
+    """(`value` with keys in the schema's order and enumerated texts as declared, whether a text was changed)."""
     if not isinstance(schema, Mapping):
         return value, False
     if isinstance(value, str) and "enum" in schema:
-        spelled = _declared(value, schema["enum"])
-        return spelled, spelled != value
+        declared = _declared(value, schema["enum"])
+        return declared, declared != value
     if isinstance(value, list):
         items = [_conform(item, schema.get("items")) for item in value]
         return [item for item, _ in items], any(changed for _, changed in items)

@@ -1,17 +1,18 @@
-"""Rows that say the same twice, and rows that contradict each other.
+"""Drops duplicate rows and rows that contradict each other.
 
-exact-duplicate   the identical question with the identical answer: the first in order of input stays. Identical means
-                  every character (normalize.py): "polish" and "Polish" are two questions
-contradiction     the identical question with different answers: all of them go, since nobody knows which is right.
-                  Not where answers are free text: there one question may have several good answers
-near-duplicate    nearly the same question with the same answer: the first in order of input stays. Under another
-                  instruction the same text is another question
+exact-duplicate   the identical prompt with the identical completion: the first in order of input is kept. Identical
+                  means every character (normalize.py): "polish" and "Polish" are two prompts
+contradiction     the identical prompt with different completions: all of them are dropped, since none is known to be
+                  right. Not where answers are free text: there a prompt may have several good completions
+near-duplicate    a nearly identical prompt with the same completion: the first in order of input is kept. The same text
+                  under another instruction is another prompt
 
-A question that is nearly the same and has another answer may be right, and stays ("40 C" and "-40 C"). Where the two
-differ in nothing but case, punctuation, light words ("please") or spelling, they are a conflict, for people to look at.
+A prompt that is nearly identical and has another completion may be right, and is kept ("40 C" and "-40 C"). Where the
+two differ in nothing but case, punctuation, light words ("please") or spelling, they are a conflict, which is shown to
+the reviewers.
 
-In this order: a contradiction is evidence that no later rule may remove. Pure: values in, records out. What it is not:
-how alike two texts are (similarity.py).
+The order is as above: a contradiction is evidence that no later rule may remove. How alike two texts are is defined in
+similarity.py.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from dataclasses import dataclass
 from finetune_pipeline.clean.normalize import identity, normalize
 from finetune_pipeline.clean.similarity import measure, resemblance
 from finetune_pipeline.config import AnswerFormat, Clean
-from finetune_pipeline.records import Drop, Example, Json, Message
+from finetune_pipeline.records import Drop, Example, Message
 
 STAGE = "clean"
 _SPELLING = 0.8  # SequenceMatcher's ratio from which two words are one, misspelled
-# Words whose presence changes no answer. Neither negations nor directions (to, from, without) are among them.
+# Words that change no completion. Neither negations nor directions (to, from, without) are among them.
 _LIGHT = frozenset((
     "a", "am", "an", "and", "are", "been", "hello", "hey", "hi", "i", "im", "is", "it", "its", "ive", "just", "me",
     "my", "now", "of", "oh", "ok", "okay", "our", "please", "pls", "plz", "really", "so", "still", "thank", "thanks",
@@ -36,33 +37,65 @@ _LIGHT = frozenset((
 ))  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Duplicates:
-    """What was found: the rows that stay, the drops, and a line for each duplicate of a kept row (clusters.jsonl:
-    {"kept": id, "dropped": id, "similarity": 0.93}); `conflicts` among the kept rows (conflicts.jsonl: {"rows": [id,
-    id], "origins": [..], "similarity": 0.97}), the most alike first; how many questions have `several_answers`, and in
-    how many rows; and what the similarity left out of account (see similarity.py)."""
+@dataclass(frozen=True, slots=True)
+class DuplicatePair:
+    """A line of clusters.jsonl: the ids of a kept row and of its dropped duplicate, and their similarity (0 to 1)."""
 
-    kept: tuple[Example, ...]
-    drops: tuple[Drop, ...]
-    clusters: tuple[dict[str, str | float], ...]
-    conflicts: tuple[dict[str, Json], ...] = ()
-    several_answers: tuple[int, int] = (0, 0)
+    kept: str
+    dropped: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A line of conflicts.jsonl: ids and origins of two kept rows, and their similarity (0 to 1)."""
+
+    rows: tuple[str, str]
+    origins: tuple[str, str]
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class SeveralCompletions:
+    """How many prompts have several completions that are all kept, and in how many rows."""
+
+    prompts: int = 0
+    rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarityFigures:
+    """What the comparison left out (similarity.py): the share of 5-grams that many rows share (0 to 1), and how many
+    rows need a higher similarity since they come from a template."""
+
     ignored_grams: float = 0.0
     rows_of_templates: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """One row, with what makes two rows the identical question, and the identical answer."""
+@dataclass(frozen=True)
+class Duplicates:
+    """The kept rows, in order of input; the drops; the pairs of duplicates; the conflicts among the kept rows, the most
+    alike first; and figures."""
 
-    row: Example
+    kept: tuple[Example, ...]
+    drops: tuple[Drop, ...]
+    pairs: tuple[DuplicatePair, ...]
+    conflicts: tuple[Conflict, ...]
+    several_completions: SeveralCompletions
+    similarity: SimilarityFigures
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """An example, with the texts that two identical prompts, or two identical completions, have in common."""
+
+    example: Example
     prompt: str
-    answer: str
+    completion: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Twin:
+class _Duplicate:
     """`dropped` repeats `kept`, which comes before it."""
 
     kept: Example
@@ -74,43 +107,41 @@ class _Twin:
         detail = f"of {self.kept.id} ({self.kept.origin}){shown}"
         return Drop(self.dropped.id, self.dropped.origin, STAGE, reason, detail)
 
-    def line(self) -> dict[str, str | float]:
-        return {"kept": self.kept.id, "dropped": self.dropped.id, "similarity": round(self.similarity, 4)}
+    def pair(self) -> DuplicatePair:
+        return DuplicatePair(self.kept.id, self.dropped.id, round(self.similarity, 4))
 
 
-def without_duplicates(rows: Sequence[Example], rules: Clean, answer: AnswerFormat) -> Duplicates:
-    """Drop exact duplicates, contradictions (where declared), and near duplicates. The order of rows stays."""
-    said = [_Said(row, _prompt_identity(row), identity(row.completion)) for row in rows]
-    exact = _exact(said)
-    repeated = {twin.dropped.id for twin in exact}
-    said = [one for one in said if one.row.id not in repeated]
-    several = _several_answers(said)
+def without_duplicates(examples: Sequence[Example], rules: Clean, answer: AnswerFormat) -> Duplicates:
+    """Drop exact duplicates, contradictions (where declared), and near duplicates."""
+    rows = [_Row(row, _prompt_identity(row), identity(row.completion)) for row in examples]
+    exact = _exact_duplicates(rows)
+    rows = _without(rows, {duplicate.dropped.id for duplicate in exact})
+    same_prompt_groups = _same_prompt_groups(rows)
     may_differ = answer.format == "text" or rules.contradictions == "keep"
-    against = [] if may_differ else several
-    drops = [twin.drop("exact-duplicate") for twin in exact]
-    drops += [drop for group in against for drop in _contradictions(group)]
-    gone = {drop.id for drop in drops}
-    said = [one for one in said if one.row.id not in gone]
-    similarity = measure([prompt_text(one.row) for one in said], rules.near_duplicate_threshold)
-    near = list(similarity.pairs())
-    alike = _alike(said, near, rules.near_duplicate_threshold) if rules.near_duplicate_threshold < 1 else []
-    drops += [twin.drop("near-duplicate") for twin in alike]
-    gone = {drop.id for drop in drops}
-    conflicts = [] if may_differ else _conflicts(said, near, gone)
-    stay = several if may_differ else []
+    contradictions = [drop for group in same_prompt_groups for drop in _contradictions(group)] if not may_differ else []
+    rows = _without(rows, {drop.id for drop in contradictions})
+    similarity = measure([prompt_text(row.example) for row in rows], rules.near_duplicate_threshold)
+    near_pairs = list(similarity.pairs())
+    near = _near_duplicates(rows, near_pairs, rules.near_duplicate_threshold)
+    dropped = {duplicate.dropped.id for duplicate in near}
+    conflicts = [] if may_differ else _conflicts(rows, near_pairs, dropped)
+    kept_groups = same_prompt_groups if may_differ else []
     return Duplicates(
-        tuple(one.row for one in said if one.row.id not in gone),
-        tuple(drops),
-        tuple(twin.line() for twin in (*exact, *alike)),
+        tuple(row.example for row in _without(rows, dropped)),
+        (
+            *(duplicate.drop("exact-duplicate") for duplicate in exact),
+            *contradictions,
+            *(duplicate.drop("near-duplicate") for duplicate in near),
+        ),
+        tuple(duplicate.pair() for duplicate in (*exact, *near)),
         tuple(conflicts),
-        (len(stay), sum(map(len, stay))),
-        similarity.ignored,
-        sum(similarity.raised().values()),
+        SeveralCompletions(len(kept_groups), sum(map(len, kept_groups))),
+        SimilarityFigures(similarity.ignored, sum(similarity.raised().values())),
     )
 
 
 def prompt_text(row: Example) -> str:
-    """All that comes before the answer, as it is compared with other rows."""
+    """All messages before the completion, normalized, as they are compared with those of other rows."""
     return " ".join(normalize(m.content) for m in _before_completion(row))
 
 
@@ -122,59 +153,68 @@ def _before_completion(row: Example) -> tuple[Message, ...]:
     return row.messages[:-1] if row.ends_with_completion else row.messages
 
 
-def _exact(said: Iterable[_Said]) -> list[_Twin]:
-    first: dict[tuple[str, str], _Said] = {}
-    firsts = ((first.setdefault((one.prompt, one.answer), one), one) for one in said)
-    return [_Twin(kept.row, one.row) for kept, one in firsts if kept is not one]
+def _without(rows: Sequence[_Row], ids: set[str]) -> list[_Row]:
+    return [row for row in rows if row.example.id not in ids]
 
 
-def _several_answers(said: Iterable[_Said]) -> list[list[_Said]]:
-    """The rows of each question that is asked more than once; without exact duplicates their answers all differ."""
-    asked: dict[str, list[_Said]] = defaultdict(list)
-    for one in said:
-        asked[one.prompt].append(one)
-    return [group for group in asked.values() if len(group) > 1]
+def _exact_duplicates(rows: Iterable[_Row]) -> list[_Duplicate]:
+    first: dict[tuple[str, str], _Row] = {}
+    pairs = ((first.setdefault((row.prompt, row.completion), row), row) for row in rows)
+    return [_Duplicate(kept.example, row.example) for kept, row in pairs if kept is not row]
 
 
-def _contradictions(group: Sequence[_Said]) -> Iterator[Drop]:
-    for one in group:
-        named = [other.row.id for other in group[:4] if other is not one][:3]
-        more = f" and {len(group) - 1 - len(named)} more" if len(group) - 1 > len(named) else ""
-        detail = f"the same question has another answer in {', '.join(named)}{more}"
-        yield Drop(one.row.id, one.row.origin, STAGE, "contradiction", detail)
+def _same_prompt_groups(rows: Iterable[_Row]) -> list[list[_Row]]:
+    """The rows of each prompt that occurs more than once; without exact duplicates all their completions differ."""
+    by_prompt: dict[str, list[_Row]] = defaultdict(list)
+    for row in rows:
+        by_prompt[row.prompt].append(row)
+    return [group for group in by_prompt.values() if len(group) > 1]
 
 
-def _conflicts(said: Sequence[_Said], near: Iterable[tuple[int, int, float]], gone: set[str]) -> list[dict[str, Json]]:
-    """Pairs of rows that stay, whose questions differ in nothing that should matter and whose answers do."""
-    found: list[dict[str, Json]] = []
-    for i, j, similarity in sorted(near, key=lambda pair: (-pair[2], pair[0], pair[1])):
-        one, other = said[i], said[j]
-        if one.answer == other.answer or {one.row.id, other.row.id} & gone:
+def _contradictions(group: Sequence[_Row]) -> Iterator[Drop]:
+    for row in group:
+        others = [other.example.id for other in group[:4] if other is not row][:3]
+        more = f" and {len(group) - 1 - len(others)} more" if len(group) - 1 > len(others) else ""
+        detail = f"the same prompt has another completion in {', '.join(others)}{more}"
+        yield Drop(row.example.id, row.example.origin, STAGE, "contradiction", detail)
+
+
+def _conflicts(rows: Sequence[_Row], near_pairs: Iterable[tuple[int, int, float]], dropped: set[str]) -> list[Conflict]:
+    """Pairs of kept rows whose prompts differ in nothing that should matter and whose completions differ."""
+    conflicts: list[Conflict] = []
+    for i, j, similarity in sorted(near_pairs, key=lambda pair: (-pair[2], pair[0], pair[1])):
+        left, right = rows[i].example, rows[j].example
+        if rows[i].completion == rows[j].completion or {left.id, right.id} & dropped:
             continue
-        if same_prompt(prompt_text(one.row), prompt_text(other.row)):
-            rows, origins = [one.row.id, other.row.id], [one.row.origin, other.row.origin]
-            found.append({"rows": rows, "origins": origins, "similarity": round(similarity, 4)})
-    return found
+        if same_prompt(prompt_text(left), prompt_text(right)):
+            conflicts.append(Conflict((left.id, right.id), (left.origin, right.origin), round(similarity, 4)))
+    return conflicts
 
 
-def _alike(said: Sequence[_Said], near: Iterable[tuple[int, int, float]], threshold: float) -> list[_Twin]:
-    """A row goes if a row before it stays, is near (also with all that many rows share), and says the same. No chains:
-    what only resembles a row that goes stays."""
-    found: dict[int, _Twin] = {}
-    for i, j, similarity in sorted(near, key=lambda pair: (pair[1], -pair[2], pair[0])):
-        same = i not in found and j not in found and said[i].answer == said[j].answer
-        if same and resemblance(prompt_text(said[i].row), prompt_text(said[j].row)) >= threshold:
-            found[j] = _Twin(said[i].row, said[j].row, similarity)
-    return list(found.values())
+def _near_duplicates(
+    rows: Sequence[_Row], near_pairs: Iterable[tuple[int, int, float]], threshold: float
+) -> list[_Duplicate]:
+    """A row is dropped if a kept row before it is near (also as a whole text) and has the same completion. No chains:
+    a row that is near a dropped row only is kept."""
+    if threshold >= 1:
+        return []
+    duplicates: dict[int, _Duplicate] = {}
+    for i, j, similarity in sorted(near_pairs, key=lambda pair: (pair[1], -pair[2], pair[0])):
+        left, right = rows[i], rows[j]
+        if i in duplicates or j in duplicates or left.completion != right.completion:
+            continue
+        if resemblance(prompt_text(left.example), prompt_text(right.example)) >= threshold:
+            duplicates[j] = _Duplicate(left.example, right.example, similarity)
+    return list(duplicates.values())
 
 
-def same_prompt(one: str, other: str) -> bool:
-    """Whether two normalized questions differ in nothing that could change the answer: light words and spelling."""
-    left, right = ([word for word in text.split() if word not in _LIGHT] for text in (one, other))
-    return len(left) == len(right) and all(a == b or _misspelled(a, b) for a, b in zip(left, right, strict=True))
+def same_prompt(left: str, right: str) -> bool:
+    """Whether two normalized prompts differ in nothing that could change the completion: light words and spelling."""
+    words, others = ([word for word in text.split() if word not in _LIGHT] for text in (left, right))
+    return len(words) == len(others) and all(a == b or _misspelled(a, b) for a, b in zip(words, others, strict=True))
 
 
-def _misspelled(one: str, other: str) -> bool:
-    """One word, spelled in two ways. Numbers have no spelling, and a first letter is often a prefix (lock, unlock)."""
-    alike = one.isalpha() and other.isalpha() and one[0] == other[0]
-    return alike and difflib.SequenceMatcher(None, one, other).ratio() >= _SPELLING
+def _misspelled(left: str, right: str) -> bool:
+    """One word in two spellings. Numbers have no spelling, and a first letter is often a prefix (lock, unlock)."""
+    comparable = left.isalpha() and right.isalpha() and left[0] == right[0]
+    return comparable and difflib.SequenceMatcher(None, left, right).ratio() >= _SPELLING

@@ -1,8 +1,8 @@
-"""Lengths in tokens: rows that are too short or too long for the declared bounds, and the figures for people.
+"""Lengths in tokens: the bounds that a row has to keep, and the quantiles for the report.
 
-The counter is an argument (`base_model.token_counter`), so that nothing here needs a model. Pure.
+The token counter is an argument (`base_model.token_counter`), so that nothing here needs a model.
 
-    measure(rows, system="Sort the message.", count=len_of_each)    # [Length(question=12, answer=3, whole=34), ...]
+    measure(rows, system="Sort the message.", count=counter)    # [Length(prompt=12, completion=3, whole=34), ...]
 """
 
 from __future__ import annotations
@@ -12,23 +12,41 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from finetune_pipeline.config import Clean
-from finetune_pipeline.records import Example, Json
+from finetune_pipeline.records import Example
 
 Counter: TypeAlias = Callable[[Sequence[str]], list[int]]
-MESSAGE_TOKENS = 5  # what ChatML puts around a message: <|im_start|>, role, line end, <|im_end|>, line end
+MESSAGE_TOKENS = 5  # what ChatML adds to a message: <|im_start|>, role, line end, <|im_end|>, line end
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """Tokens of the last question, of the answer, and of the whole row with system prompt and message marks."""
+    """Tokens of the last prompt, of the completion, and of the whole row with system prompt and message marks."""
 
     prompt: int
     completion: int
     whole: int
 
 
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """p50 and p95 (nearest rank) and the maximum."""
+
+    p50: int = 0
+    p95: int = 0
+    max: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LengthQuantiles:
+    """Quantiles of prompt, completion and whole rows, in tokens."""
+
+    prompt: Quantiles = Quantiles()
+    completion: Quantiles = Quantiles()
+    whole: Quantiles = Quantiles()
+
+
 def measure(rows: Sequence[Example], system: str, count: Counter) -> list[Length]:
-    """One Length a row. Every distinct text is counted once."""
+    """One Length for each row. Every distinct text is counted once."""
     chats = [[*(m["content"] for m in row.chat(system)), row.completion] for row in rows]
     distinct = list(dict.fromkeys(text for chat in chats for text in chat) | dict.fromkeys(row.prompt for row in rows))
     tokens = dict(zip(distinct, count(distinct), strict=True))
@@ -42,26 +60,27 @@ def measure(rows: Sequence[Example], system: str, count: Counter) -> list[Length
     ]
 
 
-def complaint(length: Length, rules: Clean) -> tuple[str, str] | None:
-    """(reason, detail) of the drop, or None for a row of fitting length."""
+def out_of_bounds(length: Length, rules: Clean) -> tuple[str, str] | None:
+    """(reason, detail) of the drop for a row outside the declared bounds; None for a row within them."""
     if min(length.prompt, length.completion) < rules.min_tokens:
-        detail = (
-            f"question {length.prompt}, answer {length.completion} tokens; at least {rules.min_tokens} are declared"
-        )
-        return "too-short", detail
+        counts = f"prompt {length.prompt}, completion {length.completion} tokens"
+        return "too-short", f"{counts}; at least {rules.min_tokens} are declared"
     if length.whole > rules.max_tokens:
         return "too-long", f"{length.whole} tokens with the system prompt; at most {rules.max_tokens} are declared"
     return None
 
 
-def figures(lengths: Sequence[Length]) -> dict[str, Json]:
-    """p50, p95 and maximum of question, answer and whole rows, in tokens."""
-    return {name: quantiles([getattr(one, name) for one in lengths]) for name in ("prompt", "completion", "whole")}
+def length_quantiles(lengths: Sequence[Length]) -> LengthQuantiles:
+    """The quantiles of these rows; zeros where there is none."""
+    return LengthQuantiles(
+        _quantiles([length.prompt for length in lengths]),
+        _quantiles([length.completion for length in lengths]),
+        _quantiles([length.whole for length in lengths]),
+    )
 
 
-def quantiles(values: Sequence[int]) -> dict[str, Json]:
-    """p50 and p95 (nearest rank) and the largest."""
+def _quantiles(values: Sequence[int]) -> Quantiles:
     if not values:
-        return {"p50": 0, "p95": 0, "max": 0}
+        return Quantiles()
     ordered = sorted(values)
-    return {"p50": ordered[(len(ordered) - 1) // 2], "p95": ordered[int(0.95 * (len(ordered) - 1))], "max": ordered[-1]}
+    return Quantiles(ordered[(len(ordered) - 1) // 2], ordered[int(0.95 * (len(ordered) - 1))], ordered[-1])

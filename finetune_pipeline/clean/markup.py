@@ -1,7 +1,7 @@
-"""HTML that a text brought along: tags, comments and entities go, their text stays, blocks become lines.
+"""Removes HTML from a text: tags, comments and entities; the text inside is kept, and blocks become lines.
 
-Only what is HTML beyond doubt: a known tag, closed, with attributes that look like attributes; an entity with its
-semicolon. "a < b and c > d", "I <3 it", generics such as List<String> and code between backticks stay.
+Only unambiguous HTML is removed: a known tag, closed, with well-formed attributes; an entity with its semicolon.
+"a < b and c > d", "I <3 it", generics such as List<String> and code between backticks are unchanged.
 
     without_markup("<p>Hi,<br>my order &amp; refund?</p>")    # "Hi,\\nmy order & refund?"
 """
@@ -23,14 +23,13 @@ _TAG = re.compile(
 )
 _ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,7}|#\d{1,7}|#[xX][0-9A-Fa-f]{1,6});")
 _ROUNDS = 4
-_MARK = "\ue000"  # where a block begins or ends (private use: in no text)
+_MARK = "\ue000"  # where a block begins or ends (private use, so that it does not occur in texts)
 _BOUNDARY = re.compile(rf"\s*{_MARK}[\s{_MARK}]*")
 _BLOCK_NAME = re.compile(rf"(?:{_BLOCKS})\Z", re.I)
 
 
 def without_markup(text: str) -> str:
-    """The text without HTML; the very same text where there is none. What was escaped twice is freed twice, so that a
-    second call finds nothing more."""
+    """The text without HTML. Doubly escaped text is unescaped twice, so that a second call changes nothing."""
     for _ in range(_ROUNDS):
         plain = _once(text)
         if plain == text:
@@ -40,7 +39,7 @@ def without_markup(text: str) -> str:
 
 
 def outside_code(rule: Callable[[str], str], text: str) -> str:
-    """`rule` applied to all parts of the text that are not code between backticks.
+    """The text with `rule` applied to all parts that are not code between backticks.
 
     outside_code(str.upper, "use `a < b` here")    # "USE `a < b` HERE"
     """
@@ -66,7 +65,7 @@ def _plain(text: str) -> str:
     soup = BeautifulSoup(_protected(text, tags), "html.parser")
     for hidden in soup(["script", "style"]):
         hidden.decompose()
-    for comment in soup.find_all(string=lambda found: isinstance(found, Comment)):
+    for comment in soup.find_all(string=lambda node: isinstance(node, Comment)):
         comment.extract()
     for block in soup.find_all(_BLOCK_NAME):
         block.insert_before(_MARK)
@@ -75,12 +74,12 @@ def _plain(text: str) -> str:
 
 
 def _tags(text: str) -> list[re.Match[str]]:
-    """All that is a tag beyond doubt. One letter in angle brackets is one only if it is also closed: "if a <b> c"."""
-    found = list(_TAG.finditer(text))
-    opened = {_name(match) for match in found if match[0][1] != "/"}
-    closed = {_name(match) for match in found if match[0][1] == "/"}
-    sure = (opened & closed) | {"p"}
-    return [match for match in found if len(_name(match)) > 1 or _name(match) in sure]
+    """All unambiguous tags. One letter in angle brackets is one only if it is also closed: "if a <b> c"."""
+    candidates = list(_TAG.finditer(text))
+    opened = {_name(match) for match in candidates if match[0][1] != "/"}
+    closed = {_name(match) for match in candidates if match[0][1] == "/"}
+    certain = (opened & closed) | {"p"}
+    return [match for match in candidates if len(_name(match)) > 1 or _name(match) in certain]
 
 
 def _name(tag: re.Match[str]) -> str:
@@ -88,12 +87,12 @@ def _name(tag: re.Match[str]) -> str:
 
 
 def _protected(text: str, tags: list[re.Match[str]]) -> str:
-    """The text with every < and & that is not HTML written as an entity, so that the parser takes it for text."""
-    pieces, at = [], 0
+    """The text with every < and & that is not HTML escaped as an entity, so that the parser reads it as text."""
+    parts, end = [], 0
     for tag in tags:
-        pieces += [_escaped(text[at : tag.start()]), tag[0]]
-        at = tag.end()
-    return "".join([*pieces, _escaped(text[at:])])
+        parts += [_escaped(text[end : tag.start()]), tag[0]]
+        end = tag.end()
+    return "".join([*parts, _escaped(text[end:])])
 
 
 def _escaped(text: str) -> str:

@@ -1,8 +1,8 @@
-"""Two forms of a text: the one in which similar texts are compared, and the one in which two texts are identical.
+"""Two normal forms of a text: one in which similar texts are compared, one in which two texts are identical.
 
 normalize("Where's my  ORDER (HV-48213)?!")    # "where s my order hv 48213": no punctuation
-normalize("what is 3 - 4?")                    # "what is 3 - 4": between numbers a mark is meaning
-normalize("???")                               # "???": nothing but punctuation stays as it is
+normalize("what is 3 - 4?")                    # "what is 3 - 4": between numbers punctuation has a meaning
+normalize("???")                               # "???": a text of punctuation only is unchanged
 
 identity(" cd ..\n")                            # "cd ..", which is not "cd ."
 identity("Polish")                             # "Polish", which is not "polish"
@@ -14,12 +14,13 @@ import re
 import unicodedata
 
 _BETWEEN_NUMBERS = re.compile(r"(?<=\d) ?([-*/%]) ?(?=\d)")
-_KEPT = {"-": "\ue000", "*": "\ue001", "/": "\ue002", "%": "\ue003"}  # private use: survive the table below
+# private use characters, which the table below keeps
+_KEPT = {"-": "\ue000", "*": "\ue001", "/": "\ue002", "%": "\ue003"}
 _BACK = {ord(mark): sign for sign, mark in _KEPT.items()}
 
 
 class _Table(dict[int, str]):
-    """Punctuation to a space, symbols and letters as they are; filled as characters turn up."""
+    """Maps punctuation to a space, and symbols and letters to themselves; filled as characters occur."""
 
     def __missing__(self, code: int) -> str:
         kind = unicodedata.category(chr(code))
@@ -31,7 +32,7 @@ _TABLE = _Table()
 
 
 def normalize(text: str) -> str:
-    """Unicode NFKC, case folded, without punctuation, single spaces. Symbols (+, €, emoji) mean something and stay."""
+    """Unicode NFKC, case folded, without punctuation, single spaces. Symbols (+, €, emoji) are kept."""
     folded = text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
     bare = " ".join(folded.translate(_TABLE).split())
     if _BETWEEN_NUMBERS.search(folded):
@@ -41,5 +42,5 @@ def normalize(text: str) -> str:
 
 
 def identity(text: str) -> str:
-    """Unicode NFC, without space around it. Every other character can mean something ("-v" and "-V") and stays."""
+    """Unicode NFC, without outer space. Every other character can have a meaning ("-v" and "-V") and is kept."""
     return unicodedata.normalize("NFC", text).strip()

@@ -1,8 +1,8 @@
-"""Personal data in a text: e-mail addresses, phone and card numbers, IBANs, IP addresses, US social security numbers.
+"""Masks personal data: e-mail addresses, phone and card numbers, IBANs, IP addresses, US social security numbers.
 
 Patterns find candidates, python-stdnum and the standard library check them (Luhn, IBAN's check digits, address
-ranges), and a phone number has to look like one: order numbers, prices, dates and times are left alone. Names and
-postal addresses are not found: that takes a model, and then it is a guess.
+ranges), and a phone number has to have a usual form: order numbers, prices, dates and times are unchanged. Names and
+postal addresses are not found: that takes a model, whose result is uncertain.
 
     mask("order HV-48213, ring me on 07700 900123 or mail jo@example.com")
     → ("order HV-48213, ring me on <PHONE> or mail <EMAIL>", ["PHONE", "EMAIL"])
@@ -30,8 +30,8 @@ _HEXTET = re.compile(r"[0-9A-Fa-f]{3}")
 _DIGIT = re.compile(r"\d")
 _VERSION = re.compile(r"(?:\bv|version|release|firmware|build|update)\.?\s*$", re.IGNORECASE)
 
-# Phones. A number with a country code, in a usual national shape, or any run of digits beside a word for telephone.
-_PHONE_SHAPES = re.compile(
+# Phones: a number with a country code, in a usual national format, or any run of digits beside a word for telephone.
+_PHONE_FORMATS = re.compile(
     r"(?<![\w:/£$€#+-])(?<![£$€#] )(?<!\d[.,])(?:"
     r"(?:\+|00)[1-9]\d{0,2}(?:[ .()/-]{0,2}\d){6,13}"  # +44 (0)20 7946 0018, 0049-30-901820
     r"|\(0?\d{2,4}\)[ .-]?\d{3,4}(?:[ .-]?\d){3,6}"  # (555) 010-4477, (020) 7946 0018
@@ -47,7 +47,7 @@ _PHONE_WORD = re.compile(
     r"whatsapp|sms|fax|dial|reach (?:me|us)|telefon|handy|anruf\w*|rufnummer|t[eé]l[eé]phone|portable)\b[^\d\n]{0,25}$",
     re.IGNORECASE,
 )
-_PHONE_WORD_BEHIND = re.compile(r"[\s\\,(-]{0,3}(?:office|fax|phone|tel|mobile|cell)\b", re.IGNORECASE)
+_PHONE_WORD_AFTER = re.compile(r"[\s\\,(-]{0,3}(?:office|fax|phone|tel|mobile|cell)\b", re.IGNORECASE)
 _OTHER_NUMBER = re.compile(
     r"\b(?:order|invoice|bill|ref|reference|ticket|tracking|parcel|shipment|case|article|item|serial|model|sku|isbn|"
     r"booking|licen[cs]e|passport|customer|member(?:ship)?|contract|policy|account|transaction|voucher|coupon|code|id|bestell\w*|rechnung\w*|"
@@ -58,12 +58,12 @@ _DATE = re.compile(
     r"(?:19|20)\d{2}([-./ ])\d{1,2}\1\d{1,2}(?!\d)|"
     r"\d{1,2}(?:([-./])\d{1,2}\2(?:19|20)?|[ ]\d{1,2}[ ](?:19|20))\d{2}(?![-./]?\d)"
 )
-_ADDRESS_DIGITS, _NUMBER_DIGITS = 1, 7  # fewer digits are no IP address (::1), and no number that is looked for
-_CONTEXT = 40  # characters before a number that are read for a word
+_ADDRESS_DIGITS, _NUMBER_DIGITS = 1, 7  # fewer digits are not an IP address (::1), or not a number that is masked
+_CONTEXT = 40  # characters before a number that are searched for a word
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Finding:
     """One finding: text[start:end] is of this kind."""
 
     kind: str
@@ -73,44 +73,44 @@ class Found:
 
 def mask(text: str) -> tuple[str, list[str]]:
     """The text with each finding replaced by <KIND>, and the kinds found, in order of the text."""
-    found = find(text)
-    pieces, at = [], 0
-    for item in found:
-        pieces += [text[at : item.start], f"<{item.kind}>"]
-        at = item.end
-    return "".join([*pieces, text[at:]]), [item.kind for item in found]
+    findings = find(text)
+    parts, end = [], 0
+    for finding in findings:
+        parts += [text[end : finding.start], f"<{finding.kind}>"]
+        end = finding.end
+    return "".join([*parts, text[end:]]), [finding.kind for finding in findings]
 
 
-def find(text: str) -> list[Found]:
-    """All findings, in order, none overlapping another; where two kinds claim a place, the more certain one has it."""
-    taken: list[Found] = []
+def find(text: str) -> list[Finding]:
+    """All findings, in order and without overlap; where two kinds overlap, the more certain one is kept."""
+    findings: list[Finding] = []
     if "@" in text:
-        _claim(taken, text, "EMAIL", _EMAIL, lambda m: m.end())
+        _add(findings, text, "EMAIL", _EMAIL, lambda m: m.end())
     digits = len(_DIGIT.findall(text))
     if digits >= _ADDRESS_DIGITS:
-        _claim_addresses(taken, text)
+        _add_addresses(findings, text)
     if digits >= _NUMBER_DIGITS:
-        _claim_numbers(taken, text)
-    return sorted(taken, key=lambda item: item.start)
+        _add_numbers(findings, text)
+    return sorted(findings, key=lambda finding: finding.start)
 
 
-def _claim_numbers(taken: list[Found], text: str) -> None:
-    _claim(taken, text, "IBAN", _IBAN, _iban_end)
-    _claim(taken, text, "CARD", _CARD, lambda m: m.end() if _is_card(m[0]) else None)
-    _claim(taken, text, "SSN", _SSN, lambda m: m.end() if _is_ssn(m[0]) else None)
-    _claim(taken, text, "PHONE", _PHONE_SHAPES, lambda m: m.end() if _is_phone(m) else None)
-    _claim(taken, text, "PHONE", _PHONE_NEAR_WORD, lambda m: m.end() if _is_phone_near_word(m) else None)
+def _add_numbers(findings: list[Finding], text: str) -> None:
+    _add(findings, text, "IBAN", _IBAN, _iban_end)
+    _add(findings, text, "CARD", _CARD, lambda m: m.end() if _is_card(m[0]) else None)
+    _add(findings, text, "SSN", _SSN, lambda m: m.end() if _is_ssn(m[0]) else None)
+    _add(findings, text, "PHONE", _PHONE_FORMATS, lambda m: m.end() if _is_phone(m) else None)
+    _add(findings, text, "PHONE", _PHONE_NEAR_WORD, lambda m: m.end() if _is_phone_near_word(m) else None)
 
 
-def _claim_addresses(taken: list[Found], text: str) -> None:
+def _add_addresses(findings: list[Finding], text: str) -> None:
     if text.count(".") >= 3:
-        _claim(taken, text, "IP", _IPV4, lambda m: m.end() if _is_ip(m) else None)
+        _add(findings, text, "IP", _IPV4, lambda m: m.end() if _is_ip(m) else None)
     if text.count(":") >= 2:
-        _claim(taken, text, "IP", _IPV6, lambda m: m.end() if _is_ip(m) else None)
+        _add(findings, text, "IP", _IPV6, lambda m: m.end() if _is_ip(m) else None)
 
 
-def _claim(
-    taken: list[Found],
+def _add(
+    findings: list[Finding],
     text: str,
     kind: str,
     pattern: re.Pattern[str],
@@ -119,12 +119,12 @@ def _claim(
     for match in pattern.finditer(text):
         end = end_of(match)
         start = match.start()
-        if end is not None and not any(start < other.end and other.start < end for other in taken):
-            taken.append(Found(kind, start, end))
+        if end is not None and not any(start < other.end and other.start < end for other in findings):
+            findings.append(Finding(kind, start, end))
 
 
 def _iban_end(match: re.Match[str]) -> int | None:
-    """Where the IBAN ends: the pattern may have taken a word that follows it."""
+    """Where the IBAN ends: the match may include a word that follows it."""
     from stdnum import iban
 
     candidate = match[0]
@@ -139,11 +139,11 @@ def _is_card(number: str) -> bool:
     from stdnum import luhn
 
     digits = re.sub(r"\D", "", number)
-    return len(digits) in _lengths(digits) and luhn.is_valid(digits)
+    return len(digits) in _card_lengths(digits) and luhn.is_valid(digits)
 
 
-def _lengths(digits: str) -> tuple[int, ...]:
-    """How long a card number that begins so may be (ISO/IEC 7812 issuer ranges); a serial number seldom fits."""
+def _card_lengths(digits: str) -> tuple[int, ...]:
+    """The lengths of card numbers with this beginning (ISO/IEC 7812 issuer ranges); serial numbers rarely match."""
     if digits[0] == "4":  # Visa
         return (13, 16, 19)
     if digits[:2] in ("34", "37"):  # American Express
@@ -167,12 +167,12 @@ def _is_ip(match: re.Match[str]) -> bool:
     except ValueError:
         return False
     if address.version == 6:
-        return bool(_HEXTET.search(match[0])) and bool(_DIGIT.search(match[0]))  # std::a is none
+        return bool(_HEXTET.search(match[0])) and bool(_DIGIT.search(match[0]))  # std::a is not an address
     return not _VERSION.search(_before(match))
 
 
 def _is_phone(match: re.Match[str]) -> bool:
-    """A phone's shape is enough, unless it is a date or the words before it name another kind of number."""
+    """The format is enough, unless the match is a date or the words before it name another kind of number."""
     digits = re.sub(r"\D", "", match[0])
     if not 7 <= len(digits) <= 20 or len(set(digits)) == 1 or _DATE.match(match[0]):
         return False
@@ -194,7 +194,7 @@ def _is_phone_near_word(match: re.Match[str]) -> bool:
 
 
 def _has_phone_word(match: re.Match[str], before: str) -> bool:
-    return bool(_PHONE_WORD.search(before) or _PHONE_WORD_BEHIND.match(match.string, match.end()))
+    return bool(_PHONE_WORD.search(before) or _PHONE_WORD_AFTER.match(match.string, match.end()))
 
 
 def _before(match: re.Match[str]) -> str:

@@ -1,22 +1,32 @@
-"""The pure core of the stage: all rules on all rows, in order, with a ledger line for every change and every drop.
+"""Applies all cleaning rules to all rows, with a line in the ledger for every fix and every drop.
 
-    fix → normalize_answer and validate the answer → personal data → length → exact duplicates, contradictions, near
-    duplicates
+    text fixes → normalize and validate the completion → personal data → length → exact duplicates, contradictions,
+    near duplicates
 
-Personal data goes before duplicates are looked for: rows that differ in a phone number only are one row afterwards.
+Personal data is masked before duplicates are searched, so that rows which differ only in a phone number are
+duplicates.
 
-What it is not: the rules for one row (row_cleaner.py), those for all (lengths.py, duplicates.py), or files (assets.py).
+    result = clean(rows, task.clean, task.answer, task.prompt.system, count)
+    len(result.kept), result.drops[0]      # 8412, Drop("77ab…", "shop.csv:31", "clean", "exact-duplicate", "of 9f1c…")
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from finetune_pipeline.clean import lengths
-from finetune_pipeline.clean.duplicates import STAGE, without_duplicates
+from finetune_pipeline.clean.duplicates import (
+    STAGE,
+    Conflict,
+    DuplicatePair,
+    SeveralCompletions,
+    SimilarityFigures,
+    without_duplicates,
+)
 from finetune_pipeline.clean.row_cleaner import RowCleaner, RowDropped
+from finetune_pipeline.clean.row_rules import ROW_RULES, RowRule
 from finetune_pipeline.config import AnswerFormat, Clean
 from finetune_pipeline.records import Drop, Example, Fix, Json, Reporter, Silent
 
@@ -25,30 +35,35 @@ _ALIVE_EVERY = 500  # rows
 
 @dataclass
 class Cleaned:
-    """The rows that stay, in order of input, and the ledger: len(kept) + len(drops) is the number of rows that came."""
+    """The kept rows, in order of input, and the ledger: len(kept) + len(drops) is the number of input rows."""
 
     kept: list[Example] = field(default_factory=list)
     fixes: list[Fix] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
-    clusters: list[dict[str, str | float]] = field(default_factory=list)
-    conflicts: list[dict[str, Json]] = field(default_factory=list)
-    several_answers: tuple[int, int] = (0, 0)
-    similarity: dict[str, Json] = field(default_factory=dict)
-    lengths: dict[str, Json] = field(default_factory=dict)
+    pairs: list[DuplicatePair] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
+    several_completions: SeveralCompletions = field(default_factory=SeveralCompletions)
+    similarity: SimilarityFigures = field(default_factory=SimilarityFigures)
+    lengths: lengths.LengthQuantiles = field(default_factory=lengths.LengthQuantiles)
+
+    @property
+    def drops_by_reason(self) -> dict[str, int]:
+        """The number of drops for each reason, the most frequent first."""
+        return dict(Counter(drop.reason for drop in self.drops).most_common())
 
     def summary(self) -> dict[str, Json]:
-        """Figures for people."""
+        """The figures of the artifact's summary."""
         return {
             "rows": len(self.kept) + len(self.drops),
             "kept": len(self.kept),
             "drops": len(self.drops),
-            "dropped": dict(Counter(drop.reason for drop in self.drops).most_common()),
+            "dropped": self.drops_by_reason,
             "fixed": dict(Counter(fix.rule for fix in self.fixes).most_common()),
             "fixed_rows": len({fix.id for fix in self.fixes} & {row.id for row in self.kept}),
             "conflicts": len(self.conflicts),
-            "several_answers": {"questions": self.several_answers[0], "rows": self.several_answers[1]},
-            "similarity": self.similarity,
-            "tokens": self.lengths,
+            "several_completions": asdict(self.several_completions),
+            "similarity": asdict(self.similarity),
+            "tokens": asdict(self.lengths),
         }
 
 
@@ -59,44 +74,42 @@ def clean(
     system: str,
     count: lengths.Counter,
     report: Reporter | None = None,
+    row_rules: Sequence[tuple[str, RowRule]] = ROW_RULES,
 ) -> Cleaned:
     """Apply every rule. `system` is the task's system prompt and `count` counts tokens, both for the lengths.
 
-    AssertionError when a row vanished: that is a fault of this code, never of the data.
+    AssertionError when the kept and dropped rows are not exactly the input rows: a bug in this code, never in the data.
     """
     report = report or Silent()
     result = Cleaned()
-    cleaner = RowCleaner(rules, answer)
-    fixed: list[Example] = []
-    for number, row in enumerate(rows):
-        if number % _ALIVE_EVERY == 0:
-            report.alive()
-            report.progress("cleaning rows", number, len(rows))
-        fixed += _one(row, cleaner, result)
-    report.progress("cleaning rows", len(rows), len(rows))
-    fitting = _fitting(fixed, rules, system, count, result)
+    fixed = _clean_rows(rows, RowCleaner(rules, answer, row_rules), result, report)
+    within = _within_bounds(fixed, rules, system, count, result)
     report.alive()
-    unique = without_duplicates([row for row, _ in fitting], rules, answer)
-    result.kept, result.clusters = list(unique.kept), list(unique.clusters)
+    unique = without_duplicates([row for row, _ in within], rules, answer)
+    result.kept, result.pairs, result.conflicts = list(unique.kept), list(unique.pairs), list(unique.conflicts)
     result.drops += unique.drops
-    result.conflicts, result.several_answers = list(unique.conflicts), unique.several_answers
-    result.similarity = {"ignored_grams": unique.ignored_grams, "rows_of_templates": unique.rows_of_templates}
+    result.several_completions, result.similarity = unique.several_completions, unique.similarity
     kept = {row.id for row in result.kept}
-    result.lengths = lengths.figures([length for row, length in fitting if row.id in kept])
+    result.lengths = lengths.length_quantiles([length for row, length in within if row.id in kept])
     _reconcile(rows, result)
     return result
 
 
-def _one(row: Example, cleaner: RowCleaner, result: Cleaned) -> list[Example]:
-    """The row as it stays, or nothing; with its lines in the ledger."""
+def _clean_rows(rows: Sequence[Example], cleaner: RowCleaner, result: Cleaned, report: Reporter) -> list[Example]:
+    """The rows that the row rules keep; fixes and drops are added to the ledger of `result`."""
     kept: list[Example] = []
-    try:
-        one, slugs = cleaner.clean(row)
-        kept = [one]
-    except RowDropped as dropped:
-        slugs = dropped.slugs
-        result.drops.append(Drop(row.id, row.origin, STAGE, dropped.reason, dropped.detail))
-    result.fixes += [Fix(row.id, row.origin, STAGE, slug, _times(n)) for slug, n in Counter(slugs).items()]
+    for number, row in enumerate(rows):
+        if number % _ALIVE_EVERY == 0:
+            report.alive()
+            report.progress("cleaning rows", number, len(rows))
+        try:
+            cleaned, slugs = cleaner.clean(row)
+            kept.append(cleaned)
+        except RowDropped as dropped:
+            slugs = dropped.slugs
+            result.drops.append(Drop(row.id, row.origin, STAGE, dropped.reason, dropped.detail))
+        result.fixes += [Fix(row.id, row.origin, STAGE, slug, _times(n)) for slug, n in Counter(slugs).items()]
+    report.progress("cleaning rows", len(rows), len(rows))
     return kept
 
 
@@ -104,22 +117,24 @@ def _times(count: int) -> str:
     return "" if count == 1 else f"{count} times"
 
 
-def _fitting(
+def _within_bounds(
     rows: Sequence[Example], rules: Clean, system: str, count: lengths.Counter, result: Cleaned
 ) -> list[tuple[Example, lengths.Length]]:
-    fitting = []
+    within = []
     for row, length in zip(rows, lengths.measure(rows, system, count), strict=True):
-        bad = lengths.complaint(length, rules)
-        if bad is None:
-            fitting.append((row, length))
+        violation = lengths.out_of_bounds(length, rules)
+        if violation is None:
+            within.append((row, length))
         else:
-            result.drops.append(Drop(row.id, row.origin, STAGE, *bad))
-    return fitting
+            result.drops.append(Drop(row.id, row.origin, STAGE, *violation))
+    return within
 
 
 def _reconcile(rows: Sequence[Example], result: Cleaned) -> None:
-    came = Counter(row.id for row in rows)
-    went = Counter(row.id for row in result.kept) + Counter(drop.id for drop in result.drops)
-    if came != went:
-        lost = list(((came - went) + (went - came)).elements())[:5]
-        raise AssertionError(f"{came.total()} rows came in and {went.total()} went out; first differing ids: {lost}")
+    inputs = Counter(row.id for row in rows)
+    outputs = Counter(row.id for row in result.kept) + Counter(drop.id for drop in result.drops)
+    if inputs != outputs:
+        differing = list(((inputs - outputs) + (outputs - inputs)).elements())[:5]
+        raise AssertionError(
+            f"{inputs.total()} rows in, {outputs.total()} kept or dropped; first differing ids: {differing}"
+        )

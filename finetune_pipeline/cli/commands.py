@@ -1,8 +1,8 @@
-"""The `finetune` command: arguments in, exit codes out, no logic. `finetune --help` imports nothing heavy.
+"""The `finetune` command: arguments and exit codes. Heavy modules are imported inside the commands.
 
     finetune run support_tickets
 
-Exit codes are those of errors.py.
+The exit codes are those of errors.py.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from finetune_pipeline.errors import FinetuneError, GateRefused, WaitingForPeopl
 out = console()
 
 
-def say(text: str) -> None:
-    """A text, not broken into lines: a command in it can be copied."""
+def show(text: str) -> None:
+    """Print without line breaks of our own, so that a command in the text can be copied."""
     out.print(text, soft_wrap=True)
 
 
-class Command(click.Group):
-    """A group whose commands end with the exit code of the error that stopped them."""
+class Commands(click.Group):
+    """A group of commands; a FinetuneError is printed and ends the process with its exit code."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -34,11 +34,11 @@ class Command(click.Group):
             console(error=True).print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            console(error=True).print("stopped; what was finished is kept: run the same command again to go on")
+            console(error=True).print("stopped; finished artifacts are kept: run the same command again to continue")
             sys.exit(130)
 
 
-@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="finetune-pipeline")
 def main() -> None:
     """Fine-tune a language model on your own examples, and know that it deserves to be shipped."""
@@ -46,31 +46,37 @@ def main() -> None:
 
 @main.command()
 @click.argument("task")
-@click.option("--from", "source", required=True, type=click.Path(path_type=Path), help="CSV, JSONL, JSON or Parquet.")
-@click.option("--input", "input_", help="Column that holds the question; found by itself where the names are usual.")
-@click.option("--output", help="Column that holds the answer.")
-@click.option("--outputs", default="", help="Several columns, with commas, that together make a JSON answer.")
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File of examples: CSV, JSONL, JSON or Parquet.",
+)
+@click.option("--input", "input_", help="Column of the prompt; default: detected from its name.")
+@click.option("--output", help="Column of the completion; default: detected from its name.")
+@click.option("--outputs", default="", help="Columns, separated by commas, that together are a JSON completion.")
 def init(task: str, source: Path, input_: str | None, output: str | None, outputs: str) -> None:
-    """Make data/TASK with a commented task.yaml, filled in from a file of examples."""
+    """Create data/TASK with a commented task.yaml, filled in from a file of examples."""
     from finetune_pipeline.ingest.scaffold import create
 
     path = create(task, source, input_, output, tuple(name.strip() for name in outputs.split(",") if name.strip()))
-    say(f"wrote {path}\nnext: read it, then `finetune validate {task}` and `finetune run {task}`")
+    show(f"wrote {path}\nnext: review it, then run `finetune validate {task}` and `finetune run {task}`")
 
 
 @main.command()
 @click.argument("task")
 def validate(task: str) -> None:
-    """Say every problem of TASK's declaration at once; make nothing."""
+    """List every problem of TASK: declaration, sources, base model. Makes nothing."""
     from finetune_pipeline.cli.status import validation_report
 
-    say(validation_report(task))
+    show(validation_report(task))
 
 
 @main.command()
 @click.argument("task")
 def run(task: str) -> None:
-    """Materialize what is missing or stale of TASK, up to where it has to wait for people."""
+    """Materialize the missing and stale assets of TASK; stops where a review by people is needed."""
     from finetune_pipeline.cli.status import summary
     from finetune_pipeline.defs.run import run_task
 
@@ -85,10 +91,10 @@ def run(task: str) -> None:
 @main.command()
 @click.argument("task", required=False)
 def status(task: str | None) -> None:
-    """Show where all tasks stand, or one in detail."""
-    from finetune_pipeline.cli import status as view
+    """Show the state of all tasks, or one TASK in detail."""
+    from finetune_pipeline.cli.status import overview, summary
 
-    out.print(view.summary(task) if task else view.overview())
+    out.print(summary(task) if task else overview())
 
 
 @main.command()
@@ -99,17 +105,17 @@ def up() -> None:
     from finetune_pipeline.defs.run_monitoring import fail_dead_runs
     from finetune_pipeline.desk.users import first_start
 
-    with instance() as dagster:  # DAGSTER_HOME is made ready
+    with instance() as dagster:  # creates DAGSTER_HOME
         fail_dead_runs(dagster)
     password = first_start()
     if password:
-        say(f"the desk's first user is steward, password {password} (shown once)")
-    start(say)
+        show(f"created the first user of the desk: steward, password {password} (shown once)")
+    start(show)
 
 
 @main.command()
 def serve() -> None:
-    """Run the OpenAI-compatible endpoint alone, at $FINETUNE_ENDPOINT."""
+    """Start only the OpenAI-compatible endpoint, at $FINETUNE_ENDPOINT."""
     from finetune_pipeline.config.addresses import address, host_and_port
     from finetune_pipeline.serve.app import run as run_endpoint
 
@@ -118,7 +124,7 @@ def serve() -> None:
 
 @main.command()
 def desk() -> None:
-    """Run the desk alone, at $FINETUNE_DESK_URL."""
+    """Start only the desk, at $FINETUNE_DESK_URL."""
     from finetune_pipeline.config.addresses import address, host_and_port
     from finetune_pipeline.desk.app import run as run_desk
 
@@ -127,55 +133,55 @@ def desk() -> None:
 
 @main.command()
 @click.argument("name")
-@click.option("--remove", is_flag=True, help="Take NAME out instead; open sessions end with the next click.")
+@click.option("--remove", is_flag=True, help="Remove NAME; open sessions end at the next request.")
 def user(name: str, remove: bool) -> None:
-    """Let NAME log in to the desk; asks for a password (or reads $FINETUNE_NEW_PASSWORD)."""
+    """Create user NAME of the desk, or set a new password: from $FINETUNE_NEW_PASSWORD, else a prompt."""
     import os
 
     from finetune_pipeline.desk.users import add_user, remove_user
 
     if remove:
         remove_user(name)
-        say(f"{name} cannot log in to the desk any more")
+        show(f"removed {name}, who can no longer sign in to the desk")
         return
     password = os.environ.get("FINETUNE_NEW_PASSWORD") or click.prompt(
         "password", hide_input=True, confirmation_prompt=True
     )
     add_user(name, password)
-    say(f"{name} can log in to the desk")
+    show(f"{name} can sign in to the desk")
 
 
 @main.command()
 @click.argument("task")
-@click.option("--why", default="", help="The reason, kept with the deployment's history.")
+@click.option("--why", default="", help="Reason, recorded in the history of deployments.")
 def rollback(task: str, why: str) -> None:
-    """Serve the version of TASK that was served before; a running endpoint follows within seconds."""
+    """Serve the previous version of TASK again; a running endpoint switches within seconds."""
     from finetune_pipeline.serve.deployment_state import rollback as move_back
 
-    say(move_back(task, why))
+    show(move_back(task, why))
 
 
 @main.command()
 @click.argument("task")
-@click.option("--why", default="", help="The reason, kept with the deployment's history.")
+@click.option("--why", default="", help="Reason, recorded in the history of deployments.")
 def unhold(task: str, why: str) -> None:
-    """Lift the hold that a rollback put on TASK's current version; `finetune run` then deploys it."""
+    """Remove the hold that a rollback set on TASK's current version; `finetune run` then deploys it."""
     from finetune_pipeline.serve.deployment_state import unhold as lift_hold
 
-    say(lift_hold(task, why))
+    show(lift_hold(task, why))
 
 
 @main.command()
 @click.option("--write", is_flag=True, help="Write docs/configuration.md, docs/cli.md and docs/task.schema.json.")
 def docs(write: bool) -> None:
-    """Print (or write) the reference pages, generated from the declaration and this command."""
+    """Print docs/configuration.md, or write all generated reference pages."""
     from finetune_pipeline.cli.docs import configuration, write_all
 
     if write:
         for path in write_all(Path("docs")):
-            say(f"wrote {path}")
+            show(f"wrote {path}")
     else:
-        say(configuration())
+        show(configuration())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""`finetune up`: Dagster's UI and daemon, MLflow's UI, the desk and the endpoint, started together, stopped together.
+"""`finetune up`: start Dagster's UI and daemon, MLflow's UI, the desk and the endpoint together; Ctrl-C stops them.
 
-Each is a process group of its own with its output in <home>/logs; when one dies the others are stopped and the end of
-its log is shown. Where $MLFLOW_TRACKING_URI names a server, that one is used and no other is started; nothing waits for
-it. What it is not: a way to run in production, where each has its own unit, container or pod.
-"""
+    up(print)
+    desk      http://127.0.0.1:8310
+
+Each is a separate process group with its output in <home>/logs. When one ends, the others are stopped and the end of
+its log is shown. When $MLFLOW_TRACKING_URI is the URL of a server, no MLflow server is started. For production, run
+each server as its own unit, container or pod."""
 
 from __future__ import annotations
 
@@ -20,17 +22,21 @@ import httpx
 
 from finetune_pipeline.backends.local import end_group, job_environment
 from finetune_pipeline.backends.progress import activity, until
-from finetune_pipeline.config.addresses import address, hide_credentials, mlflow_server, require_free
+from finetune_pipeline.config.addresses import address, mlflow_server, require_free
+from finetune_pipeline.config.credentials import hide_credentials
 from finetune_pipeline.errors import ServingError
 from finetune_pipeline.records import Reporter, Silent
 from finetune_pipeline.serve.traffic import private
 from finetune_pipeline.store import dagster_home, home, mlflow_artifacts, mlflow_uri
 
-STOP_SECONDS = 20.0  # of doing nothing, after which a server that was told to end is killed
+STOP_SECONDS = 20.0  # a server that is idle for so long after SIGTERM is killed
 
 
 @dataclass(frozen=True)
 class Server:
+    """A server to start. `variable`: the environment variable of its URL; `health`: the path that answers when it is
+    up; `environment`: added to that of the process."""
+
     name: str
     variable: str
     health: str
@@ -39,11 +45,12 @@ class Server:
 
     @property
     def url(self) -> str:
+        """The URL, without a trailing slash."""
         return address(self.variable)
 
 
 def servers() -> list[Server]:
-    """What is started, with its ports checked: PortInUse names the first that is taken, before anything is started."""
+    """The servers to start. PortInUse for the first port that is in use, before any server is started."""
     dagster_host, dagster_port = require_free("FINETUNE_DAGSTER_URL", "the Dagster UI")
     require_free("FINETUNE_DESK_URL", "the desk")
     require_free("FINETUNE_ENDPOINT", "the endpoint")
@@ -58,58 +65,61 @@ def servers() -> list[Server]:
 
 
 def _mlflow() -> Server:
-    """MLflow's UI on our database. Its address goes by the environment: a password in it would stand in every process
-    list."""
+    """MLflow's UI on our database, whose URI is passed in the environment: as an argument, a password in it would be
+    visible in every list of processes."""
     host, port = require_free("FINETUNE_MLFLOW_URL", "the MLflow UI")
     command = (sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1")
-    places = {"MLFLOW_BACKEND_STORE_URI": mlflow_uri(), "MLFLOW_DEFAULT_ARTIFACT_ROOT": str(mlflow_artifacts())}
-    return Server("MLflow", "FINETUNE_MLFLOW_URL", "/health", command, places)
+    stores = {"MLFLOW_BACKEND_STORE_URI": mlflow_uri(), "MLFLOW_DEFAULT_ARTIFACT_ROOT": str(mlflow_artifacts())}
+    return Server("MLflow", "FINETUNE_MLFLOW_URL", "/health", command, stores)
 
 
-def up(say: Callable[[str], None]) -> None:
-    """Start all, say where they are, wait for Ctrl-C (or SIGTERM), stop all. ServingError when one does not start."""
+def up(show: Callable[[str], None]) -> None:
+    """Start all servers, show their URLs, wait for Ctrl-C or SIGTERM, stop all. ServingError when one does not
+    start."""
     wanted = servers()
-    stopping = _Stop()
+    stop = _StopSignal()
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for server in wanted:
             running[server.name] = _start(server)
-        for server in sorted(wanted, key=lambda one: one.name == "MLflow"):  # what serves waits for nobody
-            _wait_until_up(server, running[server.name], stopping, _Saying(say))
-            say(f"{server.name:<9} {server.url}")
-        if elsewhere := mlflow_server():
-            say(f"{'MLflow':<9} {elsewhere} (runs elsewhere)")
-        say("Ctrl-C stops them.")
-        while not stopping.asked:
+        for server in sorted(wanted, key=lambda server: server.name == "MLflow"):  # MLflow last: it may start slowly
+            _wait_until_up(server, running[server.name], stop, _LogReporter(show))
+            show(f"{server.name:<9} {server.url}")
+        if external := mlflow_server():
+            show(f"{'MLflow':<9} {external} (external)")
+        show("Ctrl-C stops them.")
+        while not stop.requested:
             time.sleep(0.3)
             for server in wanted:
                 _require_alive(server, running[server.name])
     except KeyboardInterrupt:
         pass
     finally:
-        say("stopping ...")
+        show("stopping ...")
         _stop_all(list(running.values()))
-        say("all stopped")
+        show("all stopped")
 
 
-class _Saying(Silent):
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+class _LogReporter(Silent):
+    """A reporter that shows log messages only."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
 
     def log(self, text: str) -> None:
-        self._say(text)
+        self._show(text)
 
 
-class _Stop:
-    """Set by SIGTERM and SIGINT; a second Ctrl-C does not leave servers behind either."""
+class _StopSignal:
+    """Set by SIGTERM and SIGINT. A second Ctrl-C does not interrupt the stopping of the servers."""
 
     def __init__(self) -> None:
-        self.asked = False
-        for which in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(which, self._ask)
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
 
-    def _ask(self, *_: object) -> None:
-        self.asked = True
+    def _handle(self, *_: object) -> None:
+        self.requested = True
 
 
 def _log(server: Server) -> Path:
@@ -128,16 +138,16 @@ def _start(server: Server) -> subprocess.Popen[bytes]:
             env={**job_environment(), **extra, "DAGSTER_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
             restore_signals=True,
-            cwd=os.getcwd(),  # noqa: PTH109 (workspace.yaml lies here)
+            cwd=os.getcwd(),  # noqa: PTH109 (the folder of workspace.yaml)
         )
 
 
-def _wait_until_up(server: Server, process: subprocess.Popen[bytes], stopping: _Stop, report: Reporter) -> None:
-    """Return when the server answers. ServingError when it ends, or does nothing any more; a slow machine only takes
-    longer."""
+def _wait_until_up(server: Server, process: subprocess.Popen[bytes], stop: _StopSignal, report: Reporter) -> None:
+    """Return when the server answers. ServingError when it ends or is idle (backends/progress.py): there is no time
+    limit, so that a slow machine only takes longer."""
 
     def answers() -> bool:
-        if stopping.asked:
+        if stop.requested:
             raise KeyboardInterrupt
         _require_alive(server, process)
         try:
@@ -163,13 +173,13 @@ def _require_alive(server: Server, process: subprocess.Popen[bytes]) -> None:
 
 
 def _tail(server: Server, lines: int = 12) -> str:
-    """The end of its log. MLflow names its database there, with user and password: these are left out."""
+    """The end of its log, without credentials: MLflow logs the URI of its database with user and password."""
     end = _log(server).read_text("utf-8", "replace").splitlines()[-lines:]
     return hide_credentials("\n".join(end), mlflow_uri())
 
 
 def _stop_all(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in processes:  # all at once, so that the slowest decides how long it takes
+    for process in processes:  # all at the same time, so that stopping takes as long as the slowest
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
     for process in processes:

@@ -1,6 +1,6 @@
-"""What the `finetune` command shows while it works: one line an asset, progress with the time that is left, errors.
+"""Output of `finetune run`: one line per asset, progress with the remaining time, errors.
 
-On a terminal the progress line rewrites itself; in a log file it comes every ten seconds.
+On a terminal the progress line is updated in place; in a log file there is one every LINE_SECONDS.
 
     ✓ clean_examples       2.1 s  kept 742 of 877
     ⠋ adapter             training 41 of 74, loss 0.31, 1 min 20 s left
@@ -22,81 +22,81 @@ from finetune_pipeline.errors import FinetuneError
 from finetune_pipeline.records import Artifact
 
 LINE_SECONDS = 10.0
-HELD_SECONDS = 1.5  # a message, until it is plain that it is not the last word
+HELD_SECONDS = 1.5  # a log message is held back for so long: it may be repeated as the summary of the asset
 
 
 class RichTerminal:
-    """A reporter for people (records.Reporter, and how each asset ended)."""
+    """A records.Reporter for a terminal that also shows the result of each asset (defs/reporter.py, `Terminal`)."""
 
     def __init__(self, out: Console) -> None:
         self._out = out
         self._asset = ""
-        self._began = self._lined = time.monotonic()
-        self._started: dict[str, tuple[float, int]] = {}
+        self._start = self._last_line = time.monotonic()
+        self._progress_start: dict[str, tuple[float, int]] = {}
         self._status: Status | None = None
-        self._said: str | None = None
-        self._said_at = 0.0
+        self._pending: str | None = None
+        self._pending_since = 0.0
 
     def begins(self, asset: str) -> None:
-        self._asset, self._began = asset, time.monotonic()
-        self._started.clear()
+        self._asset, self._start = asset, time.monotonic()
+        self._progress_start.clear()
         self._show("working")
 
     def finished(self, asset: str, artifact: Artifact) -> None:
         self._stop()
         text = artifact.verdict.summary if artifact.verdict else headline(artifact.summary)
-        if self._said != text:
-            self._say()
-        self._said = None
+        if self._pending != text:
+            self._show_pending()
+        self._pending = None
         failed = artifact.verdict is not None and not artifact.verdict.passed
         mark = ("✗", "yellow") if failed else ("✓", "green")
-        spent = time.monotonic() - self._began
+        spent = time.monotonic() - self._start
         self._line(mark, f" {asset:<19}{spent:6.1f} s  {text}")
 
     def failed(self, asset: str, error: FinetuneError) -> None:
         self._stop()
-        self._say()
+        self._show_pending()
         self._line(("✗", "red"), f" {asset:<19} {error.message}")
 
     def log(self, text: str) -> None:
-        """Held back for a moment, or until the next event: a stage's last word is often its verdict, which is shown
-        anyway."""
-        self._say()
-        self._said, self._said_at = text, time.monotonic()
+        """Held back for HELD_SECONDS or until the next event: the last message of a stage is often its verdict, which
+        `finished` shows."""
+        self._show_pending()
+        self._pending, self._pending_since = text, time.monotonic()
 
     def progress(self, what: str, done: int, total: int, **figures: float) -> None:
         now = time.monotonic()
-        began, before = self._started.setdefault(what, (now, done))
-        rate = (done - before) / (now - began) if now > began and done > before else 0.0
+        start, first = self._progress_start.setdefault(what, (now, done))
+        rate = (done - first) / (now - start) if now > start and done > first else 0.0
         seconds = figures.pop("seconds_left", (total - done) / rate if rate else 0.0)
         left = f", {duration(seconds)} left" if seconds and done < total else ""
         shown = "".join(f", {name} {value:.3g}" for name, value in figures.items())
         self._show(f"{what} {done} of {total}{shown}{left}")
 
     def alive(self) -> None:
-        """Comes again and again while work goes on or waits: what was said is not the last word."""
-        if time.monotonic() - self._said_at > HELD_SECONDS:
-            self._say()
+        """Called about once a second: shows a message that was held back long enough."""
+        if time.monotonic() - self._pending_since > HELD_SECONDS:
+            self._show_pending()
 
-    def _say(self) -> None:
-        if self._said is not None:
-            self._line("  ", (self._said, "dim"))
-        self._said = None
+    def _show_pending(self) -> None:
+        if self._pending is not None:
+            self._line("  ", (self._pending, "dim"))
+        self._pending = None
 
     def _show(self, text: str) -> None:
-        self._say()
+        self._show_pending()
         line = Text(f"{self._asset:<19} {text}")
         if self._out.is_terminal:
             if self._status is None:
                 self._status = self._out.status(line)
                 self._status.start()
             self._status.update(line)
-        elif time.monotonic() - self._lined > LINE_SECONDS:
-            self._lined = time.monotonic()
+        elif time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
             self._line("  ", line)
 
     def _line(self, *parts: str | Text | tuple[str, str]) -> None:
-        """One line of plain or styled texts. Never of markup: brackets in a person's text are brackets."""
+        """One line of plain or styled texts, without markup: brackets in a user's text are shown as they are."""
         self._out.print(Text.assemble(*parts), soft_wrap=True)
 
     def _stop(self) -> None:
@@ -106,8 +106,8 @@ class RichTerminal:
 
 
 def console(error: bool = False) -> Console:
-    """The console that all output goes to. It takes a text as it stands: no markup, no emoji names, and what the
-    terminal's encoding cannot show as an escape."""
+    """The console for stdout or stderr, without markup and emoji names. A character that the terminal's encoding does
+    not have is shown as an escape."""
     stream = sys.stderr if error else sys.stdout
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
@@ -115,11 +115,12 @@ def console(error: bool = False) -> Console:
 
 
 def headline(summary: Mapping[str, Any], items: int = 4) -> str:
-    """The first few plain figures of a summary on one line."""
+    """The first `items` plain figures of a summary on one line."""
     plain = [(k, v) for k, v in summary.items() if isinstance(v, int | float | str)]
     return ", ".join(f"{k} {round(v, 3) if isinstance(v, float) else v}" for k, v in plain[:items])
 
 
 def duration(seconds: float) -> str:
+    """ "1 min 20 s", or "20 s" below a minute."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

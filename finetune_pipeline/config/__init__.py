@@ -1,11 +1,11 @@
-"""The declaration of a task: what `data/<task>/task.yaml` may say, one module for each section.
+"""The declaration of a task, `data/<task>/task.yaml`: one module per section.
 
-    task = load_task(Path("data/support_tickets"))      # DeclarationError lists every problem at once
+    task = load_task(Path("data/support_tickets"))      # DeclarationError lists every problem
+    task.train.lora.r                                   # 16
 
-Every setting has its type, bound, default and trade-off in its section and nowhere else; `docs/configuration.md` and
-the JSON Schema for editors are generated from them. Sections are frozen, and unknown keys are refused. Also here: the
-schema of an answer (answer_schema.py), and what depends on the machine and not on the task, the addresses of the
-servers (addresses.py, from the environment).
+A section defines type, bounds, default and trade-off of its settings; `docs/configuration.md` and the JSON Schema for
+editors are generated from them. Sections are frozen; an unknown key is an error. addresses.py reads the addresses of
+the servers from the environment: they depend on the machine, not on the task.
 """
 
 from finetune_pipeline.config.answer import AnswerFormat, Prompt
@@ -16,7 +16,7 @@ from finetune_pipeline.config.clean import Clean
 from finetune_pipeline.config.evaluate import Evaluate
 from finetune_pipeline.config.load import load_task, task_from
 from finetune_pipeline.config.monitor import Monitor
-from finetune_pipeline.config.quality import Quality
+from finetune_pipeline.config.quality import DeclaredExpectation, Quality
 from finetune_pipeline.config.release import Release
 from finetune_pipeline.config.review import ReviewRules
 from finetune_pipeline.config.serve import Serve
@@ -33,6 +33,7 @@ __all__ = [
     "Base",
     "Baseline",
     "Clean",
+    "DeclaredExpectation",
     "Evaluate",
     "KeepGeneral",
     "Lora",

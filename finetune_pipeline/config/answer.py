@@ -1,7 +1,8 @@
-"""`prompt` and `answer`: what the model is told, and what a good answer looks like."""
+"""`prompt` and `answer`: the system prompt, and the format of an answer."""
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,24 +10,31 @@ from pydantic import Field, model_validator
 from finetune_pipeline.config.answer_schema import unresolved
 from finetune_pipeline.config.section import Section
 
+UNREADABLE = "(unreadable)"
+
 
 class Prompt(Section):
-    system: str = Field("", description="System prompt put before every example, in training and in serving alike.")
+    """The instruction of the task."""
+
+    system: str = Field("", description="System prompt of every example, in training, evaluation and serving.")
 
 
 class AnswerFormat(Section):
-    """What a good answer looks like. It is checked when cleaning, when scoring and when serving."""
+    """The format of a valid answer; checked in cleaning, quality, review, evaluation and serving."""
 
     format: Literal["json", "label", "text"] = Field(
-        "text", description="json: an object; label: one of `labels`; text."
+        "text", description="json: an object of `schema`; label: one of `labels`; text: any text that is not empty."
     )
     json_schema: dict[str, Any] | None = Field(
-        None, alias="schema", description="JSON Schema of the answer (format: json)."
+        None,
+        alias="schema",
+        description="JSON Schema of an answer (format: json), draft 2020-12; references only within it.",
     )
-    labels: tuple[str, ...] = Field((), description="The allowed answers (format: label).")
+    labels: tuple[str, ...] = Field((), description="Allowed answers (format: label), two or more.")
     slice_by: str | None = Field(
         None,
-        description="JSON field whose value names the slice of a row in reports and gates; labels slice themselves.",
+        description="JSON field whose value is the slice of a row in reports and gates; with format label it is the "
+        "label.",
     )
 
     @model_validator(mode="after")
@@ -41,13 +49,32 @@ class AnswerFormat(Section):
             try:
                 Draft202012Validator.check_schema(self.json_schema)
             except SchemaError as error:
-                raise ValueError(f"`schema` is no valid JSON Schema: {error.message}") from error
+                raise ValueError(f"`schema` is not a valid JSON Schema: {error.message}") from error
             except RecursionError:
-                raise ValueError("`schema` is nested too deep: put its parts under `$defs`") from None
+                raise ValueError("`schema` is nested too deeply: put its parts under `$defs`") from None
             foreign = unresolved(self.json_schema)
             if foreign:
                 raise ValueError(
-                    f"`schema` refers to {', '.join(foreign)}, which is no schema within it, and nothing is fetched: "
-                    "put what is meant under `$defs`, and refer to it by `#/$defs/<name>`"
+                    f"`schema` refers to {', '.join(foreign)}, which is not a schema within it, and nothing is "
+                    "downloaded: put it under `$defs`, and refer to it by `#/$defs/<name>`"
                 )
         return self
+
+    def slice_of(self, completion: str) -> str:
+        """The slice of a row: its label, or the value of the field `slice_by` of its completion.
+
+        "" if the task has no slices; `UNREADABLE` if the completion is not a JSON object with that field (the quality
+        gate accepts a small share of such rows).
+        """
+        if self.format == "label":
+            return completion.strip()
+        if self.format != "json" or self.slice_by is None:
+            return ""
+        try:
+            value = json.loads(completion)
+        except ValueError:
+            return UNREADABLE
+        if not isinstance(value, dict) or self.slice_by not in value:
+            return UNREADABLE
+        name = value[self.slice_by]
+        return name if isinstance(name, str) else json.dumps(name, ensure_ascii=False, sort_keys=True)

@@ -1,4 +1,4 @@
-"""The JSON Schema of an answer: all that it refers to has to stand in it. Nothing is fetched from the network.
+"""The JSON Schema of an answer: its references have to resolve within it; nothing is downloaded.
 
 unresolved({"properties": {"intent": {"$ref": "https://example.com/intent.json"}}})
 # ["https://example.com/intent.json"]
@@ -14,7 +14,7 @@ _REFERENCES = ("$ref", "$dynamicRef")
 
 
 def validator_of(schema: Mapping[str, Any]) -> Any:
-    """A validator (draft 2020-12) that knows this schema and the drafts of JSON Schema themselves, and no others."""
+    """A validator (draft 2020-12) that resolves references to this schema and to the JSON Schema drafts only."""
     from jsonschema import Draft202012Validator
     from jsonschema_specifications import REGISTRY
 
@@ -22,7 +22,7 @@ def validator_of(schema: Mapping[str, Any]) -> Any:
 
 
 def unresolved(schema: Mapping[str, Any]) -> list[str]:
-    """The references that lead to no schema which `validator_of` knows, each once, in alphabetical order."""
+    """The references that `validator_of` cannot resolve to a schema, each once, in alphabetical order."""
     from jsonschema_specifications import REGISTRY
     from referencing.jsonschema import DRAFT202012
 
@@ -40,7 +40,7 @@ def unresolved(schema: Mapping[str, Any]) -> list[str]:
             target = _target(reference, resolver)
             if target is None:
                 broken.add(reference)
-            else:  # it may stand where the walk does not come: {"components": {"intent": {...}}}
+            else:  # it may be at a key that is not a keyword: {"components": {"intent": {...}}}
                 waiting.append((DRAFT202012.create_resource(target.contents), target.resolver))
     return sorted(broken)
 
@@ -50,11 +50,11 @@ def _references(contents: Any) -> list[str]:
 
 
 def _target(reference: str, resolver: Any) -> Any:
-    """What the reference leads to, or None where that is no schema."""
+    """The resolved reference; None if there is no schema there."""
     from referencing.exceptions import Unresolvable
 
     try:
         found = resolver.lookup(reference)
-    except (Unresolvable, ValueError, TypeError):  # the latter two for "#/required/x", and what is no address
+    except (Unresolvable, ValueError, TypeError):  # the latter two for "#/required/x", and for an invalid URI
         return None
     return found if isinstance(found.contents, Mapping | bool) else None

@@ -1,4 +1,4 @@
-"""`automation`: when a retraining is started."""
+"""`automation`: when Dagster starts a retraining."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ CRON_NAMES = ("@hourly", "@daily", "@weekly", "@monthly", "@yearly")
 
 
 class Automation(Section):
+    """Schedule and alarms that start a retraining."""
+
     schedule: str = Field(
         "0 6 * * 1",
         description="Cron line of the regular retraining, in UTC: minute, hour, day of the month, month, day of the "
-        "week; or @daily, @weekly, @monthly. Off until switched on.",
+        "week; or @hourly, @daily, @weekly, @monthly, @yearly. Off until switched on in Dagster.",
     )
-    cooldown_hours: float = Field(24.0, ge=0, description="Least time between two retrainings started by alarms.")
+    cooldown_hours: float = Field(24.0, ge=0, description="Minimum time between two retrainings started by alarms.")
 
     @field_validator("schedule")
     @classmethod
     def _is_cron(cls, line: str) -> str:
-        """A line that Dagster takes; a wrong one would stop every task of the deployment from loading."""
+        """A cron line that Dagster accepts; an invalid one would stop every task of the deployment from loading."""
         if line in CRON_NAMES:
             return line
         if len(line.split()) != 5:

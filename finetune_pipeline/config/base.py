@@ -1,4 +1,4 @@
-"""`base`: the base model, pinned, with its license."""
+"""`base`: the base model, pinned, and its license."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ class Base(Section):
 
     gguf: str | None = Field(None, description="A GGUF file: a path, or `package:<module>/<file>` inside a package.")
     path: str | None = Field(None, description="A local folder with safetensors weights and a tokenizer.")
-    hub: str | None = Field(None, description="A model on the Hub, `owner/name`; needs `revision`.")
-    revision: str | None = Field(None, description="Full commit hash of the Hub model: names move, commits do not.")
-    license: str = Field(description="SPDX id of the weights' license, e.g. apache-2.0; checked against `use`.")
+    hub: str | None = Field(None, description="A model on the Hugging Face Hub, `owner/name`; needs `revision`.")
+    revision: str | None = Field(
+        None, description="Full commit hash of the Hub model: a branch or tag can change, a commit cannot."
+    )
+    license: str = Field(
+        description="SPDX identifier of the license of the weights, e.g. apache-2.0; checked against `use`."
+    )
     license_approval: str | None = Field(
-        None, description="Who allowed this license for this use, and why, where the built-in table does not know it."
+        None, description="Who approved this license for this use, and why, if the built-in table does not list it."
     )
 
     @model_validator(mode="after")
@@ -28,8 +32,8 @@ class Base(Section):
             raise ValueError(f"give exactly one of `gguf`, `path` and `hub`, not {given or 'none'}")
         if self.hub and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError(
-                f"`hub: {self.hub}` needs `revision`, a full commit hash (40 hexadecimal digits): what a name "
-                "points to can change, and then nothing you measured holds; the hash stands on the model's page "
+                f"`hub: {self.hub}` needs `revision`, a full commit hash (40 hexadecimal digits): a branch or tag "
+                "can change, and then your measurements are no longer valid; copy the hash from the model's page "
                 "under Files, History"
             )
         return self

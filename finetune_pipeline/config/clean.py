@@ -1,4 +1,4 @@
-"""`clean`: what cleaning fixes and what it drops."""
+"""`clean`: which rows cleaning fixes and which it drops."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from finetune_pipeline.config.section import Count, Section, Share
 
 
 class Clean(Section):
-    min_tokens: Count = Field(1, description="Fewer tokens in question or answer drop the row.")
+    """Rules for single rows, duplicates and personal data. Every fix and drop is a line of the ledger."""
+
+    min_tokens: Count = Field(1, description="Rows with fewer tokens in prompt or completion are dropped.")
     max_tokens: int = Field(
-        512, ge=8, description="Longer rows (system prompt, question, answer) are dropped, not cut."
+        512, ge=8, description="Rows with more tokens (system prompt, prompt, completion) are dropped, not truncated."
     )
-    html: bool = Field(True, description="Strip HTML remnants and entities from questions.")
+    html: bool = Field(True, description="Remove HTML tags and entities from prompts.")
     near_duplicate_threshold: Share = Field(
         0.8,
         gt=0,
-        description="Jaccard similarity of 5-grams from which two questions are near duplicates; 1: only exact. What "
-        "many questions share, such as an instruction, does not count.",
+        description="Jaccard similarity of 5-grams at which two prompts are near duplicates; 1: only exact duplicates. "
+        "Text that many prompts share, such as an instruction, is not counted.",
     )
     contradictions: Literal["drop", "keep"] = Field(
         "drop",
-        description="Rows with the identical question and different answers: drop all of them, since nobody knows who "
-        "is right. Questions that differ in case or punctuation are kept, and shown to the reviewers. Answers of "
-        "format text are always kept: one question may have several.",
+        description="Rows with the same prompt and different completions: drop all of them, since it is unknown which "
+        "is right. Prompts that differ in case or punctuation are kept, and shown to the reviewers. With answers of "
+        "format text they are always kept: a prompt may have several completions.",
     )
     personal_data: Literal["mask", "drop", "keep"] = Field(
-        "mask", description="E-mail, phone, card, IBAN, IP: replaced by <EMAIL> and so on, or the row dropped."
+        "mask",
+        description="E-mail, phone, card, IBAN, IP: mask replaces them by <EMAIL> and so on, drop drops the row.",
     )

@@ -1,4 +1,4 @@
-"""`evaluate`: how answers are generated and what is measured beside the task."""
+"""`evaluate`: how answers are generated, and what else is measured."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from finetune_pipeline.config.section import Section
 
 
 class Evaluate(Section):
+    """Generation on the test rows, and measurements beside the task metric."""
+
     max_new_tokens: int | None = Field(
-        None, ge=1, description="Longest answer; default: the longest reference and 20 %."
+        None, ge=1, description="Most tokens of an answer; default: the longest reference plus 20 %."
     )
-    batch_size: int = Field(64, ge=1, description="Answers generated at the same time.")
-    general: bool = Field(True, description="Measure general ability on texts that have nothing to do with the task.")
-    memorization: bool = Field(True, description="Measure whether training rows are told from test rows by their loss.")
+    batch_size: int = Field(64, ge=1, description="Sequences decoded at the same time.")
+    general: bool = Field(True, description="Measure general ability: the loss on texts unrelated to the task.")
+    memorization: bool = Field(
+        True, description="Measure memorization: whether the loss separates training rows from test rows."
+    )

@@ -1,4 +1,4 @@
-"""Reading task.yaml: all problems of a declaration at once, each with key, value and hint.
+"""Load and validate task.yaml. All problems are reported together, each with key, value and hint.
 
 task = load_task(Path("data/support_tickets"))      # DeclarationError lists every problem
 """
@@ -17,30 +17,30 @@ from finetune_pipeline.errors import DeclarationError
 
 
 def task_from(raw: Any, where: str) -> Task:
-    """Check a parsed declaration. DeclarationError holds every problem: key, value, hint."""
+    """The validated declaration. DeclarationError lists every problem with key, value and hint."""
     if not isinstance(raw, dict):
-        raise DeclarationError(f"{where} holds no mapping of keys", "begin with `name:`, or run `finetune init`")
+        raise DeclarationError(f"{where} is not a mapping of keys", "begin with `name:`, or run `finetune init`")
     try:
         return Task.model_validate(raw)
     except ValidationError as error:
-        problems = tuple(_problem(e) for e in error.errors() if not _follows(e))
+        problems = tuple(_problem(e) for e in error.errors() if not _is_consequence(e))
         count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise DeclarationError(f"{where} has {count}", problems=problems) from None
 
 
 def load_task(folder: Path) -> Task:
-    """Read `folder`/task.yaml. DeclarationError when it is missing, no YAML, or wrong in any key."""
+    """The declaration `folder`/task.yaml. DeclarationError when it is missing, not YAML, or invalid in any key."""
     path = folder / "task.yaml"
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise DeclarationError(
-            f"{path} does not exist", "run `finetune init` to make a task, or check the name, and where a link leads"
+            f"{path} does not exist", "run `finetune init` to make a task, or check the name, and the target of a link"
         ) from None
     except OSError as error:
         raise DeclarationError(
-            f"{path} cannot be read: {error.strerror}", "check its rights; it has to be a file"
+            f"{path} cannot be read: {error.strerror}", "check its permissions; it has to be a file"
         ) from None
     task = task_from(parse(raw, str(path)), str(path))
     if task.name != folder.name:
@@ -50,8 +50,8 @@ def load_task(folder: Path) -> Task:
     return task
 
 
-def _follows(error: Any) -> bool:
-    """A list that is too short only because its items are wrong, which is said of each of them."""
+def _is_consequence(error: Any) -> bool:
+    """Whether a list is "too short" only because its items are invalid; each of them is reported already."""
     return error["type"] == "too_short" and bool(len(error["input"]) >= error["ctx"]["min_length"])
 
 
@@ -60,7 +60,7 @@ def _problem(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown key. {_nearest(error['loc'])}"
     if error["type"] == "missing":
-        return f"{key}: missing; see docs/configuration.md for what it means"
+        return f"{key}: missing; see docs/configuration.md"
     message = error["msg"].removeprefix("Value error, ")
     shown = repr(error["input"])
     value = "" if isinstance(error["input"], dict) or len(shown) > 80 else f" (it is {shown})"
@@ -68,7 +68,7 @@ def _problem(error: Any) -> str:
 
 
 def _nearest(loc: tuple[Any, ...]) -> str:
-    """Suggest the key that was meant, among those of the model that holds it."""
+    """The most similar key of the same section, or all of its keys."""
     model: Any = Task
     for part in loc[:-1]:
         if isinstance(part, str) and part in model.model_fields:
@@ -78,4 +78,4 @@ def _nearest(loc: tuple[Any, ...]) -> str:
             )
     names = [f.alias or n for n, f in model.model_fields.items()]
     close = difflib.get_close_matches(str(loc[-1]), names, n=1)
-    return f"Did you mean `{close[0]}`?" if close else f"Known here: {', '.join(names)}"
+    return f"Did you mean `{close[0]}`?" if close else f"Known keys: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""`monitor`: what of the live traffic raises an alarm."""
+"""`monitor`: which figures of the live traffic raise an alarm."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from finetune_pipeline.config.section import Section, Share
 
 
 class Monitor(Section):
+    """Window and limits of the traffic report."""
+
     window_days: int = Field(7, ge=1, description="Days of traffic that a report covers.")
-    min_requests: int = Field(50, ge=1, description="With fewer requests no alarm is raised.")
+    min_requests: int = Field(50, ge=1, description="No alarm is raised with fewer requests.")
     max_invalid: Share = Field(
-        0.05, description="Share of answers that break the format from which an alarm is raised."
+        0.05, description="Largest share of invalid answers (0 to 1); a larger one raises an alarm."
     )
     max_psi: float = Field(
-        0.2, gt=0, description="Population stability index of inputs and answers that raises an alarm."
+        0.2,
+        gt=0,
+        description="Largest population stability index (drift) of prompts and answers; a larger one raises an alarm.",
     )
-    max_p95_seconds: float = Field(10.0, gt=0, description="95th percentile of the latency that raises an alarm.")
+    max_p95_seconds: float = Field(
+        10.0, gt=0, description="Largest 95th percentile of the latency in seconds; a larger one raises an alarm."
+    )

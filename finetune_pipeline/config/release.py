@@ -1,4 +1,4 @@
-"""`release`: what a candidate has to show before it is promoted."""
+"""`release`: the conditions for promoting a tuned model."""
 
 from __future__ import annotations
 
@@ -8,34 +8,37 @@ from finetune_pipeline.config.section import Section, Share
 
 
 class Release(Section):
-    """What a candidate has to show: it is better than every prompted baseline (by more than `min_gain`), and no worse
-    than the classical model and the live version (by at most `non_inferiority_margin`)."""
+    """A tuned model is promoted if it is better than every prompted baseline (by more than `min_gain`), and worse than
+    the classical model and the live version by at most `non_inferiority_margin`. Gains and margins are differences of
+    the share of test rows that are exactly right (0 to 1)."""
 
     significance_level: float = Field(
-        0.05, gt=0, lt=0.5, description="Largest chance of promoting a model that is no better."
+        0.05, gt=0, lt=0.5, description="Largest probability of promoting a model that is no better."
     )
-    min_gain: float = Field(0.0, ge=0, lt=1, description="The interval of the gain has to lie above this.")
+    min_gain: float = Field(0.0, ge=0, lt=1, description="The confidence interval of the gain has to be above this.")
     non_inferiority_margin: float = Field(
         0.05,
         gt=0,
         lt=0.5,
-        description="How much worse than the classical model or the live version (share of test rows exactly right) "
-        "the interval may still allow the candidate to be. A smaller margin needs more test rows: with 200 of them, an "
-        "equally good candidate passes 5 points in 48 to 68 % of the cases, 3 points in 25 to 37 %.",
+        description="Largest loss against the classical model and the live version; the confidence interval has to "
+        "exclude a larger one. A smaller margin needs more test rows: with 200 of them, an equally good model passes "
+        "0.05 in 48 to 68 % of the cases, 0.03 in 25 to 37 %.",
     )
     detectable_gain: float = Field(
         0.10,
         ge=0.01,
         lt=1,
-        description="The smallest gain (beyond `min_gain`) that matters. With fewer test rows than it takes to show it "
-        "with chance `power`, even if no row is lost, the decision is INCONCLUSIVE: 66 rows with the defaults.",
+        description="Smallest gain (beyond `min_gain`) that matters. With fewer test rows than are needed to detect it "
+        "with probability `power`, even if no row gets worse, the decision is INCONCLUSIVE: 66 rows with the defaults.",
     )
-    power: float = Field(
-        0.8, gt=0.5, lt=1, description="Chance with which a true gain of `detectable_gain` should be shown."
-    )
+    power: float = Field(0.8, gt=0.5, lt=1, description="Probability of detecting a true gain of `detectable_gain`.")
     general_margin: float = Field(
-        0.10, gt=0, description="Largest loss of general ability (relative rise of the loss on general text) accepted."
+        0.10, gt=0, description="Largest relative increase of the loss on general texts; 0.10: 10 %."
     )
-    slice_margin: float = Field(0.10, gt=0, lt=1, description="A slice counts as harmed when it loses more than this.")
-    min_slice_rows: int = Field(10, ge=1, description="Slices with fewer test rows are shown but decide nothing.")
-    min_valid_rate: Share = Field(0.95, description="Share of the tuned model's answers that have to be valid.")
+    slice_margin: float = Field(0.10, gt=0, lt=1, description="A slice is harmed when it loses more than this.")
+    min_slice_rows: int = Field(
+        10, ge=1, description="Slices with fewer test rows are reported, but do not count in the decision."
+    )
+    min_valid_rate: Share = Field(
+        0.95, description="Share of the tuned model's answers (0 to 1) that have to be valid."
+    )

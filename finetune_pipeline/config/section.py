@@ -1,4 +1,4 @@
-"""What every section of the declaration shares: a frozen pydantic model that refuses unknown keys."""
+"""Base class of the sections: a frozen pydantic model in which unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -11,4 +11,6 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
+    """A section of task.yaml."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""`serve`: the model's name in the endpoint, invalid answers, and the parity check."""
+"""`serve`: the model name in the endpoint, invalid answers, and the parity check."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from finetune_pipeline.config.section import Section, Share
 
 
 class Serve(Section):
-    alias: str | None = Field(None, description="Model name in the endpoint; default: the task's name.")
+    """Settings of the OpenAI-compatible endpoint."""
+
+    alias: str | None = Field(None, description="Model name (`model` of a request); default: the task's name.")
     on_invalid: Literal["flag", "retry", "base", "reject"] = Field(
         "flag",
-        description="What to do with an answer that breaks the format: give it, flagged, retry once, ask base, 422.",
+        description="For an answer that is not valid. flag: return it, marked as invalid; retry: generate once "
+        "more; base: generate with the base model; reject: HTTP status 422.",
     )
     parity: Share = Field(
-        0.97, description="Share of the replayed test rows whose served answer must equal the evaluated."
+        0.97, description="Share of the replayed test rows (0 to 1) whose served answer has to equal the evaluated one."
     )
-    parity_rows: int = Field(200, ge=1, description="At most this many test rows are replayed through the endpoint.")
-    log_text: bool = Field(True, description="Keep questions and answers (masked) in the traffic log, or only figures.")
+    parity_rows: int = Field(200, ge=1, description="Most test rows that are replayed through the endpoint.")
+    log_text: bool = Field(
+        True, description="Write prompts and answers (masked) to the traffic log; false: only figures."
+    )

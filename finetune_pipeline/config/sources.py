@@ -1,4 +1,4 @@
-"""`sources`: where raw rows come from, and how one row is laid out."""
+"""`sources`: files and data sets with raw rows, and the layout of a row."""
 
 from __future__ import annotations
 
@@ -12,52 +12,59 @@ from finetune_pipeline.config.section import Section, Share
 
 
 class Source(Section):
-    """Where raw rows come from. Give one of `path` and `hub`."""
+    """A file, folder or data set with raw rows. Give exactly one of `path` and `hub`."""
 
-    name: str | None = Field(None, description="Short name used in ids and reports; default: the file's name.")
+    name: str | None = Field(None, description="Name in ids and reports; default: the file's name without its ending.")
     path: str | None = Field(
         None, description="File, folder saved by `datasets`, or glob, relative to the task's folder, or any fsspec URL."
     )
-    hub: str | None = Field(None, description="A data set on the Hub, `owner/name`.")
-    revision: str | None = Field(None, description="The Hub data set's commit; needed with `hub`, so that rows stay.")
-    split: str = Field("train", description="Which split of a `datasets` folder or Hub data set is read.")
+    hub: str | None = Field(None, description="A data set on the Hugging Face Hub, `owner/name`; needs `revision`.")
+    revision: str | None = Field(
+        None, description="Full commit hash of the Hub data set, so that its rows do not change."
+    )
+    split: str = Field("train", description="Split of a `datasets` folder or Hub data set.")
     format: Literal["auto", "csv", "jsonl", "json", "parquet", "dataset"] = Field(
-        "auto", description="How the file is encoded; `auto` goes by name and content."
+        "auto", description="File format; auto: from name and content."
     )
     encoding: str = Field(
-        "auto", description="Of a text file, if it is not UTF-8 and guessed wrong, e.g. cp1252 or shift_jis."
+        "auto", description="Encoding of a text file, e.g. cp1252 or shift_jis; auto: UTF-8, else detected."
     )
     rows: Literal["auto", "columns", "alpaca", "sharegpt", "messages", "preference"] = Field(
-        "auto", description="How one row is laid out; `auto` goes by its keys."
+        "auto", description="Layout of a row; auto: from its keys."
     )
-    input: str | None = Field(None, description="Column that holds the question (rows: columns).")
-    output: str | None = Field(None, description="Column that holds the answer (rows: columns).")
-    outputs: tuple[str, ...] = Field((), description="Several columns that together make a JSON answer, in this order.")
+    input: str | None = Field(None, description="Column of the prompt (rows: columns).")
+    output: str | None = Field(None, description="Column of the completion (rows: columns).")
+    outputs: tuple[str, ...] = Field(
+        (), description="Several columns that together are a JSON completion, in this order."
+    )
     group: str | None = Field(
         None,
-        description="Column that names what belongs together (a customer, a thread): never split across train/test. "
-        "Compared without regard to case and spacing; only a hash of it is kept.",
+        description="Column of a customer, a thread or the like: rows with the same value are assigned to the same "
+        "split. Compared without case and spacing; only a hash is kept.",
     )
     max_unreadable: Share = Field(
         0.5,
-        description="Share of this source's rows that may be unreadable; if more are, the source is broken, and the "
-        "quality gate fails however good the other rows are. 1 for a source that is known to be broken.",
+        description="Largest share of this source's rows that may be unreadable; with more, the quality gate fails "
+        "however good the other rows are. 1: no limit.",
     )
-    license: str | None = Field(None, description="License of the data, carried into the model card.")
+    license: str | None = Field(None, description="License of the data, for the model card.")
 
     @model_validator(mode="after")
     def _one_place(self) -> Source:
         if self.encoding != "auto":
             try:
-                b"".decode(self.encoding)  # not every codec is one of text: rot13, base64
+                b"".decode(self.encoding)  # some codecs do not decode to text: rot13, base64
             except (LookupError, UnicodeError):
-                raise ValueError(f"`encoding: {self.encoding}` is unknown; usual: utf-8, cp1252, shift_jis") from None
+                raise ValueError(
+                    f"`encoding: {self.encoding}` is unknown; use for example utf-8, cp1252 or shift_jis"
+                ) from None
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of `path` (a file) and `hub` (a data set on the Hub)")
         if self.hub and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
-            raise ValueError("a Hub data set needs `revision`, a full commit hash: without it the rows may change")
+            raise ValueError("a Hub data set needs `revision`, a full commit hash: without it the rows can change")
         return self
 
     @property
     def label(self) -> str:
+        """The name in ids and reports."""
         return self.name or Path(self.path or self.hub or "").stem

@@ -1,4 +1,4 @@
-"""`suitability`: what a team knows about the job, for the advice whether to fine-tune."""
+"""`suitability`: facts and prices for the report on whether to fine-tune."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ from finetune_pipeline.config.section import Count, Section
 
 
 class Suitability(Section):
-    """What you know about the job; `suitability_report` weighs it."""
+    """Facts about the task that `suitability_report` uses."""
 
-    min_examples: Count = Field(200, description="Fewer usable examples stop the run.")
-    recommended_examples: Count = Field(500, description="Fewer usable examples are a warning.")
-    override: str | None = Field(
-        None, description="Reason to go on in spite of an ERROR; kept with every later artifact."
-    )
+    min_examples: Count = Field(200, description="With fewer usable examples the gate fails.")
+    recommended_examples: Count = Field(500, description="With fewer usable examples there is a warning.")
+    override: str | None = Field(None, description="Reason to continue although the gate fails; shown in the report.")
     knowledge_changes: Literal["never", "yearly", "monthly", "weekly", "daily"] = Field(
-        "yearly", description="How often the facts in the answers change; often means retrieval, not weights."
+        "yearly", description="How often facts in the answers change; if often, retrieval fits better than fine-tuning."
     )
     needs_sources: bool = Field(
-        False, description="Must an answer quote where it comes from? Then retrieval is needed."
+        False, description="Whether an answer has to cite its source; retrieval is then needed."
     )
-    requests_per_day: int = Field(1000, ge=0, description="Expected load, for cost and break-even.")
+    requests_per_day: int = Field(1000, ge=0, description="Expected requests per day, for cost and break-even.")
     prompted_price: float = Field(
-        0.60, ge=0, description="Price of a million tokens of the model you would prompt instead."
+        0.60, ge=0, description="Price per million tokens of the model that would be prompted instead."
     )
     hosting_per_month: float = Field(
-        30.0, ge=0, description="What the machine that serves the tuned model costs a month."
+        30.0, ge=0, description="Price per month of the machine that serves the tuned model."
     )
-    training_per_hour: float = Field(1.0, ge=0, description="What the machine that trains costs an hour.")
-    currency: str = Field("USD", description="Of the three prices above.")
+    training_per_hour: float = Field(1.0, ge=0, description="Price per hour of the machine that trains.")
+    currency: str = Field("USD", description="Currency of these prices.")

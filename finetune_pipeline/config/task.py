@@ -1,4 +1,4 @@
-"""The whole declaration of a task: every section, and what has to agree between them."""
+"""The declaration of a task: all sections, and the checks across them."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ OWNER = re.compile(r"team:\S.*|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
 
 
 class Task(Section):
-    """A task: one model's job, its data, and what has to be true before the model is used."""
+    """A task: its data, its model, and the conditions for using the model."""
 
     name: str = Field(
-        description="Lower-case letters, digits and _: key prefix in Dagster, model name in the endpoint."
+        description="Lower-case letters, digits and _; the key prefix in Dagster and the model name in the endpoint."
     )
-    description: str = Field("", description="One sentence, shown wherever the task is listed.")
+    description: str = Field("", description="One sentence, shown where the task is listed.")
     owners: tuple[str, ...] = Field(
         (),
         description="Who answers for the task: `team:support`, or e-mail addresses. Shown with every asset in Dagster.",
     )
     use: Literal["research", "internal", "commercial"] = Field(
-        "internal", description="What the model is for; the licenses of base model and data have to allow it."
+        "internal", description="Use of the model; the licenses of base model and data have to permit it."
     )
     prompt: Prompt = Prompt()
     answer: AnswerFormat = AnswerFormat()
-    sources: tuple[Source, ...] = Field(min_length=1, description="Where raw rows come from, in this order.")
+    sources: tuple[Source, ...] = Field(min_length=1, description="Sources of raw rows, read in this order.")
     base: Base
     clean: Clean = Clean()
     suitability: Suitability = Suitability()
@@ -61,22 +61,22 @@ class Task(Section):
 
     @field_validator("sources")
     @classmethod
-    def _told_apart(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    def _unique_names(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         labels = [source.label for source in sources]
         for label in dict.fromkeys(labels):
             places = [str(place) for place, other in enumerate(labels) if other == label]
             if len(places) > 1:
                 raise ValueError(
-                    f"sources {' and '.join(places)} have the same name {label!r}: give each a `name` of its own, "
-                    "so that ids and reports tell them apart"
+                    f"sources {' and '.join(places)} have the same name {label!r}: give each its own `name` for ids "
+                    "and reports"
                 )
         return sources
 
     @field_validator("name")
     @classmethod
-    def _named(cls, name: str) -> str:
+    def _valid_name(cls, name: str) -> str:
         if not TASK_NAME.fullmatch(name):
-            raise ValueError("may hold lower-case letters, digits and _, beginning with a letter")
+            raise ValueError("use lower-case letters, digits and _, beginning with a letter")
         return name
 
     @field_validator("owners")
@@ -91,4 +91,5 @@ class Task(Section):
 
     @property
     def served_as(self) -> str:
+        """The model name in the endpoint."""
         return self.serve.alias or self.name

@@ -1,4 +1,4 @@
-"""`train`: how the weights are tuned."""
+"""`train`: method, LoRA and optimizer settings."""
 
 from __future__ import annotations
 
@@ -10,46 +10,60 @@ from finetune_pipeline.config.section import Section, Share
 
 
 class KeepGeneral(Section):
-    """General texts in every training step, on which the tuned model is held to its base model."""
+    """A penalty on general texts in every training step: the KL divergence of the tuned model from its base model."""
 
-    weight: float = Field(
-        0.2, ge=0, description="Of the divergence from the base model on these texts, beside the task's loss; 0: off."
-    )
+    weight: float = Field(0.2, ge=0, description="Weight of the penalty, added to the loss of the task; 0: off.")
     texts: int = Field(
-        1, ge=1, le=64, description="General texts in a step; more keeps more general ability, and takes more time."
+        1, ge=1, le=64, description="General texts per step; more preserve more general ability, and take more time."
     )
 
 
 class Lora(Section):
     """The adapter; the keys are those of `peft.LoraConfig`."""
 
-    r: int = Field(16, ge=1, le=512, description="Rank of the adapter: more can learn more, and overfit more.")
-    alpha: int = Field(32, ge=1, description="Scale of the adapter, usually twice the rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    r: int = Field(16, ge=1, le=512, description="Rank; a higher rank can learn more, and overfit more.")
+    alpha: int = Field(
+        32, ge=1, description="`lora_alpha`: the adapter is scaled by alpha / r; usually twice the rank."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="`lora_dropout`, on the input of the adapter.")
 
 
 class Train(Section):
-    method: Literal["lora"] = Field("lora", description="How the weights are tuned.")
+    """Supervised fine-tuning on the training rows; the loss covers the completion only."""
+
+    method: Literal["lora"] = Field("lora", description="Fine-tuning method.")
     lora: Lora = Lora()
     layers: int | None = Field(
-        None, ge=1, description="Tune only this many upper layers: faster, since those below are computed once per row."
+        None,
+        ge=1,
+        description="Number of upper layers with an adapter; default: all. Fewer is faster: the layers below are "
+        "computed "
+        "once per row.",
     )
-    num_epochs: float = Field(2.0, gt=0, le=50, description="Passes over the training rows.")
-    learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak; small models take more (1e-3), large ones less.")
+    num_epochs: float = Field(2.0, gt=0, le=50, description="Passes over the training rows; may be a fraction.")
+    learning_rate: float = Field(
+        2e-4,
+        gt=0,
+        le=1,
+        description="Peak learning rate; small models need a higher one (1e-3), large models a lower one.",
+    )
     warmup_ratio: Share = Field(
-        0.05, description="Share of the steps in which the rate rises; then it falls as a cosine."
+        0.05,
+        description="Share of the steps (0 to 1) with a linear warm-up; then the rate falls along a cosine.",
     )
-    weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Largest gradient norm.")
-    batch_size: int = Field(16, ge=1, description="Rows in one optimizer step.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    batch_size: int = Field(16, ge=1, description="Rows per optimizer step.")
     max_tokens_per_batch: int = Field(
-        4096, ge=64, description="Rows of a step are computed in pieces of this many tokens."
+        4096, ge=64, description="Most tokens in one forward pass; the rows of a step are split into such batches."
     )
     keep_general: KeepGeneral = KeepGeneral()
-    checkpoint_seconds: float = Field(30.0, ge=0, description="Time between checkpoints; 0: every step.")
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it.")
-    threads: int | None = Field(None, ge=1, description="Threads of the training process; default: physical cores.")
-    seed: int = Field(13, description="Of initialization and order.")
+    checkpoint_seconds: float = Field(30.0, ge=0, description="Seconds between checkpoints; 0: every step.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 if the device computes it natively."
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads of the training process; default: physical cores.")
+    seed: int = Field(13, description="Random seed of initialization and order of rows.")
     divergence_factor: float = Field(
-        3.0, gt=1, description="Stop when the smoothed loss exceeds this multiple of its start."
+        3.0, gt=1, description="Training stops when the smoothed loss exceeds this multiple of its initial value."
     )

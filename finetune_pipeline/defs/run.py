@@ -15,10 +15,10 @@ from finetune_pipeline.config import Task
 from finetune_pipeline.defs.automation import PREPARE, TRAIN
 from finetune_pipeline.defs.reporter import Terminal, console
 from finetune_pipeline.defs.run_monitoring import fail_dead_runs, tag
-from finetune_pipeline.errors import FinetuneError, GateRefused, WaitingForPeople
+from finetune_pipeline.errors import FinetuneError, GateRefused
 from finetune_pipeline.graph import BY_NAME, STEPS
 from finetune_pipeline.materialize import open_task, plan
-from finetune_pipeline.review import verdict_store
+from finetune_pipeline.review.waiting import require_review_complete
 from finetune_pipeline.store import TaskStore, dagster_home, gate_hint, write_atomic
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -45,7 +45,7 @@ def run_task(name: str, terminal: Terminal) -> None:
     reason, or WaitingForPeople when the experts have rows to review."""
     task, store = open_task(name)
     if not stale(task, store, [*PREPARE, *TRAIN, "traffic_report"]):
-        wait_for_review(task, store)
+        require_review_complete(task, store)
         return
     from finetune_pipeline.definitions import build
 
@@ -53,7 +53,7 @@ def run_task(name: str, terminal: Terminal) -> None:
     with instance() as dagster:
         fail_dead_runs(dagster)
         _run(dagster, definitions, task, store, "prepare", PREPARE, terminal)
-        wait_for_review(task, store)
+        require_review_complete(task, store)
         _run(dagster, definitions, task, store, "train", TRAIN, terminal)
         _run(dagster, definitions, task, store, "traffic", ["traffic_report"], terminal)
 
@@ -61,20 +61,6 @@ def run_task(name: str, terminal: Terminal) -> None:
 def stale(task: Task, store: TaskStore, among: Sequence[str]) -> list[str]:
     """The assets among these that are not made from what is there now, in the graph's order."""
     return [p.asset for p in plan(task, store) if p.state != "fresh" and p.asset in among]
-
-
-def wait_for_review(task: Task, store: TaskStore) -> None:
-    """WaitingForPeople when rows of the current sample lack a verdict."""
-    sample = store.current("review_sample")
-    if sample is None:
-        return
-    rows = list(sample.examples("sample.jsonl"))
-    progress = verdict_store.progress(rows, verdict_store.load(store, task, sample), task.review)
-    if progress.done < progress.total:
-        raise WaitingForPeople(
-            f"{task.name} waits for its reviewers: {progress.done} of {progress.total} rows reviewed",
-            f"open the desk (`finetune up`) and review at /tasks/{task.name}/review; then run this again",
-        )
 
 
 def _run(

@@ -1,14 +1,13 @@
-"""The desk as a program: create_app() for a server or a test, run(host, port) for `finetune desk` and `finetune up`.
+"""The desk as a server: create_app() for tests, run(host, port) for `finetune desk` and `finetune up`.
 
-    run("127.0.0.1", 8310)      until SIGINT or SIGTERM; says the address, and a first password where there is no user
+    run("127.0.0.1", 8310)      until SIGINT or SIGTERM; prints the URL, and a first password if there is no user
 
-It listens on this machine alone. On a network it has to be wanted (FINETUNE_DESK_PUBLIC=1), and a person must have
-made a user: the password of the first start stands in a log. TLS is a proxy's work.
+It listens on loopback only, unless FINETUNE_DESK_PUBLIC=1 is set and a person has created a user: the password of the
+first start is in a log. Use a proxy for TLS.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import signal
 import socket
@@ -25,12 +24,13 @@ from fastapi.responses import PlainTextResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
+from finetune_pipeline.config.addresses import in_url, is_loopback, listen
 from finetune_pipeline.desk import files, ledger, login, review, security_headers, settings, tasks, users
 from finetune_pipeline.desk.attempts import Attempts
 from finetune_pipeline.desk.page import page
 from finetune_pipeline.desk.private_files import signing_secret
 from finetune_pipeline.desk.session import Sessions, SignedOut, login_address
-from finetune_pipeline.errors import FinetuneError, PortInUse, ServingError
+from finetune_pipeline.errors import FinetuneError, ServingError
 
 if TYPE_CHECKING:
     import uvicorn
@@ -40,7 +40,7 @@ PUBLIC = "FINETUNE_DESK_PUBLIC"
 
 
 def create_app() -> FastAPI:
-    """The app. Reads $FINETUNE_DATA and $FINETUNE_HOME at every request, so that new tasks appear by themselves."""
+    """The app. It reads $FINETUNE_DATA and $FINETUNE_HOME at every request: new tasks appear without a restart."""
     app = FastAPI(title="desk", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.attempts = Attempts()
     for module in (login, settings, tasks, ledger, review, files):
@@ -48,78 +48,55 @@ def create_app() -> FastAPI:
     app.add_api_route("/health", lambda: PlainTextResponse("ok"), methods=["GET"])
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_middleware(Sessions, secret=signing_secret())
-    app.add_middleware(security_headers.SecurityHeaders)  # added last, so outermost: every answer passes it
+    app.add_middleware(security_headers.SecurityHeaders)  # added last, so outermost: it sees every response
     app.exception_handler(SignedOut)(_to_login)
     app.exception_handler(HTTPException)(_http_error)
-    app.exception_handler(RequestValidationError)(_bad_address)
-    app.exception_handler(FinetuneError)(_curable)
-    app.exception_handler(Exception)(_fault)
+    app.exception_handler(RequestValidationError)(_invalid_url)
+    app.exception_handler(FinetuneError)(_finetune_error)
+    app.exception_handler(Exception)(_internal_error)
     return app
 
 
 def run(host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM, and return. PortInUse when somebody listens there; ServingError when the host
-    would show the desk to the network and that was not asked for."""
+    """Serve until SIGINT or SIGTERM, and return. PortInUse when another process listens on the port; ServingError when
+    the host is not loopback and that was not allowed."""
     import uvicorn
 
     require_private(host)
-    listening = _listen(host, port)
+    listening = listen(host, port, "FINETUNE_DESK_URL", "the desk")
     password = users.first_start()
     if password is not None:
-        print(f"The desk had no users. Sign in as `steward` with the password {password}", flush=True)
-        print("It is shown only now; `finetune user NAME` makes further users, or gives steward a new one.", flush=True)
+        print(f"The desk has no users yet. Sign in as `steward` with the password {password}", flush=True)
+        print("It is shown only once; `finetune user NAME` creates a user, or sets a new password.", flush=True)
     config = uvicorn.Config(
         create_app(), log_level="warning", access_log=False, timeout_graceful_shutdown=5, server_header=False
     )
-    threading.Thread(target=import_module, args=["scipy.stats"], daemon=True).start()  # seconds, before anybody asks
-    print(f"desk: http://{_shown(host)}:{port}", flush=True)
+    threading.Thread(
+        target=import_module, args=["scipy.stats"], daemon=True
+    ).start()  # takes seconds, so before the first request
+    print(f"desk: http://{in_url(host)}:{port}", flush=True)
     with listening:
         _until_stopped(uvicorn.Server(config), listening)
 
 
 def require_private(host: str) -> None:
-    """ServingError unless the host is this machine's own, or the network is wanted and somebody made a user."""
+    """ServingError unless the host is loopback, or the network is allowed and a person created a user."""
     if is_loopback(host):
         return
     if os.environ.get(PUBLIC) != "1":
         raise ServingError(
-            f"the desk would be open to the network on {host}, with the questions and answers of your customers",
-            f"use 127.0.0.1 and a proxy with TLS, or set {PUBLIC}=1 if you mean it",
+            f"the desk would be open to the network on {host}, with the texts of your customers",
+            f"use 127.0.0.1 and a proxy with TLS, or set {PUBLIC}=1 to allow it",
         )
     if not users.made_by_person():
         raise ServingError(
-            f"the desk would be open to the network on {host} with no user that a person made",
-            "make one first: `finetune user NAME`; a password printed at the first start has been in a log",
+            f"the desk would be open to the network on {host} without a user that a person created",
+            "create one with `finetune user NAME`; the password of the first start is in a log",
         )
 
 
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host.strip("[]"), port))
-        listening.listen(128)
-    except OSError as error:
-        listening.close()
-        raise PortInUse(
-            f"the desk cannot listen on {host}:{port}: {error.strerror or error}",
-            f"stop what listens there, or choose another: FINETUNE_DESK_URL=http://{_shown(host)}:{port + 1000}",
-        ) from error
-    return listening
-
-
 def _until_stopped(server: uvicorn.Server, listening: socket.socket) -> None:
-    """uvicorn shuts down in good order on either signal, and raises it again afterwards: here that is the end."""
+    """Run until uvicorn has shut down after a signal, which it then raises again: the signal is handled here."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: None)
     try:
@@ -128,12 +105,8 @@ def _until_stopped(server: uvicorn.Server, listening: socket.socket) -> None:
         print("desk: stopped", file=sys.stderr)
 
 
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
 def _to_login(request: Request, error: SignedOut) -> Response:
-    return RedirectResponse(login_address(error.wanted), 303)
+    return RedirectResponse(login_address(error.target), 303)
 
 
 def _http_error(request: Request, error: HTTPException) -> Response:
@@ -142,18 +115,18 @@ def _http_error(request: Request, error: HTTPException) -> Response:
     return page(request, "error.html", phrase, error.status_code, text=text, hint="", problems=())
 
 
-def _bad_address(request: Request, error: RequestValidationError) -> Response:
+def _invalid_url(request: Request, error: RequestValidationError) -> Response:
+    return page(request, "error.html", "Bad request", 400, text="This URL is not valid.", hint="", problems=())
+
+
+def _finetune_error(request: Request, error: FinetuneError) -> Response:
+    """An error that a person can fix: a page with its message and hint."""
+    problems = getattr(error, "problems", ())
     return page(
-        request, "error.html", "Bad request", 400, text="This address is not one of the desk's.", hint="", problems=()
+        request, "error.html", "This page cannot be shown", 409, text=error.message, hint=error.hint, problems=problems
     )
 
 
-def _curable(request: Request, error: FinetuneError) -> Response:
-    """What a person has to fix before the page can be shown: the message and the hint, not a stack of calls."""
-    problems = getattr(error, "problems", ())
-    return page(request, "error.html", "This needs fixing", 409, text=error.message, hint=error.hint, problems=problems)
-
-
-def _fault(request: Request, error: Exception) -> Response:
-    """A fault of ours. The traceback goes to the log (Starlette raises it again); the page says as much."""
-    return PlainTextResponse("The desk made a mistake; its log says which.", 500, headers=security_headers.ALWAYS)
+def _internal_error(request: Request, error: Exception) -> Response:
+    """A bug. Starlette raises it again, so that the traceback is in the log."""
+    return PlainTextResponse("Internal error: see the log of the desk.", 500, headers=security_headers.ALWAYS)

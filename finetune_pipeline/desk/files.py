@@ -1,10 +1,10 @@
-"""Reports and Data Docs as they lie in the artifacts. Only files that the artifact's manifest names are given out.
+"""Serve reports from the artifacts. Only files that the manifest of the artifact names are served.
 
-    /tasks/support_tickets/docs/index.html               Great Expectations' report, without scripts
-    /tasks/support_tickets/reports/eval_report           the report in a frame below the desk's heading
-    /tasks/support_tickets/reports/eval_report/report.html      the report itself, sandboxed, without scripts
+    /tasks/support_tickets/docs/index.html               the report of the quality gate, without scripts
+    /tasks/support_tickets/reports/eval_report           the report in a frame on a page of the desk
+    /tasks/support_tickets/reports/eval_report/report.html      the report, sandboxed, without scripts
 
-Markdown (the model card, the decision) is rendered by the desk, with HTML in it shown as text.
+Markdown (the model card, the decision) is rendered by the desk; HTML in it is shown as text.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def docs(user: SignedIn, task: Known, path: str) -> Response:
 
 @router.get("/tasks/{task}/reports/{asset}")
 def framed(request: Request, user: SignedIn, task: Known, asset: str) -> Response:
-    """The report of an asset below the desk's own heading, so that one finds back."""
-    if asset == "data_quality":  # a page of its own
+    """The report of an asset on a page of the desk: Markdown rendered, HTML in a frame."""
+    if asset == "data_quality":  # has its own page
         return RedirectResponse(f"/tasks/{task}/quality", 303)
     artifact = _artifact(task, asset)
     name, title = REPORTS[asset]
@@ -59,34 +59,34 @@ def framed(request: Request, user: SignedIn, task: Known, asset: str) -> Respons
 def report(user: SignedIn, task: Known, asset: str, path: str) -> Response:
     file = _file(_artifact(task, asset), path)
     if file.suffix not in TYPES:
-        raise HTTPException(404, "The desk shows reports, not data.")
+        raise HTTPException(404, "Only reports can be shown here, not data files.")
     return FileResponse(
         file,
         media_type=TYPES[file.suffix],
         headers={
             security_headers.CSP: security_headers.REPORT,
             "Cross-Origin-Opener-Policy": "unsafe-none",
-        },  # a sandbox has no origin
+        },  # a sandboxed page has no origin
     )
 
 
 def rendered(text: str) -> Markup:
-    """CommonMark with tables, as HTML. HTML within the text, and links that are no web addresses, stay text."""
+    """CommonMark with tables as HTML. HTML in the text and links that are not web addresses are shown as text."""
     from markdown_it import MarkdownIt
 
-    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(text))  # noqa: S704 (escaped by it)
+    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(text))  # noqa: S704 (MarkdownIt escapes)
 
 
 def _artifact(task: str, asset: str) -> Artifact:
     _, store = open_task(task)
     artifact = store.current(asset) if asset == "data_quality" or asset in REPORTS else None
     if artifact is None:
-        raise HTTPException(404, "This report has not been made yet.")
+        raise HTTPException(404, "This report does not exist yet.")
     return artifact
 
 
 def _file(artifact: Artifact, name: str) -> Path:
-    """A file that the manifest names, inside the artifact's folder; else 404."""
+    """The path of a file that the manifest names, inside the artifact's folder; else 404."""
     path = artifact.path(name)
     if name not in artifact.manifest["files"] or not path.resolve().is_relative_to(artifact.folder.resolve()):
         raise HTTPException(404, "There is no such file in this report.")

@@ -1,7 +1,8 @@
-"""Plain English for what the pipeline calls by slugs: assets, states, reasons, variants, figures. Text only, no HTML.
+"""Texts of the pages for the pipeline's names: assets, states, reasons, variants, figures. Text only, no HTML.
 
-label("clean_examples") -> "Cleaned rows"         reason("pii-email") -> "Pii email"
-state("stale") -> "Out of date"                   slugs nobody listed are spelled out: "too-long" -> "Too long"
+label("clean_examples")      "Cleaned rows"
+state("stale")               "Out of date"
+spelled("pii-email")         "Personal data, email"; an unknown slug is spelled out: "too-long" -> "Too long"
 """
 
 from __future__ import annotations
@@ -10,44 +11,40 @@ import re
 from datetime import datetime
 
 ASSETS = {
-    "base_model": ("Base model", "The language model that is going to be tuned."),
-    "raw_examples": ("Rows read", "Every row of every declared source, as it was read."),
+    "base_model": ("Base model", "The language model that is fine-tuned."),
+    "raw_examples": ("Rows read", "Every row of every declared source, as read."),
     "clean_examples": ("Cleaned rows", "Fixed, checked and without duplicates; every change is in the ledger."),
-    "suitability_report": ("Is tuning worth it?", "Prompting, retrieval or fine-tuning, at what cost."),
-    "data_quality": ("Data quality gate", "Are enough of the cleaned rows right in every respect?"),
-    "review_sample": ("Sample for the experts", "A random part of the cleaned rows, for people to judge."),
-    "expert_review": ("Review gate", "Do the experts find enough of the rows right?"),
+    "suitability_report": (
+        "Suitability report",
+        "Whether prompting, retrieval or fine-tuning fits the task, and the cost of each.",
+    ),
+    "data_quality": ("Data quality gate", "Whether enough of the cleaned rows pass every check."),
+    "review_sample": ("Review sample", "A random sample of the cleaned rows, for review by experts."),
+    "expert_review": ("Review gate", "Whether the experts find enough of the reviewed rows right."),
     "data_split": ("Split", "Training, validation and test rows, without overlap."),
-    "baseline_report": ("What a prompt alone reaches", "Measured on the test rows before anything is trained."),
-    "adapter": ("Training", "The tuned weights; what is learned is checked before, the loss is watched during."),
+    "baseline_report": (
+        "Baseline report",
+        "Results of prompting and of a classical model on the test rows, before training.",
+    ),
+    "adapter": ("Training", "The tuned weights, with checks before and during training."),
     "eval_report": ("Evaluation", "Base, prompted and tuned model on the same test rows."),
-    "release_decision": ("Decision", "Promote, reject, or not enough evidence, with every reason."),
+    "release_decision": ("Release decision", "Promote, reject, or not enough evidence, with every reason."),
     "registered_model": ("Registered version", "The model with its card, license and checksums."),
-    "deployed_endpoint": ("In service", "The version behind the endpoint, after its answers were compared."),
-    "traffic_report": ("Traffic", "What the live questions and answers look like."),
+    "deployed_endpoint": (
+        "Deployed endpoint",
+        "The version behind the endpoint; its answers equal the evaluated ones.",
+    ),
+    "traffic_report": ("Traffic report", "Prompts and answers of the live traffic: drift, validity, latency."),
 }
 
 STATES = {
     "fresh": "Done",
     "stale": "Out of date",
-    "missing": "Not made yet",
+    "missing": "Not made",
     "failed": "Gate failed",
     "waiting": "Waiting for you",
     "others": "Waiting for others",
-    "ready": "Ready to go on",
-}
-
-STEPS = {
-    "read": "Read",
-    "clean": "Clean",
-    "quality": "Quality",
-    "review": "Review",
-    "split": "Split",
-    "train": "Train",
-    "evaluate": "Evaluate",
-    "decide": "Decide",
-    "serve": "Serve",
-    "watch": "Watch",
+    "ready": "Ready for the next run",
 }
 
 VARIANTS = {
@@ -61,9 +58,9 @@ VARIANTS = {
 }
 
 OUTCOMES = {
-    "PROMOTE": "Promote: the tuned model is better, and nothing got worse",
-    "REJECT": "Reject: the tuned model must not be used",
-    "INCONCLUSIVE": "Not enough evidence to decide",
+    "PROMOTE": "Promoted: the tuned model is better, and nothing got worse",
+    "REJECT": "Rejected: the tuned model is not used",
+    "INCONCLUSIVE": "Inconclusive: not enough evidence to decide",
 }
 
 _SHORT = {
@@ -77,87 +74,101 @@ _SHORT = {
 }
 
 
-REFUSALS = {
+FAILED_GATES = {
     "suitability_report": (
-        "This task is not ready to be tuned",
-        "More examples are needed, or a declared reason for going on regardless.",
+        "The suitability gate failed",
+        "Add examples, or declare a reason for continuing.",
     ),
     "data_quality": (
-        "The data did not pass the quality gate",
-        "Fix the rows where they come from; the next run judges them again.",
+        "The quality gate failed",
+        "Fix the rows in their source; the next run checks them again.",
     ),
     "expert_review": (
-        "Too many reviewed rows were wrong",
-        "Fix what was rejected where it comes from, and other rows of its kind: the next round takes rows that nobody "
-        "has reviewed yet.",
+        "The review gate failed: too many reviewed rows are wrong",
+        "Fix the rejected rows and similar rows in their source; the next round samples rows that nobody has reviewed "
+        "yet.",
     ),
     "data_split": (
-        "Test and training rows overlap",
-        "The rows named in the report belong together: fix their groups, and run again.",
+        "The split gate failed: test and training rows overlap",
+        "Fix the groups of the rows named in the report, and run again.",
     ),
-    "adapter": ("Training did not go well", "The report says what was seen; another declaration trains anew."),
+    "adapter": ("The training gate failed", "Read the failed checks; change the declaration to train again."),
     "release_decision": (
-        "The tuned model was not accepted",
-        "What is served stays as it is. More data, or another declaration, makes a new candidate.",
+        "The tuned model was not promoted",
+        "The served version is unchanged. Add data or change the declaration for a new candidate.",
     ),
     "deployed_endpoint": (
-        "The new version is not in service",
-        "The version before goes on answering. The report names the rows whose answers differ.",
+        "The new version was not deployed",
+        "The previous version is still served. The report names the rows whose answers differ.",
     ),
-    "traffic_report": ("The live traffic raised an alarm", "The report says what changed."),
+    "traffic_report": ("The live traffic raised an alarm", "Read the traffic report for the figures that changed."),
 }
 
 
-BROKEN = {
-    "roles_in_order": "Question and answer out of order",
-    "prompt_fits": "Question empty or too long",
-    "completion_fits": "Answer empty or too long",
-    "completion_valid": "Answer not of the declared form",
-    "no_personal_data": "Personal data left",
-    "no_html": "HTML left",
+RULE_VIOLATIONS = {
+    "roles_in_order": "Messages in the wrong order",
+    "prompt_present": "Prompt empty",
+    "prompt_fits": "Prompt too long",
+    "completion_present": "Answer empty",
+    "completion_fits": "Answer too long",
+    "completion_valid": "Answer not in the declared format",
+    "no_personal_data": "Contains personal data",
+    "no_secrets": "Contains a key or password",
+    "no_html": "Contains HTML",
     "encoding_intact": "Broken characters",
-    "prompt_unique": "Question asked twice",
+    "no_refusal": "Answer is a model's refusal",
+    "no_placeholder": "Placeholder in the answer",
+    "no_echo": "Answer repeats the prompt",
+    "not_cut_off": "Answer cut off",
+    "prompt_unique": "Duplicate prompt",
 }
 
 
-def refusal(asset: str) -> tuple[str, str]:
-    """What it means for people that this gate said no: a title, and what to do."""
-    return REFUSALS.get(asset, (f"{label(asset)}: a check failed", "The report says which."))
+def failed_gate(asset: str) -> tuple[str, str]:
+    """Title and hint for a failed gate."""
+    return FAILED_GATES.get(asset, (f"{label(asset)}: a check failed", "Read the report for the failed check."))
 
 
 def bare(summary: str) -> str:
-    """A decision's summary without the outcome in front, which stands beside it in words already."""
+    """A summary without the outcome ("PROMOTE: ") at its beginning, which the page shows as a title."""
     head, colon, rest = summary.partition(": ")
-    return together(rest[:1].upper() + rest[1:] if colon and head in OUTCOMES else summary)
+    return nonbreaking(capitalized(rest if colon and head in OUTCOMES else summary))
 
 
-def together(text: str) -> str:
-    """A number and its per cent sign stay on one line."""
+def nonbreaking(text: str) -> str:
+    """The text with a no-break space between a number and its percent sign."""
     return text.replace(" %", "\u00a0%")
 
 
-def broken(rule: str) -> str:
-    """What is wrong with a row that breaks this rule of the quality gate (whose names say what is right)."""
-    return BROKEN.get(rule) or f"Breaks “{spelled(rule).lower()}”"
+def violation(rule: str) -> str:
+    """What is wrong with a row that fails this rule of the quality gate; the names of the rules say what is right."""
+    if rule.startswith("declared:"):
+        return spelled(rule.rpartition(":")[2].removeprefix("expect_"))
+    return RULE_VIOLATIONS.get(rule) or f"Fails “{spelled(rule).lower()}”"
 
 
-def first_up(text: str) -> str:
+def capitalized(text: str) -> str:
+    """The text with an upper-case first letter; the rest is unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def label(asset: str) -> str:
+    """The title of an asset."""
     return ASSETS[asset][0] if asset in ASSETS else spelled(asset)
 
 
 def about(asset: str) -> str:
+    """One sentence on an asset; "" if there is none."""
     return ASSETS[asset][1] if asset in ASSETS else ""
 
 
 def state(name: str) -> str:
+    """The text of a state. KeyError for an unknown one."""
     return STATES[name]
 
 
 def variant(name: str) -> str:
+    """The title of a variant of an evaluation."""
     return VARIANTS.get(name) or spelled(name)
 
 
@@ -168,19 +179,15 @@ def spelled(slug: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
-
-
 def number(value: float | None) -> str:
-    """Thousands apart, whole numbers without a point, others to three digits."""
+    """With thousands separators; a whole number without a decimal point, others with three digits; "–" for None."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3g}"
 
 
 def when(iso: str) -> str:
-    """ "2026-01-05T10:00:00+00:00" -> "5 Jan 2026, 10:00 UTC"; text that is no time is given back as it is."""
+    """ "2026-01-05T10:00:00+00:00" -> "5 Jan 2026, 10:00 UTC"; other text is returned unchanged."""
     try:
         time = datetime.fromisoformat(iso)
     except ValueError:
@@ -189,5 +196,6 @@ def when(iso: str) -> str:
     return f"{time.day} {time:%b %Y, %H:%M}{zone}"
 
 
-def plural(count: int, one: str, many: str | None = None) -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+def plural(count: int, singular: str) -> str:
+    """ "1 row", "2 rows"."""
+    return f"{count:,} {singular if count == 1 else singular + 's'}"

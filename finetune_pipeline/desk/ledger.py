@@ -1,6 +1,6 @@
-"""The ledger's page: every row that left and every row that was fixed, with the reason and where it came from.
+"""The page of the ledger: every dropped row and every fix, with reason and origin.
 
-/tasks/support_tickets/ledger?kind=dropped&why=near-duplicate&page=2
+/tasks/support_tickets/ledger?kind=dropped&why=near-duplicate&at=2      (`at`: the page)
 """
 
 from __future__ import annotations
@@ -32,31 +32,32 @@ def ledger(
 ) -> Response:
     _, store = open_task(task)
     stages = ledger_rows.chain(store)
-    everything = {name: ledger_rows.entries(stages, name) for name in ledger_rows.FILES}
-    found = [entry for entry in everything[kind] if why in ("", entry.why)]
-    pages = max(1, -(-len(found) // ROWS))
+    by_kind = {name: ledger_rows.entries(stages, name) for name in ledger_rows.FILES}
+    matching = [entry for entry in by_kind[kind] if why in ("", entry.why)]
+    pages = max(1, -(-len(matching) // ROWS))
     number = min(max(at, 1), pages)
-    shown = found[(number - 1) * ROWS : number * ROWS]
+    shown = matching[(number - 1) * ROWS : number * ROWS]
     return page(
         request,
         "ledger.html",
         "Ledger",
         task=task,
-        begun="raw_examples" in stages,
+        has_rows="raw_examples" in stages,
         kind=kind,
         why=why,
         rows=[ledger_rows.masked(entry) for entry in shown],
-        total=len(found),
+        total=len(matching),
         first=(number - 1) * ROWS + 1,
         number=number,
         pages=pages,
-        sums={name: len(entries) for name, entries in everything.items()},
-        reasons=Counter(entry.why for entry in everything[kind]).most_common(),
+        sums={name: len(entries) for name, entries in by_kind.items()},
+        reasons=Counter(entry.why for entry in by_kind[kind]).most_common(),
         texts=ledger_rows.texts(stages["raw_examples"], [entry.id for entry in shown]) if shown else {},
         address=lambda **changed: address(task, **{"kind": kind, "why": why, "at": 1, **changed}),
     )
 
 
 def address(task: str, kind: str, why: str, at: int) -> str:
-    wanted = {"kind": kind, **({"why": why} if why else {}), **({"at": at} if at > 1 else {})}
-    return f"/tasks/{task}/ledger?{urlencode(wanted)}"
+    """The URL of a page of the ledger; default values are left out."""
+    query = {"kind": kind, **({"why": why} if why else {}), **({"at": at} if at > 1 else {})}
+    return f"/tasks/{task}/ledger?{urlencode(query)}"

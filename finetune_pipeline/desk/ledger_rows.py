@@ -1,9 +1,10 @@
-"""The ledger as the desk reads it: which rows left or were fixed, where, why; counted, filtered, a page at a time.
+"""Read the ledgers of the artifacts: dropped and fixed rows, their counts, and the texts of rows.
 
-    entries(chain, "dropped")       Entry("9f1c…", "tickets.csv:12", "clean_examples", "near-duplicate", "of 77ab…")
+    entries(chain(store), "dropped")[0]
+    Entry("9f1c…", "tickets.csv:12", "clean_examples", "near-duplicate", "of 77ab…")
 
-Artifacts never change once they are finished, so what is read from them is kept in memory, a few artifacts' worth.
-What it is not: the writing of the ledger (each stage does that), or the page (ledger.py).
+Artifacts are immutable, so that the files of the last few artifacts are cached in memory. Each stage writes its own
+ledger; the page is ledger.py.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ MADE_FROM = {
     "expert_review": "clean_examples",
     "data_split": "expert_review",
 }
-HEAD = b'{"id": "'  # as records.dumps writes a row; ids are hexadecimal digits
-Places: TypeAlias = "tuple[array[int], array[int]]"
+HEAD = b'{"id": "'  # the beginning of a row as records.dumps writes it
+Offsets: TypeAlias = "tuple[array[int], array[int]]"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the ledger; `why` is the reason of a drop or the rule of a change."""
+    """One line of the ledger; `why` is the reason of a drop or the rule of a fix."""
 
     id: str
     origin: str
@@ -47,32 +48,32 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What a row says, with personal data masked: rows as they were read hold it in clear."""
+    """The texts of a row, with personal data masked: raw rows contain it."""
 
     prompt: str
     completion: str
 
 
 def chain(store: TaskStore) -> dict[str, Artifact]:
-    """The finished stages of the rows that were made from one another, by asset. It ends before the first that is
-    missing or was made from older rows: only then do the counts add up."""
-    found: dict[str, Artifact] = {}
+    """The current artifacts of the row stages, by asset, each made from the one before. It ends before the first that
+    is missing or was made from older rows, so that the counts add up."""
+    chained: dict[str, Artifact] = {}
     for asset in STAGES:
         artifact = store.current(asset)
         before = MADE_FROM.get(asset)
-        if artifact is None or (before and artifact.manifest["inputs"].get(before) != found[before].content_hash):
+        if artifact is None or (before and artifact.manifest["inputs"].get(before) != chained[before].content_hash):
             break
-        found[asset] = artifact
-    return found
+        chained[asset] = artifact
+    return chained
 
 
 def count(artifact: Artifact, name: str) -> int:
-    """Lines of one of its files."""
+    """The number of lines of a file of the artifact."""
     return _count(str(artifact.path(name)), artifact.content_hash)
 
 
 def tally(stages: Mapping[str, Artifact], kind: str) -> Counter[tuple[str, str]]:
-    """How often each (asset, reason or rule) occurs."""
+    """The number of rows for each (asset, reason or rule)."""
     counted: Counter[tuple[str, str]] = Counter()
     for asset, artifact in stages.items():
         reasons = _reasons(str(artifact.path(FILES[kind])), artifact.content_hash, asset)
@@ -81,7 +82,7 @@ def tally(stages: Mapping[str, Artifact], kind: str) -> Counter[tuple[str, str]]
 
 
 def entries(stages: Mapping[str, Artifact], kind: str) -> list[Entry]:
-    """Every line of the ledger of `kind` ("dropped" or "fixed"), in the order of the stages."""
+    """All entries of `kind` ("dropped" or "fixed"), in the order of the stages."""
     parts = [
         _entries(str(artifact.path(FILES[kind])), artifact.content_hash, asset) for asset, artifact in stages.items()
     ]
@@ -89,17 +90,18 @@ def entries(stages: Mapping[str, Artifact], kind: str) -> list[Entry]:
 
 
 def texts(artifact: Artifact, ids: Collection[str]) -> dict[str, Text]:
-    """The texts of these rows; rows that could not be read are not there. Seeks to each row: a file is scanned once."""
+    """The texts of these rows by id, without unreadable rows. The file is scanned once; then each row is read by
+    its offset."""
     path = artifact.path("examples.jsonl")
     with artifact.reading("examples.jsonl"):
-        places = row_places(str(path), artifact.content_hash)
+        offsets = row_offsets(str(path), artifact.content_hash)
         with path.open("rb") as file:
-            found = {id_: _row_at(file, places, id_) for id_ in ids}
-    return {id_: _masked_text(row) for id_, row in found.items() if row is not None}
+            rows = {id_: _read_row(file, offsets, id_) for id_ in ids}
+    return {id_: _masked_text(row) for id_, row in rows.items() if row is not None}
 
 
 def masked(entry: Entry) -> Entry:
-    """The entry with personal data in its detail masked: a detail may quote the row."""
+    """The entry with personal data masked in its detail, which may quote the row."""
     return replace(entry, detail=mask(entry.detail)[0])
 
 
@@ -107,11 +109,11 @@ def _masked_text(row: Example) -> Text:
     return Text(mask(row.prompt)[0], mask(row.completion)[0])
 
 
-def _row_at(file: BinaryIO, places: Places, id_: str) -> Example | None:
-    keys, offsets = places
+def _read_row(file: BinaryIO, rows: Offsets, id_: str) -> Example | None:
+    keys, offsets = rows
     key = hash(id_.encode("utf-8", "surrogatepass"))
-    for place in range(bisect_left(keys, key), bisect_right(keys, key)):
-        file.seek(offsets[place])
+    for index in range(bisect_left(keys, key), bisect_right(keys, key)):
+        file.seek(offsets[index])
         row = json.loads(file.readline())
         if row["id"] == id_:
             return Example.from_json(row)
@@ -119,21 +121,21 @@ def _row_at(file: BinaryIO, places: Places, id_: str) -> Example | None:
 
 
 @lru_cache(maxsize=4)
-def row_places(path: str, content: str) -> Places:
-    """Where each row of a file begins: hashes of ids, sorted, and offsets in bytes; 16 bytes a row are kept. Two ids
-    may share a hash, so that the id itself is compared when the row is read."""
+def row_offsets(path: str, content: str) -> Offsets:
+    """The offset of each row of a file: sorted hashes of the ids, and offsets in bytes; 16 bytes per row. Two ids may
+    have the same hash: the id is compared when the row is read."""
     import numpy as np
 
-    hashes, offsets, at = array("q"), array("q"), 0
+    hashes, offsets, position = array("q"), array("q"), 0
     with Path(path).open("rb") as lines:
         for line in lines:
             if line.startswith(HEAD):
                 hashes.append(hash(line[len(HEAD) : line.find(b'"', len(HEAD))]))
-                offsets.append(at)
-            at += len(line)
-    keys, places = (np.frombuffer(numbers, np.int64) for numbers in (hashes, offsets))
+                offsets.append(position)
+            position += len(line)
+    keys, positions = (np.frombuffer(numbers, np.int64) for numbers in (hashes, offsets))
     order = np.argsort(keys)
-    return array("q", keys[order].tobytes()), array("q", places[order].tobytes())
+    return array("q", keys[order].tobytes()), array("q", positions[order].tobytes())
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -154,7 +156,7 @@ def _reasons(path: str, content: str, asset: str) -> Counter[str]:
 @lru_cache(maxsize=12)
 def _entries(path: str, content: str, asset: str) -> tuple[Entry, ...]:
     file = Path(path)
-    rows = read_jsonl(file) if file.exists() else ()  # a stage that fixes nothing writes no fixes.jsonl
+    rows = read_jsonl(file) if file.exists() else ()  # a stage without fixes writes no fixes.jsonl
     with reading(file, f"delete {file.parent} and run again"):
         return tuple(
             Entry(row["id"], row["origin"], asset, row.get("reason") or row["rule"], row.get("detail", ""))

@@ -1,4 +1,6 @@
-"""Signing in and out. A wrong name and a wrong password look the same, take the same time, and slow the next try."""
+"""Sign in and out. An unknown name and a wrong password have the same response and response time; both delay the next
+try (attempts.py).
+"""
 
 from __future__ import annotations
 
@@ -17,23 +19,25 @@ router = APIRouter()
 
 @router.get("/login")
 def show(request: Request, next: str = "/") -> Response:
-    return page(request, "login.html", "Sign in", next=local_address(next), name="", complaint="")
+    return page(request, "login.html", "Sign in", next=local_address(next), name="", error="")
 
 
 @router.post("/login")
 def login(request: Request, form: CheckedForm) -> Response:
     attempts: Attempts = request.app.state.attempts
-    name, wanted = text_of(form, "name").strip(), local_address(text_of(form, "next") or "/")
-    who = (name, request.client.host if request.client else "")
-    seconds = math.ceil(attempts.wait(*who))
+    name, target = text_of(form, "name").strip(), local_address(text_of(form, "next") or "/")
+    origin = (name, request.client.host if request.client else "")
+    seconds = math.ceil(attempts.wait(*origin))
     if seconds:
-        return _again(request, wanted, name, 429, f"Too many wrong tries. Wait {seconds} s, then try again.", seconds)
-    attempts.failed(*who)  # counted before it is checked, so that tries made at the same time do not slip through
+        return _again(
+            request, target, name, 429, f"Too many failed sign-ins. Wait {seconds} s, then try again.", seconds
+        )
+    attempts.failed(*origin)  # counted before the check, so that parallel tries are counted
     if not users.check_password(name, text_of(form, "password")):
-        return _again(request, wanted, name, 401, "This name and password do not belong together.")
-    attempts.succeeded(*who)
+        return _again(request, target, name, 401, "Wrong name or password.")
+    attempts.succeeded(*origin)
     sign_in(request, name)
-    return RedirectResponse(wanted, 303)
+    return RedirectResponse(target, 303)
 
 
 @router.post("/logout")
@@ -42,8 +46,8 @@ def logout(request: Request, user: SignedIn, form: CheckedForm) -> Response:
     return RedirectResponse("/login", 303)
 
 
-def _again(request: Request, wanted: str, name: str, status: int, complaint: str, seconds: int = 0) -> Response:
-    answer = page(request, "login.html", "Sign in", status, next=wanted, name=name, complaint=complaint)
+def _again(request: Request, target: str, name: str, status: int, error: str, seconds: int = 0) -> Response:
+    answer = page(request, "login.html", "Sign in", status, next=target, name=name, error=error)
     if seconds:
         answer.headers["Retry-After"] = str(seconds)
     return answer

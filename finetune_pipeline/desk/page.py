@@ -1,6 +1,6 @@
-"""Templates and how a page is made. Everything a template prints is escaped; scripts and styles are files of ours.
+"""Render a template as a page. All output is escaped; scripts and styles are static files of the desk.
 
-return page(request, "tasks.html", "Tasks", standings=standings)
+return page(request, "tasks.html", "Tasks", statuses=statuses)
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from finetune_pipeline.desk import labels, users
 from finetune_pipeline.desk.session import csrf_token
+from finetune_pipeline.statistics.formatting import percent
 
 FILTERS = {
     "about": labels.about,
     "bare": labels.bare,
-    "broken": labels.broken,
+    "violation": labels.violation,
     "label": labels.label,
     "number": labels.number,
-    "percent": labels.percent,
+    "percent": percent,
     "spelled": labels.spelled,
     "state": labels.state,
     "variant": labels.variant,
@@ -29,26 +30,26 @@ FILTERS = {
 
 
 def environment() -> Environment:
-    """Autoescape for every template whatever its name; a name that is missing is an error, not an empty string."""
-    made = Environment(
+    """The Jinja environment: autoescape for every template, and an error for an undefined name."""
+    jinja = Environment(
         loader=PackageLoader("finetune_pipeline.desk"),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(FILTERS)
-    made.globals.update(plural=labels.plural, steps=labels.STEPS, outcomes=labels.OUTCOMES)
-    return made
+    jinja.filters.update(FILTERS)
+    jinja.globals.update(plural=labels.plural, outcomes=labels.OUTCOMES)
+    return jinja
 
 
 _TEMPLATES = environment()
 
 
-def page(request: Request, template: str, title: str, status: int = 200, **shown: Any) -> HTMLResponse:
-    """A whole page for whoever is signed in. Takes the message that was left for the next page, if any."""
+def page(request: Request, template: str, title: str, status: int = 200, **context: Any) -> HTMLResponse:
+    """A page with the user's name and, once, the message of `session.flash`."""
     session = request.session
-    user: str | None = getattr(request.state, "user", None)  # set by session.signed_in, where a page asks for it
+    user: str | None = getattr(request.state, "user", None)  # set by session.signed_in on pages that require a user
     flash = session.pop("flash", None) if "flash" in session else None
     text = _TEMPLATES.get_template(template).render(
         title=title,
@@ -57,6 +58,6 @@ def page(request: Request, template: str, title: str, status: int = 200, **shown
         flash=flash,
         path=request.url.path,
         shortcuts=user is not None and users.shortcuts(user),
-        **shown,
+        **context,
     )
     return HTMLResponse(text, status)

@@ -1,9 +1,9 @@
-"""Files that only this machine's user may read: the desk's users, and the secret that signs its cookies.
+"""Files with mode 0600: the users of the desk, and the secret that signs its cookies.
 
     home()/desk_users.json     0600
-    home()/desk_secret         0600, 64 hexadecimal digits, made at the first start
+    home()/desk_secret         0600, 64 hexadecimal digits, created at the first start
 
-What it is not: `store.write_atomic`, whose files anyone on the machine may read.
+`store.write_atomic` writes files with mode 0644.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from finetune_pipeline.store import home, storage_error
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace the file as a whole, readable by its owner alone. StorageError when it cannot be written."""
+    """Replace the file atomically, with mode 0600. StorageError when it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")  # mkstemp makes it 0600
+        handle, scratch = tempfile.mkstemp(
+            dir=path.parent, prefix=".", suffix=".tmp"
+        )  # mkstemp creates it with mode 0600
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -34,7 +36,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def one_writer(path: Path) -> FileLock:
-    """Held while a private file is read, changed and written back."""
+    """A lock to hold while a private file is read, changed and written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,10 +45,10 @@ def one_writer(path: Path) -> FileLock:
 
 
 def signing_secret() -> str:
-    """The key of the session cookies. Deleting the file signs everybody out."""
+    """The key that signs the session cookies; created if missing. Deleting the file signs all users out."""
     path = home() / "desk_secret"
     with one_writer(path):
         if not path.exists():
             write_private(path, secrets.token_hex(32))
-        with reading(path, f"delete {path}; everybody has to sign in again"):
+        with reading(path, f"delete {path}; all users have to sign in again"):
             return path.read_text("utf-8").strip()

@@ -1,9 +1,9 @@
-"""What a browser may do with our pages: one strict policy for the desk, one each for Data Docs and for reports.
+"""Security headers: one Content Security Policy for the desk, one for the quality report, one for the other
+reports.
 
-Artifacts come from data, and data comes from strangers. Reports are shown in a sandbox without scripts, as if they came
-from another site. Data Docs may bring styles, inline and as files beside them; the gate writes them without scripts, so
-none runs, whatever a row's text says.
-"""
+Artifacts contain text from untrusted data. Reports are shown in a sandbox without scripts, like pages of another site.
+The quality report may use styles, inline and from files beside them; the quality gate writes them without scripts, and
+the policy allows none, whatever the text of a row contains."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ ALWAYS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
     "Cache-Control": "no-store",
 }
-LARGEST_FORM = 1_000_000  # bytes; a review's answer is a few thousand
+LARGEST_FORM = 1_000_000  # bytes; the form of a review has a few thousand
 
 
 class SecurityHeaders:
-    """Puts the headers on every answer that does not bring its own, and refuses bodies larger than any form of ours."""
+    """Middleware that adds the headers to every response that does not set them, and rejects large request bodies."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -52,20 +52,20 @@ class SecurityHeaders:
             await send(message)
 
         if _too_large(scope):
-            await _refuse(with_headers)
+            await _send_413(with_headers)
         else:
             await self._app(scope, receive, with_headers)
 
 
 def _too_large(scope: Scope) -> bool:
-    """A body of unknown length counts as too large: browsers always say how long a form is."""
-    given = dict(scope["headers"])
-    length = given.get(b"content-length", b"")
-    if b"transfer-encoding" in given:
+    """Whether the body is larger than LARGEST_FORM, or of unknown length: browsers always send the length of a form."""
+    headers = dict(scope["headers"])
+    length = headers.get(b"content-length", b"")
+    if b"transfer-encoding" in headers:
         return True
     return bool(length) and (not length.isdigit() or int(length) > LARGEST_FORM)
 
 
-async def _refuse(send: Send) -> None:
+async def _send_413(send: Send) -> None:
     await send({"type": "http.response.start", "status": 413, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": b"The desk takes forms of up to 1 MB."})
+    await send({"type": "http.response.body", "body": b"A form can have at most 1 MB."})

@@ -1,6 +1,6 @@
-"""What a user sets for themselves: whether single keys act on the review's pages.
+"""Settings of a user: single-key shortcuts on the pages of the review.
 
-POST /settings/shortcuts    on=yes or on=no, and `next`, the page to go back to
+POST /settings/shortcuts    on=yes or on=no, and `next`, the page to return to
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ def shortcuts(request: Request, user: SignedIn, form: CheckedForm) -> Response:
     on = text_of(form, "on") == "yes"
     users.set_shortcuts(user, on)
     state = "on" if on else "off"
-    flash(request, "note", f"Single-key shortcuts are {state} for you, also after the next sign-in.")
+    flash(request, "note", f"Single-key shortcuts are {state} for you; the setting is saved.")
     return RedirectResponse(local_address(text_of(form, "next") or "/"), 303)

@@ -1,12 +1,10 @@
-"""The story of one task, as values for its page: rows in, kept and dropped; gates; comparison; decision; service.
+"""The values of the page of one task: row counts, checks of gates, comparison of variants, figures.
 
-    counts(chain) -> Counts(read=877, kept=704, kept_as="training, validation and test rows", dropped=(...))
-    comparison(report) -> rows with an exact 95 % interval each
+    counts(chain)          Counts(read=877, kept=704, kept_as="used for training, validation and test", dropped=(...))
+    comparison(report)     [VariantRow("few_shot", ..., exact=0.42, low=0.34, high=0.51), ...]
 
-Everything is read from the artifacts' own files; nothing is computed here that a report does not say, but the interval
-of a share (Clopper and Pearson's, as everywhere in the project) where a report gives none.
-
-What it is not: where the task stands (task_status.py), or HTML.
+All figures are read from the files of the artifacts. Only the exact interval of a share (Clopper-Pearson, 95 %) is
+computed here if a report does not contain it.
 """
 
 from __future__ import annotations
@@ -14,28 +12,31 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from finetune_pipeline.desk import ledger_rows
-from finetune_pipeline.desk.labels import first_up, spelled, together, variant
+from finetune_pipeline.desk.labels import capitalized, label, nonbreaking, spelled, variant
 from finetune_pipeline.desk.ledger_rows import count
 from finetune_pipeline.errors import StorageError
 from finetune_pipeline.records import Artifact, Check
+from finetune_pipeline.statistics.formatting import percent
+from finetune_pipeline.statistics.proportion import clopper_pearson
 
 SPLITS = ("train", "validation", "test")
 REPORTS: Mapping[str, tuple[str, str]] = {
-    "suitability_report": ("report.md", "Is tuning worth it?"),
-    "baseline_report": ("report.html", "What a prompt alone reaches"),
-    "eval_report": ("report.html", "Evaluation"),
-    "release_decision": ("decision.md", "Decision"),
+    "suitability_report": ("report.md", label("suitability_report")),
+    "baseline_report": ("report.html", label("baseline_report")),
+    "eval_report": ("report.html", label("eval_report")),
+    "release_decision": ("decision.md", label("release_decision")),
     "registered_model": ("MODEL_CARD.md", "Model card"),
-    "traffic_report": ("report.html", "Traffic"),
+    "traffic_report": ("report.html", label("traffic_report")),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped:
+class DroppedRows:
+    """The number of rows that a stage dropped for a reason."""
+
     asset: str
     reason: str
     rows: int
@@ -43,27 +44,29 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Rows in = kept + dropped, or the page says that they are not."""
+    """Numbers of rows: read = kept + dropped, else `reconciles` is false."""
 
     read: int
     kept: int
     kept_as: str
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[DroppedRows, ...]
     fixed: int
     splits: tuple[tuple[str, int], ...]
 
     @property
-    def lost(self) -> int:
-        return sum(each.rows for each in self.dropped)
+    def dropped_rows(self) -> int:
+        """The number of dropped rows."""
+        return sum(group.rows for group in self.dropped)
 
     @property
     def reconciles(self) -> bool:
-        return self.read == self.kept + self.lost
+        """Whether every row that was read is kept or dropped."""
+        return self.read == self.kept + self.dropped_rows
 
 
 @dataclass(frozen=True, slots=True)
 class CheckRow:
-    """A check for people: `title` in English, and how it went: good, warning or bad."""
+    """A check of a verdict. `tone`: good (passed), warning or bad (failed)."""
 
     title: str
     expected: str
@@ -73,7 +76,7 @@ class CheckRow:
 
 @dataclass(frozen=True, slots=True)
 class VariantRow:
-    """One model or prompt on the test rows. Shares are 0 to 1; `low` and `high` bound `exact` with 95 % confidence."""
+    """One variant on the test rows. Shares are 0 to 1; `low` and `high` are the 95 % interval of `exact`."""
 
     name: str
     title: str
@@ -82,23 +85,22 @@ class VariantRow:
     low: float
     high: float
     valid: float | None
-    seconds: float | None
     best_prompted: bool
 
 
 def counts(stages: Mapping[str, Artifact]) -> Counts | None:
-    """None where nothing was read yet."""
+    """None before rows are read."""
     raw = stages.get("raw_examples")
     if raw is None:
         return None
     drops = ledger_rows.tally(stages, "dropped")
-    dropped = tuple(Dropped(asset, reason, rows) for (asset, reason), rows in drops.most_common())
+    dropped = tuple(DroppedRows(asset, reason, rows) for (asset, reason), rows in drops.most_common())
     last, splits = list(stages)[-1], _splits(stages)
     kept = sum(rows for _, rows in splits) if splits else count(stages[last], "examples.jsonl")
     kept_as = {
         "raw_examples": "read",
-        "clean_examples": "left after cleaning",
-        "expert_review": "left after the review",
+        "clean_examples": "kept after cleaning",
+        "expert_review": "kept after the review",
     }
     read = count(raw, "examples.jsonl") + count(raw, "drops.jsonl")
     fixed = len({entry.id for entry in ledger_rows.entries(stages, "fixed")})
@@ -110,82 +112,76 @@ def _splits(stages: Mapping[str, Artifact]) -> tuple[tuple[str, int], ...]:
     return tuple((name, count(split, f"{name}.jsonl")) for name in SPLITS) if split else ()
 
 
-def by_reason(dropped: Sequence[Dropped]) -> list[tuple[str, int]]:
-    """Reasons over all stages, the most frequent first."""
-    together: Counter[str] = Counter()
-    for each in dropped:
-        together[each.reason] += each.rows
-    return together.most_common()
+def by_reason(dropped: Sequence[DroppedRows]) -> list[tuple[str, int]]:
+    """(reason, rows) over all stages, the most frequent first."""
+    total: Counter[str] = Counter()
+    for group in dropped:
+        total[group.reason] += group.rows
+    return total.most_common()
 
 
-def checks(given: Sequence[Check]) -> list[CheckRow]:
-    """Failed errors first, then warnings, then what holds. One with a program's name is called by its expectation."""
+def check_rows(checks: Sequence[Check]) -> list[CheckRow]:
+    """Failed errors first, then warnings, then passed checks. A check with a technical name is shown by its
+    expectation."""
     order = {"bad": 0, "warning": 1, "good": 2}
-    rows = [_check(each) for each in given]
+    rows = [_check_row(check) for check in checks]
     return sorted(rows, key=lambda row: order[row.tone])
 
 
-def _check(check: Check) -> CheckRow:
+def _check_row(check: Check) -> CheckRow:
     tone = "good" if check.passed else "warning" if check.severity == "warning" else "bad"
-    expected, observed = together(check.expected), together(check.observed)
-    if _technical(check.name) and expected:
-        return CheckRow(first_up(expected), "", observed, tone)
-    return CheckRow(spelled(check.name) if _technical(check.name) else first_up(check.name), expected, observed, tone)
+    expected, observed = nonbreaking(check.expected), nonbreaking(check.observed)
+    if _is_technical(check.name) and expected:
+        return CheckRow(capitalized(expected), "", observed, tone)
+    title = spelled(check.name) if _is_technical(check.name) else capitalized(nonbreaking(check.name))
+    return CheckRow(title, expected, observed, tone)
 
 
-def _technical(name: str) -> bool:
+def _is_technical(name: str) -> bool:
     """A column's name ("row_ok") or an expectation's ("table: row count to be between")."""
     return ":" in name or ("_" in name and " " not in name)
 
 
 def comparison(report: Mapping[str, Any]) -> list[VariantRow]:
-    """The variants of a baseline or evaluation report, the best last: that is where one looks."""
+    """The variants of a baseline or evaluation report by `exact`; the tuned model last. StorageError for a missing
+    figure."""
     best = report.get("best_prompted")
     try:
-        rows = [_variant(name, figures, name == best) for name, figures in report["variants"].items()]
+        rows = [_variant_row(name, figures, name == best) for name, figures in report["variants"].items()]
     except (KeyError, TypeError) as error:
         raise StorageError(f"report.json has no figure {error}", "materialize the report again") from error
     return sorted(rows, key=lambda row: (row.name == "tuned", row.exact))
 
 
-def _variant(name: str, figures: Mapping[str, Any], best: bool) -> VariantRow:
+def _variant_row(name: str, figures: Mapping[str, Any], best: bool) -> VariantRow:
     rows, exact = int(figures["rows"]), float(figures["exact"])
-    given = figures.get("interval") or interval(round(exact * rows), rows)
+    interval = figures.get("interval") or clopper_pearson(round(exact * rows), rows, 0.95)
     return VariantRow(
         name,
         variant(name),
         rows,
         exact,
-        float(given[0]),
-        float(given[1]),
+        float(interval[0]),
+        float(interval[1]),
         figures.get("valid"),
-        figures.get("seconds_per_answer"),
         best,
     )
 
 
-@lru_cache(maxsize=512)
-def interval(right: int, rows: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact two-sided interval of a share."""
-    from finetune_pipeline.review import bounds
-
-    return bounds.interval(right, rows, confidence)
-
-
 def facts(summary: Mapping[str, Any], leave_out: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """The plain figures of a summary as (name, value) in words; nested ones stand in the reports."""
+    """The plain figures of a summary as (title, text); nested ones are in the reports."""
     shown = [(name, value) for name, value in summary.items() if name not in leave_out]
     return [(spelled(name), plain(name, value)) for name, value in shown if isinstance(value, bool | int | float | str)]
 
 
 def plain(name: str, value: bool | float | str) -> str:
-    """A figure for people: yes/no, shares as percent, large numbers with thousands apart."""
+    """A figure as text: yes or no, shares in percent, numbers with thousands separators."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
         return value or "–"
     if isinstance(value, float) and 0 <= value <= 1 and _is_share(name):
-        return f"{value:.1%}"
+        return percent(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
 
 
@@ -194,7 +190,7 @@ def _is_share(name: str) -> bool:
 
 
 def reports(artifacts: Mapping[str, Artifact | None]) -> list[tuple[str, str]]:
-    """(asset, title) of every report that is there to read."""
+    """(asset, title) of every report that exists."""
     return [
         (asset, title)
         for asset, (file, title) in REPORTS.items()

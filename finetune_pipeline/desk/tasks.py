@@ -1,4 +1,4 @@
-"""The front page (all tasks), and the pages of one task: its story and the verdict on its data."""
+"""The front page (all tasks), and two pages of one task: the overview and the data quality."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from finetune_pipeline.records import read_jsonl
 from finetune_pipeline.store import TaskStore, task_names
 
 router = APIRouter()
-FAILING_SHOWN = 50
+MAX_FAILING_ROWS = 50
 
 
 def known(task: str) -> str:
-    """A task's name from the address, if there is such a task; else 404."""
+    """The name of a task in the URL; 404 if there is no such task."""
     if task not in task_names():
-        raise HTTPException(404, f"There is no task called “{task[:80]}”.")
+        raise HTTPException(404, f"There is no task named “{task[:80]}”.")
     return task
 
 
@@ -31,45 +31,44 @@ Known = Annotated[str, Depends(known)]
 @router.get("/")
 def tasks(request: Request, user: SignedIn) -> Response:
     statuses = [status_of(name, user) for name in task_names()]
-    items = [item for each in statuses for item in each.waiting]
-    todo = sorted(items, key=lambda item: item.tone != "you")  # what only this person can do comes first
+    items = [item for status in statuses for item in status.todo]
+    todo = sorted(items, key=lambda item: item.tone != "you")  # first what needs this user
     return page(request, "tasks.html", "Tasks", statuses=statuses, todo=todo)
 
 
 @router.get("/tasks/{task}")
-def one(request: Request, user: SignedIn, task: Known) -> Response:
-    state = status_of(task, user)
-    if state.problem is not None:
-        return page(request, "broken.html", task, 409, task=task, task_status=state)
-    return page(request, "task.html", task, task=task, task_status=state, **_task_view(state))
+def overview(request: Request, user: SignedIn, task: Known) -> Response:
+    status = status_of(task, user)
+    if status.problem is not None:
+        return page(request, "broken.html", task, 409, task=task, task_status=status)
+    return page(request, "task.html", task, task=task, task_status=status, **_overview_values(status))
 
 
-def _task_view(state: TaskStatus) -> dict[str, Any]:
-    store = TaskStore(state.name)
-    found = {each.asset: each.plan.artifact for each in state.assets}
-    stages = ledger_rows.chain(store)
-    counted = task_view.counts(stages)
-    report = found["eval_report"] or found["baseline_report"]
-    decision = found["release_decision"]
+def _overview_values(status: TaskStatus) -> dict[str, Any]:
+    artifacts = {asset.asset: asset.plan.artifact for asset in status.assets}
+    counts = task_view.counts(ledger_rows.chain(TaskStore(status.name)))
+    report = artifacts["eval_report"] or artifacts["baseline_report"]
+    decision, model = artifacts["release_decision"], artifacts["registered_model"]
+    endpoint, traffic = artifacts["deployed_endpoint"], artifacts["traffic_report"]
     gates = [
-        (each, verdict)
-        for each in state.assets
-        if each.asset != "release_decision" and each.plan.artifact and (verdict := each.plan.artifact.verdict)
+        (asset, verdict)
+        for asset in status.assets
+        if asset.asset != "release_decision" and asset.plan.artifact and (verdict := asset.plan.artifact.verdict)
     ]
     return {
-        "counts": counted,
-        "reasons": task_view.by_reason(counted.dropped) if counted else [],
-        "gates": [(each, verdict, task_view.checks(verdict.checks)) for each, verdict in gates],
+        "counts": counts,
+        "reasons": task_view.by_reason(counts.dropped) if counts else [],
+        "gates": [(asset, verdict, task_view.check_rows(verdict.checks)) for asset, verdict in gates],
         "comparison": task_view.comparison(report.json("report.json")) if report else [],
         "compared_in": report.asset if report else "",
         "decision": decision.json("decision.json") if decision else None,
-        "decision_checks": task_view.checks(decision.verdict.checks) if decision and decision.verdict else [],
-        "model": found["registered_model"].json("model.json") if found["registered_model"] else None,
-        "endpoint": task_view.facts(found["deployed_endpoint"].summary) if found["deployed_endpoint"] else [],
-        "asked": found["deployed_endpoint"].json("endpoint.json").get("sample") if found["deployed_endpoint"] else None,
-        "traffic": task_view.facts(found["traffic_report"].summary) if found["traffic_report"] else [],
-        "reports": task_view.reports(found),
-        "found": found,
+        "decision_checks": task_view.check_rows(decision.verdict.checks) if decision and decision.verdict else [],
+        "model": model.json("model.json") if model else None,
+        "endpoint": task_view.facts(endpoint.summary) if endpoint else [],
+        "sample": endpoint.json("endpoint.json").get("sample") if endpoint else None,
+        "traffic": task_view.facts(traffic.summary) if traffic else [],
+        "reports": task_view.reports(artifacts),
+        "artifacts": artifacts,
     }
 
 
@@ -80,7 +79,7 @@ def quality(request: Request, user: SignedIn, task: Known) -> Response:
     if artifact is None or artifact.verdict is None:
         return page(request, "quality.html", "Data quality", task=task, verdict=None)
     failing = list(read_jsonl(artifact.path("rows.jsonl")))
-    shown = failing[:FAILING_SHOWN]
+    shown = failing[:MAX_FAILING_ROWS]
     return page(
         request,
         "quality.html",
@@ -89,7 +88,7 @@ def quality(request: Request, user: SignedIn, task: Known) -> Response:
         verdict=artifact.verdict,
         made_at=artifact.manifest.get("made_at", ""),
         outdated=clean is None or artifact.verdict.about != clean.content_hash,
-        checks=task_view.checks(artifact.verdict.checks),
+        checks=task_view.check_rows(artifact.verdict.checks),
         docs="docs/index.html" in artifact.manifest["files"],
         failing=shown,
         failing_count=len(failing),

@@ -1,204 +1,142 @@
-"""The two reports: what prompting reaches before training, and what the tuned model reaches on the same rows.
+"""The asset `eval_report`: the tuned model and the live version on the test rows that the baselines answered.
 
-    baseline_report    answers.jsonl, scores.jsonl, report.json, report.html
-    eval_report        the same with the tuned model and the live version beside the baseline's variants;
-    general_ability.jsonl
+    answers.jsonl   records.Answer, one line for each variant and test row, the baselines' first
+    scores.jsonl    records.Score, the same
+    general.jsonl   {"id": "fact-02", "base": 1.91, "tuned": 1.95}: losses on general texts, in nats per token
+    report.json     EvalReport (report.py)
+    report.html     the same for people
 
-    report.json  {"rows": 104, "max_new_tokens": 53, "best_prompted": "few_shot",
-                  "champion": {"version": 3, "adapter": "9be0…", ...},
-                  "variants": {"tuned": {"rows": 104, "exact": 0.71, "interval": [0.61, 0.8], "valid": 0.99, ...}},
-                  "general": {"texts": 60, "base": 1.9, "tuned": 2.0, "rise": 0.05},
-                  "memorization": {"auc": 0.53, "interval": [0.43, 0.63], ...},
-                  "cost": {"currency": "USD", "per_1000": {"tuned": 1.0, ...}, ...}}
-
-One job process loads the model once and writes answers to `<stage>/partial/<key>/` as they come, so that a killed
-evaluation goes on where it was; the folder goes when the artifact is there.
-
-What it is not: a verdict. Whether the difference is worth a release is decided in release/.
+One job process loads the tuned model once and appends answers to `<stage>/answers/<key>/` as they are complete, so that
+a killed evaluation resumes there; the folder is removed when the artifact is stored. The decision about the release is
+another asset (release/).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.backends import local
-from finetune_pipeline.config import Suitability
-from finetune_pipeline.errors import GateRefused
-from finetune_pipeline.evaluate import champion, classical, general_ability, metrics
-from finetune_pipeline.evaluate.answer_log import AnswerFile
+from finetune_pipeline.baseline.answer_log import AnswerFile
+from finetune_pipeline.baseline.answering import ANSWERS, answer_request
+from finetune_pipeline.baseline.assets import heading, write_report
+from finetune_pipeline.baseline.metrics import score_all
+from finetune_pipeline.baseline.report import as_summary, compile_report
+from finetune_pipeline.errors import GateRefused, reading
+from finetune_pipeline.evaluate import champion, general_ability
+from finetune_pipeline.evaluate.cost import cost
 from finetune_pipeline.evaluate.memorization import memorized
-from finetune_pipeline.evaluate.report import Facts, page
-from finetune_pipeline.models import base_model
-from finetune_pipeline.records import Answer, Artifact, Example, Json, Score, dumps, read_jsonl, write_jsonl
+from finetune_pipeline.evaluate.report import TUNED, EvalReport, page, select_cases
+from finetune_pipeline.evaluate.request import GENERAL, MEMORIZATION, EvaluationRequest
+from finetune_pipeline.records import Answer, Example, Json, Score, ServedVersion, read_jsonl, write_jsonl
 from finetune_pipeline.store import StageContext, StageResult
 
 JOB = "finetune_pipeline.evaluate.job"
-SLACK = 1.2  # an answer may be this much longer than the longest reference
-DAYS_PER_MONTH = 365 / 12
 
 
-def baseline_report(work: StageContext) -> StageResult:
-    """Answer the test rows with every declared prompt and the classical model. ModelError, DataError, JobCancelled."""
-    wanted = [v for v in work.task.baseline.variants if v != classical.VARIANT or classical.applies(work.task.answer)]
-    partial = _answer(work, "baseline_report", wanted)
-    tests = list(work.inputs["data_split"].examples("test.jsonl"))
-    answers = AnswerFile(partial / "answers.jsonl").answers
-    scores = _scores(work, tests, answers)
-    return StageResult(_write(work, tests, answers, scores, wanted, {}), unfinished=partial)
-
-
-def eval_report(work: StageContext) -> StageResult:
+def eval_report(context: StageContext) -> StageResult:
     """Answer the test rows with the tuned model and with the live version (variant `champion`, where one is live),
-    measure what tuning did besides, and join the baseline's answers.
+    measure the side effects of tuning, and add the baselines' answers.
 
-    GateRefused when the baseline is about other test rows; ModelError, StorageError (the adapter does not fit),
+    GateRefused when the baselines answered other test rows; ModelError, StorageError (the adapter does not fit),
     DataError, JobCancelled.
     """
-    tests = list(work.inputs["data_split"].examples("test.jsonl"))
-    baseline = work.inputs["baseline_report"]
-    before = [Answer(**row) for row in read_jsonl(baseline.path("answers.jsonl"))]
-    _same_rows(tests, before)
-    live = champion.served(work.fingerprint)
-    opponent = (
-        champion.job_spec(work, work.store.unfinished("eval_report", "answers", work.key), live) if live else None
-    )
-    partial = _answer(work, "eval_report", ["tuned"], adapter=work.inputs["adapter"])
-    if opponent is not None:
-        local.run(JOB, opponent, partial, work.report)
-    new = AnswerFile(partial / "answers.jsonl").answers
-    scores = [Score(**row) for row in read_jsonl(baseline.path("scores.jsonl"))]
-    variants = [*baseline.json("report.json")["variants"], *([champion.VARIANT] if live else []), "tuned"]
-    measures = {"champion": asdict(live) if live else None, **_measures(work, partial)}
-    figures = _write(work, tests, [*before, *new], [*scores, *_scores(work, tests, new)], variants, measures)
-    return StageResult(figures, unfinished=partial)
+    tests = list(context.inputs["data_split"].examples("test.jsonl"))
+    baseline = context.inputs["baseline_report"]
+    baseline_answers = [Answer(**row) for row in read_jsonl(baseline.path("answers.jsonl"))]
+    _require_same_rows(tests, baseline_answers)
+    live = champion.served_version(context.fingerprint)
+    request, partial = _run_jobs(context, live)
+    new = AnswerFile(partial / ANSWERS).answers
+    answers = [*baseline_answers, *new]
+    baseline_scores = [Score(**row) for row in read_jsonl(baseline.path("scores.jsonl"))]
+    scores = [*baseline_scores, *score_all(tests, new, context.task.answer)]
+    variants = [*baseline.json("report.json")["variants"], *([champion.VARIANT] if live else []), TUNED]
+    report = _report(context, request, tests, answers, scores, variants, live)
+    cases = select_cases(tests, answers, scores, report["best_prompted"])
+    write_report(context, answers, scores, report, page(heading(context), report, cases))
+    return StageResult(_summary(report), unfinished=partial)
 
 
-def max_new_tokens(work: StageContext, folder: Path) -> int:
-    """The declared limit, else the longest training answer in tokens and 20 %. Test answers are not looked at."""
-    if work.task.evaluate.max_new_tokens:
-        return work.task.evaluate.max_new_tokens
-    texts = [row.completion for row in work.inputs["data_split"].examples("train.jsonl")]
-    longest = max(base_model.token_counter(folder)(texts), default=1)
-    return max(int(longest * SLACK), longest + 2)  # room for the end mark
+def evaluation_request(context: StageContext, partial: Path) -> EvaluationRequest:
+    """Answer with the tuned model, and measure what the task declares."""
+    answers = answer_request(context, partial, [TUNED], context.inputs["adapter"])
+    return EvaluationRequest(answers, context.task.evaluate.general, context.task.evaluate.memorization)
 
 
-def _answer(work: StageContext, asset: str, variants: Sequence[str], adapter: Artifact | None = None) -> Path:
-    """Run the job; gives the folder with what it wrote."""
-    partial = work.store.unfinished(asset, "answers", work.key)
-    spec = job_spec(work, partial, variants, adapter)
-    local.run(JOB, spec, partial, work.report)
-    return partial
+def _run_jobs(context: StageContext, live: ServedVersion | None) -> tuple[EvaluationRequest, Path]:
+    """Run the job of the tuned model, then that of the live version. Returns the first request and the folder with the
+    answers of both."""
+    partial = context.store.unfinished("eval_report", "answers", context.key)
+    opponent = EvaluationRequest(champion.answer_request(context, partial, live)) if live else None
+    request = evaluation_request(context, partial)
+    for job in (request, opponent):
+        if job is not None:
+            local.run(JOB, job.to_json(), partial, context.report)
+    return request, partial
 
 
-def job_spec(
-    work: StageContext, partial: Path, variants: Sequence[str], adapter: Artifact | None = None
-) -> dict[str, Any]:
-    """What the job has to do (see job.py). The measures are of the tuned model alone."""
-    folder = base_model.folder_of(work.inputs["base_model"], work.task.base, work.report)
-    return {
-        "base": str(folder),
-        "adapter": str(adapter.folder) if adapter else None,
-        "split": str(work.inputs["data_split"].folder),
-        "partial": str(partial),
-        "task": work.task.model_dump(mode="json", by_alias=True),
-        "variants": list(variants),
-        "max_new_tokens": max_new_tokens(work, folder),
-        "general": adapter is not None and work.task.evaluate.general,
-        "memorization": adapter is not None and work.task.evaluate.memorization,
-    }
-
-
-def _scores(work: StageContext, tests: Sequence[Example], answers: Sequence[Answer]) -> list[Score]:
-    rows = {row.id: row for row in tests}
-    return [metrics.score(rows[answer.id], answer, work.task.answer) for answer in answers]
-
-
-def _same_rows(tests: Sequence[Example], before: Sequence[Answer]) -> None:
-    ids = {row.id for row in tests}
-    odd = sorted(ids ^ {answer.id for answer in before})
-    if before and odd:
+def _require_same_rows(tests: Sequence[Example], baseline_answers: Sequence[Answer]) -> None:
+    differing = sorted({row.id for row in tests} ^ {answer.id for answer in baseline_answers})
+    if baseline_answers and differing:
         raise GateRefused(
-            f"the baseline answered other rows than the current test rows: {len(odd)} differ, such as {odd[0]}",
+            f"the baselines answered other rows than the current test rows: {len(differing)} differ, "
+            f"such as {differing[0]}",
             "materialize baseline_report again, so that all variants answer the same rows",
         )
 
 
-def _measures(work: StageContext, partial: Path) -> dict[str, Any]:
-    """What is measured of the tuned model alone; general_ability.jsonl is written on the way."""
-    measures: dict[str, Any] = {}
-    if work.task.evaluate.general:
-        found = json.loads((partial / "general.json").read_text("utf-8"))
-        rows = general_ability.compared(found["base"], found["tuned"])
-        write_jsonl(work.out / "general.jsonl", rows)
-        measures["general"] = (
-            general_ability.summary(rows) if rows else None
-        )  # where the model can read no text as a whole
-    if work.task.evaluate.memorization:
-        found = json.loads((partial / "memorization.json").read_text("utf-8"))
-        measures["memorization"] = memorized(found["train"], found["test"])
-    return measures
-
-
-def cost(variants: dict[str, Any], prices: Suitability) -> dict[str, Json]:
-    """Price of 1000 answers at the declared prices: hosting for the tuned model, tokens for a prompt to a paid model.
-    The classical model has none: it runs beside anything."""
-    tokens = {n: v["prompt_tokens"] + v["completion_tokens"] for n, v in variants.items() if n in metrics.PROMPTED}
-    per_1000 = {name: round(count * prices.prompted_price / 1000, 4) for name, count in tokens.items()}
-    if prices.requests_per_day:
-        hosted = round(1000 * prices.hosting_per_month / (DAYS_PER_MONTH * prices.requests_per_day), 4)
-        per_1000 |= dict.fromkeys(("tuned", *({champion.VARIANT} & variants.keys())), hosted)
-    return {
-        "currency": prices.currency,
-        "per_1000": per_1000,
-        "requests_per_day": prices.requests_per_day,
-        "prompted_price": prices.prompted_price,
-    }
-
-
-def _write(
-    work: StageContext,
+def _report(
+    context: StageContext,
+    request: EvaluationRequest,
     tests: Sequence[Example],
     answers: Sequence[Answer],
     scores: Sequence[Score],
-    names: Sequence[str],
-    measures: dict[str, Any],
-) -> dict[str, Json]:
-    """Write the artifact's files; gives the figures for its manifest."""
-    variants = {
-        name: metrics.variant([s for s in scores if s.variant == name], [a for a in answers if a.variant == name])
-        for name in names
+    variants: Sequence[str],
+    live: ServedVersion | None,
+) -> EvalReport:
+    """report.json; general.jsonl is written on the way."""
+    task, partial = context.task, request.answers.partial
+    compared = compile_report(tests, answers, scores, variants, task.answer, request.answers.max_new_tokens)
+    report: EvalReport = {
+        "rows": compared["rows"],
+        "variants": compared["variants"],
+        "best_prompted": compared["best_prompted"],
+        "max_new_tokens": compared["max_new_tokens"],
+        "cost": cost(compared["variants"], task.suitability),
     }
-    folder = base_model.folder_of(work.inputs["base_model"], work.task.base)
-    figures: dict[str, Any] = {
-        "rows": len(tests),
-        "variants": variants,
-        "best_prompted": metrics.best_prompted(variants),
-        "champion": None,
-        "max_new_tokens": max_new_tokens(work, folder),
-        "general": None,
-        "memorization": None,
-        "cost": cost(variants, work.task.suitability) if "tuned" in variants else None,
-        **measures,
-    }
-    told = {name: value for name, value in figures.items() if value is not None or name == "best_prompted"}
-    write_jsonl(work.out / "answers.jsonl", answers)
-    write_jsonl(work.out / "scores.jsonl", scores)
-    (work.out / "report.json").write_text(dumps(told), "utf-8")
-    base = str(work.inputs["base_model"].json("base_model.json")["id"])
-    facts = Facts(work.task.name, work.task.description, base, work.now, figures, tests, answers, scores)
-    (work.out / "report.html").write_text(page(facts), "utf-8")
-    return _summary(figures)
+    if live:
+        report["champion"] = {
+            "version": live.version,
+            "adapter": live.adapter,
+            "adapter_key": live.adapter_key,
+            "base": live.base,
+            "max_new_tokens": live.max_new_tokens,
+        }
+    if request.general:
+        losses = _measured(partial / GENERAL)
+        rows = general_ability.compared(losses["base"], losses["tuned"])
+        write_jsonl(context.out / "general.jsonl", rows)
+        if rows:
+            report["general"] = general_ability.summary(rows)
+    if request.memorization:
+        losses = _measured(partial / MEMORIZATION)
+        report["memorization"] = memorized(losses["train"], losses["test"])
+    return report
 
 
-def _summary(figures: dict[str, Any]) -> dict[str, Json]:
-    shares = {name: figure["exact"] for name, figure in figures["variants"].items()}
-    measured: dict[str, Json] = {"rows": figures["rows"], **shares, "best_prompted": figures["best_prompted"]}
-    if figures["general"]:
-        measured["general_rise"] = figures["general"]["rise"]
-    if figures["memorization"]:
-        measured["memorization_auc"] = figures["memorization"]["auc"]
-    return measured
+def _measured(path: Path) -> Any:
+    """What the job measured. StorageError when the file is missing or damaged."""
+    with reading(path, f"delete {path.parent} and run again"):
+        return json.loads(path.read_text("utf-8"))
+
+
+def _summary(report: EvalReport) -> dict[str, Json]:
+    figures: dict[str, Json] = {**as_summary(report)}
+    if "general" in report:
+        figures["general_rise"] = report["general"]["rise"]
+    if "memorization" in report:
+        figures["memorization_auc"] = report["memorization"]["auc"]
+    return figures

@@ -1,10 +1,10 @@
-"""The version that the endpoint serves now, as an opponent: it answers the current test rows as the candidate does.
+"""The version that the endpoint serves now ("champion", as in MLflow's aliases): it answers the current test rows too.
 
-    version = served(work.outside)                   # ServedVersion(version=3, …); None when nothing is live
-    spec = job_spec(work, partial, version)          # for the same job as the candidate's, variant `champion`
+    version = served_version(context.fingerprint)            # ServedVersion(version=3, …); None when nothing is live
+    request = answer_request(context, partial, version)      # for the same job as the candidate's, variant `champion`
 
-Its answers of an earlier evaluation would not do: the test rows and the reader of answers may have changed since. It
-answers as it is served: on the base model it was trained on, under its own system prompt, with its own longest answer.
+Answers from an earlier evaluation cannot be reused: test rows and metrics may have changed since. The champion answers
+as it is served: on the base model it was trained on, with its own system prompt and its own longest answer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune_pipeline.baseline.answering import AnswerRequest
 from finetune_pipeline.config import Base, Prompt
 from finetune_pipeline.errors import StorageError
 from finetune_pipeline.models import base_model
@@ -22,41 +23,38 @@ from finetune_pipeline.store import StageContext
 VARIANT = "champion"
 
 
-def served(fingerprint: Json) -> ServedVersion | None:
-    """What the step's key says of the live version."""
+def served_version(fingerprint: Json) -> ServedVersion | None:
+    """The live version from the step's fingerprint; None when nothing is live."""
     if not isinstance(fingerprint, Mapping):
         return None
     fields: dict[str, Any] = dict(fingerprint)
     return ServedVersion(**fields)
 
 
-def job_spec(work: StageContext, partial: Path, version: ServedVersion) -> dict[str, Any]:
-    """What the job has to do for this version. StorageError when its files are not there, or were changed."""
-    adapter, base = _artifacts(work, version)
+def answer_request(context: StageContext, partial: Path, version: ServedVersion) -> AnswerRequest:
+    """Answer the current test rows with this version. StorageError when its files are missing or were changed."""
+    adapter, base = _artifacts(context, version)
     declared_base = Base.model_validate(base.manifest["declaration"]["base"])
     prompt = Prompt.model_validate(adapter.manifest["declaration"]["prompt"])
-    task = work.task.model_copy(update={"prompt": prompt})
-    return {
-        "base": str(base_model.folder_of(base, declared_base, work.report)),
-        "adapter": str(adapter.folder),
-        "split": str(work.inputs["data_split"].folder),
-        "partial": str(partial),
-        "task": task.model_dump(mode="json", by_alias=True),
-        "variants": [VARIANT],
-        "max_new_tokens": version.max_new_tokens,
-        "general": False,
-        "memorization": False,
-    }
+    return AnswerRequest(
+        base=base_model.folder_of(base, declared_base, context.report),
+        adapter=adapter.folder,
+        split=context.inputs["data_split"].folder,
+        partial=partial,
+        task=context.task.model_copy(update={"prompt": prompt}),
+        variants=(VARIANT,),
+        max_new_tokens=version.max_new_tokens,
+    )
 
 
-def _artifacts(work: StageContext, version: ServedVersion) -> tuple[Artifact, Artifact]:
-    adapter = work.store.find("adapter", version.adapter_key)
-    base = work.store.by_content("base_model", version.base)
+def _artifacts(context: StageContext, version: ServedVersion) -> tuple[Artifact, Artifact]:
+    adapter = context.store.find("adapter", version.adapter_key)
+    base = context.store.by_content("base_model", version.base)
     if adapter is None or adapter.content_hash != version.adapter or base is None:
         raise StorageError(
             f"version {version.version} is live, and its adapter {version.adapter} or base model {version.base} is not "
             "in the store, so the candidate cannot be compared with it",
-            f"put the files of version {version.version} back, or `finetune rollback` to an earlier version",
+            f"restore the files of version {version.version}, or run `finetune rollback` to an earlier version",
         )
-    work.store.verify(adapter)
+    context.store.verify(adapter)
     return adapter, base

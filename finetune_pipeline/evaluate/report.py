@@ -1,120 +1,122 @@
-"""report.html: what was compared, on how many rows, and what came out; one page that a manager can read. Pure.
+"""report.json and report.html of the evaluation: the baselines' report with the tuned model and the live version.
 
-    html = page(Facts(...))
+    {"rows": 104, "best_prompted": "few_shot", "max_new_tokens": 53,
+     "variants": {"few_shot": {...}, "champion": {...}, "tuned": {"rows": 104, "exact": 0.71, ...}},
+     "champion": {"version": 3, "adapter": "9be0…", ...},
+     "general": {"texts": 260, "base": 1.9, "tuned": 2.0, "rise": 0.05},
+     "memorization": {"auc": 0.53, "interval": [0.43, 0.63], ...},
+     "cost": {"currency": "USD", "per_1000": {"tuned": 1.0, ...}, ...}}
 
-One file: no scripts, nothing from the internet, styles and pictures (SVG) inside, for light and dark screens. All that
-a person or a model wrote is escaped (Jinja2's autoescape is on for the whole template).
-
-What it is not: where figures come from (metrics.py, assets.py); every one on the page stands in report.json.
+The page shows what was compared and on how many rows; every figure on it is in report.json. Whether the difference is
+worth a release is decided in release/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
+from finetune_pipeline.baseline import classical
+from finetune_pipeline.baseline.report import (
+    BaselineReport,
+    Heading,
+    best_prompt_reaches,
+    exactly,
+    render,
+    variant_reaches,
+)
+from finetune_pipeline.evaluate import champion
+from finetune_pipeline.evaluate.cost import CostFigures
+from finetune_pipeline.evaluate.general_ability import GeneralFigures
+from finetune_pipeline.evaluate.memorization import MemorizationFigures
 from finetune_pipeline.records import Answer, Example, Score
 
-SHOWN = 10  # examples of each kind
-LABELS = {
-    "zero_shot": ("Base model, instruction only", "The untuned model gets the task's system prompt and the question."),
-    "few_shot": ("Base model, fixed examples", "The same training examples stand before every question."),
-    "few_shot_retrieved": (
-        "Base model, fitting examples",
-        "The training examples most like the question stand before it.",
-    ),
-    "classical": ("Classical model", "TF-IDF and logistic regression: no language model at all."),
-    "champion": ("Live version", "The version that the endpoint serves now, asked as it is served."),
-    "tuned": ("Tuned model", "The base model with the trained adapter, asked without examples."),
-}
+TUNED = "tuned"
+MAX_CASES = 10  # rows of each kind on the page
 
 
-@dataclass(frozen=True)
-class Facts:
-    """`figures` is report.json; `tests` the rows, `answers` and `scores` of all variants; `made_at` UTC, ISO 8601."""
+class ChampionFigures(TypedDict):
+    """`champion` in report.json: the fields of records.ServedVersion."""
 
-    task: str
-    description: str
+    version: int
+    adapter: str
+    adapter_key: str
     base: str
-    made_at: str
-    figures: Mapping[str, Any]
-    tests: Sequence[Example]
-    answers: Sequence[Answer]
-    scores: Sequence[Score]
+    max_new_tokens: int
+
+
+class EvalReport(BaselineReport):
+    """report.json. `champion` is absent where nothing is live; `general` and `memorization` where they are not declared
+    (`general` also where the model can read no text as a whole)."""
+
+    cost: CostFigures
+    champion: NotRequired[ChampionFigures]
+    general: NotRequired[GeneralFigures]
+    memorization: NotRequired[MemorizationFigures]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row side by side: what was asked, what is right, what the tuned model and the best prompt said."""
+    """One test row: its prompt and completion, the tuned model's answer, and that of the best prompt."""
 
     id: str
     prompt: str
-    reference: str
+    completion: str
     tuned: str
     prompted: str
 
 
-def page(facts: Facts) -> str:
-    """The whole page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """The first rows, in the test's order, that the tuned model has wrong, and that it has right and the best prompt
+    has wrong."""
 
-    environment = Environment(
-        loader=PackageLoader("finetune_pipeline.evaluate", "."), autoescape=True, undefined=StrictUndefined
+    wrong: tuple[Case, ...]
+    better: tuple[Case, ...]
+
+
+def page(heading: Heading, report: EvalReport, cases: Cases) -> str:
+    """report.html of the evaluation."""
+    shown = (report["best_prompted"], classical.VARIANT, champion.VARIANT, TUNED)
+    return render(
+        "finetune_pipeline.evaluate",
+        "eval_report.html.j2",
+        heading,
+        report,
+        headline(report),
+        shown,
+        cost=report["cost"],
+        general=report.get("general"),
+        memorization=report.get("memorization"),
+        cases=cases,
     )
-    environment.filters |= {"percent": percent, "label": label}
-    variants, best = facts.figures["variants"], facts.figures["best_prompted"]
-    text: str = environment.get_template("report.html.j2").render(
-        facts=facts,
-        figures=facts.figures,
-        variants=[(name, *LABELS.get(name, (name, "")), figure) for name, figure in variants.items()],
-        headline=headline(facts.figures),
-        shown=[name for name in (best, "classical", "champion", "tuned") if name in variants],
-        fields=list(dict.fromkeys(f for figure in variants.values() for f in figure["fields"])),
-        slices=sorted({s for figure in variants.values() for s in figure["slices"]}),
-        cases=cases(facts) if "tuned" in variants else {},
-    )
-    return text
 
 
-def headline(figures: Mapping[str, Any]) -> str:
-    """The result in a sentence or two, without judging it: that is the release decision's part."""
-    variants, best, rows = figures["variants"], figures["best_prompted"], figures["rows"]
-    told = []
-    if "tuned" in variants:
-        told.append(f"The tuned model answers {_exactly(variants['tuned'])} of {rows} test rows exactly right.")
-    if best:
-        told.append(f"The best prompt ({label(best).lower()}) reaches {_exactly(variants[best])}.")
-    if "champion" in variants:
-        told.append(f"Live version {figures['champion']['version']} reaches {_exactly(variants['champion'])}.")
-    if "classical" in variants:
-        told.append(f"A classical model reaches {_exactly(variants['classical'])}.")
-    return " ".join(told)
+def headline(report: EvalReport) -> str:
+    """The result in a few sentences, without a decision."""
+    tuned, rows, live = report["variants"][TUNED], report["rows"], report.get("champion")
+    sentences = [f"The tuned model answers {exactly(tuned)} of {rows} test rows exactly right."]
+    sentences += best_prompt_reaches(report)
+    if live:
+        sentences += variant_reaches(report, champion.VARIANT, f"Live version {live['version']}")
+    sentences += variant_reaches(report, classical.VARIANT, "A classical model")
+    return " ".join(sentences)
 
 
-def _exactly(figure: Mapping[str, Any]) -> str:
-    low, high = figure["interval"]
-    count = round(figure["exact"] * figure["rows"])
-    return f"{count} ({percent(figure['exact'])}; 95 % interval {percent(low)} to {percent(high)})"
-
-
-def cases(facts: Facts) -> dict[str, list[Case]]:
-    """Rows the tuned model gets wrong, and rows that it alone gets right: the first ten of each in the test's order."""
-    best = facts.figures["best_prompted"]
-    text = {(a.variant, a.id): a.text for a in facts.answers}
-    right = {(s.variant, s.id): s.exact for s in facts.scores}
+def select_cases(
+    tests: Sequence[Example], answers: Sequence[Answer], scores: Sequence[Score], best_prompted: str | None
+) -> Cases:
+    """The rows that the page shows, MAX_CASES of each kind at most."""
+    text = {(answer.variant, answer.id): answer.text for answer in answers}
+    right = {(score.variant, score.id): score.exact for score in scores}
 
     def case(row: Example) -> Case:
-        return Case(row.id, row.prompt, row.completion, text["tuned", row.id], text.get((best, row.id), ""))
+        prompted = text.get((best_prompted, row.id), "") if best_prompted else ""
+        return Case(row.id, row.prompt, row.completion, text[TUNED, row.id], prompted)
 
-    wrong = [row for row in facts.tests if not right["tuned", row.id]]
-    better = [row for row in facts.tests if right["tuned", row.id] and right.get((best, row.id)) is False]
-    return {"wrong": [case(row) for row in wrong[:SHOWN]], "better": [case(row) for row in better[:SHOWN]]}
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share in (0, 1) or 0.1 <= share <= 0.99 else f"{100 * share:.1f} %"
-
-
-def label(variant: str) -> str:
-    return LABELS.get(variant, (variant, ""))[0]
+    wrong = [row for row in tests if not right[TUNED, row.id]]
+    better = [
+        row for row in tests if best_prompted and right[TUNED, row.id] and right.get((best_prompted, row.id)) is False
+    ]
+    return Cases(tuple(map(case, wrong[:MAX_CASES])), tuple(map(case, better[:MAX_CASES])))

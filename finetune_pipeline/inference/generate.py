@@ -20,6 +20,7 @@ from finetune_pipeline.errors import DataError
 from finetune_pipeline.inference.decoder import Decoder, Request, Token
 from finetune_pipeline.inference.label_choice import LabelChoice
 from finetune_pipeline.inference.loading import Loaded
+from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.inference.stopping import StopRule, final
 from finetune_pipeline.records import Answer, Reporter, Silent
 
@@ -63,7 +64,7 @@ def generate(
         return []
     rule = choice.stop if choice else StopRule(lambda tokens: text_of(loaded.tokenizer, tokens), spec)
     allowed = choice.allowed if choice else None
-    prefix = shared_prefix(list(ids.values()))
+    prefix = common_prefix(list(ids.values()))
     decoder = Decoder(loaded.model, loaded.eos_ids, prefix, how.batch_size, STEP_TOKENS)
     requests = [
         Request(key, tokens, how.max_new_tokens, how.temperature, how.top_p, how.seed, allowed, rule)
@@ -181,13 +182,3 @@ def encode(tokenizer: Any, messages: Messages) -> list[int]:
 def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
     text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
     return text
-
-
-def shared_prefix(prompts: Sequence[list[int]]) -> list[int]:
-    """The tokens that all prompts begin with, leaving each at least one of its own; none for a single prompt."""
-    if len(prompts) < 2:
-        return []
-    first, last = min(prompts), max(prompts)  # in order of the alphabet: what these share, all share
-    limit = min(len(prompt) for prompt in prompts) - 1
-    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), limit)
-    return list(first[: min(shared, limit)])

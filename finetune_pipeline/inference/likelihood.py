@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 
 from finetune_pipeline.inference.attention_limits import longest_row
 from finetune_pipeline.inference.batched_forward import BatchedModel, PrefillSequence
-from finetune_pipeline.inference.generate import Messages, encode, shared_prefix
+from finetune_pipeline.inference.generate import Messages, encode
 from finetune_pipeline.inference.loading import Loaded
+from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import Reporter, Silent
 
@@ -39,7 +40,7 @@ def losses(
     }
     result: dict[str, float] = {}
     with autocast(bf16):
-        model = BatchedModel(loaded.model, shared_prefix(list(prompts.values())))
+        model = BatchedModel(loaded.model, common_prefix(list(prompts.values())))
         for piece in _pieces([key for key in rows if answers[key]], prompts, answers):
             report.alive()
             result |= dict(zip(piece, _piece(model, [(prompts[key], answers[key]) for key in piece]), strict=True))

@@ -1,10 +1,13 @@
-"""Stage 1: rows of every declared source become examples with a stable id and an origin, or drops with a reason.
+"""Stage 1: reads rows of every declared source as examples with a stable id and an origin, or as drops with a reason.
 
-sources.py        which files a declared source means        encoding.py   which encoding a file has
-readers.py        file → rows (csv_rows.py, json_rows.py, arrow_rows.py, saved_dataset.py)
-layouts.py        which columns hold what                    conversations.py   row → messages, or a refusal
-examples.py       the pure core: row → Example, PreferencePair or Drop
-assets.py         the thin edge: the asset `raw_examples`
-infer.py          what a new file seems to hold (answer_format.py: of its answers)
-scaffold.py        that, as a commented task.yaml
+sources.py        which files a declared source has
+readers.py        the table of source formats, and how a file's format is recognized
+                  csv_reader.py (csv_records.py), json_reader.py (json_rows.py), arrow_rows.py, saved_dataset.py
+encoding.py       the encoding of a text file (utf16.py: without a byte order mark)
+layouts.py        which columns hold prompt and completion
+conversations.py  row → messages, or the reason why it is not an example
+examples.py       row → Example, PreferencePair or Drop (groups.py: its group)
+assets.py         the asset `raw_examples`
+infer.py          a declaration inferred from a file (answer_format.py: the format of its answers)
+scaffold.py       that declaration as a commented task.yaml
 """

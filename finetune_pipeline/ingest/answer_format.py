@@ -1,8 +1,9 @@
-"""What a good answer is, judged by answers alone: labels, JSON with its schema, or free text. Pure.
+"""Infers the declared format of answers from the completions: labels, JSON with its schema, or free text.
 
     answer_format(["refund", "delivery", "refund", ...], as_text=False)    # (AnswerFormat(format="label", ...), [])
 
-A guess for a person to correct; values seen once among many are left out as likely slips, and named in a note.
+The result is a proposal for a person to correct; values that occur once among many are left out as likely typing
+errors, and named in a note.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from finetune_pipeline.ingest.rows import writable
 MAX_LABELS = 200
 MAX_ENUM = 40
 LABEL_CHARS = 60
-ROWS_PER_VALUE = 3  # fewer rows to a value, and it is text rather than a label
-SURE_ROWS = 100  # from this many rows on, a value seen once is taken for a slip
-JSON_SHARE = 0.8  # of the answers that are JSON objects
+ROWS_PER_VALUE = 3  # with fewer rows for each value, the values are texts rather than labels
+MIN_ROWS_FOR_TYPOS = 100  # from this many rows on, a value that occurs once counts as a typing error
+JSON_SHARE = 0.8  # of the completions that are JSON objects
 REQUIRED_SHARE = 0.95  # of the objects that have a field
 
 _INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,15})\Z")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,15})(?:\.\d+)?\Z")
 
 
-def answer_format(answers: Sequence[str], as_text: bool) -> tuple[AnswerFormat, list[str]]:
-    """The format, and notes. `as_text`: fields of JSON answers came from a CSV, where all values are text."""
-    filled = [answer.strip() for answer in answers if answer.strip()]
+def answer_format(completions: Sequence[str], as_text: bool) -> tuple[AnswerFormat, list[str]]:
+    """The format, and notes. `as_text`: fields of JSON answers come from a CSV, where all values are text."""
+    filled = [completion.strip() for completion in completions if completion.strip()]
     notes = (
-        [f"{len(answers) - len(filled)} answers are empty; those rows will be dropped"]
-        if len(filled) < len(answers)
+        [f"{len(completions) - len(filled)} completions are empty; those rows will be dropped"]
+        if len(filled) < len(completions)
         else []
     )
     objects = [value for value in map(_object, filled) if value is not None]
@@ -50,38 +51,38 @@ def _object(text: str) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(text)
-        if "\\ud" in text.lower():  # half a character may be written as an escape
+        if "\\ud" in text.lower():  # an unpaired surrogate may be written as an escape
             value = json.loads(writable(json.dumps(value, ensure_ascii=False)))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _labels(answers: Sequence[str], notes: list[str]) -> tuple[str, ...]:
-    """The labels, sorted; () when the answers look like text. Spellings that differ in case only are one label."""
-    if any("\n" in answer or len(answer) > LABEL_CHARS for answer in answers):
+def _labels(completions: Sequence[str], notes: list[str]) -> tuple[str, ...]:
+    """The labels, sorted; () when the completions are texts. Spellings that differ in case only are one label."""
+    if any("\n" in completion or len(completion) > LABEL_CHARS for completion in completions):
         return ()
-    found = _spellings(answers)
-    if not 2 <= len(found) <= MAX_LABELS or len(answers) < ROWS_PER_VALUE * len(found):
+    counts = _count_values(completions)
+    if not 2 <= len(counts) <= MAX_LABELS or len(completions) < ROWS_PER_VALUE * len(counts):
         return ()
-    return tuple(_without_slips(found, "labels", notes))
+    return tuple(_without_typos(counts, "labels", notes))
 
 
-def _spellings(values: Iterable[str]) -> Counter[str]:
-    """How often each value was seen, under its most frequent spelling."""
+def _count_values(values: Iterable[str]) -> Counter[str]:
+    """How often each value occurs, regardless of case, under its most frequent spelling."""
     by_fold: dict[str, Counter[str]] = {}
     for value in values:
         by_fold.setdefault(value.strip().casefold(), Counter())[value.strip()] += 1
     return Counter({spellings.most_common(1)[0][0]: spellings.total() for spellings in by_fold.values()})
 
 
-def _without_slips(found: Counter[str], what: str, notes: list[str]) -> list[str]:
-    once = sorted(value for value, count in found.items() if count == 1)
-    if found.total() < SURE_ROWS or len(found) - len(once) < 2:
-        return sorted(found)
+def _without_typos(counts: Counter[str], what: str, notes: list[str]) -> list[str]:
+    once = sorted(value for value, count in counts.items() if count == 1)
+    if counts.total() < MIN_ROWS_FOR_TYPOS or len(counts) - len(once) < 2:
+        return sorted(counts)
     if once:
         notes.append(f"{what}: seen only once and left out (add them if they are right): {', '.join(once)}")
-    return sorted(value for value, count in found.items() if count > 1)
+    return sorted(value for value, count in counts.items() if count > 1)
 
 
 def _json(objects: Sequence[Mapping[str, Any]], as_text: bool, notes: list[str]) -> AnswerFormat:
@@ -91,12 +92,12 @@ def _json(objects: Sequence[Mapping[str, Any]], as_text: bool, notes: list[str])
 
 
 def schema_of(objects: Sequence[Mapping[str, Any]], as_text: bool, notes: list[str], where: str = "") -> dict[str, Any]:
-    """A JSON Schema that these objects fulfil, but for fields and values that look like slips."""
-    seen = Counter(name for item in objects for name in item)
-    rare = [name for name, count in seen.items() if count == 1 and len(objects) >= SURE_ROWS]
+    """A JSON Schema that these objects are valid under, except for fields and values that look like typing errors."""
+    counts = Counter(name for item in objects for name in item)
+    rare = [name for name, count in counts.items() if count == 1 and len(objects) >= MIN_ROWS_FOR_TYPOS]
     if rare:
         notes.append(f"fields seen only once and left out: {', '.join(where + name for name in rare)}")
-    names = [name for name in seen if name not in rare]
+    names = [name for name in counts if name not in rare]
     fields = {}
     for name in names:
         values = [item[name] for item in objects if name in item]
@@ -104,13 +105,13 @@ def schema_of(objects: Sequence[Mapping[str, Any]], as_text: bool, notes: list[s
     return {
         "type": "object",
         "additionalProperties": False,
-        "required": [name for name in names if seen[name] >= REQUIRED_SHARE * len(objects)],
+        "required": [name for name in names if counts[name] >= REQUIRED_SHARE * len(objects)],
         "properties": fields,
     }
 
 
 def _value(value: Any, column: Sequence[Any]) -> Any:
-    """A CSV's cell as what it may stand for: nothing, or a number where the whole column is numbers."""
+    """The value of a CSV's cell: None for an empty one, a number where the whole column is numbers, else the text."""
     if value == "":
         return None
     filled = [text for text in column if text != ""]
@@ -121,7 +122,7 @@ def _value(value: Any, column: Sequence[Any]) -> Any:
 
 
 def _field(values: Sequence[Any], notes: list[str], where: str) -> dict[str, Any]:
-    """The schema of one field: an enumeration where few texts come back, else its types."""
+    """The schema of one field: an enumeration where a few texts recur, else its types."""
     filled = [value for value in values if value is not None]
     nullable = len(filled) < len(values)
     if filled and all(isinstance(value, str) for value in filled):
@@ -138,11 +139,11 @@ def _field(values: Sequence[Any], notes: list[str], where: str) -> dict[str, Any
 
 
 def _enum(values: Sequence[str], notes: list[str], where: str) -> list[str]:
-    found = _spellings(values)
-    short = all(len(value) <= LABEL_CHARS and "\n" not in value for value in found)
-    if not short or len(values) < ROWS_PER_VALUE * len(found):
+    counts = _count_values(values)
+    short = all(len(value) <= LABEL_CHARS and "\n" not in value for value in counts)
+    if not short or len(values) < ROWS_PER_VALUE * len(counts):
         return []
-    allowed = _without_slips(found, where, notes)
+    allowed = _without_typos(counts, where, notes)
     return allowed if len(allowed) <= MAX_ENUM else []
 
 

@@ -2,24 +2,23 @@
 
 examples.jsonl  {"id": "9f1c20e4a7b35d68", "messages": [...], "source": "shop", "origin": "shop_export.csv:12", ...}
 drops.jsonl     {"id": "...", "origin": "chat.jsonl:88", "stage": "ingest", "reason": "invalid-json", "detail": "..."}
-pairs.jsonl     preference pairs, each of which also stands in examples.jsonl as its preferred answer
+pairs.jsonl     preference pairs; examples.jsonl has each of them too, with its chosen completion
 
-Rows are streamed to disk: memory grows by a counter entry a row, not by the rows. What it is not: any judgment of the
-rows' quality, which is the cleaning's.
+Rows are streamed to disk: memory grows by one counter entry a row, not by the rows.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import IO, Any
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.ingest.examples import Reading, Record
-from finetune_pipeline.ingest.layouts import Unfit
+from finetune_pipeline.ingest.examples import Record, SourceFile
+from finetune_pipeline.ingest.layouts import MissingColumns
 from finetune_pipeline.ingest.sources import fingerprint, opened_files
 from finetune_pipeline.records import Check, Drop, Example, Json, PreferencePair, Verdict, dumps
 from finetune_pipeline.store import StageContext, StageResult, TaskStore
@@ -27,101 +26,113 @@ from finetune_pipeline.store import StageContext, StageResult, TaskStore
 _ALIVE_EVERY = 5_000  # rows
 
 
+@dataclass(frozen=True, slots=True)
+class FileSummary:
+    """The figures of one file, in the artifact's summary. `problem` is why no row of it is an example, if so."""
+
+    file: str
+    source: str
+    rows: int
+    examples: int
+    format: str
+    encoding: str
+    layout: str
+    problem: str = ""
+
+    def to_json(self) -> dict[str, Json]:
+        return {name: value for name, value in asdict(self).items() if name != "problem" or value}
+
+    def sentence(self) -> str:
+        """A line for the log."""
+        if self.problem:
+            return f"{self.file}: all {self.rows} rows dropped, the file {self.problem}"
+        how = ", ".join(part for part in (self.format, self.encoding, self.layout) if part)
+        return f"{self.file}: {self.rows} rows, {self.examples} examples ({how})"
+
+
 def sources_fingerprint(task: Task, store: TaskStore) -> str:
-    """Hash of what all sources hold: when it changes, the rows are read anew."""
+    """Hash of the content of all sources: when it changes, the rows are read again."""
     return fingerprint(task, store.root)
 
 
-def raw_examples(work: StageContext) -> StageResult:
+def raw_examples(context: StageContext) -> StageResult:
     """Read every source. DataError when a file cannot be read, or when no row of any file is an example."""
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    files: list[dict[str, Any]] = []
+    files: list[FileSummary] = []
     with ExitStack() as open_files:
-        out = {
-            name: open_files.enter_context((work.out / f"{name}.jsonl").open("w", encoding="utf-8"))
+        out: dict[str, IO[str]] = {
+            name: open_files.enter_context((context.out / f"{name}.jsonl").open("w", encoding="utf-8"))
             for name in ("examples", "drops", "pairs")
         }
-        for file in _files(work):
+        for file in _files(context):
             before = counts.copy()
             for record in file.records():
                 _write(record, out)
                 counts["read"] += 1
-                counts[_kind(record)] += 1
+                counts["drops" if isinstance(record, Drop) else "examples"] += 1
                 reasons.update([record.reason] if isinstance(record, Drop) else [])
                 if counts["read"] % _ALIVE_EVERY == 0:
-                    work.report.alive()
-            files.append(_described(file, counts - before))
-            work.report.log(_sentence(files[-1]))
+                    context.report.alive()
+            files.append(_summary(file, counts - before))
+            context.report.log(files[-1].sentence())
     if not counts["examples"]:
-        raise _nothing(files, reasons, work)
-    return _outcome(work, counts, reasons, files)
+        raise _no_examples(files, reasons, context.task.name)
+    return _result(context, counts, reasons, files)
 
 
-def _files(work: StageContext) -> Iterator[Reading]:
-    for source in work.task.sources:
-        for name, opened in opened_files(source, work.store.root):
-            yield Reading(name, source, opened, work.task.answer)
+def _files(context: StageContext) -> Iterator[SourceFile]:
+    for source in context.task.sources:
+        for name, opened in opened_files(source, context.store.root):
+            yield SourceFile(name, source, opened, context.task.answer)
 
 
-def _kind(record: Record) -> str:
-    return "drops" if isinstance(record, Drop) else "examples"
-
-
-def _write(record: Record, out: dict[str, Any]) -> None:
+def _write(record: Record, out: dict[str, IO[str]]) -> None:
     if isinstance(record, PreferencePair):
-        out["pairs"].write(dumps(_plain(record)) + "\n")
+        out["pairs"].write(dumps(_to_json(record)) + "\n")
         record = record.as_example()
     name = "examples" if isinstance(record, Example) else "drops"
-    out[name].write(dumps(_plain(record)) + "\n")
+    out[name].write(dumps(_to_json(record)) + "\n")
 
 
-def _plain(record: Record) -> dict[str, Any]:
+def _to_json(record: Record) -> dict[str, Any]:
     return record.to_json() if isinstance(record, Example) else asdict(record)
 
 
-def _described(file: Reading, counts: Counter[str]) -> dict[str, Any]:
-    """What the summary says of one file."""
-    facts = {
-        "file": file.name,
-        "source": file.source.label,
-        "rows": counts["read"],
-        "examples": counts["examples"],
-        "format": file.format,
-        "encoding": file.encoding,
-        "layout": "" if isinstance(file.layout, Unfit) else str(file.layout),
-    }
-    return facts | ({"problem": file.complaint} if file.complaint and counts["read"] else {})
-
-
-def _sentence(facts: dict[str, Any]) -> str:
-    if "problem" in facts:
-        return f"{facts['file']}: all {facts['rows']} rows dropped, the file {facts['problem']}"
-    how = ", ".join(part for part in (facts["format"], facts["encoding"], facts["layout"]) if part)
-    return f"{facts['file']}: {facts['rows']} rows, {facts['examples']} examples ({how})"
-
-
-def _nothing(files: list[dict[str, Any]], reasons: Counter[str], work: StageContext) -> DataError:
-    """No example in any file: say for each file what it has and what it would need."""
-    if not any(facts["rows"] for facts in files):
-        names = ", ".join(facts["file"] for facts in files)
-        return DataError(f"the data set is empty, no rows in: {names}", "put rows there, or correct `sources`")
-    told = [f"{facts['file']} {facts.get('problem') or _reading(facts)}" for facts in files]
-    why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
-    layouts = "declare the columns of each source with `input` and `output` (or `outputs`), or its layout with `rows`"
-    unreadable = all("no row that can be read" in facts.get("problem", "") for facts in files)
-    return DataError(
-        f"no row of {work.task.name} could be read as an example ({why}): " + "; ".join(told),
-        "fix the rows where they come from: one example in each" if unreadable else layouts,
+def _summary(file: SourceFile, counts: Counter[str]) -> FileSummary:
+    return FileSummary(
+        file=file.name,
+        source=file.source.label,
+        rows=counts["read"],
+        examples=counts["examples"],
+        format=file.format,
+        encoding=file.encoding,
+        layout="" if isinstance(file.layout, MissingColumns) else str(file.layout),
+        problem=file.problem if counts["read"] else "",
     )
 
 
-def _reading(facts: dict[str, Any]) -> str:
-    return f"was read as {facts['layout'] or facts['format']}, {facts['rows']} rows"
+def _no_examples(files: Sequence[FileSummary], reasons: Counter[str], task: str) -> DataError:
+    """The error for sources without any example: for each file, what it has and what it needs."""
+    if not any(file.rows for file in files):
+        names = ", ".join(file.file for file in files)
+        return DataError(f"the data set is empty, no rows in: {names}", "put rows there, or correct `sources`")
+    descriptions = [f"{file.file} {file.problem or _reading(file)}" for file in files]
+    why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+    layouts = "declare the columns of each source with `input` and `output` (or `outputs`), or its layout with `rows`"
+    unreadable = all("no row that can be read" in file.problem for file in files)
+    return DataError(
+        f"no row of {task} could be read as an example ({why}): " + "; ".join(descriptions),
+        "correct the source files: one example in each row" if unreadable else layouts,
+    )
 
 
-def _outcome(
-    work: StageContext, counts: Counter[str], reasons: Counter[str], files: list[dict[str, Any]]
+def _reading(file: FileSummary) -> str:
+    return f"was read as {file.layout or file.format}, {file.rows} rows"
+
+
+def _result(
+    context: StageContext, counts: Counter[str], reasons: Counter[str], files: Sequence[FileSummary]
 ) -> StageResult:
     read, examples, drops = counts["read"], counts["examples"], sum(reasons.values())
     if read != examples + drops:
@@ -131,15 +142,10 @@ def _outcome(
         "examples": examples,
         "drops": drops,
         "dropped": dict(reasons.most_common()),
-        "files": files,
+        "files": [file.to_json() for file in files],
     }
-    check = Check(
-        "every_row_accounted",
-        read == examples + drops,
-        "rows read = examples + drops",
-        f"{read} = {examples} + {drops}",
-    )
+    check = Check("every_row_accounted", True, "rows read = examples + drops", f"{read} = {examples} + {drops}")
     sentence = f"{read} rows read: {examples} examples, {drops} dropped with a reason"
     return StageResult(
-        summary, Verdict("raw_examples", True, work.key, sentence, (check,), {"rows": read, "drops": drops})
+        summary, Verdict("raw_examples", True, context.key, sentence, (check,), {"rows": read, "drops": drops})
     )

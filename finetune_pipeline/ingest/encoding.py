@@ -1,17 +1,13 @@
-"""Which encoding a text file has, and how to read it without losing a byte.
+"""Detects the encoding of a text file, and reads it without losing a byte.
 
-UTF-8 is the rule (with or without a byte order mark); UTF-16 and UTF-32 are known by theirs, UTF-16 without one by
-its line ends, spaces, commas and quotes, each of which has a NUL byte beside it. In long Chinese or Japanese rows these
-are rare, and half of many a character is the same byte as one of them: such a file is UTF-16 if, read so, it has lines
-(or is JSON) and hardly any character that no text holds. A file that is UTF-8 but for a few odd bytes (two exports
-pasted together) stays UTF-8: each odd byte is read as Windows-1252, which is what it nearly always was. Only a file
-that is not UTF-8 at all is given to charset-normalizer.
+Most files are UTF-8, with or without a byte order mark. UTF-16 and UTF-32 are recognized by their marks, UTF-16 also
+without one (utf16.py). A file that is UTF-8 but for a few invalid bytes (two exports pasted together) is read as UTF-8,
+and each invalid byte as Windows-1252, which it nearly always is. Only a file that is not UTF-8 at all is passed to
+charset-normalizer. Texts that were decoded wrongly before they were saved ("Ã¼") are fixed in clean/text_fixes.py.
 
-What it is not: the fixing of texts that were decoded wrongly before they came here ("Ã¼"): that is clean/text_fixes.py.
-
-    detect(Path("old.csv"))      # "utf-8", "utf-8-sig", "utf-16", "cp1252", ...
-    open_text(path, encoding)    # text, line ends untouched, as the csv module wants it
-    lines(file)                  # its lines; one of 200 MB is read past, not held
+    detect(UPath("old.csv"))     # "utf-8", "utf-8-sig", "utf-16", "cp1252", ...
+    open_text(path, encoding)    # a text file, line ends unchanged, as the csv module needs it
+    lines(file)                  # its lines; a line of 200 MB is skipped in pieces, not held in memory
 """
 
 from __future__ import annotations
@@ -20,16 +16,15 @@ import codecs
 import hashlib
 import io
 import re
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import IO, cast
-from unicodedata import category
 
 from upath import UPath
 
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest import rows
+from finetune_pipeline.ingest.utf16 import CONTROL_SHARE, NUL_SHARE, byte_order, count_controls
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -38,41 +33,36 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_PIECE = 1 << 20
-_HEAD = 1 << 16
-_CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")  # not NUL, of which UTF-16 is full, nor what terminals use
-_FEW = 0.01  # share of control characters that a text may hold
-_FOREIGN = ("Cc", "Cn", "Co", "Cs")  # categories that a text hardly holds: control, unassigned, private, surrogate
-_STRUCTURE = b'\t\n\r ",:;{}'  # what separates fields and words, in any script
-_MANY = 0.1  # share of NUL bytes that no damage to a text explains
-_SAMPLE = 1 << 18  # charset-normalizer needs no more, and is slow
-_CLOSE = 0.1  # difference of charset-normalizer's figures that says nothing
-_NO_LEAD = bytes(range(0xC2))  # in UTF-8, a byte from here on begins a character of several
-_ESCAPED = re.compile("[\udc80-\udcff]")  # a byte that fits nowhere, as surrogateescape has it
-ODD_BYTES = "finetune.odd-bytes"
+_CHUNK_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 16
+_SAMPLE_BYTES = 1 << 18  # charset-normalizer needs no more, and is slow
+_CLOSE = 0.1  # a difference of charset-normalizer's figures that is not significant
+_NO_LEAD = bytes(range(0xC2))  # in UTF-8, a byte from 0xC2 on begins a character of several bytes
+_ESCAPED = re.compile("[\udc80-\udcff]")  # an invalid byte, as surrogateescape decodes it
+INVALID_BYTES = "finetune.invalid-bytes"
 
 
-def _odd_bytes(error: UnicodeError) -> tuple[str, int]:
-    """Codec error handler: bytes that are no UTF-8 are read as Windows-1252 (Latin-1 where that has a gap)."""
+def _decode_invalid(error: UnicodeError) -> tuple[str, int]:
+    """Codec error handler: bytes that are not UTF-8 are read as Windows-1252 (Latin-1 where that has a gap)."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
-    odd = error.object[error.start : error.end]
-    text = "".join(bytes([b]).decode("cp1252", "ignore") or chr(b) for b in odd)
+    invalid = error.object[error.start : error.end]
+    text = "".join(bytes([b]).decode("cp1252", "ignore") or chr(b) for b in invalid)
     return text, error.end
 
 
-codecs.register_error(ODD_BYTES, _odd_bytes)
+codecs.register_error(INVALID_BYTES, _decode_invalid)
 
 
 def open_text(path: UPath, encoding: str) -> IO[str]:
-    """The file as text, line ends untouched."""
-    errors = ODD_BYTES if encoding.startswith("utf-8") else "replace"
+    """The file as text, line ends unchanged."""
+    errors = INVALID_BYTES if encoding.startswith("utf-8") else "replace"
     raw = cast(IO[bytes], path.open("rb"))
     return io.TextIOWrapper(raw, encoding=encoding, errors=errors, newline="")
 
 
 class LongLine(str):
-    """Stands for a line beyond rows.MAX_CHARS: its beginning, its length and its hash, the same for the same line."""
+    """Replaces a line beyond rows.MAX_CHARS: its beginning, its length and its hash, equal for equal lines."""
 
 
 def lines(file: IO[str]) -> Iterator[str]:
@@ -83,119 +73,90 @@ def lines(file: IO[str]) -> Iterator[str]:
 
 
 def _long_line(file: IO[str], line: str, limit: int) -> LongLine:
-    digest, length, piece = hashlib.sha256(), 0, line
-    while piece:
-        digest.update(piece.encode("utf-8", "surrogatepass"))
-        length += len(piece)
-        piece = "" if piece.endswith(("\n", "\r")) else file.readline(limit)
+    digest, length, chunk = hashlib.sha256(), 0, line
+    while chunk:
+        digest.update(chunk.encode("utf-8", "surrogatepass"))
+        length += len(chunk)
+        chunk = "" if chunk.endswith(("\n", "\r")) else file.readline(limit)
     return LongLine(f"{line[:80]}… {length} characters, sha256 {digest.hexdigest()}")
 
 
+def encoding_of(path: UPath, declared: str) -> str:
+    """The declared encoding; for `auto` the detected one. DataError as `detect`."""
+    return detect(path) if declared == "auto" else declared
+
+
 def detect(path: UPath) -> str:
-    """Name of the file's encoding. Reads the whole file once, in pieces. DataError for what is no text at all."""
+    """The file's encoding. Reads the whole file once, in chunks. DataError for a file that is not a text."""
     with path.open("rb") as file:
-        head = file.read(_HEAD)
+        head = file.read(_HEAD_BYTES)
     by_head = of_head(head)
     if by_head:
         return by_head
-    if head.count(0) > _MANY * len(head):
-        raise DataError(
-            f"{path} is no text: of its first {len(head)} bytes, {head.count(0)} are NUL",
-            "export it again as UTF-8, or set the source's `encoding` (utf-16-le? utf-32?) or `format` to what it is",
-        )
-    controls = len(_CONTROL.findall(head))
-    if controls > _FEW * len(head):
-        raise DataError(
-            f"{path} is no text: of its first {len(head)} bytes, {controls} are control characters",
-            "unpack or export it again, or set the source's `format` or `encoding` (utf-16-le?) to what it is",
-        )
-    good, odd, sample = 0, 0, bytearray()
-    for line in (line for piece in pieces(path) for line in piece.split(b"\n") if not line.isascii()):
-        multibyte, broken = _census(line)
-        good, odd = good + multibyte, odd + broken
-        if broken and len(sample) < _SAMPLE:
-            sample += line[:_SAMPLE]
-    if odd == 0 or good > odd:
+    _check_text(path, head)
+    multibyte, invalid, sample = 0, 0, bytearray()
+    for line in (line for chunk in chunks(path) for line in chunk.split(b"\n") if not line.isascii()):
+        line_multibyte, line_invalid = _count_bytes(line)
+        multibyte, invalid = multibyte + line_multibyte, invalid + line_invalid
+        if line_invalid and len(sample) < _SAMPLE_BYTES:
+            sample += line[:_SAMPLE_BYTES]
+    if invalid == 0 or multibyte > invalid:
         return "utf-8"
     return _guess(bytes(sample))
 
 
+def _check_text(path: UPath, head: bytes) -> None:
+    nuls, controls = head.count(0), count_controls(head)
+    if nuls > NUL_SHARE * len(head):
+        raise DataError(
+            f"{path} is no text: of its first {len(head)} bytes, {nuls} are NUL",
+            "export it again as UTF-8, or set the source's `encoding` (utf-16-le? utf-32?) or `format` to what it is",
+        )
+    if controls > CONTROL_SHARE * len(head):
+        raise DataError(
+            f"{path} is no text: of its first {len(head)} bytes, {controls} are control characters",
+            "unpack or export it again, or set the source's `format` or `encoding` (utf-16-le?) to what it is",
+        )
+
+
 def of_head(head: bytes) -> str | None:
     """The encoding that the beginning of a file shows: by its mark, or UTF-16 without one; None for any other."""
-    for mark, name in _MARKS:
-        if head.startswith(mark):
-            return name
-    if b"\0" not in head or head[: len(head) & ~3].count(b"\0\0\0"):  # the latter: UTF-32, or no text
-        return None
-    orders = (("utf-16-le", 0), ("utf-16-be", 1))
-    return next((name for name, first in orders if _is_utf16(head, name, first)), None)
+    return next((name for mark, name in _MARKS if head.startswith(mark)), None) or byte_order(head)
 
 
-def _is_utf16(head: bytes, order: str, first: int) -> bool:
-    """Whether the characters in this order of bytes are those of a text, in fields or in lines.
-
-    In the wrong order, and in files that are no text, several in a hundred characters are none.
-    """
-    text = head[: len(head) & ~1].decode(order, "surrogatepass")
-    foreign = sum(n for char, n in Counter(text).items() if category(char) in _FOREIGN and char not in "\t\n\r")
-    if _has_structure(head, first):
-        return foreign <= _MANY * len(text)
-    return foreign <= _FEW * len(text) and _has_lines(head, text)
-
-
-def _has_structure(head: bytes, first: int) -> bool:
-    """Whether most characters of structure have a NUL in the byte of their pair that is not the `first` one."""
-    even = head[: len(head) & ~1]
-    low, high = even[first::2], even[1 - first :: 2]
-    beside = [zero == 0 for byte, zero in zip(low, high, strict=True) if byte in _STRUCTURE]
-    return 2 * sum(beside) > len(beside)
-
-
-def _has_lines(head: bytes, text: str) -> bool:
-    """Whether the text has a line end or is JSON, and the head is no text of single bytes with a few NULs in it.
-
-    In such a text most bytes of line ends and spaces have no NUL beside them, and control characters are rare. In
-    UTF-16 a byte of that kind is half of another character (上 is U+4E0A), and such halves are as often a control
-    character (U+4E01 to U+4E08): at least one for every two of these bytes.
-    """
-    alone = sum(head.count(char.encode()) - text.count(char) for char in "\n ")
-    controls = len(_CONTROL.findall(head))
-    return alone <= 2 * controls and (text.startswith(("[", "{")) or "\n" in text or "\r" in text)
-
-
-def pieces(path: UPath) -> Iterator[bytes]:
-    """The file in pieces that end with a line, or, where a line is longer than a piece, with a whole character."""
+def chunks(path: UPath) -> Iterator[bytes]:
+    """The file in chunks that end with a line, or, where a line is longer than a chunk, with a whole character."""
     with path.open("rb") as file:
         rest = b""
-        while piece := file.read(_PIECE):
-            piece = rest + piece
-            cut = piece.rfind(b"\n") + 1 or _whole_characters(piece)
-            rest = piece[cut:]
-            yield piece[:cut]
+        while chunk := file.read(_CHUNK_BYTES):
+            chunk = rest + chunk
+            cut = chunk.rfind(b"\n") + 1 or _whole_characters(chunk)
+            rest = chunk[cut:]
+            yield chunk[:cut]
         if rest:
             yield rest
 
 
-def _whole_characters(piece: bytes) -> int:
-    """The length of a piece without the UTF-8 character that its end cuts through."""
-    for back in range(1, min(4, len(piece)) + 1):
-        byte = piece[-back]
-        if byte & 0xC0 != 0x80:  # no continuation: a character begins here
-            return len(piece) - back if byte >= 0xC2 else len(piece)
-    return len(piece)
+def _whole_characters(chunk: bytes) -> int:
+    """The length of a chunk without the UTF-8 character that its end cuts through."""
+    for back in range(1, min(4, len(chunk)) + 1):
+        byte = chunk[-back]
+        if byte & 0xC0 != 0x80:  # no continuation byte: a character begins here
+            return len(chunk) - back if byte >= 0xC2 else len(chunk)
+    return len(chunk)
 
 
-def _census(line: bytes) -> tuple[int, int]:
-    """How many characters of several bytes are right, and how many bytes belong to none."""
+def _count_bytes(line: bytes) -> tuple[int, int]:
+    """(valid characters of several bytes, invalid bytes) of a line read as UTF-8."""
     try:
         line.decode("utf-8")
     except UnicodeDecodeError:
         escaped = line.decode("utf-8", "surrogateescape")
-        return _leads(escaped.encode("utf-8", "ignore")), len(_ESCAPED.findall(escaped))
-    return _leads(line), 0
+        return _count_leads(escaped.encode("utf-8", "ignore")), len(_ESCAPED.findall(escaped))
+    return _count_leads(line), 0
 
 
-def _leads(valid: bytes) -> int:
+def _count_leads(valid: bytes) -> int:
     return len(valid.translate(None, _NO_LEAD))
 
 
@@ -208,5 +169,5 @@ def _guess(sample: bytes) -> str:
     if best is None or (
         western and western.chaos <= best.chaos + _CLOSE and western.coherence >= best.coherence - _CLOSE
     ):
-        return "cp1252"  # as likely as any, and by far the most frequent
+        return "cp1252"  # as likely as any other, and by far the most frequent
     return best.encoding

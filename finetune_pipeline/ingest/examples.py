@@ -1,9 +1,10 @@
-"""The pure core of the stage: rows of one file become examples, pairs and drops, each row exactly one of them.
+"""Converts the rows of one file to examples, preference pairs and drops: one record for each row.
 
-An id is the hash of the file it came from, its content, and how often that content stood in that file before: it stays
-when rows are added, moved or removed elsewhere.
+An id is the hash of the file's name, the row's content, and how often that content occurred in the file before. It does
+not change when other rows are added, moved or removed.
 
-What it is not: files (sources.py, readers.py), the layouts (layouts.py, conversations.py), the asset (assets.py).
+    file = SourceFile("raw/a.csv", source, open_rows(path), task.answer)
+    list(file.records())           # [Example(id="9f1c…", ...), Drop(id="77ab…", reason="no-prompt", ...)]
 """
 
 from __future__ import annotations
@@ -15,40 +16,39 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from finetune_pipeline.config import AnswerFormat, Source
-from finetune_pipeline.ingest.conversations import Parsed, RowRefused, conversation
+from finetune_pipeline.ingest.conversations import Conversation, InvalidRow, conversation
 from finetune_pipeline.ingest.groups import group_of
-from finetune_pipeline.ingest.layouts import Layout, Unfit, layout_of
-from finetune_pipeline.ingest.readers import Opened
-from finetune_pipeline.ingest.rows import Row, writable
+from finetune_pipeline.ingest.layouts import Layout, MissingColumns, layout_of
+from finetune_pipeline.ingest.rows import OpenedFile, Row, writable
 from finetune_pipeline.records import Drop, Example, PreferencePair, content_id
 
 STAGE = "ingest"
-PEEK_ROWS = 50  # rows whose keys are the columns of a file that has no header; all rows', where those do not do
+PEEK_ROWS = 50  # the columns of a file without header are the keys of these rows; of all rows where these lack columns
 Record: TypeAlias = Example | PreferencePair | Drop
 
 
-class Reading:
-    """One file being read. `layout` says how its rows are understood, or which columns it lacks."""
+class SourceFile:
+    """One file of a source. `layout` is how its rows are read, or which columns the file lacks."""
 
-    def __init__(self, name: str, source: Source, opened: Opened, answer: AnswerFormat) -> None:
+    def __init__(self, name: str, source: Source, opened: OpenedFile, answer: AnswerFormat) -> None:
         self.columns = opened.columns or _keys(islice(opened.rows, PEEK_ROWS))
         self.name, self.source, self.format, self.encoding = name, source, opened.format, opened.encoding
-        self.layout: Layout | Unfit = layout_of(self.columns, source)
-        if isinstance(self.layout, Unfit) and not opened.columns:  # a key may come after the first rows
+        self.layout: Layout | MissingColumns = layout_of(self.columns, source)
+        if isinstance(self.layout, MissingColumns) and not opened.columns:  # a key may first occur in a later row
             self.columns = _keys(opened.rows)
             self.layout = layout_of(self.columns, source)
         self.unreadable = Counter(row.problem for row in opened.rows if row.problem) if not self.columns else Counter()
         self._rows = opened.rows
         self._schema: Mapping[str, Any] | None = answer.json_schema
-        self._seen: Counter[str] = Counter()
+        self._occurrences: Counter[str] = Counter()
 
     @property
-    def complaint(self) -> str:
+    def problem(self) -> str:
         """Why no row of this file can be an example, as a sentence without its subject; empty where one can be."""
         if not self.columns:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.unreadable.most_common())
             return f"has no row that can be read ({reasons})" if reasons else "is empty"
-        if isinstance(self.layout, Unfit):
+        if isinstance(self.layout, MissingColumns):
             return f"lacks {self.layout.needed}; it has: {', '.join(self.columns)}"
         return ""
 
@@ -58,47 +58,47 @@ class Reading:
 
     def _record(self, row: Row) -> Record:
         try:
-            return self._understood(row)
-        except Exception as error:  # noqa: BLE001 - whatever one row holds must not stop the others from being read
+            return self._converted(row)
+        except Exception as error:  # noqa: BLE001 - no content of one row may prevent the others from being read
             return self._drop(row, "malformed-row", f"reading it ended with {type(error).__name__}")
 
-    def _understood(self, row: Row) -> Record:
+    def _converted(self, row: Row) -> Record:
         if row.problem is not None:
             return self._drop(row, row.problem, row.detail)
-        if isinstance(self.layout, Unfit):
+        if isinstance(self.layout, MissingColumns):
             return self._drop(row, "missing-column", f"{self.name} lacks {self.layout.needed}")
         try:
             return self._example(row, self.layout, conversation(row.value, self.layout, self._schema))
-        except RowRefused as refusal:
-            return self._drop(row, refusal.reason, refusal.detail)
+        except InvalidRow as invalid:
+            return self._drop(row, invalid.reason, invalid.detail)
 
-    def _example(self, row: Row, layout: Layout, parsed: Parsed) -> Example | PreferencePair:
+    def _example(self, row: Row, layout: Layout, parsed: Conversation) -> Example | PreferencePair:
         messages = [[m.role, m.content] for m in parsed.messages]
         whole = messages if parsed.rejected is None else [*messages, ["rejected", parsed.rejected]]
         content = json.dumps(whole, ensure_ascii=False)
-        key, origin = self._id(content), self._origin(row)
+        id_, origin = self._id(content), self._origin(row)
         group = group_of(row.value.get(layout.group)) if layout.group else None
         if parsed.rejected is not None:
-            *prompt, answer = parsed.messages
-            return PreferencePair(key, tuple(prompt), answer.content, parsed.rejected, self.source.label, origin, group)
-        return Example(key, parsed.messages, self.source.label, origin, group)
+            *prompt, chosen = parsed.messages
+            return PreferencePair(id_, tuple(prompt), chosen.content, parsed.rejected, self.source.label, origin, group)
+        return Example(id_, parsed.messages, self.source.label, origin, group)
 
     def _drop(self, row: Row, reason: str, detail: str) -> Drop:
         try:
             content = json.dumps(row.value, ensure_ascii=False, default=str)
-        except (ValueError, TypeError, RecursionError):  # nothing that could be written names it: its place does
+        except (ValueError, TypeError, RecursionError):  # content that cannot be written is identified by its line
             content = f"line {row.line}"
         return Drop(self._id(f"dropped:{content}"), self._origin(row), STAGE, reason, writable(detail))
 
     def _id(self, content: str) -> str:
-        same = content_id(content)
-        self._seen[same] += 1
-        return content_id(self.source.label, self.name, content, str(self._seen[same]))
+        key = content_id(content)
+        self._occurrences[key] += 1
+        return content_id(self.source.label, self.name, content, str(self._occurrences[key]))
 
     def _origin(self, row: Row) -> str:
         return f"{writable(self.name.rsplit('/', 1)[-1])}:{row.line}"
 
 
 def _keys(rows: Iterable[Row]) -> tuple[str, ...]:
-    """All keys of these rows, in the order in which they are seen."""
+    """All keys of these rows, in the order of their first occurrence."""
     return tuple(dict.fromkeys(writable(key) for row in rows if row.problem is None for key in row.value))

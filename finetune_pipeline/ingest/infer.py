@@ -1,10 +1,10 @@
-"""What a file of examples seems to hold: its columns, what a good answer is, how long rows are, a fitting prompt.
-
-It only proposes: `scaffold.py` writes the proposal as a task.yaml with a comment to each guess, and a person corrects
-it. What it is not: the reading for training (assets.py), which takes the declaration's word.
+"""Infers a declaration from a file of examples: columns, format of the answers, lengths, and a system prompt.
 
     inferred = infer(UPath("train.csv"), input="text", output="category")
     inferred.layout, inferred.answer.format, len(inferred.answer.labels)      # "columns", "label", 77
+
+The result is a proposal: `scaffold.py` writes it as a task.yaml with a comment for each inferred value, and a person
+corrects it. The asset `raw_examples` reads the file as declared, not as inferred.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from upath import UPath
 from finetune_pipeline.config import AnswerFormat, Source
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest.answer_format import answer_format
-from finetune_pipeline.ingest.examples import Reading
-from finetune_pipeline.ingest.layouts import Layout, Unfit
+from finetune_pipeline.ingest.examples import SourceFile
+from finetune_pipeline.ingest.layouts import Layout, MissingColumns
 from finetune_pipeline.ingest.readers import open_rows
 from finetune_pipeline.ingest.rows import Row, writable
 from finetune_pipeline.records import Drop, Example, PreferencePair
 
 SAMPLE_ROWS = 50_000
-CHARS_PER_TOKEN = 3.0  # on the safe side for English prose (4 and more); JSON and other languages take more tokens
-_BUDGETS = (512, 1024, 2048, 4096, 8192)
+CHARS_PER_TOKEN = 3.0  # a low estimate for English prose (4 and more); JSON and other languages take more tokens
+_MAX_TOKENS = (512, 1024, 2048, 4096, 8192)
 _GROUP_NAME = re.compile(
     r"(customer|client|user|account|member|patient|person|author|sender|thread|conversation|session|dialog(ue)?|case|"
     r"document|doc|family|company|organi[sz]ation|household|group)([_ -]?(id|no|nr|number|name|key))?",
@@ -39,9 +39,9 @@ _GROUP_NAME = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """What was found. `input`, `output`, `outputs` are empty where the layout says it all; `answer` is a valid
-    declaration; lengths are characters; `groups` are columns that may name what belongs together; `notes` are
-    sentences for the person who reads the declaration."""
+    """The proposal. `input`, `output`, `outputs` are empty where the layout has no columns to name; `dropped` counts
+    rows that are not examples by reason; `answer` is a valid declaration; `prompt_chars` and `completion_chars` are
+    (median, maximum); `groups` are columns that may name a group; `notes` are sentences for the reader of task.yaml."""
 
     format: str
     encoding: str
@@ -51,7 +51,7 @@ class Inferred:
     output: str
     outputs: tuple[str, ...]
     rows: int
-    refused: Mapping[str, int]
+    dropped: Mapping[str, int]
     answer: AnswerFormat
     system: str
     prompt_chars: tuple[int, int]
@@ -62,24 +62,24 @@ class Inferred:
 
 
 def infer(path: UPath, input: str | None = None, output: str | None = None, outputs: tuple[str, ...] = ()) -> Inferred:
-    """Look at a file. DataError when it is missing or unreadable, or lacks the named columns (it says which it has)."""
+    """Infer from a file. DataError when it is missing or unreadable, or lacks the named columns (with those it has)."""
     if not path.exists():
         raise DataError(f"{path} does not exist", "check the path given to --from")
     source = Source(path=str(path), input=input, output=output, outputs=outputs)
     opened = open_rows(path)
     sample = list(islice(opened.rows, SAMPLE_ROWS))
-    file = Reading(path.name, source, replace(opened, rows=sample), AnswerFormat())
-    if isinstance(file.layout, Unfit):
+    file = SourceFile(path.name, source, replace(opened, rows=sample), AnswerFormat())
+    if isinstance(file.layout, MissingColumns):
         named = "name them with --input and --output, spelled as in the file"
-        raise DataError(f"{path} {file.complaint}", named if file.columns else "put one example in each row")
-    examples, refused = _read(file)
+        raise DataError(f"{path} {file.problem}", named if file.columns else "put one example in each row")
+    examples, dropped = _read(file)
     if not examples:
-        raise DataError(f"{path} holds no example ({dict(refused) or 'it is empty'})", "check the file and its columns")
-    return _inferred(file, file.layout, examples, refused, _cells(sample))
+        raise DataError(f"{path} holds no example ({dict(dropped) or 'it is empty'})", "check the file and its columns")
+    return _inferred(file, file.layout, examples, dropped, _count_cells(sample))
 
 
-def _cells(rows: Sequence[Row]) -> dict[str, Counter[str]]:
-    """How often each value stands in each column; numbers and short texts only: others name nothing."""
+def _count_cells(rows: Sequence[Row]) -> dict[str, Counter[str]]:
+    """How often each value occurs in each column; numbers and short texts only, since others are not names."""
     cells: dict[str, Counter[str]] = {}
     for row in rows:
         for column, value in row.value.items() if row.problem is None else ():
@@ -88,31 +88,27 @@ def _cells(rows: Sequence[Row]) -> dict[str, Counter[str]]:
     return cells
 
 
-def _read(file: Reading) -> tuple[list[Example], Counter[str]]:
+def _read(file: SourceFile) -> tuple[list[Example], Counter[str]]:
     examples: list[Example] = []
-    refused: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
     for record in file.records():
         if isinstance(record, Drop):
-            refused[record.reason] += 1
+            dropped[record.reason] += 1
         else:
             examples.append(record.as_example() if isinstance(record, PreferencePair) else record)
-    return examples, refused
+    return examples, dropped
 
 
 def _inferred(
-    file: Reading, layout: Layout, examples: list[Example], refused: Counter[str], cells: dict[str, Counter[str]]
+    file: SourceFile, layout: Layout, examples: list[Example], dropped: Counter[str], cells: dict[str, Counter[str]]
 ) -> Inferred:
-    as_text = file.format == "csv" and bool(layout.outputs)  # a CSV has no types: numbers and nulls are to be guessed
+    as_text = file.format == "csv" and bool(layout.outputs)  # a CSV has no types: numbers and nulls are inferred
     answer, notes = answer_format([row.completion for row in examples], as_text)
     system = "" if all(row.messages[0].role == "system" for row in examples) else prompt_for(answer)
-    questions = sorted(sum(len(m.content) for m in row.messages[:-1]) for row in examples)
-    answers = sorted(len(row.completion) for row in examples)
-    rows = len(examples) + refused.total()
-    if rows >= SAMPLE_ROWS:
-        notes.append(f"only the first {SAMPLE_ROWS} rows were looked at")
-    if refused:
-        told = ", ".join(f"{reason}: {count}" for reason, count in refused.most_common())
-        notes.append(f"{refused.total()} of {rows} rows cannot be read and will be dropped ({told})")
+    prompt_chars = [sum(len(m.content) for m in row.messages[:-1]) for row in examples]
+    completion_chars = [len(row.completion) for row in examples]
+    longest = max(map(sum, zip(prompt_chars, completion_chars, strict=True)))
+    rows = len(examples) + dropped.total()
     return Inferred(
         format=file.format,
         encoding=file.encoding,
@@ -122,21 +118,32 @@ def _inferred(
         output=layout.output,
         outputs=layout.outputs,
         rows=rows,
-        refused=dict(refused),
+        dropped=dict(dropped),
         answer=answer,
         system=system,
-        prompt_chars=(questions[len(questions) // 2], questions[-1]),
-        completion_chars=(answers[len(answers) // 2], answers[-1]),
-        max_tokens=_budget(
-            len(system) + max(len(r.completion) + sum(len(m.content) for m in r.messages[:-1]) for r in examples)
-        ),
+        prompt_chars=_median_and_max(prompt_chars),
+        completion_chars=_median_and_max(completion_chars),
+        max_tokens=_max_tokens(len(system) + longest),
         groups=_groups(cells, layout, rows),
-        notes=tuple(notes),
+        notes=(*notes, *_row_notes(rows, dropped)),
     )
 
 
+def _median_and_max(values: Sequence[int]) -> tuple[int, int]:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2], ordered[-1]
+
+
+def _row_notes(rows: int, dropped: Counter[str]) -> list[str]:
+    notes = [f"only the first {SAMPLE_ROWS} rows were read"] if rows >= SAMPLE_ROWS else []
+    if dropped:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common())
+        notes.append(f"{dropped.total()} of {rows} rows cannot be read and will be dropped ({reasons})")
+    return notes
+
+
 def prompt_for(answer: AnswerFormat) -> str:
-    """A system prompt that says what the declaration says of an answer."""
+    """A system prompt that describes the declared answer."""
     if answer.format == "label":
         return "Classify the message. Answer with exactly one of these labels: " + ", ".join(answer.labels) + "."
     if answer.format == "json":
@@ -154,14 +161,14 @@ def _field(item: tuple[str, Any]) -> str:
     return f"{name} ({types if isinstance(types, str) else ' or '.join(types)})"
 
 
-def _budget(chars: int) -> int:
-    """The least usual `clean.max_tokens` that the longest row fits into, by a cautious estimate."""
+def _max_tokens(chars: int) -> int:
+    """The smallest usual `clean.max_tokens` that a row of so many characters fits, by a cautious estimate."""
     tokens = chars / CHARS_PER_TOKEN + 32
-    return next((budget for budget in _BUDGETS if tokens <= budget), _BUDGETS[-1])
+    return next((limit for limit in _MAX_TOKENS if tokens <= limit), _MAX_TOKENS[-1])
 
 
 def _groups(cells: Mapping[str, Counter[str]], layout: Layout, rows: int) -> tuple[str, ...]:
-    """Columns named like a customer or a thread, whose values come back but do not rule the file."""
+    """Columns named like a customer or a thread, with values that recur but of which none covers most of the file."""
     used = {layout.input, layout.output, *layout.outputs}
     return tuple(
         name

@@ -1,4 +1,4 @@
-"""How a row is laid out: which of its columns are question and answer, or which key holds the conversation.
+"""Row layouts: which columns of a row hold prompt and completion, or which key holds the conversation.
 
     columns      {"message": "where is it?", "intent": "delivery"}          declared, or recognized by usual names
     alpaca       {"instruction": "...", "input": "...", "output": "..."}
@@ -6,8 +6,8 @@
     messages     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     preference   {"prompt": "...", "chosen": "...", "rejected": "..."}
 
-A layout belongs to a file: it is decided once, from the file's columns, and a row that departs from it is dropped with
-a reason (conversations.py). What it is not: the reading of rows (readers.py).
+A file has one layout: it is decided once, from the file's columns, and a row that deviates from it is dropped with a
+reason (conversations.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from finetune_pipeline.config import Source
 
-# Usual names, most telling first; compared in lower case.
+# Usual names, the most specific first; compared in lower case.
 INPUT_NAMES = (
     "prompt", "question", "input", "query", "instruction", "user", "message", "text", "sentence", "utterance",
     "request", "body", "content", "description", "email", "review", "comment", "ticket", "document", "source",
@@ -45,19 +45,19 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Unfit:
-    """The file has not the columns it needs: `needed` says which, in words."""
+class MissingColumns:
+    """The file lacks columns of its layout: `needed` names them in words."""
 
     needed: str
 
 
-def layout_of(columns: Sequence[str], source: Source) -> Layout | Unfit:
+def layout_of(columns: Sequence[str], source: Source) -> Layout | MissingColumns:
     """The layout of a file with these columns: as declared, else recognized."""
     if source.group is not None and source.group not in columns:
-        return Unfit(f"the group column {source.group!r}")
+        return MissingColumns(f"the group column {source.group!r}")
     kind: str = source.rows
     if kind == "auto":
-        kind = "columns" if source.input or source.output or source.outputs else _recognized(columns)
+        kind = "columns" if source.input or source.output or source.outputs else _recognize(columns)
     if kind == "columns":
         return _columns(columns, source)
     needed = {
@@ -67,38 +67,38 @@ def layout_of(columns: Sequence[str], source: Source) -> Layout | Unfit:
         "preference": ("chosen", "rejected"),
     }[kind]
     missing = [name for name in needed if name not in columns]
-    return Unfit(_named(missing)) if missing else Layout(kind, group=source.group)
+    return MissingColumns(_named(missing)) if missing else Layout(kind, group=source.group)
 
 
-def _recognized(columns: Collection[str]) -> str:
-    has = set(columns)
-    if "messages" in has:
+def _recognize(columns: Collection[str]) -> str:
+    names = set(columns)
+    if "messages" in names:
         return "messages"
-    if "conversations" in has:
+    if "conversations" in names:
         return "sharegpt"
-    if {"chosen", "rejected"} <= has:
+    if {"chosen", "rejected"} <= names:
         return "preference"
-    return "alpaca" if {"instruction", "output"} <= has else "columns"
+    return "alpaca" if {"instruction", "output"} <= names else "columns"
 
 
-def _columns(columns: Sequence[str], source: Source) -> Layout | Unfit:
+def _columns(columns: Sequence[str], source: Source) -> Layout | MissingColumns:
     declared = [name for name in (source.input, source.output, *source.outputs) if name]
     missing = [name for name in declared if name not in columns]
     if missing:
-        return Unfit(_named(missing))
-    question = source.input or usual(columns, INPUT_NAMES, taken=declared)
-    if question is None:
-        return Unfit("a column with the question (declare it as `input`)")
+        return MissingColumns(_named(missing))
+    input_ = source.input or usual_column(columns, INPUT_NAMES, taken=declared)
+    if input_ is None:
+        return MissingColumns("a column with the prompt (declare it as `input`)")
     if source.outputs:
-        return Layout("columns", question, "", source.outputs, source.group)
-    answer = source.output or usual(columns, OUTPUT_NAMES, taken=[question])
-    if answer is None:
-        return Unfit("a column with the answer (declare it as `output`)")
-    return Layout("columns", question, answer, (), source.group)
+        return Layout("columns", input_, "", source.outputs, source.group)
+    output = source.output or usual_column(columns, OUTPUT_NAMES, taken=[input_])
+    if output is None:
+        return MissingColumns("a column with the completion (declare it as `output`)")
+    return Layout("columns", input_, output, (), source.group)
 
 
-def usual(columns: Sequence[str], names: Sequence[str], taken: Collection[str] = ()) -> str | None:
-    """The column with the most telling of the usual `names`, or None."""
+def usual_column(columns: Sequence[str], names: Sequence[str], taken: Collection[str] = ()) -> str | None:
+    """The column, not in `taken`, whose name comes first among the usual `names`; None where there is none."""
     by_lower = {column.lower(): column for column in columns if column not in taken}
     return next((by_lower[name] for name in names if name in by_lower), None)
 

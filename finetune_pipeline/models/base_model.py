@@ -43,16 +43,16 @@ TEMPLATE_SETTINGS: dict[str, Any] = {"date_string": "1 January 2026", "enable_th
 NO_CLOCK = "{%- macro strftime_now(format) -%}1 January 2026{%- endmacro -%}"
 
 
-def base_model(work: StageContext) -> StageResult:
+def base_model(context: StageContext) -> StageResult:
     """Check the license, get the model, describe it. ModelError names what is missing or forbidden, and the hint."""
-    base = work.task.base
-    problem = licenses.problem(base.license, work.task.use, base.license_approval)
+    base = context.task.base
+    problem = licenses.problem(base.license, context.task.use, base.license_approval)
     if problem:
         raise ModelError(
             problem, "choose another base model, or set `base.license_approval` to who allowed this use, and why"
         )
-    _, facts = prepare(base, work.store.task, work.report)
-    (work.out / "base_model.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    _, facts = prepare(base, context.store.task, context.report)
+    (context.out / "base_model.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
     shown = ("id", "license", "layers", "vocabulary", "context")
     return StageResult(
         {**{name: facts[name] for name in shown}, "million_parameters": round(facts["parameters"] / 1e6, 1)}

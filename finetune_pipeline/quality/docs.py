@@ -1,174 +1,176 @@
-"""Great Expectations' report as one page that can be read anywhere, now and in ten years.
+"""The steward's page: what Great Expectations found, with example rows, as one file that can be read anywhere.
 
-The page is Great Expectations' own (its renderer, its words). What it takes from elsewhere is taken out: six
-stylesheets and eleven scripts from four content networks, and a logo whose address carries the project's id, a beacon.
-Without these, its icons, folded parts and tables would not be seen; so icons become words, folds become <details>, and
-one small stylesheet is put in. A Content-Security-Policy in the page forbids the browser to fetch anything.
+    docs/index.html               rendered from the result's JSON (report.html.j2)
+    validation_result.json        Great Expectations' own results, without times and texts
 
-    docs/index.html
-
-What it is not: a site with a history. There is one page for one verdict about one state of the data, and it lies
-beside that verdict. It has no time of its own either (the manifest has), so the same data gives the same page.
+The page fetches and runs nothing; a Content-Security-Policy in it forbids the browser to. Example rows show personal
+data and secrets masked, whatever the declaration says. Neither file has a time (the manifest has): the same data gives
+the same files.
 """
 
 from __future__ import annotations
 
-import copy
-from html import escape
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from string import Template
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from finetune_pipeline.clean import pii
+from finetune_pipeline.quality import secrets
+from finetune_pipeline.quality.losses import percent
+from finetune_pipeline.quality.rules import ROW_OK
+from finetune_pipeline.quality.suite import Checked
+from finetune_pipeline.records import Json, Verdict
 
 if TYPE_CHECKING:
-    from bs4 import BeautifulSoup, Tag
-    from great_expectations.core import ExpectationSuiteValidationResult
+    from pandas import DataFrame
 
-# Great Expectations' icon class: what is shown, whether it stands for success, and the word for it in a table.
-_ICONS = {
-    "fa-check-circle": ("✔", "good", "passed"),
-    "fa-check": ("✔", "good", "passed"),
-    "fa-times": ("✘", "bad", "failed"),
-    "fa-exclamation-triangle": ("⚠", "bad", "error"),
-}
-# What the page draws on from elsewhere, what needs a script to work, and what advertises.
-_GONE = "script, link, style, img, footer, iframe, object, nav, .modal, .card"
-# The time differs between two runs over the same data; the share of expectations met would be taken for that of rows.
-_ROWS_GONE = ("Run Time", "Success Percent")
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2733; --dim: #5b6b7a; --paper: #ffffff; --line: #d9e0e6;
-  --band: #f3f6f8; --good: #18794e; --bad: #c62a2f; --link: #0b68cb; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e9ee; --dim: #9aa8b5; --paper: #14191f; --line: #303a45;
-  --band: #1d242c; --good: #5fd39a; --bad: #ff8b85; --link: #79b8ff; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 1rem; } h4, h5, h6 { margin: 0; font-size: 1rem; }
-p { margin: .25rem 0; } a { color: var(--link); } code { overflow-wrap: anywhere; }
-table { width: 100%; border-collapse: collapse; table-layout: fixed; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid var(--line); }
-th { color: var(--dim); font-weight: 500; font-size: .85rem; }
-th:first-child, td:first-child { width: 7.5rem; } th:nth-child(3), td:nth-child(3) { width: 13rem; }
-table.table-sm td:first-child { width: 16rem; color: var(--dim); }
-.alert { background: var(--band); border-radius: 6px; padding: .5rem .8rem; margin-top: 1.25rem; }
-.lead { color: var(--dim); } .good, .bad, .badge { font-weight: 600; } .good { color: var(--good); }
-.bad, .text-danger { color: var(--bad); }
-@media (max-width: 40rem) { body { padding: 1rem; } th, td { padding: .35rem .3rem; overflow-wrap: anywhere; }
-  th:first-child, td:first-child { width: 4.5rem; } th:nth-child(3), td:nth-child(3) { width: 30%; }
-  table.table-sm td:first-child { width: 45%; } }
-"""
-
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<h1>$title</h1>
-<p>$summary</p>
-$body
-</body>
-</html>
-""")
+EXAMPLES = 5  # rows shown for each expectation
+HEAD, TAIL = 260, 90  # characters of a text that are shown, from its beginning and its end
+_KEPT_LIST = 100  # numbers of an observed list that are stored
+# Times, ids and addresses of the run: they differ between two runs over the same data.
+_VOLATILE = {"id", "batch_id", "rendered_content", "exception_info", "unexpected_index_list"}
 
 
-def write(result: ExpectationSuiteValidationResult, folder: Path, title: str, summary: str) -> Path:
-    """Write `folder`/index.html, and give its path. `summary` is the verdict's sentence, shown on top."""
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
-    page.write_text(offline(_render(result), title, summary), "utf-8")
-    return page
+@dataclass(frozen=True, slots=True)
+class ExampleRow:
+    """One row that does not meet an expectation; texts are masked and cut."""
+
+    id: str
+    origin: str
+    prompt: str
+    completion: str
+    breaks: str  # the rules that it does not meet: "no html, prompt fits"
 
 
-def _render(result: ExpectationSuiteValidationResult) -> str:
-    """Great Expectations' page, without what differs between two runs over the same data."""
-    from great_expectations.render.renderer import ValidationResultsPageRenderer
-    from great_expectations.render.view import DefaultJinjaPageView
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One expectation on the page. `tone` is good, warning or bad; `rows` are those that do not meet it."""
 
-    shown = copy.deepcopy(result)
-    for volatile in ("batch_markers", "batch_spec", "batch_parameters", "active_batch_definition"):
-        shown.meta.pop(volatile, None)
-    for each in shown.results:
-        value = each.result.get("observed_value")
-        if hasattr(value, "item"):  # a number of numpy's, which the renderer cannot print
-            each.result["observed_value"] = value.item()
-        elif isinstance(value, list):  # the names of all columns
-            each.result["observed_value"] = f"{len(value)} columns"
-    page = ValidationResultsPageRenderer(run_info_at_end=True).render(shown)
-    return str(DefaultJinjaPageView().render(page)).replace("<br> Data asset: None", "")
+    name: str
+    tone: str
+    says: str
+    observed: str
+    type: str
+    kwargs: str
+    rows: int
+    examples: Sequence[ExampleRow]
 
 
-def offline(page: str, title: str, summary: str) -> str:
-    """Take out of a page of Data Docs all that is fetched, run, or only seen with either; pure."""
-    from bs4 import BeautifulSoup
-
-    soup = BeautifulSoup(page, "html.parser")
-    for each in soup.select(_GONE):
-        each.decompose()
-    for row in soup.select("tr"):
-        if any(volatile in row.get_text() for volatile in _ROWS_GONE):
-            row.decompose()
-    for icon in soup.select("i"):
-        _spell(soup, icon)
-    for fold in soup.select("div.collapse"):
-        _unfold(soup, fold)
-    _one_table(soup)
-    for tag in soup.find_all(True):
-        _plain(tag)
-    body = soup.body.decode_contents() if soup.body else ""
-    return _PAGE.substitute(style=_STYLE, title=escape(title), summary=escape(summary), body=body)
+def write(checked: Checked, frame: DataFrame, verdict: Verdict, out: Path, title: str) -> None:
+    """Write both files into `out`."""
+    result = plain(checked)
+    (out / "validation_result.json").write_text(json.dumps(result, indent=1, ensure_ascii=False), "utf-8")
+    (out / "docs").mkdir(parents=True, exist_ok=True)
+    (out / "docs" / "index.html").write_text(page(result, verdict, examples(checked, frame), title), "utf-8")
 
 
-def _one_table(soup: BeautifulSoup) -> None:
-    """Great Expectations makes a section for each column. Here each column has one or two expectations: they go into
-    one table, what failed first."""
-    sections = [section for section in soup.select(".ge-section") if section.select_one("table.table:not(.table-sm)")]
-    tables = [section.select_one("table.table:not(.table-sm)") for section in sections]
-    rows = [row for table in tables if table for row in table.select("tbody > tr")]
-    if not tables or tables[0] is None or tables[0].tbody is None:
-        return
-    for row in sorted(rows, key=lambda row: row.select_one("td:first-child .bad") is None):
-        tables[0].tbody.append(row)
-    for section in sections[1:]:
-        section.decompose()
-    heading = sections[0].select_one("h5")
-    if heading is not None:
-        heading.string = "Expectations"
+def plain(checked: Checked) -> dict[str, Any]:
+    """Great Expectations' results as JSON: {"success", "great_expectations_version", "suites": [rows, table]}. Numbers
+    stay; of observed texts and lists of texts only that they were there."""
+    suites = [suite.to_json_dict() for suite in checked.suites]
+    return {
+        "success": all(suite["success"] for suite in suites),
+        "great_expectations_version": suites[0]["meta"]["great_expectations_version"],
+        "suites": [
+            {
+                "suite_name": suite["suite_name"],
+                "success": suite["success"],
+                "statistics": suite["statistics"],
+                "results": [_plain_result(each) for each in suite["results"]],
+            }
+            for suite in suites
+        ],
+    }
 
 
-def _spell(soup: BeautifulSoup, icon: Tag) -> None:
-    """An icon of a font becomes a sign, and in a table, where it stands alone, a sign and a word."""
-    known = next((_ICONS[name] for name in icon.get("class") or [] if name in _ICONS), None)
-    if known is None:
-        icon.decompose()
-        return
-    sign, kind, word = known
-    alone = icon.find_parent("td") is not None
-    spelled = soup.new_tag("span", attrs={"class": kind})
-    spelled.string = f"{sign} {word}" if alone else sign
-    icon.replace_with(spelled)
+def _plain_result(each: Mapping[str, Any]) -> dict[str, Any]:
+    config = {key: value for key, value in each["expectation_config"].items() if key not in _VOLATILE}
+    config["kwargs"] = {key: value for key, value in config["kwargs"].items() if key not in _VOLATILE}
+    found = {key: without_texts(value) for key, value in each["result"].items() if key not in _VOLATILE}
+    return {"success": each["success"], "expectation_config": config, "result": found}
 
 
-def _unfold(soup: BeautifulSoup, fold: Tag) -> None:
-    """What a script would open becomes <details>, with the link that opened it as its <summary>."""
-    opener = fold.find_previous("a", attrs={"data-toggle": "collapse"})
-    summary = soup.new_tag("summary")
-    summary.string = opener.get_text(" ", strip=True) if opener else "More"
-    if opener:
-        opener.decompose()
-    fold.name = "details"
-    fold.insert(0, summary)
+def without_texts(value: Any) -> Any:
+    """Numbers as they are; a text, and a list with texts in it, as what they are."""
+    if isinstance(value, dict):
+        return {key: without_texts(item) for key, item in value.items() if key != "value_counts"}
+    if isinstance(value, list):
+        numbers = all(isinstance(item, int | float | None) for item in value)
+        return value if numbers and len(value) <= _KEPT_LIST else f"({len(value):,} values)"
+    return "(a text)" if isinstance(value, str) else value
 
 
-def _plain(tag: Tag) -> None:
-    """No inline style or script; links to pages of the site that does not exist here become text."""
-    for name in [n for n in tag.attrs if n == "style" or n.startswith(("on", "data-", "aria-"))]:
-        del tag[name]
-    if tag.name == "a" and not str(tag.get("href", "")).startswith("#"):
-        tag.unwrap()
-    elif tag.name == "th" and not tag.get_text(strip=True):
-        tag.decompose()
+def examples(checked: Checked, frame: DataFrame) -> dict[str, list[ExampleRow]]:
+    """The first rows that do not meet each expectation, by its name."""
+    masks = {name: checked.broken[name] for name in checked.broken} | {ROW_OK: ~checked.row_ok}
+    found = {str(name): frame[mask].head(EXAMPLES) for name, mask in masks.items() if mask.any()}
+    return {
+        name: [
+            ExampleRow(id_, origin, excerpt(prompt), excerpt(completion), _breaks(checked, at))
+            for at, id_, origin, prompt, completion in rows[["id", "origin", "prompt", "completion"]].itertuples()
+        ]
+        for name, rows in found.items()
+    }
+
+
+def _breaks(checked: Checked, at: Any) -> str:
+    broken = checked.broken.loc[at]
+    return ", ".join(str(name).replace("_", " ") for name in checked.rules if broken[name])
+
+
+def excerpt(text: Any) -> str:
+    """Beginning and end of a text, without personal data and secrets; "" for a missing one."""
+    if not isinstance(text, str):
+        return ""
+    masked = pii.mask(secrets.mask(text))[0]
+    return masked if len(masked) <= HEAD + TAIL else f"{masked[:HEAD].rstrip()} … {masked[-TAIL:].lstrip()}"
+
+
+def page(result: Mapping[str, Any], verdict: Verdict, shown: Mapping[str, Sequence[ExampleRow]], title: str) -> str:
+    """The whole page. `result` is what `plain` gives."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("finetune_pipeline.quality", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    lines = _lines(result, verdict, shown)
+    text: str = environment.get_template("report.html.j2").render(
+        title=title,
+        verdict=verdict,
+        figures=verdict.figures,
+        version=result["great_expectations_version"],
+        groups=[
+            (name, [line for line in lines if line.tone == tone])
+            for tone, name in (("bad", "Not met"), ("warning", "Warnings"), ("good", "Met"))
+        ],
+    )
+    return text
+
+
+def _lines(result: Mapping[str, Any], verdict: Verdict, shown: Mapping[str, Sequence[ExampleRow]]) -> list[Line]:
+    """The expectations in the verdict's order."""
+    configs = [each["expectation_config"] for suite in result["suites"] for each in suite["results"]]
+    by_name = {config["meta"]["name"]: config for config in configs}
+    figures: Mapping[str, Any] = verdict.figures
+    broken = {ROW_OK: figures["wrong"], **figures["broken"]}
+    lines = []
+    for check in verdict.checks:
+        config = by_name[check.name]
+        tone = "good" if check.passed else "warning" if check.severity == "warning" else "bad"
+        rows = broken.get(check.name, 0)
+        kwargs = ", ".join(f"{key}: {_shown(value)}" for key, value in config["kwargs"].items())
+        says, seen = check.expected[:1].upper() + check.expected[1:], shown.get(check.name, [])
+        lines.append(Line(check.name, tone, says, check.observed, config["type"], kwargs, rows, seen))
+    return lines
+
+
+def _shown(value: Json) -> str:
+    written = json.dumps(value, ensure_ascii=False)
+    return written if len(written) <= HEAD else f"{written[:HEAD]}…"

@@ -1,132 +1,204 @@
-"""The Great Expectations suite, built from the declaration, and its run over the table of `rules.py`.
+"""Two Great Expectations suites, built from the declaration, and their run over the table of rows.
 
-    frame = rules.table(examples, task, dropped=103, read={"shop": Reading(877, 17)})
-    result = run(frame, task, "3fa9…")          # Great Expectations' own result, for verdict.py and docs.py
+    checked = run(frame_of(examples, task), task, Losses.of(task, 3, dropped=103, read={}), "3fa9…")
+    checked.row_ok            # a bool for each row
+    checked.results           # Great Expectations' own results, in the order of the report
 
 `mostly=0.95` alone is not "95 % of the rows": it passes for an empty table, it does not count nulls, and two
-expectations may fail on different rows. So one expectation counts the rows that are right in every respect (`row_ok`),
-and others see to it that there are enough rows and no nulls that could hide from it. The
-expectations for the single rules cannot fail while that one passes; they say where the trouble lies.
+expectations may fail on different rows. So the first suite holds the rules and what the declaration adds; the rows that
+any of them names, and those with a null in a column that it reads, are not `row_ok`. The second suite requires the
+declared share of `row_ok`, enough rows, and few enough losses. The expectations for single rules cannot fail while
+`row_ok` passes; they say where the trouble is.
 
-What it is not: the decision (verdict.py). Importing Great Expectations takes seconds: only inside functions.
+What it is not: the verdict (gate.py). Importing Great Expectations takes seconds: only inside functions.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.quality.gate import percent
-from finetune_pipeline.quality.rules import ROW_OK, SHARE_DROPPED, UNREADABLE, limits, rules_of
+from finetune_pipeline.quality.losses import SHARE_DROPPED, UNREADABLE, Losses, percent
+from finetune_pipeline.quality.rules import NOT_NULL, ROW_OK, Rule, declared_name, rules_of
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
     from great_expectations.core import ExpectationSuiteValidationResult
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
-NAME = "cleaned_rows"
-# Counts only: with any other format the values that failed would stand in the report.
-RESULT_FORMAT = {"result_format": "BASIC", "partial_unexpected_count": 0}
+# The rows that are not right by their place in the table, and never a value of theirs.
+RESULT_FORMAT = {
+    "result_format": "COMPLETE",
+    "partial_unexpected_count": 0,
+    "exclude_unexpected_values": True,
+    "return_unexpected_index_query": False,
+}
+EVERY_ROW_CHECKED, ENOUGH_ROWS = "every_row_checked", "enough_rows"
+ID_PRESENT, ID_UNIQUE = "id_present", "id_unique"
+_REGISTRY = Lock()  # Great Expectations' registry is one for the process, and custom expectations have a task's rules
 
 
-def build(task: Task) -> ExpectationSuite:
-    """The suite of a task. Descriptions are what people read, in the report as in the verdict."""
-    import great_expectations as gx
-    import great_expectations.expectations as gxe
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What Great Expectations found. `broken` has a column of bools for each expectation about single rows, by its
+    name: True where a row does not meet it. `rules` are the names of those that make up `row_ok`."""
 
-    rules, q, broken = rules_of(task), task.quality, limits(task)
-    shares = [SHARE_DROPPED, *(UNREADABLE + name for name in broken)]
-    columns = ["id", "prompt_chars", "completion_chars", *(rule.name for rule in rules), ROW_OK, *shares]
-    most = f", in at least {percent(q.mostly)} of the rows"
+    suites: tuple[ExpectationSuiteValidationResult, ...]
+    broken: DataFrame
+    rules: tuple[str, ...]
+    row_ok: Series
 
-    def holds(name: str, says: str) -> Any:
-        return gxe.ExpectColumnValuesToBeInSet(
-            column=name, value_set=[True], mostly=q.mostly, description=says + most, meta={"name": name}
-        )
+    @property
+    def results(self) -> list[Any]:
+        """First what the verdict is about, then the rules and the declared expectations."""
+        rows, table = self.suites
+        return [*table.results, *rows.results]
 
-    def present(name: str, column: str, says: str, mostly: float = 1.0) -> Any:
-        return gxe.ExpectColumnValuesToNotBeNull(column=column, mostly=mostly, description=says, meta={"name": name})
 
-    def at_most(name: str, most: float, says: str) -> Any:
-        return gxe.ExpectColumnMaxToBeBetween(column=name, max_value=most, description=says, meta={"name": name})
-
-    checks = [
-        holds(ROW_OK, "all rules hold"),
-        present("every_row_judged", ROW_OK, "every row was judged"),
-        gxe.ExpectTableRowCountToBeBetween(
-            min_value=q.min_rows, description=f"at least {q.min_rows:,} rows are left", meta={"name": "enough_rows"}
-        ),
-        at_most(
-            SHARE_DROPPED, q.max_dropped, f"reading and cleaning dropped at most {percent(q.max_dropped)} of all rows"
-        ),
-        *(
-            at_most(UNREADABLE + name, most, f"at most {percent(most)} of the rows of {name} could not be read")
-            for name, most in broken.items()
-        ),
-        gxe.ExpectTableColumnsToMatchSet(
-            column_set=columns,
-            exact_match=False,
-            description="the table has every column that is judged",
-            meta={"name": "columns_present"},
-        ),
-        present("id_present", "id", "every row has an id"),
-        gxe.ExpectColumnValuesToBeUnique(column="id", description="no id is used twice", meta={"name": "id_unique"}),
-        present("prompt_present", "prompt_chars", "there is a question" + most, q.mostly),
-        present("completion_present", "completion_chars", "there is an answer" + most, q.mostly),
-        *(holds(rule.name, rule.says) for rule in rules),
-    ]
-    return gx.ExpectationSuite(name=NAME, expectations=checks)
+def run(frame: DataFrame, task: Task, losses: Losses, run_name: str, rules: Sequence[Rule] | None = None) -> Checked:
+    """Check the table. DataError when an expectation could not be evaluated at all (a missing column, say): that is a
+    fault of the program that made the table, and says nothing about the rows. DeclarationError for a declared
+    expectation that Great Expectations does not know."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when Great Expectations is imported
+    rules = rules_of(task) if rules is None else rules
+    with _REGISTRY:
+        row_suite = suite_of_rows(task, rules)
+        rows = _validate(frame, row_suite, run_name)
+    broken = _broken(rows, frame, rules)
+    counted = (*(rule.name for rule in rules), *_strict(row_suite, broken, task.quality.mostly))
+    row_ok = ~broken[list(counted)].any(axis=1)
+    table = _validate(_summary(frame, row_ok, losses), suite_of_table(task, losses), run_name)
+    return Checked((rows, table), broken, counted, row_ok)
 
 
 def check_names(task: Task) -> tuple[str, ...]:
-    """The names of the checks that `build` gives, in its order; without Great Expectations, which takes seconds."""
-    unreadable = (UNREADABLE + name for name in limits(task))
-    head = (ROW_OK, "every_row_judged", "enough_rows", SHARE_DROPPED, *unreadable, "columns_present")
-    rules = (rule.name for rule in rules_of(task))
-    return (*head, "id_present", "id_unique", "prompt_present", "completion_present", *rules)
+    """The names of the gate's checks, in the order of `Checked.results`; known without importing Great Expectations."""
+    unreadable = (UNREADABLE + source.label for source in task.sources)
+    table = (ROW_OK, EVERY_ROW_CHECKED, ENOUGH_ROWS, SHARE_DROPPED, *dict.fromkeys(unreadable), ID_PRESENT, ID_UNIQUE)
+    declared = (declared_name(number, each.type) for number, each in enumerate(task.quality.expectations))
+    return (*table, *(rule.name for rule in rules_of(task)), *declared)
 
 
-def run(frame: DataFrame, task: Task, run_name: str) -> ExpectationSuiteValidationResult:
-    """Judge the table. DataError when an expectation could not be evaluated at all (a missing column, say): that is a
-    fault of the program that made the table, and says nothing about the rows."""
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when Great Expectations is imported
+def suite_of_rows(task: Task, rules: Sequence[Rule]) -> ExpectationSuite:
+    """An expectation for each rule, and those of the declaration. Descriptions are what people read."""
+    import great_expectations as gx
+
+    from finetune_pipeline.quality.expectations import declared, expectation
+
+    q = task.quality
+    most = f", in at least {percent(q.mostly)} of the rows"
+    own = [expectation(rule, q.mostly, rule.says + most) for rule in rules]
+    return gx.ExpectationSuite(name="rows", expectations=[*own, *declared(task)])
+
+
+def suite_of_table(task: Task, losses: Losses) -> ExpectationSuite:
+    """What has to hold of all rows together."""
+    import great_expectations as gx
+    import great_expectations.expectations as gxe
+
+    q = task.quality
+
+    def about(name: str, says: str) -> dict[str, Any]:
+        return {"description": says, "meta": {"name": name}}
+
+    def at_most(name: str, most: float, says: str) -> Any:
+        return gxe.ExpectColumnMaxToBeBetween(column=name, max_value=most, **about(name, says))
+
+    right = about(ROW_OK, f"all rules hold, in at least {percent(q.mostly)} of the rows")
+    enough = about(ENOUGH_ROWS, f"at least {q.min_rows:,} rows are left")
+    lost = f"reading and cleaning dropped at most {percent(q.max_dropped)} of all rows"
+    checks = [
+        gxe.ExpectColumnValuesToBeInSet(column=ROW_OK, value_set=[True], mostly=q.mostly, **right),
+        gxe.ExpectColumnValuesToNotBeNull(column=ROW_OK, **about(EVERY_ROW_CHECKED, "every row was checked")),
+        gxe.ExpectTableRowCountToBeBetween(min_value=q.min_rows, **enough),
+        at_most(SHARE_DROPPED, q.max_dropped, lost),
+        *(
+            at_most(UNREADABLE + name, most, f"at most {percent(most)} of the rows of {name} could not be read")
+            for name, most in losses.limits.items()
+        ),
+        gxe.ExpectColumnValuesToNotBeNull(column="id", **about(ID_PRESENT, "every row has an id")),
+        gxe.ExpectColumnValuesToBeUnique(column="id", **about(ID_UNIQUE, "no id is used twice")),
+    ]
+    return gx.ExpectationSuite(name="table", expectations=checks)
+
+
+def _summary(frame: DataFrame, row_ok: Series, losses: Losses) -> DataFrame:
+    """The table without texts: id, `row_ok`, and the losses, the same in every row."""
+    return frame[["id"]].assign(**{ROW_OK: row_ok}, **losses.columns())
+
+
+def _validate(frame: DataFrame, suite: ExpectationSuite, run_name: str) -> ExpectationSuiteValidationResult:
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     source = context.data_sources.add_pandas(name="pipeline")
-    batch = source.add_dataframe_asset(NAME).add_batch_definition_whole_dataframe("whole")
+    batch = source.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("whole")
+    order = [each.meta["name"] for each in suite.expectations]
     definition = context.validation_definitions.add(
-        gx.ValidationDefinition(name=NAME, data=batch, suite=context.suites.add(build(task)))
+        gx.ValidationDefinition(name=suite.name, data=batch, suite=context.suites.add(suite))
     )
     result = definition.run(
-        batch_parameters={"dataframe": frame},
-        result_format=RESULT_FORMAT,
-        run_id=gx.RunIdentifier(run_name=run_name),
+        batch_parameters={"dataframe": frame}, result_format=RESULT_FORMAT, run_id=gx.RunIdentifier(run_name=run_name)
     )
+    result.results.sort(key=lambda each: order.index(name_of(each)))  # Great Expectations' order is that of columns
     _raise_faults(result, list(frame.columns))
     return result
+
+
+def name_of(result: Any) -> str:
+    """The name of an expectation in reports: the rule's, or `declared:0:expect_…`."""
+    return str(result.expectation_config.meta["name"])
+
+
+def _broken(result: ExpectationSuiteValidationResult, frame: DataFrame, rules: Sequence[Rule]) -> DataFrame:
+    """A column of bools for each expectation about single rows. A null in a column that a rule reads breaks the rule,
+    unless another rule is that there is none: to Great Expectations it is a row that it need not look at."""
+    import pandas as pd
+
+    required = {column for rule in rules if rule.built_in == NOT_NULL for column in rule.columns}
+    reads = {rule.name: [column for column in rule.columns if column not in required] for rule in rules}
+    broken = {}
+    for each in result.results:
+        name, found = name_of(each), each.result.get("unexpected_index_list")
+        if found is not None:
+            nulls = frame[reads.get(name, [])].isna().any(axis=1)
+            broken[name] = frame.index.isin(found) | nulls.to_numpy(dtype=bool)
+    return pd.DataFrame(broken, index=frame.index, dtype=bool)
+
+
+def _strict(suite: ExpectationSuite, broken: DataFrame, mostly: float) -> list[str]:
+    """The declared expectations that are rules: critical, about single rows, for at least the gate's share of them."""
+    return [
+        name
+        for each in suite.expectations
+        if (name := each.meta["name"]).startswith("declared:")
+        and name in broken
+        and each.severity.value == "critical"
+        and each.mostly >= mostly
+    ]
 
 
 def _raise_faults(result: ExpectationSuiteValidationResult, columns: list[str]) -> None:
     """Great Expectations reports a missing column as a failed expectation with a traceback inside: tell it apart."""
     faults = [
-        f"{each.expectation_config.meta['name']} ({fault})"
-        for each in result.results
-        if (fault := _fault(each.exception_info)) is not None
+        f"{name_of(each)} ({fault})" for each in result.results if (fault := _fault(each.exception_info)) is not None
     ]
     if faults:
         raise DataError(
             "the quality gate could not evaluate " + "; ".join(faults),
             f"the table has the columns {', '.join(columns)}; clean_examples is incomplete or made by another version: "
-            "make it again",
+            "make it again (or an expectation of `quality.expectations` does not fit its column)",
         )
 
 
-def _fault(info: dict[str, Any]) -> str | None:
+def _fault(info: Mapping[str, Any]) -> str | None:
     """The message of what was raised: `info` tells it itself, or holds a dict of the same form for each metric."""
     told = (info, *(each for each in info.values() if isinstance(each, dict)))
     return next((str(each["exception_message"]) for each in told if each.get("raised_exception")), None)

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md in the Hugging Face form: a YAML head that their tools read, then what a person has to know. Pure.
+"""MODEL_CARD.md in the Hugging Face format: a YAML head for their tools, then the text for people.
 
     ---
     base_model: HuggingFaceTB/SmolLM2-135M-Instruct
@@ -6,10 +6,8 @@
     ...
     # support_tickets, version 4
 
-"Model Cards for Model Reporting" (Mitchell et al., FAT* 2019) says what belongs in it; the fields of the head are those
+"Model Cards for Model Reporting" (Mitchell et al., FAT* 2019) lists the sections; the fields of the head are those
 of huggingface_hub's ModelCardData. Every number is copied from an artifact: nothing is measured here.
-
-What it is not: the decision's own page (report.py).
 """
 
 from __future__ import annotations
@@ -19,13 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_pipeline.config import Task
+from finetune_pipeline.evaluate.memorization import MemorizationFigures
 from finetune_pipeline.records import Decision
-from finetune_pipeline.release.formatting import percent
-from finetune_pipeline.release.report import checks_table, opponents, shown
+from finetune_pipeline.release.figures import figures_of, general_of
+from finetune_pipeline.release.report import checks_table, opponents, power_and_reuse
+from finetune_pipeline.release.summary import TUNED
+from finetune_pipeline.statistics.formatting import percent
 
-LANGUAGE = "und"  # ISO 639 "undetermined": the declaration names no language, and a guess would be taken for a fact
+LANGUAGE = "und"  # ISO 639 "undetermined": the declaration names no language, and a guess would read as a fact
 USES = {
-    "research": "Research only: the declared use is research, and licenses were checked for that alone.",
+    "research": "Research only: the declared use is research, and licenses were checked for that use only.",
     "internal": "Inside the organization that trained it; licenses were checked for internal use.",
     "commercial": "Commercial use; the licenses of base model and data were checked for it.",
 }
@@ -33,9 +34,9 @@ USES = {
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What the card tells of. `base`: base_model.json; `accounting`: the split's accounting.json; `training`: the
-    adapter's training.json; `checksums`: file name -> SHA-256; `lineage`: what -> content hash or id; `memorization`:
-    the evaluation's figures on it, if it was measured; `at`: time of the registration (UTC, ISO 8601)."""
+    """The values of the card. `base`: base_model.json; `accounting`: the split's accounting.json; `training`: the
+    adapter's training.json; `checksums`: file name -> SHA-256; `lineage`: artifact -> content hash or id;
+    `memorization`: the evaluation's figures, where it was measured; `at`: time of the registration (UTC, ISO 8601)."""
 
     task: Task
     version: int
@@ -43,7 +44,7 @@ class Registration:
     base: Mapping[str, Any]
     accounting: Mapping[str, Any]
     training: Mapping[str, Any]
-    memorization: Mapping[str, Any] | None
+    memorization: MemorizationFigures | None
     checksums: Mapping[str, str]
     lineage: Mapping[str, str]
     at: str
@@ -51,13 +52,13 @@ class Registration:
 
 def card(model: Registration) -> str:
     """The whole card."""
-    task, figures = model.task, model.decision.figures
+    task, figures = model.task, figures_of(model.decision)
     parts = (
         f"---\n{_head(model)}\n---",
         f"# {task.name}, version {model.version}\n\n{task.description}",
         f"## Intended use\n\n{_use(task)}",
         f"## Data\n\n{_data(model)}",
-        f"## Results\n\n{opponents(figures)}\n\n{shown(figures)}",
+        f"## Results\n\n{opponents(figures)}\n\n{power_and_reuse(figures)}",
         f"## Why it was promoted\n\n{model.decision.summary}\n\n{checks_table(model.decision.checks)}",
         f"## Limits\n\n{_limits(model)}",
         f"## Training\n\n{_list(_plain(model.training))}",
@@ -70,9 +71,9 @@ def card(model: Registration) -> str:
 def _head(model: Registration) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    task, figures = model.task, model.decision.figures
-    tuned: Any = figures["variants"]
-    exact = tuned["tuned"]["exact"] / tuned["tuned"]["rows"]
+    task, figures = model.task, figures_of(model.decision)
+    tuned = figures["variants"][TUNED]
+    exact = tuned["exact"] / tuned["rows"]
     result = EvalResult(
         task_type="text-generation",
         dataset_type=task.name,
@@ -99,15 +100,15 @@ def _head(model: Registration) -> str:
 def _use(task: Task) -> str:
     formats = {"json": "one JSON object of the declared schema", "label": "one of the declared labels", "text": "text"}
     return (
-        f"{USES[task.use]} It answers one kind of message with {formats[task.answer.format]}, under the prompt "
-        "it was trained with. Nothing else was measured, so nothing else is intended: no open conversation, no advice "
-        "to people, no decisions about them without a person."
+        f"{USES[task.use]} It answers one kind of message with {formats[task.answer.format]}, with the prompt "
+        "it was trained with. Other uses were not measured and are not intended: open conversation, advice to people, "
+        "decisions about people without human review."
     )
 
 
 def _data(model: Registration) -> str:
     splits: Mapping[str, int] = model.accounting["splits"]
-    lines = [f"{model.accounting['raw']} raw rows, every one accounted for:\n", "| fate | rows |", "|---|---|"]
+    lines = [f"{model.accounting['raw']} raw rows, every one accounted for:\n", "| use | rows |", "|---|---|"]
     lines += [f"| {split} | {count} |" for split, count in splits.items()]
     for stage, reasons in model.accounting["dropped"].items():
         lines += [f"| dropped by {stage}: {reason} | {count} |" for reason, count in reasons.items()]
@@ -116,15 +117,15 @@ def _data(model: Registration) -> str:
 
 
 def _limits(model: Registration) -> str:
-    findings: Any = model.decision.figures["findings"]
-    warned = [f"{c.name}: {c.observed}" for c in model.decision.checks if not c.passed]
-    general = findings["general"]
+    figures = figures_of(model.decision)
+    general = general_of(figures)
+    warnings = [f"{check.name}: {check.observed}" for check in model.decision.checks if not check.passed]
     lines = [
-        f"Measured on {model.decision.figures['rows']} test rows of the training's own sources; other data may differ.",
+        f"Measured on {figures['rows']} test rows of the same sources as the training rows; other data may differ.",
         f"Loss on general text changed by {percent(general['rise'])} on {general['texts']} texts."
         if general["measured"]
-        else "What else the model forgot was not measured.",
-        *warned,
+        else "General ability was not measured.",
+        *warnings,
     ]
     if model.memorization:
         lines.append(f"Memorization of training rows: {_flat(model.memorization)}.")

@@ -1,27 +1,26 @@
-"""Figures in words, the same ones on every page of the release: percent for shares, points for their differences.
+"""How the release's figures are written in checks and reports: percent for shares, points for their differences.
 
-percent(0.834)            "83.4 %"
-points(0.05)              "5.0 points"
+percent(0.834)                    "83.4 %"
+points(0.05)                      "5.0 points"
+count_and_share({"r1": True, ...})    "112 of 135 (83 %)"
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from finetune_pipeline.release.statistics import Paired
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+from finetune_pipeline.release.paired_tests import Paired
+from finetune_pipeline.statistics.formatting import percent
 
 
 def points(value: float) -> str:
     return f"{100 * value:.1f} points"
 
 
-def share(right: Mapping[str, bool]) -> str:
-    count = sum(right.values())
-    return f"{count} of {len(right)} ({percent(count / len(right))})" if right else "no rows"
+def count_and_share(outcomes: Mapping[str, bool]) -> str:
+    """Count and share of the rows that are right (or valid)."""
+    count, rows = sum(outcomes.values()), len(outcomes)
+    return f"{count} of {rows} ({percent(count / rows)})" if rows else "no rows"
 
 
 def signed(value: float) -> str:
@@ -33,9 +32,10 @@ def between_points(low: float, high: float) -> str:
 
 
 def interval_name(alpha: float) -> str:
-    return f"{1 - 2 * alpha:.0%} interval"
+    """The two-sided interval whose ends are one-sided bounds at level `alpha`."""
+    return f"{percent(1 - 2 * alpha)} interval"
 
 
-def gain(pair: Paired, low: float, high: float, p: float, alpha: float) -> str:
-    gain = f"{100 * pair.difference:+.1f} points, {between_points(low, high)} ({interval_name(alpha)})"
-    return f"{gain}; {pair.wins} rows won, {pair.losses} lost, p = {p:.2g}"
+def paired_difference(pair: Paired, low: float, high: float, p: float, alpha: float) -> str:
+    difference = f"{100 * pair.difference:+.1f} points, {between_points(low, high)} ({interval_name(alpha)})"
+    return f"{difference}; {pair.wins} rows won, {pair.losses} lost, p = {p:.2g}"

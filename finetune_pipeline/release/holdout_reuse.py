@@ -1,15 +1,18 @@
-"""How often a test set has decided: each look at it uses it up a little, whoever looks.
+"""Holdout reuse: how many decisions were made on the same test set.
 
     10_release/decisions/<adapter>-<rules>-<test set>.json
     {"at": "2026-01-05T10:00:00+00:00", "adapter": "9be0…", "rules": "c01f…", "evaluation": "51aa…",
      "outcome": "PROMOTE", "ids": ["0a1b…", …]}
 
-Several adapters tried on one test set are several chances to be lucky; one adapter judged by several sets of rules is
-the same in disguise. Both are counted, and deleting an artifact does not make them forgotten. The rows' ids are kept,
-not only their hash: a test set to which a few rows were added is the old one still. It is the same one while at least
-half of its rows have decided before. One small file a decision, so that it works on an object store too.
+    count_reuse(recorded_uses(store), HoldoutUse("9be0…", "c01f…", ids))       # HoldoutReuse(adapters=3, rules=1)
 
-What it is not: a gate. It warns (criteria.fresh_test_set); how many looks are too many is for people to say.
+Several adapters tried on one test set are several chances of a lucky promotion, and so is one adapter under several
+sets of rules. Both are counted; deleting an artifact does not lower the count. The rows' ids are stored, not only their
+hash, because a test set with a few added rows is still mostly the old one: two test sets count as the same when the
+later one shares at least half of its rows with the earlier one. One small file per decision, so that it works on an
+object store as well.
+
+The count does not block a release; it is a warning (criteria.limited_reuse).
 """
 
 from __future__ import annotations
@@ -17,16 +20,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypedDict
 
 from upath import UPath
 
 from finetune_pipeline.config import Release
 from finetune_pipeline.errors import reading
 from finetune_pipeline.records import Decision, content_id, dumps
-from finetune_pipeline.release.criteria import Reuse
 from finetune_pipeline.store import TaskStore, write_atomic
 
-SAME = 0.5  # share of a test set's rows that another one has to hold to count as the same
+SAME = 0.5  # share of a test set's rows that an earlier one has to contain to count as the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,41 +45,69 @@ class HoldoutUse:
         return f"{self.adapter}-{self.rules}-{content_id(*sorted(self.ids))}"
 
 
+class UseRecord(TypedDict):
+    """The file of one decision. `at`: UTC, ISO 8601; `evaluation`: content hash; `ids`: the test rows."""
+
+    at: str
+    adapter: str
+    rules: str
+    evaluation: str
+    outcome: str
+    ids: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class HoldoutReuse:
+    """How many adapters a test set has decided on, the current one included, and under how many sets of `rules` the
+    current adapter was evaluated, these included."""
+
+    adapters: int = 1
+    rules: int = 1
+
+
 def rules_hash(rules: Release) -> str:
     return content_id(json.dumps(rules.model_dump(mode="json"), sort_keys=True))
 
 
-def count(past: Iterable[HoldoutUse], now: HoldoutUse) -> Reuse:
-    """The looks so far at (mostly) these rows, and the one about to happen: each adapter once, and each set of rules
-    for this adapter once."""
-    seen = [use for use in past if len(use.ids & now.ids) >= SAME * len(now.ids)]
-    looks = {(use.adapter, use.rules) for use in (*seen, now)}
-    return Reuse(len({adapter for adapter, _ in looks}), sum(adapter == now.adapter for adapter, _ in looks))
+def count_reuse(past: Iterable[HoldoutUse], now: HoldoutUse) -> HoldoutReuse:
+    """The decisions on (mostly) these rows, `now` included: each adapter once, and each set of rules for this adapter
+    once."""
+    same = [use for use in past if len(use.ids & now.ids) >= SAME * len(now.ids)]
+    pairs = {(use.adapter, use.rules) for use in (*same, now)}
+    adapters = {adapter for adapter, _ in pairs}
+    return HoldoutReuse(len(adapters), sum(adapter == now.adapter for adapter, _ in pairs))
 
 
-# edges ------------------------------------------------------------------------------------------------------
+# store ------------------------------------------------------------------------------------------------------
 
 
-def recall(store: TaskStore) -> list[HoldoutUse]:
-    """Every decision of this task, on any test set."""
+def recorded_uses(store: TaskStore) -> list[HoldoutUse]:
+    """Every decision of this task, on any test set. StorageError when a file is damaged."""
     folder = _folder(store)
     with reading(folder):
         paths = sorted(folder.glob("*.json"), key=str) if folder.exists() else []
-    return [_use(path) for path in paths]
+    return [_read(path) for path in paths]
 
 
-def _use(path: UPath) -> HoldoutUse:
-    with reading(path, f"restore {path} from a backup; without it this test set seems to have decided less often"):
-        row = json.loads(path.read_text(encoding="utf-8"))
+def _read(path: UPath) -> HoldoutUse:
+    with reading(path, f"restore {path} from a backup; without it the count of decisions on this test set is too low"):
+        row: UseRecord = json.loads(path.read_text(encoding="utf-8"))
         return HoldoutUse(row["adapter"], row["rules"], frozenset(row["ids"]))
 
 
-def remember(store: TaskStore, use: HoldoutUse, decision: Decision, at: str) -> None:
-    """Note a decision; the same look is noted once, with its first time."""
+def record_use(store: TaskStore, use: HoldoutUse, decision: Decision, at: str) -> None:
+    """Store a decision; the same one again keeps the file of the first time."""
     path = _folder(store) / f"{use.name}.json"
     if not path.exists():
-        row = {"at": at, "adapter": use.adapter, "rules": use.rules, "evaluation": decision.evaluation}
-        write_atomic(path, dumps({**row, "outcome": decision.outcome, "ids": sorted(use.ids)}))
+        row: UseRecord = {
+            "at": at,
+            "adapter": use.adapter,
+            "rules": use.rules,
+            "evaluation": decision.evaluation,
+            "outcome": decision.outcome,
+            "ids": sorted(use.ids),
+        }
+        write_atomic(path, dumps(row))
 
 
 def _folder(store: TaskStore) -> UPath:

@@ -1,12 +1,12 @@
-"""What a test set of this size could have shown, and how many rows it would take. Pure.
+"""Power: what gain a test set of this size could have shown, and how many rows would be needed.
 
-    fewest_rows(gain=0.10, shift=0.0, alpha=0.05, wanted=0.8)       # 66: with fewer nothing is decided
-    smallest_gain(rows=135, losses=4, alpha=0.05, wanted=0.8)       # 0.084: smaller gains are missed more often
+    fewest_rows(gain=0.10, shift=0.0, alpha=0.05, wanted=0.8)       # 66: with fewer rows the decision is INCONCLUSIVE
+    smallest_gain(rows=135, losses=4, alpha=0.05, wanted=0.8)       # 0.084: smaller gains have less power
     rows_needed(pair, shift=0.0, alpha=0.05, wanted=0.8)            # 468: rows in all, with 9 won and 4 lost of 135
 
 `wanted` is the declared `release.power`; 80 % is usual (Cohen, "Statistical Power Analysis for the Behavioral
-Sciences", 1988). `fewest_rows` decides: it uses the declaration alone, not the answers. The others explain an
-INCONCLUSIVE.
+Sciences", 1988). The decision uses `fewest_rows`, which depends on the declaration alone, not on the answers.
+The others explain an INCONCLUSIVE.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import math
 from functools import lru_cache
 from typing import Any
 
+from finetune_pipeline.release.paired_tests import Paired, mcnemar, score_z
 from finetune_pipeline.release.relative_change import Rise
-from finetune_pipeline.release.statistics import Paired, mcnemar, score_z
 
-MOST_ROWS = 1_000_000  # beyond this, "more rows" is no advice
-MOST_EXACT = 20_000  # above, the normal approximation is as good as the exact sum, and instant
+MOST_ROWS = 1_000_000  # beyond this, "add rows" is no useful advice
+MOST_EXACT = 20_000  # above, the normal approximation is as good as the exact sum, and immediate
 
 
 def power(rows: int, win_rate: float, loss_rate: float, alpha: float) -> float:
-    """Chance that the one-sided exact McNemar test at `alpha` sees a model that wins and loses rows at these rates.
+    """Probability that the one-sided exact McNemar test at `alpha` finds a model better that wins and loses at these
+    rates.
 
     Summed over the number of discordant rows, which is itself random: no approximation.
     """
@@ -41,7 +42,7 @@ def power(rows: int, win_rate: float, loss_rate: float, alpha: float) -> float:
 
 @lru_cache(maxsize=8)
 def _fewest_wins(alpha: float, most: int) -> Any:
-    """For 0 to `most` discordant rows: the fewest wins with a P value of at most `alpha`. The slow part of a power."""
+    """For 0 to `most` discordant rows: the fewest wins with a P value of at most `alpha`. The slow part of `power`."""
     import numpy as np
     from scipy.stats import binom
 
@@ -51,8 +52,8 @@ def _fewest_wins(alpha: float, most: int) -> Any:
 @lru_cache(maxsize=64)
 def fewest_rows(gain: float, shift: float, alpha: float, wanted: float) -> int:
     """The fewest test rows on which the test of a release ("better by more than `shift`") shows a true difference of
-    `gain` with chance `wanted`, in the most favorable case: a model that wins `gain` of the rows and loses none. With
-    fewer rows no model at all could reach that chance. At most MOST_ROWS."""
+    `gain` with probability `wanted`, in the most favorable case: a model that wins `gain` of the rows and loses none.
+    With fewer rows no model reaches that probability. At most MOST_ROWS."""
     low, high = 0, 8
     while _shown_without_losses(high, gain, shift, alpha) < wanted:
         low, high = high, 2 * high
@@ -66,7 +67,7 @@ def fewest_rows(gain: float, shift: float, alpha: float, wanted: float) -> int:
 
 
 def _shown_without_losses(rows: int, gain: float, shift: float, alpha: float) -> float:
-    """Chance that so many rows are won, of `rows`, that `statistics.p_value` is at most `alpha`."""
+    """Probability that so many of `rows` are won that `paired_tests.p_value` is at most `alpha`."""
     import numpy as np
     from scipy.stats import binom, norm
 
@@ -77,8 +78,8 @@ def _shown_without_losses(rows: int, gain: float, shift: float, alpha: float) ->
 
 
 def smallest_gain(rows: int, losses: int, alpha: float, wanted: float) -> float | None:
-    """The smallest true gain that `rows` rows show with chance `wanted`, when as many rows are lost as were seen to be.
-    None when not even the largest possible gain would be shown."""
+    """The smallest true gain that `rows` rows show with probability `wanted`, when as many rows are lost as were
+    observed. None when not even the largest possible gain would be shown."""
     loss_rate = losses / rows if rows else 1.0
     low, high = 0.0, 1.0 - 2 * loss_rate
     if high <= 0 or power(rows, loss_rate + high, loss_rate, alpha) < wanted:
@@ -92,10 +93,11 @@ def smallest_gain(rows: int, losses: int, alpha: float, wanted: float) -> float 
 
 def rows_needed(pair: Paired, shift: float, alpha: float, wanted: float) -> int | None:
     """Test rows in all (not more rows) with which the observed rates would show a difference above `shift` (or below
-    it, when the observed one is below) with chance `wanted`. None when it equals the shift, or more than a million.
+    it, when the observed one is below) with probability `wanted`. None when it equals the shift, or more than a
+    million.
 
     Connor, "Sample size for testing differences in proportions for the paired-sample design", Biometrics 43, 1987,
-    207-211, with the shift subtracted; for shift 0 then moved to where the exact test's power is.
+    207-211, with the shift subtracted; for shift 0 refined by the power of the exact test.
     """
     from scipy.stats import norm
 
@@ -112,7 +114,7 @@ def rows_needed(pair: Paired, shift: float, alpha: float, wanted: float) -> int 
 
 
 def _exact(start: int, win_rate: float, loss_rate: float, alpha: float, wanted: float) -> int:
-    """The least number of rows with enough power, from an estimate that is near it."""
+    """The least number of rows with enough power, searched from an estimate near it."""
     low, high = 0, start
     while power(high, win_rate, loss_rate, alpha) < wanted:
         low, high = high, math.ceil(high * 1.25) + 1
@@ -123,8 +125,9 @@ def _exact(start: int, win_rate: float, loss_rate: float, alpha: float, wanted: 
 
 
 def texts_needed(rise: Rise, margin: float, alpha: float, wanted: float) -> int | None:
-    """General texts in all with which a rise as observed would be told from `margin` with chance `wanted` (by the
-    normal approximation); None when it lies on the margin, its spread is unknown, or it takes more than a million."""
+    """General texts in all with which a rise as observed would be distinguished from `margin` with probability `wanted`
+    (by the normal approximation); None when it lies on the margin, its spread is unknown, or it takes more than a
+    million."""
     from scipy.stats import norm
 
     if rise.rows < 2 or rise.rise == margin or not math.isfinite(rise.high - rise.low):
@@ -135,7 +138,8 @@ def texts_needed(rise: Rise, margin: float, alpha: float, wanted: float) -> int 
 
 
 def share_rows_needed(right: int, rows: int, bar: float, alpha: float, wanted: float) -> int | None:
-    """Rows in all with which a share as observed is told from `bar` with chance `wanted` (normal approximation)."""
+    """Rows in all with which a share as observed is distinguished from `bar` with probability `wanted` (normal
+    approximation)."""
     from scipy.stats import norm
 
     share = right / rows if rows else bar

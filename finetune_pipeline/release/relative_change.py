@@ -1,8 +1,8 @@
-"""How much a mean rose from one model to the other on the same texts, and what the rise could be at most. Pure.
+"""The relative rise of a mean loss from one model to another on the same texts, with its bounds.
 
     relative_rise(base_losses, tuned_losses, alpha=0.05, seed=0)     # Rise(rows=60, rise=0.017, low=0.011, high=0.023)
 
-What it is not: shares of right answers (statistics.py), or the margin that the rise is held against (criteria.py).
+Shares of exact answers are compared in paired_tests.py; the margin is in criteria.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_pipeline.release.statistics import RESAMPLES
+from finetune_pipeline.release.paired_tests import RESAMPLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,13 @@ class Rise:
 
 
 def relative_rise(before: Sequence[float], after: Sequence[float], alpha: float, seed: int) -> Rise:
-    """How much higher the mean of `after` is than that of `before`, pair by pair (losses per token, all positive).
+    """How much higher the mean of `after` is than that of `before`, pair by pair (losses in nats per token, all
+    positive).
 
-    Each bound is the more careful of two: Fieller's, which inverts the paired t test of mean(after - ratio * before)
-    ("Some problems in interval estimation", JRSS B 16, 1954), and the paired bootstrap's, for what is not normal.
-    Unbounded (inf) with fewer than two pairs, or where the mean of `before` cannot be told from 0.
+    Each bound is the more conservative of two: Fieller's, which inverts the paired t test of mean(after - ratio *
+    before) ("Some problems in interval estimation", JRSS B 16, 1954), and the paired bootstrap's, for losses that are
+    not normally distributed. Unbounded (inf) with fewer than two pairs, or where the mean of `before` is not
+    distinguishable from 0.
     """
     import numpy as np
     from scipy.stats import bootstrap
@@ -42,7 +44,7 @@ def relative_rise(before: Sequence[float], after: Sequence[float], alpha: float,
     if len(x) < 2:
         return Rise(len(x), rise, -math.inf, math.inf)
     low, high = _fieller(x, y, alpha)
-    drawn = bootstrap(
+    resampled = bootstrap(
         (x, y),
         lambda a, b, axis: b.mean(axis) / a.mean(axis) - 1,
         paired=True,
@@ -53,7 +55,7 @@ def relative_rise(before: Sequence[float], after: Sequence[float], alpha: float,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Rise(len(x), rise, min(low, float(drawn.low)), max(high, float(drawn.high)))
+    return Rise(len(x), rise, min(low, float(resampled.low)), max(high, float(resampled.high)))
 
 
 def _fieller(x: Any, y: Any, alpha: float) -> tuple[float, float]:

@@ -1,13 +1,9 @@
-"""The review's two assets: which rows the experts see, and what their verdicts do to the data.
+"""Make the review's two assets: the sample that the experts review, and the data with their verdicts applied.
 
-    review_sample   sample.jsonl: a simple random sample of the rows that nobody has reviewed; round.json: the round of
-                    the review that it belongs to (rounds.py)
-                    flagged.jsonl: rows to look at besides, which decide nothing (flagged.py)
-    expert_review   examples.jsonl (all cleaned rows, edits applied, rejected rows out), reviews.jsonl, fixes.jsonl,
-                    drops.jsonl; raises WaitingForPeople until every row of the sample has its verdicts
-
-The pure part is `settle`. What it is not: the draw (rounds.py), the gate (gate.py), the rules for a correction
-(edits.py), or the verdicts' home (verdict_store.py).
+review_sample   sample.jsonl: a simple random sample of the rows that nobody has reviewed (sampling.py); round.json:
+                its round (Round); flagged.jsonl: rows to review beside the sample, which the gate does not count
+expert_review   examples.jsonl: all cleaned rows, edits applied, without rejected rows (outcome.py); reviews.jsonl,
+                fixes.jsonl, drops.jsonl. Raises WaitingForPeople until every row of the sample has its verdicts
 """
 
 from __future__ import annotations
@@ -15,233 +11,161 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 
 from upath import UPath
 
-from finetune_pipeline.clean.row_cleaner import RowDropped
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError, WaitingForPeople
-from finetune_pipeline.records import Artifact, Drop, Example, Fix, Json, Review, Verdict, write_jsonl
-from finetune_pipeline.review.edits import Edits, without_personal, without_repeated
+from finetune_pipeline.records import Artifact, Example, Json, Verdict, write_jsonl
+from finetune_pipeline.review.edits import Edits, without_personal
+from finetune_pipeline.review.figures import ReviewFigures
 from finetune_pipeline.review.flagged import FILE, flag
 from finetune_pipeline.review.gate import evaluate_review
-from finetune_pipeline.review.history import ROUND, decide, load_history, open_round, round_of
-from finetune_pipeline.review.rounds import Decision, Drawn, draw, rules_hash
-from finetune_pipeline.review.verdict_store import (
-    Progress,
-    approves,
-    by_row,
-    load_all,
-    load_for,
-    progress,
-    verdicts_folder,
-)
+from finetune_pipeline.review.history import ROUND, load_history, open_round, record_decision, round_of
+from finetune_pipeline.review.outcome import ApplyEdit, ReviewedRows, apply_reviews
+from finetune_pipeline.review.rounds import Decision, rules_hash
+from finetune_pipeline.review.sampling import Sample, draw
+from finetune_pipeline.review.verdict_store import Progress, by_row, load_all, load_for, progress, verdicts_folder
 from finetune_pipeline.store import StageContext, StageResult, TaskStore
 
-STAGE = "review"
-Apply = Callable[[Example, str], tuple[Example, list[str]]]  # Edits.applied
 
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What the verdicts made of the rows: len(kept) + len(drops) is the number of rows that came in."""
-
-    kept: tuple[Example, ...]
-    fixes: tuple[Fix, ...]
-    drops: tuple[Drop, ...]
-
-
-def review_sample(work: StageContext) -> StageResult:
-    """Draw the rows for the experts. DataError when there is nothing to draw from."""
-    clean = work.inputs["clean_examples"]
+def review_sample(context: StageContext) -> StageResult:
+    """Draw the rows for the experts. DataError when there are no rows to draw from."""
+    clean = context.inputs["clean_examples"]
     rows = list(clean.examples())
     if not rows:
         raise DataError(
             "clean_examples has no rows, so there is nothing to review",
-            "see why cleaning dropped all rows: drops.jsonl",
+            "check drops.jsonl for the reasons why cleaning dropped all rows",
         )
-    drawn = _draw(work, rows, clean.content_hash)
-    write_jsonl(work.out / "sample.jsonl", drawn.rows)
-    (work.out / ROUND).write_text(json.dumps(drawn.round.to_json(), indent=1), "utf-8")
-    flagged = flag(clean, rows, work.task.review.max_flagged)
-    write_jsonl(work.out / FILE, flagged)
-    of = drawn.round.population or 0
-    known = "" if drawn.round.number == 1 else " that nobody reviewed in an earlier round"
-    work.report.log(f"round {drawn.round.number}: {len(drawn.rows)} of {of} rows{known} are in the sample")
-    figures: dict[str, Json] = {"round": drawn.round.number, "look": drawn.round.look, "gone": drawn.round.gone}
+    sample = _draw(context, rows, clean.content_hash)
+    write_jsonl(context.out / "sample.jsonl", sample.rows)
+    (context.out / ROUND).write_text(json.dumps(sample.round.to_json(), indent=1), "utf-8")
+    flagged = flag(clean, rows, context.task.review.max_flagged)
+    write_jsonl(context.out / FILE, flagged)
+    number, population = sample.round.number, sample.round.population or 0
+    which = "" if number == 1 else " that nobody reviewed in an earlier round"
+    context.report.log(f"round {number}: {len(sample.rows)} of {population} rows{which} are in the sample")
     return StageResult(
-        {"rows": len(drawn.rows), "of": of, "share": len(drawn.rows) / of, **figures, "flagged_pairs": len(flagged)}
+        {
+            "rows": len(sample.rows),
+            "population": population,
+            "share": len(sample.rows) / population,
+            "round": number,
+            "analysis": sample.round.analysis,
+            "gone": sample.round.gone,
+            "flagged_pairs": len(flagged),
+        }
     )
 
 
-def _draw(work: StageContext, rows: Sequence[Example], about: str) -> Drawn:
-    said = load_all(work.store, work.task)
-    before = work.store.current("review_sample")
-    last = None if before is None else round_of(before)
-    given = [review for shown in (last.drawn if last else ()) for review in said.get(shown, ())]
+def _draw(context: StageContext, rows: Sequence[Example], content_hash: str) -> Sample:
+    reviews = load_all(context.store, context.task)
+    before = context.store.current("review_sample")
+    previous = None if before is None else round_of(before)
+    given = [review for version in (previous.drawn if previous else ()) for review in reviews.get(version, ())]
     if before is not None and not all(review.recorded for review in given):
-        open_round(work.store, before)  # its first verdict came from elsewhere than the desk
-    history = load_history(work.store)
-    if last is not None and given:
-        history = history.including(last)
-    return draw(rows, history, last, said, work.task.review, about)
+        open_round(context.store, before)  # its first verdict did not come from the desk, which stores the round
+    history = load_history(context.store)
+    if previous is not None and given:
+        history = history.with_round(previous)
+    return draw(rows, history, previous, reviews, context.task.review, content_hash)
 
 
 def reviews_fingerprint(task: Task, store: TaskStore) -> str:
-    """Hash of everything `expert_review` reads beyond its inputs: the verdict files and the recorded ones. A recorded
-    file that is missing is no error here: where a task stands can be told without it. A verdict that is withdrawn
-    after the folder was listed is none."""
+    """Hash of all that `expert_review` reads beyond its inputs: the verdict files and the recorded verdicts.
+
+    A missing file of recorded verdicts is no error here, since a task's status does not need it. A verdict that is
+    withdrawn after the folder was listed does not count.
+    """
     folder = verdicts_folder(store)
     paths = sorted(folder.glob("*.json"), key=lambda path: path.name) if folder.exists() else []
-    hashes = {path.name: _hash_if_there(path) for path in paths}
-    given = {name: found for name, found in hashes.items() if found is not None}
+    hashes = [(path.name, _hash_or_none(path)) for path in paths]
     recorded = store.root / task.review.recorded if task.review.recorded else None
-    declared = [] if recorded is None else [(recorded.name, _hash_if_there(recorded) or "missing")]
-    lines = "".join(f"{name}={found}\n" for name, found in (*given.items(), *declared))
+    if recorded is not None:
+        hashes.append((recorded.name, _hash_or_none(recorded) or "missing"))
+    lines = "".join(f"{name}={digest}\n" for name, digest in hashes if digest is not None)
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def _hash_if_there(path: UPath) -> str | None:
+def _hash_or_none(path: UPath) -> str | None:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def expert_review(work: StageContext) -> StageResult:
-    """Judge the sample and apply all verdicts, also those of earlier rounds, to the data.
+def expert_review(context: StageContext) -> StageResult:
+    """Evaluate the sample, and apply all verdicts to the data, also those of earlier rounds.
 
     WaitingForPeople while verdicts are missing.
     """
-    clean, sample = work.inputs["clean_examples"], work.inputs["review_sample"]
-    rules, sampled = work.task.review, list(sample.examples("sample.jsonl"))
+    clean, sample = context.inputs["clean_examples"], context.inputs["review_sample"]
+    rules, sampled = context.task.review, list(sample.examples("sample.jsonl"))
     rows = list(clean.examples())
-    given = by_row(rows, load_for(work.store, work.task, rows))
-    reviews = [without_personal(review, work.task) for row in sampled for review in given[row.id]]
+    by_id = by_row(rows, load_for(context.store, context.task, rows))
+    reviews = [without_personal(review, context.task) for row in sampled for review in by_id[row.id]]
     state = progress(sampled, reviews, rules)
     if not state.complete:
-        raise waiting(work.task.name, state)
-    drawn = round_of(sample)
-    verdict = evaluate_review(
-        sampled, reviews, rules, clean.content_hash, drawn, load_history(work.store).of(drawn.number)
-    )
-    settled = settle(rows, given, _applier(work), work.task)
-    write_jsonl(work.out / "examples.jsonl", settled.kept)
-    told = (without_personal(review, work.task) for group in given.values() for review in group)
-    write_jsonl(work.out / "reviews.jsonl", (asdict(review) for review in told))
-    write_jsonl(work.out / "fixes.jsonl", settled.fixes)
-    write_jsonl(work.out / "drops.jsonl", settled.drops)
-    _remember(work, sample, verdict)
-    work.report.log(verdict.summary)
-    return StageResult(_summary(state, settled, verdict.figures), verdict)
+        raise waiting(context.task.name, state)
+    review_round = round_of(sample)
+    earlier = load_history(context.store).decisions_in(review_round.number)
+    verdict = evaluate_review(sampled, reviews, rules, clean.content_hash, review_round, earlier)
+    reviewed = apply_reviews(rows, by_id, _edit_function(context), context.task)
+    write_jsonl(context.out / "examples.jsonl", reviewed.kept)
+    masked = (without_personal(review, context.task) for group in by_id.values() for review in group)
+    write_jsonl(context.out / "reviews.jsonl", (asdict(review) for review in masked))
+    write_jsonl(context.out / "fixes.jsonl", reviewed.fixes)
+    write_jsonl(context.out / "drops.jsonl", reviewed.drops)
+    figures = ReviewFigures.from_json(verdict.figures)
+    _record(context, sample, verdict, figures)
+    context.report.log(verdict.summary)
+    return StageResult(_summary(state, reviewed, figures), verdict)
 
 
-def _remember(work: StageContext, sample: Artifact, verdict: Verdict) -> None:
-    right, rows = (int(str(verdict.figures[name])) for name in ("right", "rows"))
-    rules = rules_hash(work.task.review)
-    decide(work.store, sample, Decision(verdict.passed, right, rows, verdict.about, rules, work.now))
+def _record(context: StageContext, sample: Artifact, verdict: Verdict, figures: ReviewFigures) -> None:
+    rules = rules_hash(context.task.review)
+    decision = Decision(verdict.passed, figures.right, figures.rows, verdict.about, rules, context.now)
+    record_decision(context.store, sample, decision)
 
 
-def _applier(work: StageContext) -> Apply:
-    """What applies corrections; the tokenizer is loaded with the first one."""
-    found: list[Edits] = []
+def _edit_function(context: StageContext) -> ApplyEdit:
+    """`Edits.applied` of the task; the tokenizer is loaded with the first edit."""
+    loaded: list[Edits] = []
 
-    def applied(row: Example, answer: str) -> tuple[Example, list[str]]:
-        if not found:
+    def apply_edit(row: Example, completion: str) -> tuple[Example, list[str]]:
+        if not loaded:
             from finetune_pipeline.models import base_model
 
-            folder = base_model.folder_of(work.inputs["base_model"], work.task.base, work.report)
-            found.append(Edits(work.task, base_model.token_counter(folder)))
-        return found[0].applied(row, answer)
+            folder = base_model.folder_of(context.inputs["base_model"], context.task.base, context.report)
+            loaded.append(Edits(context.task, base_model.token_counter(folder)))
+        return loaded[0].applied(row, completion)
 
-    return applied
+    return apply_edit
 
 
 def waiting(task: str, state: Progress) -> WaitingForPeople:
+    """The exception that ends a run while rows of the sample have no verdict."""
     return WaitingForPeople(
-        f"{state.done} of {state.total} rows of {task} are reviewed; {len(state.missing)} wait for an expert",
-        f"open the desk, page Review of {task}, and judge the rows that are left; the run goes on afterwards",
+        f"{state.done} of {state.total} rows of {task} are reviewed; {len(state.missing)} need a verdict",
+        f"open the desk, page Review of {task}, and review the remaining rows; the run continues afterwards",
     )
 
 
-def settle(rows: Iterable[Example], given: Mapping[str, Sequence[Review]], apply: Apply, task: Task) -> Settled:
-    """Apply the verdicts: what more than half of a row's reviewers say happens to it (keep, drop, or one and the same
-    edit). Where no such majority exists the row leaves too: nobody knows what is right. An edit that does not pass the
-    rules for every row takes its row out, and so does one that makes two rows the same."""
-    kept: list[Example] = []
-    fixes: list[Fix] = []
-    drops: list[Drop] = []
-    for row in rows:
-        reviews = given.get(row.id, ())
-        outcome, by = _majority(row, reviews)
-        if outcome == "keep":
-            kept.append(row)
-        elif outcome == "edit":
-            _edit(row, by, apply, kept, fixes, drops)
-        else:
-            drops.append(Drop(row.id, row.origin, STAGE, outcome, _who(by or reviews)))
-    edited = frozenset(change.id for change in fixes if change.rule == "expert-edit")
-    if edited:
-        kept, repeated = without_repeated(kept, edited, task)
-        drops += [replace(drop, stage=STAGE) for drop in repeated]
-    return Settled(tuple(kept), tuple(fixes), tuple(drops))
-
-
-def _edit(
-    row: Example,
-    by: Sequence[Review],
-    apply: Apply,
-    kept: list[Example],
-    fixes: list[Fix],
-    drops: list[Drop],
-) -> None:
-    """Put the corrected row among those that are kept, or say in the ledger why it cannot be."""
-    try:
-        edited, slugs = apply(row, by[0].completion or "")
-    except RowDropped as refused:
-        detail = f"{_who(by)}: {refused.reason}" + (f" ({refused.detail})" if refused.detail else "")
-        drops.append(Drop(row.id, row.origin, STAGE, "edit-refused", detail))
-        return
-    kept.append(edited)
-    fixes.append(Fix(row.id, row.origin, STAGE, "expert-edit", _who(by)))
-    fixes += [Fix(row.id, row.origin, STAGE, slug) for slug in dict.fromkeys(slugs)]
-
-
-def _majority(row: Example, reviews: Sequence[Review]) -> tuple[str, list[Review]]:
-    """What happens to the row (keep, edit, or a reason for dropping it), and the reviews that say so."""
-    if not reviews:
-        return "keep", []
-    votes = Counter(_vote(row, review) for review in reviews)
-    vote, count = votes.most_common(1)[0]
-    if 2 * count <= len(reviews):
-        return "reviewers-disagree", []
-    return {"approve": "keep", "reject": "expert-rejected"}.get(vote[0], "edit"), [
-        review for review in reviews if _vote(row, review) == vote
-    ]
-
-
-def _vote(row: Example, review: Review) -> tuple[str, str | None]:
-    return ("approve", None) if approves(row, review) else (review.decision, review.completion)
-
-
-def _who(reviews: Sequence[Review]) -> str:
-    return ", ".join(review.reviewer for review in reviews)
-
-
-def _summary(state: Progress, settled: Settled, figures: Mapping[str, Json]) -> dict[str, Json]:
+def _summary(state: Progress, reviewed: ReviewedRows, figures: ReviewFigures) -> dict[str, Json]:
     return {
-        "rows": len(settled.kept),
-        "round": figures["round"],
+        "rows": len(reviewed.kept),
+        "round": figures.round,
         "reviewed": state.done,
         "right": state.approved,
-        "share": figures["share"],
-        "lower_bound": figures["lower_bound"],
-        "fresh_rows_needed": figures["fresh_rows_none_wrong"],
-        "edited": sum(change.rule == "expert-edit" for change in settled.fixes),
-        "dropped": len(settled.drops),
-        "dropped_by_reason": dict(Counter(drop.reason for drop in settled.drops)),
+        "share": figures.share,
+        "lower_bound": figures.lower_bound,
+        "fresh_rows_needed": figures.fresh_rows_none_wrong,
+        "edited": sum(fix.rule == "expert-edit" for fix in reviewed.fixes),
+        "dropped": len(reviewed.drops),
+        "dropped_by_reason": dict(Counter(drop.reason for drop in reviewed.drops)),
         "recorded": state.recorded,
         "verdicts": state.given,
     }

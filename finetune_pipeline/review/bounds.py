@@ -1,78 +1,67 @@
-"""What reviewed rows can show of all rows: exact bounds, round after round, and how many rows it takes. Pure.
+"""Compute what reviewed rows show about all rows: confidence per round, and how many rows a round needs. Pure.
 
-    lower_bound(57, 60, 0.95)                       # 0.876: with 95 % confidence at least 87.6 % of all rows are right
-    round_confidence(0.95, look=2)                  # 0.9875
-    fresh_rows(0.98, ReviewRules(), look=1)         # {"none_wrong": 72, "same_share": 204}
+    round_confidence(0.95, analysis=2)                  # 0.9875
+    rows_needed(0.98, ReviewRules(), analysis=1)        # RowsNeeded(none_wrong=72, same_share=204)
 
-The bound is that of Clopper and Pearson ("The use of confidence or fiducial limits illustrated in the case of the
-binomial", Biometrika 26, 1934, 404-413): exact, never too optimistic; for a sample drawn without replacement from few
-rows it is conservative.
+The bound is that of Clopper and Pearson (statistics/proportion.py). It is exact; for a sample drawn without replacement
+from few rows it is conservative.
 
-A gate that refused and is asked again has one more chance to be wrong. So each decision about a data set spends half of
-the error that is left: with a declared confidence of 1 - a, the decision number `look` is taken at 1 - a / 2^look, and
-all of them together are wrong with a probability of at most a (a/2 + a/4 + ... = a), however often one tries.
+Each evaluation of the gate on a new sample is an interim analysis, as in a sequential test, and one more chance to be
+wrong. So each analysis spends half of the error that is left (alpha spending: Lan and DeMets, "Discrete sequential
+boundaries for clinical trials", Biometrika 70, 1983, 659-663). With a declared confidence of 1 - a, analysis k has the
+confidence 1 - a / 2^k. All analyses together are wrong with a probability of at most a (a/2 + a/4 + ... = a, the union
+bound), for any number of analyses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from finetune_pipeline.config import ReviewRules
+from finetune_pipeline.statistics.proportion import lower_bound
 
-MOST_ROWS = 10_000_000  # a review that needs more rows than this is no advice
-
-
-def lower_bound(right: float, n: float, confidence: float) -> float:
-    """One-sided exact lower bound of a share: the (1-confidence) quantile of Beta(right, n-right+1).
-
-    Equal to `scipy.stats.binomtest(k, n, alternative="greater").proportion_ci(confidence, "exact").low`; this form
-    also takes counts that are no whole numbers, which planning needs.
-    """
-    from scipy.special import betaincinv
-
-    return float(betaincinv(right, n - right + 1, 1 - confidence)) if right > 0 else 0.0
+MAX_ROWS = 10_000_000  # a number of rows beyond this is no useful advice
 
 
-def interval(right: int, n: int, confidence: float) -> tuple[float, float]:
-    """The two-sided exact interval, for reports."""
-    from scipy.stats import binomtest
+@dataclass(frozen=True, slots=True)
+class RowsNeeded:
+    """Rows of a new sample that bring the lower bound to the threshold: if none is wrong, and if the observed share is
+    right. None: no number of rows does."""
 
-    if n == 0:
-        return 0.0, 1.0
-    ci = binomtest(right, n).proportion_ci(confidence_level=confidence, method="exact")
-    return float(ci.low), float(ci.high)
-
-
-def round_confidence(confidence: float, look: int) -> float:
-    """The confidence of decision number `look` (from 1), such that all decisions together keep the declared one."""
-    return 1 - (1 - confidence) * 0.5**look
+    none_wrong: int | None
+    same_share: int | None
 
 
-def fresh_rows(share: float, rules: ReviewRules, look: int) -> dict[str, int | None]:
-    """How many rows of a new sample bring the lower bound to the threshold: if none of them is wrong (`none_wrong`),
-    and if `share` of them is right (`same_share`). None: no number of rows does."""
-    confidence = round_confidence(rules.confidence, look)
-
-    def least(right: float) -> int | None:
-        return _least(lambda n: n > 0 and lower_bound(right * n, n, confidence) >= rules.min_approved)
-
-    return {
-        "none_wrong": least(1.0) if rules.min_approved < 1 else None,
-        "same_share": least(share) if share > rules.min_approved else None,
-    }
+def round_confidence(confidence: float, analysis: int) -> float:
+    """The confidence of analysis number `analysis` (from 1), so that all analyses together keep the declared one."""
+    return 1 - (1 - confidence) * 0.5**analysis
 
 
-def _least(holds: Callable[[int], bool]) -> int | None:
-    """The least n >= 0 for which a condition holds that stays true once it is true; None beyond MOST_ROWS."""
+def rows_needed(share: float, rules: ReviewRules, analysis: int) -> RowsNeeded:
+    """The rows that the given analysis needs, if none is wrong and if `share` (0 to 1) of them is right."""
+    confidence = round_confidence(rules.confidence, analysis)
+
+    def smallest(right: float) -> int | None:
+        return _smallest(lambda n: n > 0 and lower_bound(right * n, n, confidence) >= rules.min_approved)
+
+    return RowsNeeded(
+        none_wrong=smallest(1.0) if rules.min_approved < 1 else None,
+        same_share=smallest(share) if share > rules.min_approved else None,
+    )
+
+
+def _smallest(condition: Callable[[int], bool]) -> int | None:
+    """The smallest n >= 0 that meets a condition that all larger n meet as well; None beyond MAX_ROWS."""
     high = 1
-    if holds(0):
+    if condition(0):
         return 0
-    while not holds(high):
+    while not condition(high):
         high *= 2
-        if high > MOST_ROWS:
+        if high > MAX_ROWS:
             return None
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
+        low, high = (low, middle) if condition(middle) else (middle, high)
     return high

@@ -1,10 +1,10 @@
-"""Where the review's rounds are remembered: beside the verdicts, in the task's own `review/` folder, to be committed.
+"""Store the review's rounds and the gate's decisions in the task's `review/` folder, which is committed.
 
-    review/rounds/1.json            the draw: {"number": 1, "salt": "7", "cut": "1f3a…", "drawn": [[id, content], …], …}
-    review/rounds/1.decided.json    what the gate said: [{"passed": false, "right": 60, "rows": 72, …}]
+    review/rounds/1.json            the draw: {"number": 1, "analysis": 1, "salt": "7", "cutoff": "1f3a…", "drawn": …}
+    review/rounds/1.decided.json    the gate's decisions: [{"passed": false, "right": 60, "rows": 72, …}]
 
-A round is written down with its first verdict (or its refusal, where all verdicts are recorded ones): until then it may
-be drawn anew. What it is not: what follows from the rounds (rounds.py).
+A round is stored with its first verdict (or when the gate fails, where all verdicts are recorded ones). Until then it
+may be drawn again. What rounds mean for the draw: sampling.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from finetune_pipeline.store import TaskStore, write_atomic
 
 ROUND = "round.json"  # in the artifact review_sample
 _DECIDED = ".decided.json"
-RESTORE = "restore it from version control; without it rows that were reviewed could be counted again"
+RESTORE = "restore it from version control; without it, rows that were reviewed could be counted again"
 
 
 def rounds_folder(store: TaskStore) -> UPath:
@@ -31,62 +31,62 @@ def rounds_folder(store: TaskStore) -> UPath:
 
 
 def load_history(store: TaskStore) -> History:
-    """All rounds that were written down. StorageError names a damaged file."""
+    """All stored rounds. StorageError names a damaged file."""
     folder = rounds_folder(store)
     with reading(folder):
         paths = sorted(folder.iterdir(), key=lambda path: path.name) if folder.exists() else []
     rounds: list[Round] = []
     decisions: dict[int, tuple[Decision, ...]] = {}
     for path in (path for path in paths if path.name.endswith(".json") and not path.name.startswith(".")):
-        with reading(f"{path}, which says what earlier rounds of the review drew,", RESTORE):
+        with reading(f"{path}, a round of the review,", RESTORE):
             plain = json.loads(path.read_text(encoding="utf-8"))
             if path.name.endswith(_DECIDED):
-                decisions[int(path.name.removesuffix(_DECIDED))] = tuple(Decision(**each) for each in plain)
+                decisions[int(path.name.removesuffix(_DECIDED))] = tuple(Decision(**decision) for decision in plain)
             else:
                 rounds.append(Round.from_json(plain))
-    return History(tuple(sorted(rounds, key=lambda each: each.number)), decisions)
+    return History(tuple(sorted(rounds, key=lambda stored: stored.number)), decisions)
 
 
 def round_of(sample: Artifact) -> Round:
-    """The round that the artifact review_sample belongs to. StorageError when it does not say."""
+    """The round of the artifact review_sample. StorageError when it has no round."""
     if ROUND not in sample.manifest["files"]:
         raise StorageError(
-            f"{sample.folder} does not say which round of the review it belongs to",
-            f"delete {sample.folder.parent} and run again: the sample is drawn anew, the verdicts stay",
+            f"{sample.folder} has no {ROUND}, so its round of the review is unknown",
+            f"delete {sample.folder.parent} and run again: the sample is drawn again, the verdicts stay",
         )
     with sample.reading(ROUND):
         return Round.from_json(sample.json(ROUND))
 
 
 def open_round(store: TaskStore, sample: Artifact) -> None:
-    """Write the round of this sample down; rows that were drawn since are added to those that were before."""
+    """Store the round of this sample. If it is stored already, rows that were drawn since are added."""
     drawn = round_of(sample)
-    known = {each.number: each for each in load_history(store).rounds}.get(drawn.number)
+    known = {stored.number: stored for stored in load_history(store).rounds}.get(drawn.number)
     if known is None or not drawn.drawn <= known.drawn:
-        every = drawn.drawn | (known.drawn if known else frozenset())
-        lasting = replace(known or drawn, drawn=every, gone=0, population=None)
-        write_atomic(rounds_folder(store) / f"{drawn.number}.json", dumps(lasting.to_json()))
+        all_drawn = drawn.drawn | (known.drawn if known else frozenset())
+        stored = replace(known or drawn, drawn=all_drawn, gone=0, population=None)
+        write_atomic(rounds_folder(store) / f"{drawn.number}.json", dumps(stored.to_json()))
 
 
-def decide(store: TaskStore, sample: Artifact, decision: Decision) -> None:
-    """Remember what the gate said. A round that passed on recorded verdicts alone leaves no trace: nothing of it could
-    be lost, and a fresh checkout gives the same."""
+def record_decision(store: TaskStore, sample: Artifact, decision: Decision) -> None:
+    """Store the gate's decision, unless it repeats the last one. A round that passed with recorded verdicts alone is
+    not stored: it follows from files that are committed anyway."""
     number = round_of(sample).number
     history = load_history(store)
-    if decision.passed and number not in {each.number for each in history.rounds}:
+    if decision.passed and number not in {stored.number for stored in history.rounds}:
         return
     open_round(store, sample)
-    before = history.of(number)
-    if not before or asdict(before[-1]) | {"at": ""} != asdict(decision) | {"at": ""}:
-        lines: list[dict[str, Any]] = [asdict(each) for each in (*before, decision)]
+    earlier = history.decisions_in(number)
+    if not earlier or replace(earlier[-1], at="") != replace(decision, at=""):
+        lines: list[dict[str, Any]] = [asdict(stored) for stored in (*earlier, decision)]
         write_atomic(rounds_folder(store) / f"{number}{_DECIDED}", json.dumps(lines, indent=1))
 
 
 def ended_fingerprint(task: Task, store: TaskStore) -> str:
-    """Hash of the rounds that a change of the data or the rules has ended since the gate refused: a new draw is due.
-    A refusal of the very data that is there now ends nothing: it stands."""
+    """Hash of the rounds that ended since the gate failed, because the data or the rules changed: a new draw is due.
+    While both are unchanged, a round in which the gate failed has not ended."""
     clean = store.current("clean_examples")
-    now = (clean.content_hash if clean else "", rules_hash(task.review))
+    current = (clean.content_hash if clean else "", rules_hash(task.review))
     last = {number: decided[-1] for number, decided in load_history(store).decisions.items() if decided}
-    ended = [str(n) for n, one in sorted(last.items()) if not one.passed and (one.about, one.rules) != now]
+    ended = [str(n) for n, d in sorted(last.items()) if not d.passed and (d.about, d.rules) != current]
     return content_id(*ended)

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_pipeline.config.addresses import is_loopback
 from finetune_pipeline.errors import ServingError, reading
 from finetune_pipeline.store import storage_error
 
@@ -101,16 +101,6 @@ def file_key(path: Path) -> str:
     if len(key) < MIN_LENGTH:
         raise ServingError(f"{path} holds no key", f"delete {path}; a new one is made at the next start")
     return key
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _write_new(path: Path, key: str) -> None:

@@ -30,7 +30,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -38,7 +37,8 @@ from starlette.exceptions import HTTPException
 
 from finetune_pipeline.backends.local import job_environment
 from finetune_pipeline.backends.worker import end_with
-from finetune_pipeline.errors import FinetuneError, PortInUse
+from finetune_pipeline.config.addresses import listen
+from finetune_pipeline.errors import FinetuneError
 from finetune_pipeline.records import content_id
 from finetune_pipeline.serve.api_keys import VARIABLE, key_file, load_keys
 from finetune_pipeline.serve.connection import ClientGone
@@ -161,7 +161,7 @@ def run(host: str, port: int, only: str | None = None, announce: Path | None = N
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     keys = load_keys(os.environ, home(), host)
-    listening = listen(host, port)
+    listening = listen(host, port, "FINETUNE_ENDPOINT", "the endpoint")
     url = f"http://{host}:{listening.getsockname()[1]}"
     metrics = Metrics()
     endpoint = Endpoint(keys, Supervisor(metrics, only), TrafficLog(metrics.lines_lost.inc), metrics, identity())
@@ -207,34 +207,6 @@ def _leave() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. PortInUse names the port, who has it as far as the system tells, and the hint."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen(2048)
-    except OSError as error:
-        listening.close()
-        raise PortInUse(
-            f"the endpoint cannot listen on {host}:{port}: {error.strerror}{_user_of(port)}",
-            f"stop what listens there, or choose another address: FINETUNE_ENDPOINT=http://{host}:{port + 1000}",
-        ) from error
-    return listening
-
-
-def _user_of(port: int) -> str:
-    try:
-        found = [
-            c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr[1:2] == (port,)
-        ]
-        process = psutil.Process(found[0]) if found and found[0] else None
-        return f" (used by {process.name()}, process {process.pid})" if process else ""
-    except psutil.Error:
-        return ""  # other people's processes are hidden from us: the port alone has to do
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ from typing import Any
 
 from finetune_pipeline.config import AnswerFormat, Base, Prompt
 from finetune_pipeline.errors import StorageError
-from finetune_pipeline.inference.generate import encode, shared_prefix, text_of
+from finetune_pipeline.inference.generate import encode, text_of
+from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.inference.stopping import StopRule
 from finetune_pipeline.records import Artifact
 from finetune_pipeline.serve.deployment_state import Policy, Version
@@ -131,7 +132,7 @@ def prefix_of(engine: Engine, system: str) -> tuple[int, ...]:
         return ()
     head = {"role": "system", "content": system}
     chats = [[head, {"role": "user", "content": user}] for user in ("a", "Z")]
-    return tuple(shared_prefix([encode(engine.tokenizer, chat) for chat in chats]))
+    return tuple(common_prefix([encode(engine.tokenizer, chat) for chat in chats]))
 
 
 def _declared(artifact: Artifact, *sections: str) -> dict[str, Any]:

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 import httpx
 
 from finetune_pipeline.backends.progress import STALLED_SECONDS
+from finetune_pipeline.baseline.answer_log import AnswerFile
+from finetune_pipeline.baseline.metrics import canonical, score
 from finetune_pipeline.clean.answers import parse
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.errors import ServingError
-from finetune_pipeline.evaluate.answer_log import AnswerFile
-from finetune_pipeline.evaluate.metrics import canonical, score
 from finetune_pipeline.records import Answer, Check, Example, Reporter, Verdict
 from finetune_pipeline.serve.client import Live, tail
+from finetune_pipeline.statistics.formatting import percent
 
 CONCURRENCY = 48  # leaves room for requests of others (engine.MAX_REQUESTS)
 WATCH_SECONDS = 1.0
@@ -113,8 +114,8 @@ def evaluate_parity(parity: Parity, threshold: float, about: str) -> Verdict:
     equal, total = sum(row.equal for row in parity.rows), len(parity.rows)
     checks = (
         Check(
-            "served equals evaluated", parity.share >= threshold, f"at least {threshold:.0%} of the replayed rows",
-            f"{equal} of {total} ({parity.share:.1%})", value=parity.share,
+            "served equals evaluated", parity.share >= threshold, f"at least {percent(threshold)} of the replayed rows",
+            f"{equal} of {total} ({percent(parity.share)})", value=parity.share,
         ),
         Check(
             "the adapter is at work", parity.base_differs > 0, "an answer that differs from the base model's",

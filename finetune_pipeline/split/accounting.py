@@ -1,8 +1,9 @@
-"""The account of every raw row: trained, validation, test, or dropped by a stage for a reason. It reconciles or fails.
+"""Account for every raw row: train, validation, test, or dropped by a stage for a reason. DataError if counts differ.
 
-    account(raw, sides, drops) -> Account(raw=912, sides={"train": 520, ...}, dropped={"clean": {"html": 14}, ...})
+    account(raw_ids, {"train": […], "validation": […], "test": […]}, drops)
+    → Account(raw=912, splits={"train": 520, …}, dropped={"clean": {"html": 14}, …})
 
-Ids are counted, not collected in sets: where a source holds the same row twice, both have a fate of their own.
+Ids are counted, not collected in sets: a row that a source holds twice has two outcomes.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from dataclasses import dataclass
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.records import Drop
 
-NAMED = 5
+NAMED = 5  # ids that an error message lists
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """`raw` rows in; `splits` counts those in use by side, `dropped` the others by stage and reason."""
+    """Counts of rows: `raw` rows read, `splits` the rows in use by split, `dropped` the others by stage and reason."""
 
     raw: int
     splits: Mapping[str, int]
@@ -31,28 +32,29 @@ class Account:
 
 
 def account(raw: Iterable[str], splits: Mapping[str, Iterable[str]], drops: Iterable[Drop]) -> Account:
-    """Count the fate of every raw id (`raw` includes the rows that ingest could not read; their drops are in `drops`).
+    """The outcomes of all raw ids, counted. `raw` includes the rows that ingest could not read; their drops are in
+    `drops`.
 
-    DataError when a raw row has no fate, has two, or a fate belongs to no raw row: it names the rows.
+    DataError names the rows that have no outcome, two outcomes, or an outcome without a raw row.
     """
-    gone = list(drops)
+    dropped = list(drops)
     used = {split: list(ids) for split, ids in splits.items()}
     before = Counter(raw)
-    after = Counter(id_ for ids in used.values() for id_ in ids) + Counter(drop.id for drop in gone)
-    _refuse("have no fate: no stage kept or dropped them", before - after)
-    _refuse("have more fates than there are raw rows: they were kept and dropped, or are in no source", after - before)
+    after = Counter(id_ for ids in used.values() for id_ in ids) + Counter(drop.id for drop in dropped)
+    _raise_if_any(before - after, "have no outcome: no stage kept or dropped them")
+    _raise_if_any(after - before, "have too many outcomes: they were kept and dropped, or are in no source")
     by_stage: dict[str, Counter[str]] = defaultdict(Counter)
-    for drop in gone:
+    for drop in dropped:
         by_stage[drop.stage][drop.reason] += 1
     counts = {stage: dict(sorted(reasons.items())) for stage, reasons in sorted(by_stage.items())}
     return Account(before.total(), {split: len(ids) for split, ids in used.items()}, counts)
 
 
-def _refuse(what: str, rows: Counter[str]) -> None:
+def _raise_if_any(rows: Counter[str], problem: str) -> None:
     if rows:
         ids = sorted(rows)
         more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
         raise DataError(
-            f"the rows do not reconcile: {rows.total()} {what} ({', '.join(ids[:NAMED])}{more})",
-            "a stage lost or made rows without saying so; run again from raw_examples, and report it if it stays",
+            f"the rows do not reconcile: {rows.total()} rows {problem} ({', '.join(ids[:NAMED])}{more})",
+            "run again from raw_examples; if the error stays, report it: a stage lost or added rows without a record",
         )

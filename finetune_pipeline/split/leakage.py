@@ -1,13 +1,11 @@
-"""Do test rows and training rows overlap? An exact check of the finished split that knows nothing of how it was made.
+"""Find overlaps between test rows and the rows that train: an exact check, independent of how the split was made.
 
-Four kinds, worst first: the same row, the same question (normalized), the same declared group, a near-duplicate
-question. What is a near duplicate is defined once, in `clean/similarity.py`; here every such pair is found, not by
-hashing as when the split is made.
+    similarity = row_similarity([*test, *train], 0.6)
+    overlaps(test, train, similarity)    # [Overlap("near duplicate", test="9f1c…", other="77ab…", similarity=0.71)]
 
-    alike = alike_of([*test, *train], 0.6)
-    overlaps(test, train, alike)    # [Overlap("near duplicate", test="9f1c…", other="77ab…", similarity=0.71)]
-
-Every row that overlaps with the other side is named; of many equal ones not every pair.
+Four kinds, worst first: the same row, the same prompt (normalized), the same declared group, a near-duplicate prompt.
+Near duplicates are defined in `clean/similarity.py`; here every such pair is found, not by hashing as when the split is
+made. Every row that overlaps is listed; of many equal rows not every pair.
 """
 
 from __future__ import annotations
@@ -20,12 +18,12 @@ from finetune_pipeline.clean.normalize import normalize
 from finetune_pipeline.clean.similarity import Similarity, measure, star
 from finetune_pipeline.records import Example
 
-LEAST_LEFT = 16  # characters of its own by which a row is told from the others that share a passage: three words
+LEAST_LEFT = 16  # characters beside a shared passage from which two rows can be told apart: three words
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """A test row and a training row that must not both be there. `similarity` is the Jaccard similarity (1: equal)."""
+    """A test row and a row that trains, which must not both be used. `similarity`: Jaccard similarity (1: equal)."""
 
     kind: str
     test: str
@@ -34,56 +32,59 @@ class Overlap:
 
 
 @dataclass(frozen=True, slots=True)
-class Alike:
-    """How alike the rows of a collection are: their `similarity`, in which a row stands at the place of its id."""
+class RowSimilarity:
+    """How similar the prompts of a collection of rows are: `texts`, and the position of each row in them, by id."""
 
-    similarity: Similarity
-    at: Mapping[str, int]
-
-
-def alike_of(rows: Sequence[Example], threshold: float) -> Alike:
-    """Measure what these rows ask. Always of all rows: what most of them share does not make two alike. Rows of one
-    text that differ in a number or a name are kept together, unless so many rows share it that it is an instruction."""
-    similarity = measure([asked(row) for row in rows], threshold, LEAST_LEFT)
-    return Alike(similarity, {row.id: i for i, row in enumerate(rows)})
+    texts: Similarity
+    position: Mapping[str, int]
 
 
-def asked(row: Example) -> str:
-    """What the row asks, normalized: all that the user says, since a last turn alone ("yes, please") names nothing."""
+def row_similarity(rows: Sequence[Example], threshold: float) -> RowSimilarity:
+    """The similarity of these rows' prompts. It is always measured over all rows: text that most of them share does not
+    make two similar. Rows of one text that differ in a number or a name count as near duplicates, unless so many rows
+    share the text that it is an instruction."""
+    similarity = measure([user_text(row) for row in rows], threshold, LEAST_LEFT)
+    return RowSimilarity(similarity, {row.id: i for i, row in enumerate(rows)})
+
+
+def user_text(row: Example) -> str:
+    """All user messages of the row, normalized: the last one alone ("yes, please") may not identify the prompt."""
     return normalize("\n".join(message.content for message in row.messages if message.role == "user"))
 
 
-def overlaps(test: Sequence[Example], others: Sequence[Example], alike: Alike) -> list[Overlap]:
-    """Overlaps of the two sides, each pair once with its worst kind, worst first."""
+def overlaps(test: Sequence[Example], others: Sequence[Example], similarity: RowSimilarity) -> list[Overlap]:
+    """Overlaps between the two collections, each pair once with its worst kind, worst first."""
     found: dict[tuple[int, int], Overlap] = {}
     kinds = (
         ("same row", _equal([row.id for row in test], [row.id for row in others])),
-        ("same question", _equal([asked(row) for row in test], [asked(row) for row in others])),
+        ("same prompt", _equal([user_text(row) for row in test], [user_text(row) for row in others])),
         ("same group", _equal([row.group for row in test], [row.group for row in others])),
-        ("near duplicate", _near(test, others, alike)),
+        ("near duplicate", _near(test, others, similarity)),
     )
     for kind, pairs in kinds:
-        for i, j, similarity in pairs:
-            found.setdefault((i, j), Overlap(kind, test[i].id, others[j].id, similarity))
+        for i, j, jaccard in pairs:
+            found.setdefault((i, j), Overlap(kind, test[i].id, others[j].id, jaccard))
     return list(found.values())
 
 
-def _near(test: Sequence[Example], others: Sequence[Example], alike: Alike) -> Iterator[tuple[int, int, float]]:
-    left, right = ({alike.at[row.id]: i for i, row in enumerate(rows)} for rows in (test, others))
-    for a, b, similarity in alike.similarity.between(list(left), list(right)):
-        yield left[a], right[b], similarity
+def _near(
+    test: Sequence[Example], others: Sequence[Example], similarity: RowSimilarity
+) -> Iterator[tuple[int, int, float]]:
+    left, right = ({similarity.position[row.id]: i for i, row in enumerate(rows)} for rows in (test, others))
+    for a, b, jaccard in similarity.texts.between(list(left), list(right)):
+        yield left[a], right[b], jaccard
 
 
 def _equal(left: Sequence[str | None], right: Sequence[str | None]) -> Iterator[tuple[int, int, float]]:
-    one, other = _by_key(left), _by_key(right)
-    for key, places in one.items():
-        if key in other:
-            yield from star(places, other[key], 1.0)
+    by_left, by_right = _indices_by_key(left), _indices_by_key(right)
+    for key, indices in by_left.items():
+        if key in by_right:
+            yield from star(indices, by_right[key], 1.0)
 
 
-def _by_key(keys: Sequence[str | None]) -> dict[str, list[int]]:
-    at: dict[str, list[int]] = defaultdict(list)
+def _indices_by_key(keys: Sequence[str | None]) -> dict[str, list[int]]:
+    indices: dict[str, list[int]] = defaultdict(list)
     for i, key in enumerate(keys):
         if key is not None:
-            at[key].append(i)
-    return at
+            indices[key].append(i)
+    return indices

@@ -1,18 +1,19 @@
-"""The only place that knows paths. Artifacts are immutable folders; a manifest written last makes one exist.
+"""Paths and artifacts of the tasks. An artifact is an immutable folder; it exists once its manifest is written.
 
-    <data>/<task>/task.yaml, raw/                    what people declare and bring (never written here)
-    <data>/<task>/review/                            what people said of the rows: their work, committed like the above
-    <data>/<task>/02_clean/clean_examples/3fa9…/     one finished artifact: its files and manifest.json
-    <data>/<task>/02_clean/clean_examples/current    the key of the one that counts now
-    <home>/                                          models, MLflow, Dagster, logs: this machine's own
+    <data>/<task>/task.yaml, raw/                    declaration and source files; never written by the pipeline
+    <data>/<task>/review/                            the reviewers' verdicts, committed like the above
+    <data>/<task>/02_clean/clean_examples/3fa9…/     a finished artifact: its files and manifest.json
+    <data>/<task>/02_clean/clean_examples/current    the key of the current artifact
+    <home>/                                          models, MLflow, Dagster, logs of this machine
 
-A key is the hash of what an artifact is made from (inputs, declaration, code version), so that the same work is never
-done twice; a content hash is the hash of its files, which verdicts and lineage refer to.
+A key is the hash of what an artifact is made from (inputs, declaration, code version): the same work is not done twice.
+A content hash is the hash of its files; verdicts and lineage refer to it.
 """
 
 from finetune_pipeline.store.files import LOCAL, Location, is_full, sha256_file, storage_error, write_atomic
 from finetune_pipeline.store.gates import gate_hint, require_verdict
 from finetune_pipeline.store.locks import machine_lock
+from finetune_pipeline.store.manifest import MANIFEST
 from finetune_pipeline.store.paths import (
     STAGE_OF,
     STAGES,
@@ -26,7 +27,7 @@ from finetune_pipeline.store.paths import (
     traffic_folder,
 )
 from finetune_pipeline.store.stage import StageContext, StageResult
-from finetune_pipeline.store.task_store import MANIFEST, TaskStore
+from finetune_pipeline.store.task_store import TaskStore
 
 __all__ = [
     "LOCAL",

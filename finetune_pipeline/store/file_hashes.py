@@ -1,11 +1,11 @@
-"""SHA-256 of files, computed once for each change of a file: weights and raw data may take minutes to read.
+"""SHA-256 of files, cached until a file changes: weights and raw data may take minutes to read.
 
-    file_hash(Path("raw/tickets.csv"))      # "9f86d081884c7d65…"; the second call asks the file system only
+    file_hash(Path("raw/tickets.csv"))      # "9f86d081884c7d65…"; the second call reads metadata only
 
-What is remembered lies in `<home>/hashes/`, a small file for each path, replaced as a whole: several processes may ask
-at the same time, and a damaged one counts as none. A hash holds for size, modification and change time (which no copy
-or `touch` sets back) and inode. A file that changed within the last moments is not remembered: it may change again
-within one tick of the file system's clock, which would not show.
+The cache is `<home>/hashes/`, one small file per path, replaced atomically: several processes may read and write it at
+the same time, and a damaged entry is ignored. An entry is valid for one combination of size, modification time, change
+time (which no copy or `touch` can set back), inode and device. A file that changed within the last SETTLED_SECONDS is
+not cached: it could change again within one tick of the file system's clock, which would not be visible.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from pathlib import Path
 from finetune_pipeline.store.files import sha256_file, write_atomic
 from finetune_pipeline.store.paths import home
 
-SETTLED_SECONDS = 2.0  # the coarsest clock of a usual file system
+SETTLED_SECONDS = 2.0  # the coarsest timestamp resolution of a common file system (FAT)
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of the file's content, in hexadecimal digits. OSError when it cannot be read."""
+    """SHA-256 of the file's content, as 64 hexadecimal digits. OSError when it cannot be read."""
     where = str(path.absolute())
-    before = _state(path)
-    memory = home() / "hashes" / f"{sha256(os.fsencode(where)).hexdigest()[:32]}.json"
-    known = _remembered(memory, where, before)
-    if known is not None:
-        return known
+    before = _metadata(path)
+    cache = home() / "hashes" / f"{sha256(os.fsencode(where)).hexdigest()[:32]}.json"
+    cached = _cached(cache, where, before)
+    if cached is not None:
+        return cached
     digest = sha256_file(path)
-    after = _state(path)
+    after = _metadata(path)
     if after == before and time.time_ns() - max(before["mtime_ns"], before["ctime_ns"]) > SETTLED_SECONDS * 1e9:
-        write_atomic(memory, json.dumps({"path": where, "state": after, "sha256": digest}))
+        write_atomic(cache, json.dumps({"path": where, "state": after, "sha256": digest}))
     return digest
 
 
-def _state(path: Path) -> dict[str, int]:
+def _metadata(path: Path) -> dict[str, int]:
     stat = path.stat()
     return {
         "size": stat.st_size,
@@ -48,9 +48,9 @@ def _state(path: Path) -> dict[str, int]:
     }
 
 
-def _remembered(memory: Path, where: str, state: dict[str, int]) -> str | None:
+def _cached(cache: Path, where: str, metadata: dict[str, int]) -> str | None:
     try:
-        known = json.loads(memory.read_text("utf-8"))
-        return str(known["sha256"]) if (known["path"], known["state"]) == (where, state) else None
+        entry = json.loads(cache.read_text("utf-8"))
+        return str(entry["sha256"]) if (entry["path"], entry["state"]) == (where, metadata) else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

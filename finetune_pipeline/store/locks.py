@@ -1,4 +1,7 @@
-"""Locks among the processes of this machine; the system releases them when a process dies."""
+"""Locks between the processes of this machine; the operating system releases them when a process ends.
+
+with machine_lock("compute", report, "another job is running on this machine; waiting"): ...
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,18 @@ from finetune_pipeline.store.paths import home
 
 @contextmanager
 def machine_lock(name: str, report: Reporter, waiting: str) -> Iterator[None]:
-    """A lock among the processes of this machine. Says `waiting` once, and stays cancellable while it waits."""
+    """Hold the lock `name`. While another process holds it: logs `waiting` once, and calls `report.alive()` every
+    second, so that the wait can be canceled."""
     path = home() / "locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock, said = FileLock(str(path)), False
+    lock, logged = FileLock(str(path)), False
     while not lock.is_locked:
         try:
-            lock.acquire(timeout=1.0 if said else 0.05)
+            lock.acquire(timeout=1.0 if logged else 0.05)
         except Timeout:
-            if not said:
+            if not logged:
                 report.log(waiting)
-            said = True
+            logged = True
             report.alive()
     try:
         yield

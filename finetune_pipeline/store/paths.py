@@ -1,8 +1,8 @@
-"""Where everything lies: the tasks under the data root, and this machine's own files under the home folder.
+"""Folders of the project: the tasks under the data root, and the files of this machine under the home folder.
 
     <data>/<task>/02_clean/clean_examples/3fa9…/     one artifact: two digits and the stage, the asset, the key
-    <data>/<task>/review/                            what experts said of the rows
-    <home>/models  <home>/mlflow.db  <home>/traffic  this machine's own
+    <data>/<task>/review/                            the reviewers' verdicts
+    <home>/models  <home>/mlflow.db  <home>/traffic  files of this machine
 
 `<data>` is $FINETUNE_DATA (default: ./data), a folder or any fsspec URL; `<home>` is $FINETUNE_HOME (default:
 ./.finetune), always local.
@@ -19,8 +19,8 @@ from finetune_pipeline.config import TASK_NAME
 from finetune_pipeline.errors import reading
 from finetune_pipeline.store.files import LOCAL
 
-# The stages in the order in which an example passes them, each with the assets that it makes. The name of a stage is
-# that of its package, and of its folder behind two digits.
+# The stages in the order in which an example passes through them, each with its assets. A stage is named as its package
+# ("baseline" is made by evaluate/), and its folder is the name after two digits.
 STAGES: dict[str, tuple[str, ...]] = {
     "models": ("base_model",),
     "ingest": ("raw_examples",),
@@ -45,16 +45,17 @@ def stage_folder(stage: str) -> str:
 
 
 def data_root() -> UPath:
-    """The folder (or object store) of all tasks."""
+    """$FINETUNE_DATA, the folder (or object store) of all tasks; default: ./data."""
     return UPath(os.environ.get("FINETUNE_DATA") or Path.cwd() / "data")
 
 
 def home() -> Path:
-    """This machine's own folder: models, MLflow, Dagster, logs, scratch."""
+    """$FINETUNE_HOME, the folder of this machine: models, MLflow, Dagster, logs, scratch; default: ./.finetune."""
     return Path(os.environ.get("FINETUNE_HOME") or Path.cwd() / ".finetune").absolute()
 
 
 def models_folder() -> Path:
+    """Downloaded and converted base models."""
     return home() / "models"
 
 
@@ -64,22 +65,24 @@ def mlflow_uri() -> str:
 
 
 def mlflow_artifacts() -> Path:
+    """The artifact store of our own MLflow server."""
     return home() / "mlartifacts"
 
 
 def dagster_home() -> Path:
+    """$DAGSTER_HOME, else a folder in the home folder."""
     return Path(os.environ.get("DAGSTER_HOME") or home() / "dagster")
 
 
 def traffic_folder(task: str) -> Path:
-    """Where the endpoint writes its log of a task: one JSONL file a day."""
+    """The traffic log of a task, written by the endpoint: one JSONL file per day."""
     return home() / "traffic" / task
 
 
 def task_names() -> list[str]:
-    """Every folder of the data root that holds a task.yaml, sorted; also one that cannot be looked into (no permission,
-    a link to nothing) and has a name that a task may have, as `lost+found` and an editor's `.#README.md` have not:
-    whoever opens such a task is told what is wrong. StorageError when the root cannot be read."""
+    """Every folder of the data root with a task.yaml, sorted. Also a folder that cannot be read (no permission, a
+    broken link) if its name is valid for a task (`lost+found` and an editor's `.#README.md` are not): opening it then
+    reports the error. StorageError when the data root cannot be read."""
     root = data_root()
     with reading(root):
         folders = list(root.iterdir()) if root.exists() or _is_link(root) else []

@@ -1,4 +1,4 @@
-"""What the function of a stage gets, and what it returns.
+"""The argument and the result of a stage's function.
 
 def clean_examples(context: StageContext) -> StageResult: ...
 """
@@ -16,12 +16,12 @@ from finetune_pipeline.store.task_store import TaskStore
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage's function gets: the declaration, its finished inputs, and an empty folder to write into.
+    """The declaration, the finished inputs, and an empty folder for the output.
 
-    `out` becomes the artifact when the function returns, and vanishes when it raises; `store` is for what lives
-    beside the artifacts (checkpoints, verdicts as they come in); `key` names the work (the same work, the same key);
-    `now` is the time of the run (UTC, ISO 8601), so that no stage reads the clock for what it records; `fingerprint`
-    is the value that `Step.outside` gave, the very one that is in the key.
+    `out` becomes the artifact when the function returns, and is removed when it raises. `store` is for data beside the
+    artifacts (checkpoints, reviewers' verdicts). `key` is the key of the artifact. `now` is the time of the run (UTC,
+    ISO 8601): stages do not read the clock for what they record. `fingerprint` is the value of `Step.fingerprint`, the
+    same that is part of the key.
     """
 
     task: Task
@@ -36,11 +36,9 @@ class StageContext:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage's function gives back: figures for people (shown in Dagster, the desk and `finetune status`), and
-    the verdict where the asset is a gate or has one. A failed verdict is stored like a passed one: it is data.
-
-    `unfinished`: the folder from which the work would go on (checkpoints, partial answers); it is removed when the
-    artifact is there."""
+    """`summary`: figures for people, shown in Dagster, the desk and `finetune status`. `verdict`: that of a gate; a
+    failed verdict is stored like a passed one. `unfinished`: a folder with checkpoints or partial answers, from which
+    an interrupted run would continue; it is removed after the artifact is committed."""
 
     summary: Mapping[str, Json]
     verdict: Verdict | None = None

@@ -1,8 +1,10 @@
-"""The suitability report as an asset: report.json, report.md, and the gate "worth tuning".
+"""Make the asset suitability_report: should this task be fine-tuned, with which method, and at what cost?
 
-The gate blocks for one thing alone: fewer usable examples than `suitability.min_examples`, unless the declaration says
-why to go on (`suitability.override`). All else is advice and warns. Pure parts: facts.py, rules.py, estimates.py,
-report.py and `evaluate_suitability`; probe.py measures the machine, and this module writes.
+    report.json   {"facts": …, "recommendation": …, "estimate": …, "machine": …, "override": null} (SuitabilityReport)
+    report.md     the same for people (report.py)
+
+The gate fails only when there are fewer usable examples than `suitability.min_examples`, and passes even then where the
+declaration gives a reason (`suitability.override`). All other checks are warnings.
 """
 
 from __future__ import annotations
@@ -10,115 +12,133 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from finetune_pipeline.config import Suitability
 from finetune_pipeline.models.base_model import folder_of, token_counter
 from finetune_pipeline.records import Check, Json, Verdict, read_jsonl
 from finetune_pipeline.store import StageContext, StageResult
-from finetune_pipeline.suitability.estimates import Base, Estimate, Machine, estimate
-from finetune_pipeline.suitability.facts import Facts, gather
-from finetune_pipeline.suitability.probe import measured
+from finetune_pipeline.suitability.estimates import BaseSize, Estimate, Machine, estimate_training
+from finetune_pipeline.suitability.facts import Facts, collect_facts
+from finetune_pipeline.suitability.probe import measure_machine
 from finetune_pipeline.suitability.report import duration, markdown
-from finetune_pipeline.suitability.rules import Advice, advise
+from finetune_pipeline.suitability.rules import Recommendation, recommend
 
 
-def suitability_report(work: StageContext) -> StageResult:
-    """Advise on the task from its declaration and its cleaned rows."""
-    declared, clean = work.task.suitability, work.inputs["clean_examples"]
-    described = work.inputs["base_model"].json("base_model.json")
-    base = Base(*(described[name] for name in ("parameters", "hidden", "layers", "vocabulary")))
-    facts = _facts(work)
+@dataclass(frozen=True, slots=True)
+class SuitabilityReport:
+    """What report.json holds."""
+
+    facts: Facts
+    recommendation: Recommendation
+    estimate: Estimate
+    machine: Machine
+    override: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SuitabilityFigures:
+    """The figures of the gate's verdict: usable rows, and the names of the warnings."""
+
+    usable: int
+    warnings: list[str]
+
+
+def suitability_report(context: StageContext) -> StageResult:
+    """Recommend a tool, a method and a size for the task, from its declaration and its cleaned rows."""
+    config, clean = context.task.suitability, context.inputs["clean_examples"]
+    base = BaseSize.from_json(context.inputs["base_model"].json("base_model.json"))
+    facts = _facts(context)
     with TemporaryDirectory() as folder:
-        machine = measured(work.task.train, Path(folder), work.report)
-    figures = estimate(facts, base, work.task.train, declared, machine)
-    advice = advise(facts, figures, base, declared, machine)
-    verdict = evaluate_suitability(facts, advice, figures, machine, declared, clean.content_hash)
-    page = markdown(work.task.name, facts, advice, figures, machine, declared, verdict.checks)
-    (work.out / "report.md").write_text(page, "utf-8")
-    report: dict[str, Any] = {"facts": asdict(facts), "advice": asdict(advice), "estimate": asdict(figures)}
-    report |= {"machine": asdict(machine), "override": declared.override}
-    (work.out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), "utf-8")
-    work.report.log(verdict.summary)
-    return StageResult(_summary(facts, advice, figures, declared), verdict)
+        machine = measure_machine(context.task.train, Path(folder), context.report)
+    estimate = estimate_training(facts, base, context.task.train, config, machine)
+    advice = recommend(facts, estimate, base, config, machine)
+    verdict = evaluate_suitability(facts, advice, estimate, machine, config, clean.content_hash)
+    page = markdown(context.task.name, facts, advice, estimate, machine, config, verdict.checks)
+    (context.out / "report.md").write_text(page, "utf-8")
+    report = asdict(SuitabilityReport(facts, advice, estimate, machine, config.override))
+    (context.out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), "utf-8")
+    context.report.log(verdict.summary)
+    return StageResult(_summary(facts, advice, estimate, config), verdict)
 
 
 def evaluate_suitability(
-    facts: Facts, advice: Advice, figures: Estimate, machine: Machine, declared: Suitability, about: str
+    facts: Facts, advice: Recommendation, estimate: Estimate, machine: Machine, config: Suitability, about: str
 ) -> Verdict:
-    """The gate. Only too few examples without a declared reason refuse."""
+    """The gate's verdict about the rows with content hash `about`."""
     checks = (
-        _enough(facts, declared),
+        _min_examples(facts, config),
         Check(
             "examples for a reliable result",
-            facts.usable >= declared.recommended_examples,
-            f"at least {declared.recommended_examples}",
+            facts.usable >= config.recommended_examples,
+            f"at least {config.recommended_examples}",
             str(facts.usable),
             "warning",
             facts.usable,
         ),
         Check("tool", advice.tool in ("fine-tuning", "both"), "fine-tuning or both", advice.tool, "warning"),
-        _memory(figures, machine),
+        _memory(estimate, machine),
         Check(
             "pays for itself",
-            figures.break_even_months is not None,
+            estimate.break_even_months is not None,
             "prompting costs more than hosting",
-            f"{figures.prompted_per_month:.2f} and {figures.tuned_per_month:.2f} {declared.currency} a month",
+            f"prompting {estimate.prompted_per_month:.2f}, hosting {estimate.tuned_per_month:.2f} {config.currency} "
+            "per month",
             "warning",
         ),
     )
     passed = all(check.passed for check in checks if check.severity == "error")
-    summary = f"{facts.usable} usable examples; the signs speak for {advice.tool}"
+    summary = f"{facts.usable} usable examples; recommended: {advice.tool}"
     if not passed:
-        summary += f"; fewer than {declared.min_examples} are too few to tune on and to test with"
-    elif facts.usable < declared.min_examples:
-        summary += f"; going on in spite of too few examples: {declared.override}"
-    warned: list[Json] = [check.name for check in checks if not check.passed and check.severity == "warning"]
-    return Verdict("suitability_report", passed, about, summary, checks, {"usable": facts.usable, "warnings": warned})
+        summary += f"; at least {config.min_examples} are required to tune and to test a model"
+    elif facts.usable < config.min_examples:
+        summary += f"; fewer than {config.min_examples}, continued because of the override: {config.override}"
+    warnings = [check.name for check in checks if not check.passed and check.severity == "warning"]
+    figures = asdict(SuitabilityFigures(facts.usable, warnings))
+    return Verdict("suitability_report", passed, about, summary, checks, figures)
 
 
-def _enough(facts: Facts, declared: Suitability) -> Check:
-    enough = facts.usable >= declared.min_examples
-    reason = "" if enough or not declared.override else f"; going on: {declared.override}"
+def _min_examples(facts: Facts, config: Suitability) -> Check:
+    enough = facts.usable >= config.min_examples
+    reason = "" if enough or not config.override else f"; override: {config.override}"
     return Check(
         "usable examples",
-        enough or bool(declared.override),
-        f"at least {declared.min_examples}",
+        enough or bool(config.override),
+        f"at least {config.min_examples}",
         f"{facts.usable} of {facts.raw} raw rows{reason}",
         value=facts.usable,
     )
 
 
-def _memory(figures: Estimate, machine: Machine) -> Check:
-    need = figures.memory_mb["lora"]
+def _memory(estimate: Estimate, machine: Machine) -> Check:
+    need = estimate.memory_mb["lora"]
     observed = f"about {need:.0f} MB needed, {machine.free_mb:.0f} MB free"
     return Check("fits into this machine's memory", need <= machine.free_mb, "LoRA fits", observed, "warning", need)
 
 
-def _facts(work: StageContext) -> Facts:
-    raw, clean, base = (work.inputs[name] for name in ("raw_examples", "clean_examples", "base_model"))
+def _facts(context: StageContext) -> Facts:
+    raw, clean, base = (context.inputs[name] for name in ("raw_examples", "clean_examples", "base_model"))
     raw_rows = sum(1 for name in ("examples.jsonl", "drops.jsonl") for _ in read_jsonl(raw.path(name)))
     dropped = Counter(row["reason"] for row in read_jsonl(clean.path("drops.jsonl")))
-    count = token_counter(folder_of(base, work.task.base, work.report))
-    return gather(list(clean.examples()), raw_rows, dropped, work.task, count)
+    count_tokens = token_counter(folder_of(base, context.task.base, context.report))
+    return collect_facts(list(clean.examples()), raw_rows, dropped, context.task, count_tokens)
 
 
-def _summary(facts: Facts, advice: Advice, figures: Estimate, declared: Suitability) -> Mapping[str, Json]:
-    overridden = facts.usable < declared.min_examples
+def _summary(facts: Facts, advice: Recommendation, estimate: Estimate, config: Suitability) -> Mapping[str, Json]:
+    overridden = facts.usable < config.min_examples
     return {
         "tool": advice.tool,
         "usable": facts.usable,
         "raw": facts.raw,
         "method": advice.method,
         "base_size": advice.size,
-        "training_time": duration(figures.training_seconds),
-        "training_cost": round(figures.training_cost, 2),
-        "prompted_per_month": round(figures.prompted_per_month, 2),
-        "tuned_per_month": round(figures.tuned_per_month, 2),
-        "break_even_months": None if figures.break_even_months is None else round(figures.break_even_months, 1),
-        "currency": declared.currency,
-        **({"override": declared.override} if overridden else {}),
+        "training_time": duration(estimate.training_seconds),
+        "training_cost": round(estimate.training_cost, 2),
+        "prompted_per_month": round(estimate.prompted_per_month, 2),
+        "tuned_per_month": round(estimate.tuned_per_month, 2),
+        "break_even_months": None if estimate.break_even_months is None else round(estimate.break_even_months, 1),
+        "currency": config.currency,
+        **({"override": config.override} if overridden else {}),
     }

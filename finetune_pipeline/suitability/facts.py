@@ -1,9 +1,7 @@
-"""What is known about the job: the declaration's answers, and figures of the cleaned rows. Pure.
+"""Collect what is known about the task: settings of the declaration, and statistics of the cleaned rows. Pure.
 
-    facts = gather(rows, raw_rows=912, dropped=Counter(contradiction=14), declared=task, count=token_counter(folder))
-    facts.prompt_tokens        31.4 (mean)
-
-What it is not: the judgment of these facts (rules.py), or what they cost (estimates.py).
+facts = collect_facts(rows, raw_rows=912, dropped={"contradiction": 14}, task=task, count_tokens=counter)
+facts.prompt_tokens        31.4 (mean)
 """
 
 from __future__ import annotations
@@ -18,24 +16,24 @@ from finetune_pipeline.clean.answers import parse
 from finetune_pipeline.config import AnswerFormat, Task
 from finetune_pipeline.records import Example, content_id, dumps
 
-MEASURED_ROWS = 2000  # token counts are means over at most this many rows: a mean of 2000 is known to 2-3 %
-CLOSED_VALUES = 50  # a JSON field with at most this many different values is a choice, not free text
-SHOTS = 4  # examples in the prompt that is compared: the default of `baseline.shots`
+MEASURED_ROWS = 2000  # token counts are means over at most this many rows: the standard error is then 2-3 %
+CLOSED_VALUES = 50  # a JSON field with at most this many distinct values is a choice, not free text
+SHOTS = 4  # examples in the few-shot prompt of the comparison: the default of `baseline.shots`
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Rows are counts, `*_tokens` means per row (`system_tokens` of the one system prompt), shares lie in 0..1.
+    """Rows are counts, `*_tokens` means per row (`system_tokens`: of the one system prompt), shares are from 0 to 1.
 
-    `distinct_answers` counts different answers; `closed_fields` of `fields` JSON fields take few values; `train_share`
-    of the usable rows is trained on, the others are validation and test.
+    `distinct_completions` counts distinct completions; `closed_fields` of `fields` JSON fields take few values;
+    `train_share` of the usable rows is trained on, the others are validation and test.
     """
 
     raw: int
     usable: int
     contradictory: int
-    format: str
-    distinct_answers: int
+    answer_format: str
+    distinct_completions: int
     fields: int
     closed_fields: int
     system_tokens: float
@@ -44,61 +42,63 @@ class Facts:
     train_share: float = 1.0
 
     @property
-    def tuned_prompt(self) -> float:
-        """Tokens of a prompt for the tuned model: system prompt and question."""
+    def tuned_prompt_tokens(self) -> float:
+        """Tokens of a prompt for the tuned model: the system prompt and the row's prompt."""
         return self.system_tokens + self.prompt_tokens
 
     @property
-    def few_shot_prompt(self) -> float:
-        """Tokens of the prompt that would do the job without tuning: the same with `SHOTS` examples in it."""
-        return self.tuned_prompt + SHOTS * (self.prompt_tokens + self.completion_tokens)
+    def few_shot_prompt_tokens(self) -> float:
+        """Tokens of a prompt for a model that is not tuned: the same, with `SHOTS` examples."""
+        return self.tuned_prompt_tokens + SHOTS * (self.prompt_tokens + self.completion_tokens)
 
     @property
     def row_tokens(self) -> float:
-        return self.tuned_prompt + self.completion_tokens
+        """Tokens of a training row: system prompt, prompt and completion."""
+        return self.tuned_prompt_tokens + self.completion_tokens
 
 
-def gather(
+def collect_facts(
     rows: Sequence[Example],
     raw_rows: int,
     dropped: Mapping[str, int],
-    declared: Task,
-    count: Callable[[Sequence[str]], list[int]],
+    task: Task,
+    count_tokens: Callable[[Sequence[str]], list[int]],
 ) -> Facts:
-    """Figures of the cleaned `rows`; `dropped` counts the cleaning's drops by reason; `count` gives tokens of texts."""
+    """Facts about the cleaned `rows`; `dropped`: rows that cleaning dropped, by reason; `count_tokens`: the number of
+    tokens of each text."""
     measured = sorted(rows, key=lambda row: content_id(row.id))[:MEASURED_ROWS]
-    closed, fields = closed_fields([row.completion for row in rows], declared.answer)
+    closed, fields = closed_fields([row.completion for row in rows], task.answer)
     prompts = ["\n".join(turn["content"] for turn in row.chat("")) for row in measured]
     return Facts(
         raw=raw_rows,
         usable=len(rows),
         contradictory=sum(n for reason, n in dropped.items() if reason.startswith("contradict")),
-        format=declared.answer.format,
-        distinct_answers=len({row.completion for row in rows}),
+        answer_format=task.answer.format,
+        distinct_completions=len({row.completion for row in rows}),
         fields=fields,
         closed_fields=closed,
-        system_tokens=float(count([declared.prompt.system])[0]) if declared.prompt.system else 0.0,
-        prompt_tokens=fmean(count(prompts)) if prompts else 0.0,
-        completion_tokens=fmean(count([row.completion for row in measured])) if measured else 0.0,
-        train_share=1.0 - declared.split.test - declared.split.validation,
+        system_tokens=float(count_tokens([task.prompt.system])[0]) if task.prompt.system else 0.0,
+        prompt_tokens=fmean(count_tokens(prompts)) if prompts else 0.0,
+        completion_tokens=fmean(count_tokens([row.completion for row in measured])) if measured else 0.0,
+        train_share=1.0 - task.split.test - task.split.validation,
     )
 
 
-def closed_fields(answers: Sequence[str], spec: AnswerFormat) -> tuple[int, int]:
-    """How many fields of the JSON answers take few values, of how many there are; (0, 0) for other formats. Answers
-    that do not parse are passed over: the quality gate counts them."""
+def closed_fields(completions: Sequence[str], spec: AnswerFormat) -> tuple[int, int]:
+    """The number of JSON fields that take few values, and the number of all fields; (0, 0) for other formats.
+    Completions that do not parse are skipped here: the quality gate counts them."""
     if spec.format != "json":
         return 0, 0
     values: dict[str, Counter[str]] = defaultdict(Counter)
-    for answer in answers:
-        for name, value in _fields(answer, spec).items():
+    for completion in completions:
+        for name, value in _fields(completion, spec).items():
             values[name][dumps(value)] += 1
-    return sum(len(found) <= CLOSED_VALUES for found in values.values()), len(values)
+    return sum(len(counts) <= CLOSED_VALUES for counts in values.values()), len(values)
 
 
-def _fields(answer: str, spec: AnswerFormat) -> Mapping[str, Any]:
+def _fields(completion: str, spec: AnswerFormat) -> Mapping[str, Any]:
     try:
-        value = parse(answer, spec)
+        value = parse(completion, spec)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,14 +1,16 @@
-"""How fast this machine is at what training does: a job that multiplies matrices on its device, in its precision.
+"""Measure how fast this machine multiplies matrices, on the device and in the precision of a training.
 
-    measured(config.Train(precision="auto"), folder, report)      # Machine(gflops=1180.0, free_mb=..., "cpu", "bf16")
+    measure_machine(Train(precision="auto"), folder, report)   # Machine(gflops=1180.0, free_mb=…, "cpu", "bf16")
 
-A process of its own, started as a training is (same threads, and alone on the machine): torch stays out of this one.
+The measurement is a job in a process of its own, started like a training (same threads, and no other job on the machine
+at the same time), so that torch is not imported here.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +23,39 @@ from finetune_pipeline.records import Reporter
 from finetune_pipeline.suitability.estimates import Machine
 
 SECONDS = 0.5
-LEAST = 5  # products, however long they take
-ROWS = 512  # tokens of a training step, or thereabouts
+MIN_PRODUCTS = 5  # however long they take
+ROWS = 512  # about the tokens of a training step
 WIDTH = {"cpu": 1536, "cuda": 8192}
 
 
-def measured(train: Train, folder: Path, report: Reporter) -> Machine:
-    """The machine as a training under this declaration finds it."""
-    return Machine(**local.run(__name__, {"precision": train.precision}, folder, report, train.threads))
+@dataclass(frozen=True, slots=True)
+class ProbeJob:
+    """The job's description: `precision` is `train.precision` ("auto", "bf16" or "fp32")."""
+
+    precision: str
+
+    @staticmethod
+    def from_json(spec: Mapping[str, Any]) -> ProbeJob:
+        return ProbeJob(**spec)
 
 
-def run(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
-    device, bf16 = kind(), uses_bf16(spec["precision"])
+def measure_machine(train: Train, folder: Path, report: Reporter) -> Machine:
+    """Speed and free memory of the device that such a training uses; `folder` takes the job's files."""
+    job = ProbeJob(train.precision)
+    return Machine(**local.run(__name__, asdict(job), folder, report, train.threads))
+
+
+def run(spec: Mapping[str, Any], report: Reporter) -> dict[str, Any]:
+    """The job: the fields of a `Machine`."""
+    device, bf16 = kind(), uses_bf16(ProbeJob.from_json(spec).precision)
     return asdict(Machine(gflops(device, bf16), free_mb(device), device, name_of(bf16)))
 
 
 def gflops(device: str, bf16: bool, seconds: float = SECONDS) -> float:
-    """10^9 floating-point operations a second of a product of a step's tokens with a weight. On a processor they are a
-    second of its own time on each thread: a machine that is busy at the moment is not a slow one."""
+    """Speed of the product of a step's tokens with a weight matrix, in 10^9 floating-point operations per second.
+
+    On a processor the time is CPU time per thread, so that other load on the machine does not make it look slow.
+    """
     import torch
 
     width = WIDTH[device]
@@ -47,21 +64,21 @@ def gflops(device: str, bf16: bool, seconds: float = SECONDS) -> float:
 
     clock, threads = (time.perf_counter, 1) if device == "cuda" else (time.process_time, torch.get_num_threads())
 
-    def once() -> None:
+    def multiply() -> None:
         left @ right
         if device == "cuda":
             torch.cuda.synchronize()
 
-    once()  # the first call starts the threads
+    multiply()  # the first call starts the threads
     count, start, end = 0, clock(), time.perf_counter() + seconds
-    while time.perf_counter() < end or count < LEAST:
-        once()
+    while time.perf_counter() < end or count < MIN_PRODUCTS:
+        multiply()
         count += 1
     return 2 * ROWS * width * width * count * threads / (clock() - start) / 1e9
 
 
 def free_mb(device: str) -> float:
-    """Free memory of the device, in MB."""
+    """Free memory of the device, in MB (10^6 bytes)."""
     import torch
 
     return float(torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available) / 1e6

@@ -1,6 +1,7 @@
-"""The suitability report as a page that people read: report.md. Pure: advice and figures in, Markdown out.
+"""Write the suitability report as a page for people, report.md. Pure: returns Markdown.
 
-What it is not: report.json, which holds the same for machines (assets.py).
+| check | expected | observed | passed |
+| usable examples | at least 200 | 842 of 912 raw rows | yes |
 """
 
 from __future__ import annotations
@@ -11,94 +12,108 @@ from finetune_pipeline.config import Suitability
 from finetune_pipeline.records import Check
 from finetune_pipeline.suitability.estimates import Estimate, Machine
 from finetune_pipeline.suitability.facts import SHOTS, Facts
-from finetune_pipeline.suitability.rules import Advice
+from finetune_pipeline.suitability.rules import Recommendation
 
 TOOLS = {
-    "prompting": "Write a prompt. Nothing here calls for training.",
+    "prompting": "Write a prompt. The rules do not recommend training.",
     "retrieval": "Give a prompted model the texts it needs (retrieval): weights are the wrong place for them.",
     "fine-tuning": "Train a model on these examples.",
-    "both": "Fine-tune for the form of the answers, and retrieve what changes or has to be quoted.",
+    "both": "Fine-tune for the format of the answers, and retrieve facts that change or have to be cited.",
 }
 
 
 def markdown(
-    task: str, facts: Facts, advice: Advice, figures: Estimate, machine: Machine, declared: Suitability,
+    task: str, facts: Facts, advice: Recommendation, estimate: Estimate, machine: Machine, config: Suitability,
     checks: Sequence[Check],
 ) -> str:  # fmt: skip
     """The whole page."""
     parts = (
         [f"# Should {task} be fine-tuned?", "", f"**{advice.tool.capitalize()}.** {TOOLS[advice.tool]}", ""],
-        _override(facts, declared),
-        _table(("check", "expected", "found", "holds"), [(c.name, c.expected, c.observed, _yes(c)) for c in checks]),
+        _override(facts, config),
+        _table(
+            ("check", "expected", "observed", "passed"), [(c.name, c.expected, c.observed, _passed(c)) for c in checks]
+        ),
         ["## Which tool", ""],
         _table(
-            ("rule", "found", "threshold", "speaks for", "why"),
-            [(f.rule, f.found, f.threshold, f.speaks_for or "neither", f.why) for f in advice.findings],
+            ("rule", "observed", "threshold", "supports", "why"),
+            [(r.rule, r.observed, r.threshold, r.supports or "neither", r.why) for r in advice.rules],
         ),
-        ["Retrieval, if any rule speaks for it. Fine-tuning, if more rules speak for it than for prompting and there"],
-        [f"are at least {declared.min_examples} examples. Otherwise prompting.", ""],
-        ["## How", ""],
+        ["Retrieval, if any rule supports it. Fine-tuning, if more rules support it than prompting and there"],
+        [f"are at least {config.min_examples} examples. Otherwise prompting.", ""],
+        ["## Method and base model", ""],
         [f"- Method: **{advice.method}**. {_sentence(advice.method_why)}"],
         [f"- Base model: **{advice.size}** parameters. {_sentence(advice.size_why)}", ""],
-        ["## What it takes", ""],
-        _table(("estimate", "value", "how"), _estimates(facts, figures, machine, declared)),
-        ["Estimates are right within a factor of two or so; labeling and people's time are not in them."],
-        ["The formulas and their sources stand in `finetune_pipeline/suitability/estimates.py`.", ""],
+        ["## Time, memory and cost", ""],
+        _table(
+            ("estimate", "value", "how"),
+            [*_training(facts, estimate, machine, config), *_running(facts, estimate, config)],
+        ),
+        ["Estimates are right within a factor of about two; the time of people, such as labeling, is not included."],
+        ["The formulas and their sources are in `finetune_pipeline/suitability/estimates.py`.", ""],
     )
     return "\n".join(line for part in parts for line in part)
 
 
-def _estimates(facts: Facts, figures: Estimate, machine: Machine, declared: Suitability) -> list[tuple[str, str, str]]:
-    money = declared.currency
-    memory = ", ".join(f"{name} {mb:.0f} MB" for name, mb in figures.memory_mb.items())
-    months, even = figures.break_even_months, figures.break_even_requests
-    price = (
-        f"{facts.few_shot_prompt + facts.completion_tokens:.0f} tokens a request with {SHOTS} examples in the prompt"
-    )
+def _training(facts: Facts, estimate: Estimate, machine: Machine, config: Suitability) -> list[tuple[str, str, str]]:
+    """The rows about one training: tokens, work, time, memory, cost."""
+    memory = ", ".join(f"{name} {mb:.0f} MB" for name, mb in estimate.memory_mb.items())
     return [
         (
             "training tokens",
-            f"{figures.training_tokens:,.0f}",
-            f"{facts.prompt_tokens + facts.completion_tokens:.0f} a row, the system prompt once a batch, all epochs, "
-            "general texts",
+            f"{estimate.training_tokens:,.0f}",
+            f"{facts.prompt_tokens + facts.completion_tokens:.0f} per row, the system prompt once per batch, all "
+            "epochs, general texts",
         ),
         (
             "training work",
-            f"{figures.training_flops / 1e12:,.0f} TFLOP",
+            f"{estimate.training_flops / 1e12:,.0f} TFLOP",
             "4 N D for the tuned layers, 2 N D once for those below, 6 n D for the adapter",
         ),
         (
             "training time",
-            duration(figures.training_seconds),
-            f"on a machine like this one ({machine.device}: {machine.gflops:.0f} GFLOP/s, {machine.precision})",
+            duration(estimate.training_seconds),
+            f"on this machine ({machine.device}: {machine.gflops:.0f} GFLOP/s, {machine.precision})",
         ),
         ("memory", memory, f"{machine.free_mb:.0f} MB are free here"),
-        ("training cost", f"{figures.training_cost:.2f} {money}", f"{declared.training_per_hour} {money} an hour"),
+        (
+            "training cost",
+            f"{estimate.training_cost:.2f} {config.currency}",
+            f"{config.training_per_hour} {config.currency} per hour",
+        ),
+    ]
+
+
+def _running(facts: Facts, estimate: Estimate, config: Suitability) -> list[tuple[str, str, str]]:
+    """The rows about the running cost of a prompted and of a tuned model."""
+    months, even = estimate.break_even_months, estimate.break_even_requests
+    tokens = facts.few_shot_prompt_tokens + facts.completion_tokens
+    return [
         (
             "prompted model",
-            f"{figures.prompted_per_month:.2f} {money} a month",
-            f"{declared.requests_per_day} requests a day, {price}, {declared.prompted_price} {money} a million tokens",
+            f"{estimate.prompted_per_month:.2f} {config.currency} per month",
+            f"{config.requests_per_day} requests per day, {tokens:.0f} tokens per request with {SHOTS} examples in the "
+            f"prompt, {config.prompted_price} {config.currency} per million tokens",
         ),
-        ("tuned model", f"{figures.tuned_per_month:.2f} {money} a month", "hosting, as declared"),
+        ("tuned model", f"{estimate.tuned_per_month:.2f} {config.currency} per month", "hosting, as declared"),
         (
             "break-even",
             "never at this load" if months is None else f"after {months:.1f} months",
-            "hosting never pays" if even is None else f"hosting pays from {even:,.0f} requests a day",
+            "hosting never pays" if even is None else f"hosting pays from {even:,.0f} requests per day",
         ),
     ]
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever a person would say."""
+    """Seconds up to 90 s, minutes up to 90 min, hours beyond: "5 s", "10 min", "2.0 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _override(facts: Facts, declared: Suitability) -> list[str]:
-    if facts.usable >= declared.min_examples or not declared.override:
+def _override(facts: Facts, config: Suitability) -> list[str]:
+    if facts.usable >= config.min_examples or not config.override:
         return []
-    return [f"> Going on with {facts.usable} examples in spite of this gate. Reason declared: {declared.override}", ""]
+    return [f"> The run continues with {facts.usable} examples. `suitability.override`: {config.override}", ""]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -106,7 +121,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines] + [""]
 
 
-def _yes(check: Check) -> str:
+def _passed(check: Check) -> str:
     return "yes" if check.passed else f"no ({check.severity})"
 
 

@@ -1,16 +1,16 @@
-"""The rules that say which tool the job wants: prompting, retrieval, fine-tuning, or both of the last. All visible.
+"""Recommend prompting, retrieval, fine-tuning, or fine-tuning with retrieval, by rules that the report shows. Pure.
 
-Each rule compares one fact with one threshold and speaks for one tool, or for none. Then:
+Each rule compares one fact with one threshold and supports one tool, or none. Then:
 
-    retrieval     if any rule speaks for it (what changes, or has to be quoted, does not belong into weights)
-    fine-tuning   if more rules speak for it than for prompting, and there are at least `min_examples` examples
-    prompting     if neither holds
+    retrieval     if any rule supports it (facts that change or have to be cited do not belong in weights)
+    fine-tuning   if more rules support it than prompting, and there are at least `min_examples` examples
+    prompting     otherwise
 
-Thresholds without a source are rules of thumb of this project; they are shown so that they can be argued with.
+Thresholds without a source are rules of thumb of this project; the report shows them so that a team can disagree.
 
-    | number of examples | 842 | at least 500 | fine-tuning |
+    | number of usable examples | 842 | at least 500 | fine-tuning |
 
-What it is not: the gate (assets.py): advice warns; only the number of examples blocks.
+Only the number of examples blocks a run (assets.py); everything here is a recommendation.
 """
 
 from __future__ import annotations
@@ -21,198 +21,203 @@ from math import inf
 from typing import Literal, TypeAlias
 
 from finetune_pipeline.config import Suitability
-from finetune_pipeline.suitability.estimates import Base, Estimate, Machine
+from finetune_pipeline.statistics.formatting import percent
+from finetune_pipeline.suitability.estimates import BaseSize, Estimate, Machine
 from finetune_pipeline.suitability.facts import SHOTS, Facts
 
 Tool: TypeAlias = Literal["prompting", "retrieval", "fine-tuning", "both"]
-Vote: TypeAlias = Literal["prompting", "retrieval", "fine-tuning", ""]
+Support: TypeAlias = Literal["prompting", "retrieval", "fine-tuning", ""]
 
 CHANGING = ("monthly", "weekly", "daily")
-FEW_ANSWERS = 0.2  # share of different answers below which answering is choosing
-SAVED_PROMPT = 0.5  # share of the prompt that tuning saves
+FEW_ANSWERS = 0.2  # share of distinct answers up to which the task is a choice among known answers
+SAVED_PROMPT = 0.5  # share of the prompt's tokens that tuning saves
 CONTRADICTIONS = 0.05  # share of rows that contradict others; widely used test sets have 3.3 % wrong labels
 # (Northcutt et al., "Pervasive Label Errors in Test Sets", arXiv:2103.14749)
-BITS_PER_PARAMETER = 2  # what a network can store (Allen-Zhu and Li, arXiv:2404.05405)
-BITS_PER_TOKEN = 1  # what a tuned model has to learn of each answer token, about its loss before tuning
+BITS_PER_PARAMETER = 2  # that a network can store (Allen-Zhu and Li, arXiv:2404.05405)
+BITS_PER_TOKEN = 1  # to learn per completion token: about its loss before tuning
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the table: what was found, the threshold it was held against, and which tool it speaks for."""
+class RuleResult:
+    """One line of the table: the observed value, the threshold, and the tool that the rule supports ("": none)."""
 
     rule: str
-    found: str
+    observed: str
     threshold: str
-    speaks_for: Vote
+    supports: Support
     why: str
 
 
 @dataclass(frozen=True, slots=True)
-class Advice:
-    """The recommended tool, method (one that `train.method` takes) and size of the base model, each with its reason."""
+class Recommendation:
+    """The recommended tool, method (one that `train.method` accepts) and size of the base model, with reasons."""
 
     tool: Tool
-    findings: tuple[Finding, ...]
+    rules: tuple[RuleResult, ...]
     method: str
     method_why: str
     size: str
     size_why: str
 
 
-def advise(facts: Facts, figures: Estimate, base: Base, declared: Suitability, machine: Machine) -> Advice:
-    """Weigh all rules."""
-    findings = weigh(facts, figures, declared)
-    method, method_why = best_method(facts, figures, machine)
-    size, size_why = base_size(facts, base)
-    return Advice(recommended(findings, facts, declared), findings, method, method_why, size, size_why)
+def recommend(
+    facts: Facts, estimate: Estimate, base: BaseSize, config: Suitability, machine: Machine
+) -> Recommendation:
+    """Apply all rules."""
+    rules = apply_rules(facts, estimate, config)
+    method, method_why = recommend_method(facts, estimate, machine)
+    size, size_why = recommend_size(facts, base)
+    return Recommendation(recommend_tool(rules, facts, config), rules, method, method_why, size, size_why)
 
 
-def recommended(findings: Sequence[Finding], facts: Facts, declared: Suitability) -> Tool:
-    votes = [finding.speaks_for for finding in findings]
-    tune = votes.count("fine-tuning") > votes.count("prompting") and facts.usable >= declared.min_examples
-    if "retrieval" in votes:
+def recommend_tool(rules: Sequence[RuleResult], facts: Facts, config: Suitability) -> Tool:
+    supported = [result.supports for result in rules]
+    more = supported.count("fine-tuning") > supported.count("prompting")
+    tune = more and facts.usable >= config.min_examples
+    if "retrieval" in supported:
         return "both" if tune else "retrieval"
     return "fine-tuning" if tune else "prompting"
 
 
-def weigh(facts: Facts, figures: Estimate, declared: Suitability) -> tuple[Finding, ...]:
+def apply_rules(facts: Facts, estimate: Estimate, config: Suitability) -> tuple[RuleResult, ...]:
     """The table of rules, in the order of the report."""
     return (
-        _knowledge(declared),
-        _sources(declared),
-        _examples(facts, declared),
+        _knowledge(config),
+        _sources(config),
+        _examples(facts, config),
         _form(facts),
         _variety(facts),
         _prompt(facts),
-        _load(figures, declared),
+        _load(estimate, config),
         _contradictions(facts),
     )
 
 
-def _knowledge(declared: Suitability) -> Finding:
-    return Finding(
+def _knowledge(config: Suitability) -> RuleResult:
+    return RuleResult(
         "how often the facts change",
-        declared.knowledge_changes,
+        config.knowledge_changes,
         "monthly or more often",
-        "retrieval" if declared.knowledge_changes in CHANGING else "",
+        "retrieval" if config.knowledge_changes in CHANGING else "",
         "weights keep what they learned until the next training; a retrieved text is as new as its source",
     )
 
 
-def _sources(declared: Suitability) -> Finding:
-    return Finding(
-        "answers have to quote sources",
-        "yes" if declared.needs_sources else "no",
+def _sources(config: Suitability) -> RuleResult:
+    return RuleResult(
+        "answers have to cite sources",
+        "yes" if config.needs_sources else "no",
         "yes",
-        "retrieval" if declared.needs_sources else "",
-        "a tuned model cannot say where it knows something from",
+        "retrieval" if config.needs_sources else "",
+        "a tuned model does not know which text a fact comes from",
     )
 
 
-def _examples(facts: Facts, declared: Suitability) -> Finding:
-    enough, few = facts.usable >= declared.recommended_examples, facts.usable < declared.min_examples
-    return Finding(
+def _examples(facts: Facts, config: Suitability) -> RuleResult:
+    enough, few = facts.usable >= config.recommended_examples, facts.usable < config.min_examples
+    return RuleResult(
         "number of usable examples",
         str(facts.usable),
-        f"at least {declared.recommended_examples}; fewer than {declared.min_examples} are too few",
+        f"at least {config.recommended_examples}; fewer than {config.min_examples} are too few",
         "fine-tuning" if enough else "prompting" if few else "",
-        "few examples fit into a prompt; many do not",
+        "few examples fit into a prompt, many do not",
     )
 
 
-def _form(facts: Facts) -> Finding:
-    fixed = facts.format in ("label", "json")
-    return Finding(
-        "form of the answer",
-        facts.format,
+def _form(facts: Facts) -> RuleResult:
+    fixed = facts.answer_format in ("label", "json")
+    return RuleResult(
+        "format of the answer",
+        facts.answer_format,
         "label or json",
         "fine-tuning" if fixed else "",
-        "a fixed form is what tuning teaches most reliably",
+        "a fixed format is what tuning teaches most reliably",
     )
 
 
-def _variety(facts: Facts) -> Finding:
-    if facts.format == "json" and facts.fields:
-        found, threshold = f"{facts.closed_fields} of {facts.fields} fields take few values", "half of the fields"
+def _variety(facts: Facts) -> RuleResult:
+    if facts.answer_format == "json" and facts.fields:
+        observed = f"{facts.closed_fields} of {facts.fields} fields take few values"
+        threshold = "half of the fields"
         few = 2 * facts.closed_fields >= facts.fields
     else:
-        share = facts.distinct_answers / facts.usable if facts.usable else 1.0
-        found, threshold = f"{facts.distinct_answers} different answers ({share:.0%} of the rows)", f"{FEW_ANSWERS:.0%}"
+        share = facts.distinct_completions / facts.usable if facts.usable else 1.0
+        observed = f"{facts.distinct_completions} different answers ({percent(share)} of the rows)"
+        threshold = percent(FEW_ANSWERS)
         few = share <= FEW_ANSWERS
-    why = "choosing among known answers is learned from examples; a classical model is compared with it, too"
-    return Finding("variety of the answers", found, threshold, "fine-tuning" if few else "", why)
+    why = "a choice among known answers is learned from examples; the evaluation compares a classical model, too"
+    return RuleResult("variety of the answers", observed, threshold, "fine-tuning" if few else "", why)
 
 
-def _prompt(facts: Facts) -> Finding:
-    saved = 1 - facts.tuned_prompt / facts.few_shot_prompt if facts.few_shot_prompt else 0.0
-    found = (
-        f"{facts.few_shot_prompt:.0f} tokens with {SHOTS} examples, {facts.tuned_prompt:.0f} tuned: {saved:.0%} less"
-    )
-    return Finding(
+def _prompt(facts: Facts) -> RuleResult:
+    few_shot, tuned = facts.few_shot_prompt_tokens, facts.tuned_prompt_tokens
+    saved = 1 - tuned / few_shot if few_shot else 0.0
+    return RuleResult(
         "length of the prompt saved",
-        found,
-        f"{SAVED_PROMPT:.0%}",
+        f"{few_shot:.0f} tokens with {SHOTS} examples, {tuned:.0f} tuned: {percent(saved)} less",
+        percent(SAVED_PROMPT),
         "fine-tuning" if saved >= SAVED_PROMPT else "",
-        "the examples in a prompt are paid for with every request, in money and in waiting",
+        "examples in a prompt add cost and latency to every request",
     )
 
 
-def _load(figures: Estimate, declared: Suitability) -> Finding:
-    even = figures.break_even_requests
-    dear = even is not None and declared.requests_per_day >= even
-    return Finding(
+def _load(estimate: Estimate, config: Suitability) -> RuleResult:
+    even = estimate.break_even_requests
+    reached = even is not None and config.requests_per_day >= even
+    return RuleResult(
         "requests per day",
-        str(declared.requests_per_day),
+        str(config.requests_per_day),
         "hosting never pays" if even is None else f"{even:.0f} pay the hosting",
-        "fine-tuning" if dear else "prompting",
-        "below it, paying per token is cheaper than a machine of one's own",
+        "fine-tuning" if reached else "prompting",
+        "with fewer requests, paying per token costs less than hosting a model",
     )
 
 
-def _contradictions(facts: Facts) -> Finding:
+def _contradictions(facts: Facts) -> RuleResult:
     share = facts.contradictory / facts.raw if facts.raw else 0.0
-    return Finding(
+    return RuleResult(
         "rows that contradict others",
-        f"{facts.contradictory} of {facts.raw} ({share:.1%})",
-        f"{CONTRADICTIONS:.0%}",
+        f"{facts.contradictory} of {facts.raw} ({percent(share)})",
+        percent(CONTRADICTIONS),
         "prompting" if share >= CONTRADICTIONS else "",
-        "who labels did not agree on the job yet: write down the rules first (a prompt is a place for them)",
+        "the labelers do not agree on the task yet: write down the rules first (a prompt can hold them)",
     )
 
 
-def best_method(facts: Facts, figures: Estimate, machine: Machine) -> tuple[str, str]:
-    """LoRA, unless it does not fit into memory (QLoRA), or there is more to learn than the adapter can hold (full); of
-    the methods that the declaration accepts."""
+def recommend_method(facts: Facts, estimate: Estimate, machine: Machine) -> tuple[str, str]:
+    """LoRA, unless it does not fit into memory (QLoRA) or there is more to learn than the adapter can store (full); of
+    the methods that the declaration accepts. Returns the method and why."""
     bits = facts.usable * facts.completion_tokens * BITS_PER_TOKEN
-    room = figures.adapter_parameters * BITS_PER_PARAMETER
-    need = figures.memory_mb
-    if bits > room:
+    capacity = estimate.adapter_parameters * BITS_PER_PARAMETER
+    need = estimate.memory_mb
+    if bits > capacity:
         full = "full" in need
         return "full" if full else "lora", (
-            f"the answers hold about {bits / 1e6:.1f} million bits, the adapter about {room / 1e6:.1f} million "
+            f"the answers hold about {bits / 1e6:.1f} million bits, the adapter about {capacity / 1e6:.1f} million "
             f"({BITS_PER_PARAMETER} a parameter): raise `train.lora.r`{', or tune all weights' if full else ''}"
         )
     if need["lora"] > machine.free_mb:
-        why = f"LoRA takes about {need['lora']:.0f} MB, {machine.free_mb:.0f} MB are at hand"
+        why = f"LoRA needs about {need['lora']:.0f} MB, {machine.free_mb:.0f} MB are free"
         if need.get("qlora", inf) <= machine.free_mb:
-            return "qlora", f"{why}; with the base model in 4 bits it takes about {need['qlora']:.0f} MB"
-        return "lora", f"{why}: lower `train.max_tokens_per_batch`, or take a smaller base model or a larger machine"
+            return "qlora", f"{why}; with the base model in 4 bits it needs about {need['qlora']:.0f} MB"
+        return "lora", f"{why}: lower `train.max_tokens_per_batch`, or use a smaller base model or a larger machine"
     return "lora", (
-        f"the answers hold about {bits / 1e6:.2f} million bits and fit the adapter's {room / 1e6:.1f} million; "
+        f"the answers hold about {bits / 1e6:.2f} million bits and fit the adapter's {capacity / 1e6:.1f} million; "
         'within that, LoRA learns as much as full tuning (Schulman et al., "LoRA Without Regret", 2025)'
     )
 
 
-def base_size(facts: Facts, base: Base) -> tuple[str, str]:
-    """A range of parameters to start with, by what the answer is; a rule of thumb that the evaluation corrects."""
-    if facts.format == "label" or (facts.fields and facts.closed_fields == facts.fields):
-        size, why, low, high = "0.1 to 1 billion", "choosing among known values needs little language", 1e8, 1e9
-    elif facts.format == "json":
-        size, why, low, high = "0.1 to 3 billion", "extracting values needs reading, hardly any writing", 1e8, 3e9
+def recommend_size(facts: Facts, base: BaseSize) -> tuple[str, str]:
+    """A range of parameters to start with, by the format of the answer, and why; a rule of thumb that the evaluation
+    corrects."""
+    if facts.answer_format == "label" or (facts.fields and facts.closed_fields == facts.fields):
+        size, why, low, high = "0.1 to 1 billion", "a choice among known values needs little language", 1e8, 1e9
+    elif facts.answer_format == "json":
+        size, why, low, high = "0.1 to 3 billion", "extracting values needs reading, and hardly any writing", 1e8, 3e9
     else:
         size, why, low, high = "1 to 8 billion", "free text shows every weakness of a small model", 1e9, 8e9
-    have = f"{base.parameters / 1e9:.2f} billion are declared"
-    place = (
+    declared = f"the declared model has {base.parameters / 1e9:.2f} billion"
+    relation = (
         "smaller than that" if base.parameters < low else "larger than that" if base.parameters > high else "within it"
     )
-    return size, f"{why}; {have}, {place}"
+    return size, f"{why}; {declared}, {relation}"

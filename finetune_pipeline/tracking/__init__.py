@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline.config.addresses import hide_credentials, lacks_encoding, without_credentials
+from finetune_pipeline.config.credentials import hide_credentials, lacks_encoding, without_credentials
 from finetune_pipeline.errors import JobCancelled, StorageError
 from finetune_pipeline.records import Silent
 from finetune_pipeline.store import machine_lock, mlflow_artifacts, mlflow_uri

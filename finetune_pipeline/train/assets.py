@@ -18,14 +18,14 @@ from finetune_pipeline.store import StageContext, StageResult
 SHOWN = ("steps", "seconds", "tokens_per_second", "loss_first", "loss_last", "validation_loss", "precision", "peak_mb")
 
 
-def adapter(work: StageContext) -> StageResult:
+def adapter(context: StageContext) -> StageResult:
     """Train, or go on from the last checkpoint of this very work (same key). See job.py for what is left behind."""
-    job = work.store.unfinished("adapter", "checkpoints", work.key)
-    spec = _spec(work, job)
-    training = local.run("finetune_pipeline.train.job", spec, job, work.report, work.task.train.threads)
+    job = context.store.unfinished("adapter", "checkpoints", context.key)
+    spec = _spec(context, job)
+    training = local.run("finetune_pipeline.train.job", spec, job, context.report, context.task.train.threads)
     shown = {name: training[name] for name in SHOWN}
     summary = {**shown, "mlflow_run_id": training["mlflow_run_id"], "resumed_at": training["resumed_at"]}
-    return StageResult(summary, evaluate_training(training, work.inputs["data_split"].content_hash), unfinished=job)
+    return StageResult(summary, evaluate_training(training, context.inputs["data_split"].content_hash), unfinished=job)
 
 
 def evaluate_training(training: dict[str, Any], about: str) -> Verdict:
@@ -41,19 +41,19 @@ def evaluate_training(training: dict[str, Any], about: str) -> Verdict:
     return Verdict("adapter", passed, about, summary, checks, {"validation_loss": end, "steps": steps})
 
 
-def _spec(work: StageContext, job: Path) -> dict[str, Any]:
-    task, split, base = work.task, work.inputs["data_split"], work.inputs["base_model"]
+def _spec(context: StageContext, job: Path) -> dict[str, Any]:
+    task, split, base = context.task, context.inputs["data_split"], context.inputs["base_model"]
     rules = task.train.model_dump(mode="json")
     return {
-        "base": str(folder_of(base, task.base, work.report)),
+        "base": str(folder_of(base, task.base, context.report)),
         "base_id": base.json("base_model.json")["id"],
         "train": str(split.path("train.jsonl").absolute()),
         "validation": str(split.path("validation.jsonl").absolute()),
         "system": task.prompt.system,
         "rules": rules,
         "checkpoints": str(job / "steps"),
-        "out": str(work.out.absolute()),
+        "out": str(context.out.absolute()),
         "task": task.name,
-        "params": {**rules, "base": base.json("base_model.json")["id"], "key": work.key},
+        "params": {**rules, "base": base.json("base_model.json")["id"], "key": context.key},
         "data": {"name": f"{task.name}/data_split", "digest": split.content_hash},
     }

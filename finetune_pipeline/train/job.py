@@ -20,6 +20,7 @@ from finetune_pipeline.backends.peak_memory import PeakMemory
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import ModelError, TrainingFailed
 from finetune_pipeline.inference.attention_limits import longest_row
+from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.base_model import end_ids
 from finetune_pipeline.models.device import name_of, uses_bf16
 from finetune_pipeline.models.model_files import writing
@@ -30,7 +31,7 @@ from finetune_pipeline.train.audit import Audit, audit
 from finetune_pipeline.train.loop import BETAS, Loop
 from finetune_pipeline.train.packing import PackedModel
 from finetune_pipeline.train.replay import Replay, general_texts
-from finetune_pipeline.train.tokenize import Encoded, encode, shared_prefix
+from finetune_pipeline.train.tokenize import Encoded, encode
 
 
 def run(spec: dict[str, Any], report: Reporter) -> dict[str, Any]:
@@ -96,7 +97,9 @@ def assemble(spec: dict[str, Any], rules: Train, report: Reporter | None = None)
     torch.manual_seed(rules.seed)
     model, tokenizer, end_ids = load(Path(spec["base"]), rules)
     rows = {side: _encoded(spec[side], tokenizer, spec["system"], end_ids) for side in ("train", "validation")}
-    prefix = shared_prefix([*rows["train"], *rows["validation"]])
+    if not rows["train"]:
+        raise TrainingFailed("there is no row to train on", "read the accounting of data_split")
+    prefix = common_prefix([row.prompt for part in ("train", "validation") for row in rows[part]])
     found = audit(rows["train"], end_ids, model.config.max_position_embeddings, len(prefix))
     _write_audit(found, Path(spec["out"]))
     wrapped = with_adapter(model, rules)

@@ -8,11 +8,10 @@ endpoint will do it, and what the chat template puts after the end-of-turn mark 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_pipeline.errors import TrainingFailed
 from finetune_pipeline.models.base_model import render
 from finetune_pipeline.records import Example
 
@@ -46,13 +45,3 @@ def _row(row: Example, tokenizer: Any, system: str, end_ids: frozenset[int]) -> 
     ends = [place for place, token in enumerate(rest) if token in end_ids]
     answer = rest[: ends[0] + 1] if ends else rest
     return Encoded(row.id, tokenizer(prompt, add_special_tokens=False)["input_ids"], answer, joined)
-
-
-def shared_prefix(rows: Sequence[Encoded]) -> list[int]:
-    """The ids that every prompt begins with: the system prompt and the head of the template."""
-    if not rows:
-        raise TrainingFailed("there is no row to train on", "read the accounting of data_split")
-    first, last = min(row.prompt for row in rows), max(row.prompt for row in rows)  # in order of their tokens
-    common = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    shortest = min(len(row.prompt) for row in rows)
-    return first[: min(common, shortest - 1)]  # every row keeps a token of its own, whose output starts its answer

@@ -1,4 +1,4 @@
-"""Near duplicates are those that the definition says, neither more nor fewer, whatever the size of the data."""
+"""Near duplicates are exactly the pairs of the definition, for data of any size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from finetune_pipeline.clean import minhash
 from finetune_pipeline.clean.minhash import bands_for
 from finetune_pipeline.clean.normalize import normalize
-from finetune_pipeline.clean.shingles import I64, distinct, grams_of, without
+from finetune_pipeline.clean.shingles import I64, distinct_sets, grams_of, remove_grams
 from finetune_pipeline.clean.similarity import measure
 
 
@@ -21,8 +21,8 @@ def gram_set(text: str) -> set[str]:
     return {plain[i : i + 5] for i in range(len(plain) - 4)}
 
 
-def similarity(one: str, other: str) -> float:
-    a, b = gram_set(one), gram_set(other)
+def similarity(left: str, right: str) -> float:
+    a, b = gram_set(left), gram_set(right)
     return len(a & b) / len(a | b)
 
 
@@ -62,16 +62,16 @@ def test_pairs_are_those_of_brute_force(threshold: float, words: tuple[int, int]
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.6, 0.8, 0.95])
 @pytest.mark.parametrize("words", [(1, 4), (8, 30)])
-def test_between_finds_every_pair_without_chance(threshold: float, words: tuple[int, int]) -> None:
+def test_between_finds_every_pair_exactly(threshold: float, words: tuple[int, int]) -> None:
     texts = sentences(240, words, seed=int(threshold * 100))
     alike = measure(texts, threshold)
     left, right = range(90), range(90, 240)
     expected = {(i, j) for i in left for j in right if similarity(texts[i], texts[j]) >= threshold}
     found = {(i, j): value for i, j, value in alike.between(left, right)}
     sets = [{alike.at[i] for i, _ in pairs} | {alike.at[j] for _, j in pairs} for pairs in (found, expected)]
-    assert sets[0] == sets[1], "every text that has a near duplicate on the other side is named"
+    assert sets[0] == sets[1], "every text that has a near duplicate in the other list is in a pair"
     assert {(alike.at[i], alike.at[j]) for i, j in found} == {(alike.at[i], alike.at[j]) for i, j in expected}
-    assert expected, "the data must have something to find"
+    assert expected, "the data have near duplicates"
     assert all(value == pytest.approx(similarity(texts[i], texts[j])) for (i, j), value in found.items())
 
 
@@ -83,10 +83,10 @@ def test_between_is_exact_however_many_grams_are_common(monkeypatch: pytest.Monk
         monkeypatch.setattr("finetune_pipeline.clean.exact._BLOCK", 200)
         found.append(sorted(measure(texts, 0.6).between(range(100), range(100, 300))))
     assert found[0]
-    assert all(one == found[0] for one in found)
+    assert all(pairs_ == found[0] for pairs_ in found)
 
 
-def test_equal_after_normalizing_is_one_and_short_texts_work() -> None:
+def test_texts_equal_after_normalizing_are_near_duplicates_also_short_ones() -> None:
     assert pairs(["Hi!", "hi", "ho", "", "?"], 0.8) == [(0, 1, 1.0)]
     assert pairs(["", ""], 0.8) == [(0, 1, 1.0)]
     assert pairs([], 0.8) == []
@@ -94,10 +94,10 @@ def test_equal_after_normalizing_is_one_and_short_texts_work() -> None:
     assert pairs(["a b c", "a b c.", "a b d"], 1.0) == [(0, 1, 1.0)]
 
 
-def test_every_equal_text_is_paired_with_what_is_near() -> None:
+def test_every_equal_text_is_paired_with_its_near_duplicates() -> None:
     texts = ["where is my parcel now", "Where is my parcel, now?", "where is my parcel now please"]
     assert [(i, j) for i, j, _ in pairs(texts, 0.7)] == [(0, 1), (0, 2), (1, 2)]
-    assert [(i, j) for i, j, _ in pairs(["same"] * 20, 0.7) if i > 0 and j > 8] == []  # linked to the first is enough
+    assert [(i, j) for i, j, _ in pairs(["same"] * 20, 0.7) if i > 0 and j > 8] == []  # a link to the first is enough
     assert measure(["same"] * 20, 0.7).clusters() == [list(range(20))]
 
 
@@ -108,7 +108,7 @@ def test_clusters_are_linked_over_several_steps() -> None:
     assert similarity(texts[0], texts[3]) < 0.75
 
 
-def test_result_does_not_depend_on_order() -> None:
+def test_the_result_does_not_depend_on_the_order() -> None:
     texts = sentences(200, (8, 20))
     order = np.random.default_rng(0).permutation(len(texts))
     moved = [texts[i] for i in order]
@@ -117,7 +117,7 @@ def test_result_does_not_depend_on_order() -> None:
 
 
 def test_a_crowd_is_not_compared_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Candidates are counted: of four million pairs that are all near, a few for each row are looked at."""
+    """Candidates are counted: of four million pairs that are all near, a few for each row are verified."""
     counted: list[int] = []
     verified = minhash._verified
 
@@ -132,19 +132,19 @@ def test_a_crowd_is_not_compared_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -
     assert sum(counted) < 10 * 2800
 
 
-def test_grams_are_sets_of_each_text_alone() -> None:
+def test_grams_are_one_set_for_each_text() -> None:
     grams = grams_of(["abcdef", "abcdefabcdef", "ab"])
     assert list(grams.sizes) == [2, 6, 1]
     first, second = (set(grams.values[s : s + n]) for s, n in list(zip(grams.starts, grams.sizes, strict=True))[:2])
     assert first < second
 
 
-def test_grams_left_out_and_equal_sets() -> None:
+def test_grams_are_removed_and_equal_sets_are_found() -> None:
     grams = grams_of(["abcdef", "abcdefg", "abcdef", "zzzzz"])
-    dropped = np.sort(grams.values[:2])
-    slim = without(grams, dropped, np.array([True, True, False, True]))
-    assert list(slim.sizes) == [2, 1, 2, 1], "a set of nothing else stays as it is"
-    first, at = distinct(grams)
+    removed = np.sort(grams.values[:2])
+    reduced = remove_grams(grams, removed, np.array([True, True, False, True]))
+    assert list(reduced.sizes) == [2, 1, 2, 1], "a set without other grams is unchanged"
+    first, at = distinct_sets(grams)
     assert len(first) == 3
     assert at[0] == at[2] != at[1]
 

@@ -9,7 +9,7 @@ import pytest
 from finetune_pipeline.clean.pii import find, mask
 
 
-def test_only_the_order_is_left() -> None:
+def test_everything_but_the_order_number_is_masked() -> None:
     text = "order HV-48213 ... ring me on 07700 900123 or mail jo@example.com card 4111 1111 1111 1111"
     assert mask(text) == (
         "order HV-48213 ... ring me on <PHONE> or mail <EMAIL> card <CARD>",
@@ -64,7 +64,7 @@ def test_personal_data_is_found(text: str, kinds: list[str]) -> None:
         "the years 1999-2003 and 20 000 000 rows",
     ],
 )
-def test_other_numbers_stay(text: str) -> None:
+def test_other_numbers_are_unchanged(text: str) -> None:
     assert mask(text) == (text, [])
 
 
@@ -75,7 +75,7 @@ def test_findings_do_not_overlap_and_are_in_order() -> None:
     assert all(a.end <= b.start for a, b in pairwise(found))
 
 
-def test_long_texts_of_digits_take_no_time() -> None:
+def test_long_texts_of_digits_are_fast() -> None:
     assert mask("1 " * 20_000)[1] == []
     assert mask("1234567890-" * 3_000)[1] is not None
     assert mask("a" * 50_000 + "@")[1] == []

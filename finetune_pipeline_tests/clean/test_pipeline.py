@@ -1,4 +1,4 @@
-"""All rules on all rows: each drop and change in the ledger, in the right order, and every row accounted for."""
+"""All rules on all rows: each drop and fix is in the ledger, in order, and every row is accounted for."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 
 from finetune_pipeline.clean.assets import clean_examples, ledger
 from finetune_pipeline.clean.duplicates import same_prompt
+from finetune_pipeline.clean.lengths import Quantiles
 from finetune_pipeline.clean.pipeline import Cleaned, clean
 from finetune_pipeline.config import AnswerFormat, Clean
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.records import Example, Message, read_jsonl
-from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
+from finetune_pipeline_tests.artifacts import example, finished, stage_context, task, task_store
 
 LABELS = AnswerFormat(format="label", labels=("delivery", "refund"))
 ORDER = AnswerFormat(
@@ -33,7 +34,7 @@ def words(texts: Sequence[str]) -> list[int]:
 
 
 def cleaned(rows: list[tuple[str, str]], answer: AnswerFormat = LABELS, system: str = "", **rules: Any) -> Cleaned:
-    examples = [example(str(n), prompt, said) for n, (prompt, said) in enumerate(rows)]
+    examples = [example(str(n), prompt, completion) for n, (prompt, completion) in enumerate(rows)]
     return clean(examples, Clean(**rules), answer, system, words)
 
 
@@ -41,16 +42,16 @@ def dropped(result: Cleaned) -> dict[str, str]:
     return {drop.id: drop.reason for drop in result.drops}
 
 
-def changed(result: Cleaned) -> list[tuple[str, str]]:
-    return [(change.id, change.rule) for change in result.fixes]
+def fixes(result: Cleaned) -> list[tuple[str, str]]:
+    return [(fix.id, fix.rule) for fix in result.fixes]
 
 
-def test_a_row_is_mended_and_the_ledger_says_how() -> None:
+def test_a_row_is_fixed_and_the_ledger_has_each_fix() -> None:
     result = cleaned([("<p>where  is my cafÃ© order?</p> mail jo@example.com or al@example.com", " Delivery")])
     assert [(row.prompt, row.completion) for row in result.kept] == [
         ("where is my café order?\nmail <EMAIL> or <EMAIL>", "delivery")
     ]
-    assert changed(result) == [
+    assert fixes(result) == [
         ("0", "encoding"),
         ("0", "html"),
         ("0", "space"),
@@ -60,7 +61,7 @@ def test_a_row_is_mended_and_the_ledger_says_how() -> None:
     assert result.fixes[-1].detail == "2 times"
 
 
-def test_bad_answers_are_dropped_each_under_its_name() -> None:
+def test_invalid_completions_are_dropped_each_with_its_reason() -> None:
     rows = [("one", "  "), ("two", '{"intent": "deli'), ("three", '{"intent": "x"}'), ("four", '{"intent": "refund"}')]
     assert dropped(cleaned(rows, ORDER)) == {
         "0": "empty-completion",
@@ -70,20 +71,20 @@ def test_bad_answers_are_dropped_each_under_its_name() -> None:
     assert dropped(cleaned([("<br/> \u200b", "refund")])) == {"0": "empty-prompt"}
 
 
-def test_lengths_count_the_system_prompt_and_drop_what_does_not_fit() -> None:
+def test_lengths_include_the_system_prompt_and_rows_outside_the_bounds_are_dropped() -> None:
     rows = [("word " * 20, "refund"), ("two words", "refund"), ("one", "refund")]
     result = cleaned(rows, system="be kind", min_tokens=1, max_tokens=24)
     assert dropped(result) == {"0": "too-long"}
     assert dropped(cleaned(rows, min_tokens=2)) == {"0": "too-short", "1": "too-short", "2": "too-short"}
-    assert result.lengths["whole"] == {"p50": 19, "p95": 19, "max": 20}  # 3 messages of 5, 2 + 1 or 2 + 1 words
+    assert result.lengths.whole == Quantiles(p50=19, p95=19, max=20)  # 3 messages of 5, 2 + 1 or 2 + 1 words
 
 
-def test_the_first_of_exact_duplicates_stays() -> None:
+def test_the_first_of_exact_duplicates_is_kept() -> None:
     rows = [("Where is my order?", "delivery"), (" Where is  my order?", "delivery"), ("where is MY order", "delivery")]
     result = cleaned(rows)
     assert [row.id for row in result.kept] == ["0"]
     assert dropped(result) == {"1": "exact-duplicate", "2": "near-duplicate"}
-    assert [(c["kept"], c["dropped"]) for c in result.clusters] == [("0", "1"), ("0", "2")]
+    assert [(pair.kept, pair.dropped) for pair in result.pairs] == [("0", "1"), ("0", "2")]
 
 
 NEAR = "I have been waiting for the blue kettle since last Monday and nobody has told me anything at all"
@@ -103,7 +104,7 @@ SAME_BUT_FOR_MARKS = (
 )
 
 
-PLAUSIBLE = (  # one may be the other, written wrongly; people have to say
+PLAUSIBLE = (  # the difference may be a typing error or not, so that reviewers decide
     ("Is it worth to learn C for a new job this year?", "Is it worth to learn C# for a new job this year?"),
     ("It has 40 C in here, is that all right?", "It has -40 C in here, is that all right?"),
     ("What does the expression *p mean in this line?", "What does the expression &p mean in this line?"),
@@ -112,7 +113,7 @@ PLAUSIBLE = (  # one may be the other, written wrongly; people have to say
 )
 
 
-def test_near_duplicates_need_the_same_answer_and_the_similarity() -> None:
+def test_near_duplicates_need_the_same_completion_and_the_similarity() -> None:
     assert dropped(cleaned([(NEAR, "delivery"), (NEAR + " today", "delivery")])) == {"1": "near-duplicate"}
     assert dropped(cleaned([(NEAR, "delivery"), (NEAR + " today", "delivery")], near_duplicate_threshold=1.0)) == {}
     assert (
@@ -126,7 +127,7 @@ def test_near_duplicates_need_the_same_answer_and_the_similarity() -> None:
     )
 
 
-def test_a_chain_of_near_duplicates_does_not_swallow_its_far_end() -> None:
+def test_the_far_end_of_a_chain_of_near_duplicates_is_kept() -> None:
     rows = [
         (NEAR, "delivery"),
         (NEAR + " about this one", "delivery"),
@@ -142,7 +143,7 @@ def test_contradictions_are_all_dropped_or_kept_as_declared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("left", "right"),
     [
         *PLAUSIBLE,
         ("what is 5! in numbers", "what is 5 in numbers"),
@@ -151,11 +152,11 @@ def test_contradictions_are_all_dropped_or_kept_as_declared() -> None:
         (NEAR, NEAR.replace("waiting", "not waiting")),
     ],
 )
-def test_a_near_question_with_another_answer_stays(one: str, other: str) -> None:
-    assert dropped(cleaned([(one, "delivery"), (other, "refund")])) == {}
+def test_a_near_prompt_with_another_completion_is_kept(left: str, right: str) -> None:
+    assert dropped(cleaned([(left, "delivery"), (right, "refund")])) == {}
 
 
-def test_a_question_is_identical_in_every_character() -> None:
+def test_identical_prompts_are_equal_in_every_character() -> None:
     rows = [("Caf\u00e9 near  me?", "delivery"), ("Cafe\u0301 near me? ", "refund")]
     assert set(dropped(cleaned(rows)).values()) == {"contradiction"}
     two = [("is C typed?", "delivery"), ("is C# typed?", "delivery")]
@@ -163,66 +164,72 @@ def test_a_question_is_identical_in_every_character() -> None:
     assert dropped(cleaned(two, near_duplicate_threshold=1.0)) == {}
 
 
-@pytest.mark.parametrize("near_duplicate", [0.8, 1.0])
-@pytest.mark.parametrize(("one", "other"), SAME_BUT_FOR_MARKS)
-def test_questions_that_differ_in_case_marks_or_line_breaks_are_proposed_to_people(
-    one: str, other: str, near_duplicate: float
+@pytest.mark.parametrize("threshold", [0.8, 1.0])
+@pytest.mark.parametrize(("left", "right"), SAME_BUT_FOR_MARKS)
+def test_prompts_that_differ_in_case_marks_or_line_breaks_are_conflicts(
+    left: str, right: str, threshold: float
 ) -> None:
-    result = cleaned([(one, "delivery"), (other, "refund")], near_duplicate_threshold=near_duplicate)
-    assert (dropped(result), [line["rows"] for line in result.conflicts]) == ({}, [["0", "1"]])
+    result = cleaned([(left, "delivery"), (right, "refund")], near_duplicate_threshold=threshold)
+    assert (dropped(result), [conflict.rows for conflict in result.conflicts]) == ({}, [("0", "1")])
 
 
-@pytest.mark.parametrize(("one", "other"), PLAUSIBLE)
-def test_a_near_question_with_another_answer_is_proposed_to_people(one: str, other: str) -> None:
-    assert [line["rows"] for line in cleaned([(one, "delivery"), (other, "refund")]).conflicts] == [["0", "1"]]
+@pytest.mark.parametrize(("left", "right"), PLAUSIBLE)
+def test_plausible_near_prompts_with_another_completion_are_conflicts(left: str, right: str) -> None:
+    assert [conflict.rows for conflict in cleaned([(left, "delivery"), (right, "refund")]).conflicts] == [("0", "1")]
 
 
-def test_near_questions_that_disagree_for_no_reason_are_proposed_to_people() -> None:
+def test_near_prompts_with_an_unexplained_difference_are_conflicts() -> None:
     near = [(NEAR, "delivery"), (NEAR.replace("kettle", "kettel"), "refund"), ("else", "refund")]
     result = cleaned(near)
-    assert [line["rows"] for line in result.conflicts] == [["0", "1"]]
+    assert [conflict.rows for conflict in result.conflicts] == [("0", "1")]
     assert result.summary()["conflicts"] == 1
     orders = [(f"{NEAR}, order HV-{n}", json.dumps({"intent": "delivery", "order": f"HV-{n}"})) for n in (48213, 48214)]
     assert (dropped(cleaned(orders, ORDER)), cleaned(orders, ORDER).conflicts) == ({}, [])
     assert cleaned(near, contradictions="keep").conflicts == []
 
 
-def test_free_text_may_have_several_answers_to_one_question() -> None:
+def test_free_text_may_have_several_completions_for_one_prompt() -> None:
     rows = [
         ("name[Aromi], area[center]", f"Aromi is a place in the {word}.") for word in ("centre", "center", "middle")
     ]
     result = cleaned([*rows, rows[0]], AnswerFormat())
     assert dropped(result) == {"3": "exact-duplicate"}
-    assert result.summary()["several_answers"] == {"questions": 1, "rows": 3}
-    for one, other in (("C", "C#"), ("polish", "Polish"), ("if a:\n    b()\nc()", "if a:\n    b()\n    c()")):
-        assert dropped(cleaned([("one", one), ("one", other)], AnswerFormat())) == {}
+    assert result.summary()["several_completions"] == {"prompts": 1, "rows": 3}
+    for left, right in (("C", "C#"), ("polish", "Polish"), ("if a:\n    b()\nc()", "if a:\n    b()\n    c()")):
+        assert dropped(cleaned([("one", left), ("one", right)], AnswerFormat())) == {}
     checks = ledger(4, result, "hash").checks
     assert [(check.severity, check.passed) for check in checks] == [("error", True), ("warning", False)]
-    assert "1 questions have several answers, in 3 rows" in checks[1].observed
+    assert "1 prompts have several completions, in 3 rows" in checks[1].observed
 
 
-def test_an_instruction_of_every_row_makes_no_duplicates() -> None:
-    told = (
+def test_an_instruction_in_every_row_makes_no_duplicates() -> None:
+    instruction = (
         "Sort the message of the customer into one of the intents, and answer with the name of the intent only. Think "
         "about what the person wants to reach, not about single words. Write it in lower case, without quotes and "
         "without a full stop at the end; if none of them seems to fit, choose the one that is nearest. Here it is: "
     )
-    rows = [(f"{told}{word * 4} and {word}", "refund") for word in ("abc", "def", "ghi", "jkl", "mno", "pqr", "stu")]
-    rows += [(f"{told}{word * 5} or {word}", "refund") for word in ("vwx", "yza", "bcd", "efg", "hij", "klm", "nop")]
-    rows += [(f"{told}{word * 6} not {word}", "refund") for word in ("qrs", "tuv", "wxy", "zab", "cde", "fgh", "ijk")]
+    rows = [
+        (f"{instruction}{word * 4} and {word}", "refund") for word in ("abc", "def", "ghi", "jkl", "mno", "pqr", "stu")
+    ]
+    rows += [
+        (f"{instruction}{word * 5} or {word}", "refund") for word in ("vwx", "yza", "bcd", "efg", "hij", "klm", "nop")
+    ]
+    rows += [
+        (f"{instruction}{word * 6} not {word}", "refund") for word in ("qrs", "tuv", "wxy", "zab", "cde", "fgh", "ijk")
+    ]
     assert dropped(cleaned(rows, max_tokens=500)) == {}
 
 
-def test_one_text_under_two_instructions_is_two_questions() -> None:
-    dice = random.Random(1)
-    texts = [" ".join("".join(dice.choices("abcdefghijklmno", k=6)) for _ in range(9)) for _ in range(100)]
+def test_one_text_under_two_instructions_is_two_prompts() -> None:
+    random_ = random.Random(1)
+    texts = [" ".join("".join(random_.choices("abcdefghijklmno", k=6)) for _ in range(9)) for _ in range(100)]
     angry = (
         "Read the following message of a customer and tell whether the customer is angry or complains about something."
     )
     parcel = "Read the following message of a customer and tell whether it is about a parcel, a shipment or a driver."
-    rows = [(f"{told}\n\n{text}", "delivery") for text in texts for told in (angry, parcel)]
-    again = [(f"{parcel}\n\n{texts[0]} please", "delivery")]
-    assert dropped(cleaned(rows + again)) == {"200": "near-duplicate"}
+    rows = [(f"{instruction}\n\n{text}", "delivery") for text in texts for instruction in (angry, parcel)]
+    repeated = [(f"{parcel}\n\n{texts[0]} please", "delivery")]
+    assert dropped(cleaned(rows + repeated)) == {"200": "near-duplicate"}
 
 
 def test_ten_thousand_equal_rows_and_as_many_contradictions() -> None:
@@ -231,11 +238,11 @@ def test_ten_thousand_equal_rows_and_as_many_contradictions() -> None:
         [("where is it?", json.dumps({"intent": "refund", "order": str(n)})) for n in range(10_000)], ORDER
     )
     assert len(result.drops) == 10_000
-    assert result.drops[0].detail == "the same question has another answer in 1, 2, 3 and 9996 more"
+    assert result.drops[0].detail == "the same prompt has another completion in 1, 2, 3 and 9996 more"
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("left", "right", "same"),
     [
         ("cancel my order please", "cancel the order", True),
         ("i want a refund", "i want a refundd", True),
@@ -245,32 +252,32 @@ def test_ten_thousand_equal_rows_and_as_many_contradictions() -> None:
         ("order 12", "order 13", False),
     ],
 )
-def test_same_question(one: str, other: str, same: bool) -> None:
-    assert same_prompt(one, other) is same
-    assert same_prompt(other, one) is same
+def test_same_prompt(left: str, right: str, same: bool) -> None:
+    assert same_prompt(left, right) is same
+    assert same_prompt(right, left) is same
 
 
 def test_personal_data_is_masked_dropped_or_kept_as_declared() -> None:
     rows = [("mail jo@example.com about order 12", "refund"), ("mail al@example.com about order 12", "refund")]
     masked = cleaned(rows)
-    assert dropped(masked) == {"1": "exact-duplicate"}  # they differed in the address alone
+    assert dropped(masked) == {"1": "exact-duplicate"}  # they differed in the address only
     result = cleaned(rows, personal_data="drop")
     assert dropped(result) == {"0": "personal-data", "1": "personal-data"}
     assert all("example.com" not in drop.detail for drop in result.drops)
     assert cleaned(rows, personal_data="keep").kept[0].prompt == rows[0][0]
 
 
-def test_masked_json_answers_stay_json_or_are_dropped() -> None:
-    def said(order: object) -> str:
+def test_masked_json_completions_are_valid_json_or_dropped() -> None:
+    def completion(order: object) -> str:
         return json.dumps({"intent": "refund", "order": order})
 
-    result = cleaned([("a b", said("line\njo@example.com"))], ORDER)
+    result = cleaned([("a b", completion("line\njo@example.com"))], ORDER)
     assert json.loads(result.kept[0].completion)["order"] == "line\n<EMAIL>"
     spec = ORDER.model_copy(update={"json_schema": {"properties": {"phone": {"type": "integer"}}}})
     assert dropped(cleaned([("a b", '{"phone": 5550104477}')], spec)) == {"0": "personal-data"}
 
 
-def test_conversations_are_cleaned_as_a_whole() -> None:
+def test_all_messages_of_a_conversation_are_cleaned() -> None:
     turns = (
         Message("system", "be  kind"),
         Message("user", "<b>hi</b>"),
@@ -282,11 +289,11 @@ def test_conversations_are_cleaned_as_a_whole() -> None:
     assert [m.content for m in result.kept[0].messages] == ["be kind", "hi", "Hello,  <EMAIL>", "where?", "delivery"]
 
 
-def test_clean_rows_are_not_touched_again() -> None:
+def test_cleaning_twice_changes_nothing_more() -> None:
     rows = [("<p>where  is my cafÃ© order?</p> ring 07700 900123", "Delivery"), ("a &lt; b", "refund")]
     once = cleaned(rows)
-    again = clean(once.kept, Clean(), LABELS, "", words)
-    assert (again.kept, again.fixes, again.drops) == (once.kept, [], [])
+    twice = clean(once.kept, Clean(), LABELS, "", words)
+    assert (twice.kept, twice.fixes, twice.drops) == (once.kept, [], [])
 
 
 def test_the_asset_writes_the_ledger_and_its_verdict(
@@ -307,16 +314,16 @@ def test_the_asset_writes_the_ledger_and_its_verdict(
     ]
     raw = finished(store, "raw_examples", {"examples.jsonl": rows})
     base = finished(store, "base_model", {"base_model.json": prepare(declared.base, store.task, Silent())[1]})
-    job = work(declared, store, tmp_path, raw_examples=raw, base_model=base)
-    outcome = clean_examples(job)
-    assert [row["id"] for row in read_jsonl(job.out / "examples.jsonl")] == ["a", "b"]
-    assert [row["reason"] for row in read_jsonl(job.out / "drops.jsonl")] == ["empty-completion"]
-    assert [row["rule"] for row in read_jsonl(job.out / "fixes.jsonl")] == ["html"]
-    assert outcome.verdict is not None and outcome.verdict.passed
-    assert outcome.verdict.about == raw.content_hash
-    assert outcome.summary["rows"] == 3 and outcome.summary["kept"] == 2
-    tokens: Any = outcome.summary["tokens"]
+    context = stage_context(declared, store, tmp_path, raw_examples=raw, base_model=base)
+    result = clean_examples(context)
+    assert [row["id"] for row in read_jsonl(context.out / "examples.jsonl")] == ["a", "b"]
+    assert [row["reason"] for row in read_jsonl(context.out / "drops.jsonl")] == ["empty-completion"]
+    assert [row["rule"] for row in read_jsonl(context.out / "fixes.jsonl")] == ["html"]
+    assert result.verdict is not None and result.verdict.passed
+    assert result.verdict.about == raw.content_hash
+    assert result.summary["rows"] == 3 and result.summary["kept"] == 2
+    tokens: Any = result.summary["tokens"]
     assert tokens["whole"]["max"] > 10
     nothing = finished(store, "raw_examples", {"examples.jsonl": rows[2:]})
     with pytest.raises(DataError, match=r"no row is left .*empty-completion: 1"):
-        clean_examples(work(declared, store, tmp_path, raw_examples=nothing, base_model=base))
+        clean_examples(stage_context(declared, store, tmp_path, raw_examples=nothing, base_model=base))

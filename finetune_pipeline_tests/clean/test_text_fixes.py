@@ -1,4 +1,4 @@
-"""Texts are fixed where something is broken, and what is right stays to the letter."""
+"""Broken texts are fixed, and correct ones are unchanged."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from finetune_pipeline.clean.text_fixes import fix_completion, fix_prompt
         ("  two  spaces\u00a0x \r\n\n\n\n y ", "two spaces x\n\n y", ["space"]),
     ],
 )
-def test_broken_texts_are_mended(text: str, fixed: str, rules: list[str]) -> None:
+def test_broken_texts_are_fixed(text: str, fixed: str, rules: list[str]) -> None:
     assert fix_prompt(text, html=True) == (fixed, rules)
-    assert fix_prompt(fixed, html=True) == (fixed, [])  # and a second time finds nothing
+    assert fix_prompt(fixed, html=True) == (fixed, [])  # a second time changes nothing
 
 
 @pytest.mark.parametrize(
@@ -43,18 +43,18 @@ def test_broken_texts_are_mended(text: str, fixed: str, rules: list[str]) -> Non
         "Straße, Ærø, 注文はどこですか, где мой заказ",
     ],
 )
-def test_right_texts_stay(text: str) -> None:
+def test_correct_texts_are_unchanged(text: str) -> None:
     assert fix_prompt(text, html=True) == (text, [])
 
 
-def test_html_stays_where_it_is_declared_and_in_answers() -> None:
+def test_html_is_kept_where_declared_and_in_completions() -> None:
     assert fix_prompt("<b>x</b>", html=False) == ("<b>x</b>", [])
     assert fix_completion("<b>x</b>  y") == ("<b>x</b>  y", [])
     assert fix_completion("cafÃ©") == ("café", ["encoding"])
 
 
 @pytest.mark.parametrize(
-    ("text", "same"),
+    ("text", "normalized"),
     [
         ("Where's my  ORDER (HV-48213)?!", "where s my order hv 48213"),
         ("what is 3 - 4?", "what is 3 - 4"),
@@ -64,6 +64,6 @@ def test_html_stays_where_it_is_declared_and_in_answers() -> None:
         ("ＡＢＣ Straße 👍", "abc strasse 👍"),
     ],
 )
-def test_normalized_texts_keep_what_carries_meaning(text: str, same: str) -> None:
-    assert normalize(text) == same
-    assert normalize(same) == same
+def test_normalized_texts_keep_characters_with_a_meaning(text: str, normalized: str) -> None:
+    assert normalize(text) == normalized
+    assert normalize(normalized) == normalized

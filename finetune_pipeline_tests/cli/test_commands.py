@@ -1,4 +1,4 @@
-"""The `finetune` command as a stranger meets it: bad input ends with a plain error and its stable exit code."""
+"""The `finetune` command: invalid input ends with an error message and a stable exit code."""
 
 from __future__ import annotations
 
@@ -20,9 +20,17 @@ from finetune_pipeline.cli.commands import main
 from finetune_pipeline.cli.docs import command_line, configuration
 from finetune_pipeline.definitions import build
 from finetune_pipeline.store import task_names
+from finetune_pipeline_tests.desk import sample_tasks
 
 ROOT = Path(__file__).parents[2]
-GOOD = "name: {name}\nsources: [{{path: raw/a.csv}}]\nbase: {{path: ../model, license: mit}}\n"
+VALID = "name: {name}\nsources: [{{path: raw/a.csv}}]\nbase: {{path: ../model, license: mit}}\n"
+STATUS_MODULES = """
+import sys
+from finetune_pipeline.cli.commands import main
+main(sys.argv[1:], standalone_mode=False)
+heavy = {"dagster", "torch", "transformers", "mlflow", "great_expectations", "ray"} & set(sys.modules)
+print("heavy modules:", ", ".join(sorted(heavy)) or "none")
+"""
 
 
 @pytest.fixture
@@ -37,7 +45,7 @@ def finetune(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
-def declare(data: Path, name: str, text: str = GOOD) -> None:
+def declare(data: Path, name: str, text: str = VALID) -> None:
     (data / name).mkdir(parents=True)
     (data / name / "task.yaml").write_text(text.format(name=name), "utf-8")
 
@@ -60,14 +68,24 @@ def test_unknown_task(data: Path) -> None:
     assert "nothing/task.yaml does not exist" in result.stderr.replace("\n", "")
 
 
-def test_check_reports_every_problem_of_a_declaration_at_once(data: Path) -> None:
-    declare(data, "t", GOOD + "trian: {{}}\nsplit: {{test: 0.9}}\nquality: {{mostly: 2}}\n")
+def test_validate_reports_expectations_that_great_expectations_does_not_know(data: Path) -> None:
+    declared = "quality: {{expectations: [{{type: expect_column_values_to_be_nul, kwargs: {{column: prompt}}}}]}}\n"
+    declare(data, "t", VALID + declared)
     result = finetune("validate", "t")
     assert result.exit_code == errors.DeclarationError.exit_code
-    said = " ".join(result.stderr.split())
-    assert "trian: unknown key. Did you mean `train`?" in said
-    assert "split.test" in said
-    assert "quality.mostly" in said
+    message = " ".join(result.stderr.split())
+    assert "quality.expectations.0.type: no expectation for a table in memory is called" in message
+    assert "Did you mean expect_column_values_to_be_null?" in message
+
+
+def test_validate_reports_every_problem_of_a_declaration(data: Path) -> None:
+    declare(data, "t", VALID + "trian: {{}}\nsplit: {{test: 0.9}}\nquality: {{mostly: 2}}\n")
+    result = finetune("validate", "t")
+    assert result.exit_code == errors.DeclarationError.exit_code
+    message = " ".join(result.stderr.split())
+    assert "trian: unknown key. Did you mean `train`?" in message
+    assert "split.test" in message
+    assert "quality.mostly" in message
 
 
 @pytest.mark.parametrize(
@@ -82,7 +100,7 @@ def test_status_names_a_damaged_file_in_the_line_of_its_task(
     data: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: bytes
 ) -> None:
     for name in ("damaged", "fine"):
-        declare(data, name, GOOD.replace("raw/a.csv", "{name}.csv"))
+        declare(data, name, VALID.replace("raw/a.csv", "{name}.csv"))
         (data / name / f"{name}.csv").write_text("input,output\na,b\n", "utf-8")
         (data / name / "02_clean" / "clean_examples" / "k1").mkdir(parents=True)
     (data / "damaged" / "02_clean" / "clean_examples" / "current").write_text("k1", "utf-8")
@@ -96,28 +114,28 @@ def test_status_names_a_damaged_file_in_the_line_of_its_task(
     assert Path(file).name in lines["damaged"] and "is damaged" in lines["damaged"], lines["damaged"]
 
 
-def no_search_permission(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """What the system says of a folder's files to a user who may not search it (root may search every folder)."""
+def deny_search(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """PermissionError for every file in the folder, as for a user without search permission (root always has it)."""
     kind, stat = type(UPath(folder)), os.stat
     opened = kind.open
 
-    def require(path: object) -> None:
+    def check(path: object) -> None:
         if str(path).startswith(f"{folder}/"):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     def stat_of(path: Any, *given: Any, **named: Any) -> os.stat_result:
-        require(path)
+        check(path)
         return stat(path, *given, **named)
 
     def open_of(path: Any, *given: Any, **named: Any) -> Any:
-        require(path)
+        check(path)
         return opened(path, *given, **named)
 
     monkeypatch.setattr(os, "stat", stat_of)
     monkeypatch.setattr(kind, "open", open_of)
 
 
-def test_a_task_that_cannot_be_looked_into_is_named_and_leaves_the_others_alone(
+def test_a_task_that_cannot_be_read_does_not_hide_the_others(
     data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("fine", "locked", "locked_raw"):
@@ -128,8 +146,8 @@ def test_a_task_that_cannot_be_looked_into_is_named_and_leaves_the_others_alone(
     (data / "linked").mkdir()
     (data / "linked" / "task.yaml").symlink_to(data / "nowhere")
     (data / "README.md").write_text("no task", "utf-8")
-    no_search_permission(monkeypatch, data / "locked")
-    no_search_permission(monkeypatch, data / "locked_raw" / "raw")
+    deny_search(monkeypatch, data / "locked")
+    deny_search(monkeypatch, data / "locked_raw" / "raw")
     monkeypatch.setattr("finetune_pipeline.cli.commands.out", Console(width=400))
     result = finetune("status")
     assert result.exit_code == 0, result.exception
@@ -145,21 +163,21 @@ def test_a_task_that_cannot_be_looked_into_is_named_and_leaves_the_others_alone(
     assert "the task `fine`" not in caplog.text
 
 
-def test_check_looks_at_sources_and_base_model(data: Path) -> None:
+def test_validate_checks_sources_and_base_model(data: Path) -> None:
     declare(data, "t")
     result = finetune("validate", "t")
     assert result.exit_code == errors.DeclarationError.exit_code
-    said = " ".join(result.stderr.split())
-    assert "raw/a.csv" in said
-    assert "base" in said
+    message = " ".join(result.stderr.split())
+    assert "raw/a.csv" in message
+    assert "base" in message
 
 
-def test_status_names_a_broken_declaration_and_goes_on(data: Path) -> None:
+def test_status_names_an_invalid_declaration_and_shows_the_other_tasks(data: Path) -> None:
     declare(data, "broken", "name: [")
     declare(data, "fine")
     result = finetune("status")
     assert result.exit_code == 0
-    assert "no valid YAML" in " ".join(result.output.split())
+    assert "not valid YAML" in " ".join(result.output.split())
     assert "fine" in result.output
 
 
@@ -171,10 +189,10 @@ def test_status_names_a_broken_declaration_and_goes_on(data: Path) -> None:
         "seed: 1" + ":00" * 300 + ".5",
     ],
 )
-def test_a_declaration_that_cannot_be_read_leaves_the_other_tasks_alone(
+def test_a_declaration_that_cannot_be_parsed_does_not_hide_the_others(
     data: Path, line: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    declare(data, "broken", GOOD + line + "\n")
+    declare(data, "broken", VALID + line + "\n")
     declare(data, "fine")
     monkeypatch.setattr("finetune_pipeline.cli.commands.out", Console(width=400))
     result = finetune("status")
@@ -186,7 +204,7 @@ def test_a_declaration_that_cannot_be_read_leaves_the_other_tasks_alone(
 
 
 def test_status_names_what_is_wrong_with_each_task(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    declare(data, "cron", GOOD + "automation: {{schedule: every monday}}\n")
+    declare(data, "cron", VALID + "automation: {{schedule: every monday}}\n")
     declare(data, "no_source")
     declare(data, "My Task", "name: x")
     declare(data, "fine")
@@ -202,11 +220,11 @@ def test_status_names_what_is_wrong_with_each_task(data: Path, monkeypatch: pyte
     assert "finetune run fine" in lines["fine"]
 
 
-def test_status_without_tasks_says_how_to_make_one(data: Path) -> None:
+def test_status_without_tasks_shows_how_to_make_one(data: Path) -> None:
     assert "finetune init" in finetune("status").output
 
 
-def test_a_port_in_use_is_named_with_its_cure(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_named_with_a_hint(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setenv("FINETUNE_DAGSTER_URL", f"http://127.0.0.1:{port}")
@@ -216,59 +234,71 @@ def test_a_port_in_use_is_named_with_its_cure(data: Path, monkeypatch: pytest.Mo
     assert "FINETUNE_DAGSTER_URL" in result.stderr
 
 
-def test_help_needs_a_moment_only() -> None:
-    said = subprocess.run(
+def test_help_is_printed_by_a_subprocess() -> None:
+    done = subprocess.run(
         [sys.executable, "-m", "finetune_pipeline.cli.commands", "-h"], capture_output=True, text=True, check=True
     )
-    assert "rollback" in said.stdout
+    assert "rollback" in done.stdout
 
 
-def test_reference_pages_are_those_of_the_code() -> None:
+def test_reference_pages_are_up_to_date() -> None:
     hint = "run `make docs`"
     assert (ROOT / "docs" / "configuration.md").read_text("utf-8") == configuration(), hint
     assert (ROOT / "docs" / "cli.md").read_text("utf-8") == command_line(), hint
 
 
-def test_a_user_of_the_desk_comes_and_goes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_of_the_desk_is_created_and_removed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_NEW_PASSWORD", "correct horse battery")
-    assert "anna can log in" in finetune("user", "anna").stdout
-    assert "cannot log in" in finetune("user", "anna", "--remove").stdout
+    assert "anna can sign in" in finetune("user", "anna").stdout
+    assert "can no longer sign in" in finetune("user", "anna", "--remove").stdout
     gone = finetune("user", "anna", "--remove")
     assert gone.exit_code == errors.DataError.exit_code
     assert "no user `anna`" in gone.stderr
 
 
-def test_brackets_in_what_a_person_wrote_are_shown_and_crash_nothing(data: Path) -> None:
-    declare(data, "t", GOOD.replace("raw/a.csv", "raw/[/foo].csv"))
+def test_brackets_in_user_texts_are_shown(data: Path) -> None:
+    declare(data, "t", VALID.replace("raw/a.csv", "raw/[/foo].csv"))
     result = finetune("validate", "t")
     assert result.exit_code == errors.DeclarationError.exit_code, result.exception
     assert "[/foo].csv" in result.stderr
-    declare(data, "u", GOOD + "description: 'a [/bold] :warning: [x]'\n")
+    declare(data, "u", VALID + "description: 'a [/bold] :warning: [x]'\n")
     assert "a [/bold] :warning: [x]" in finetune("status", "u").output
     assert "[/foo]" in finetune("run", "[/foo]").stderr
     (data / "[/").mkdir()
-    declare(data, "[odd]")
-    assert "[odd]" in finetune("status").output
+    declare(data, "[name]")
+    assert "[name]" in finetune("status").output
 
 
-def test_two_sources_of_one_name_are_refused_by_name(data: Path) -> None:
-    declare(data, "t", GOOD.replace("]", ", {{path: more/a.csv}}]"))
+def test_two_sources_with_the_same_name_are_an_error(data: Path) -> None:
+    declare(data, "t", VALID.replace("]", ", {{path: more/a.csv}}]"))
     result = finetune("validate", "t")
     assert result.exit_code == errors.DeclarationError.exit_code
-    said = " ".join(result.stderr.split())
-    assert "sources: sources 0 and 1 have the same name 'a': give each a `name` of its own" in said
-    assert "rot13" in finetune_check_encoding(data, "rot13")
+    message = " ".join(result.stderr.split())
+    assert "sources: sources 0 and 1 have the same name 'a': give each its own `name`" in message
+    assert "rot13" in validate_encoding(data, "rot13")
 
 
-def finetune_check_encoding(data: Path, encoding: str) -> str:
-    declare(data, encoding, GOOD.replace("raw/a.csv", f"raw/a.csv, encoding: {encoding}"))
+def validate_encoding(data: Path, encoding: str) -> str:
+    declare(data, encoding, VALID.replace("raw/a.csv", f"raw/a.csv, encoding: {encoding}"))
     return finetune("validate", encoding).stderr
 
 
-def test_a_name_that_the_terminal_cannot_show_is_shown_escaped(data: Path, tmp_path: Path) -> None:
-    said = subprocess.run(
+def test_a_name_that_the_terminal_cannot_encode_is_escaped(data: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
         [sys.executable, "-m", "finetune_pipeline.cli.commands", "init", "t", "--from", b"no\xff.csv"],
         capture_output=True, cwd=tmp_path, check=False,
     )  # fmt: skip
-    assert said.returncode == errors.DataError.exit_code, said.stderr.decode()
-    assert b"does not exist" in said.stderr
+    assert done.returncode == errors.DataError.exit_code, done.stderr.decode()
+    assert b"does not exist" in done.stderr
+
+
+def test_status_does_not_load_dagster(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading Dagster takes seconds; `status` reads artifacts alone. Run in a process of its own, on a task that has
+    every asset, so that all fingerprints are computed."""
+    sample_tasks.make("parcels", until="traffic_report")
+    for arguments in (["status"], ["status", "parcels"]):
+        done = subprocess.run(
+            [sys.executable, "-c", STATUS_MODULES, *arguments], capture_output=True, text=True, check=True
+        )
+        assert "parcels" in done.stdout
+        assert done.stdout.splitlines()[-1] == "heavy modules: none"

@@ -1,4 +1,4 @@
-"""`finetune up`: what is started where, what stands in the process list, and how long it waits."""
+"""`finetune up`: which servers are started, what the process list shows, and how long it waits."""
 
 from __future__ import annotations
 
@@ -49,27 +49,27 @@ def slow(name: str, variable: str, *options: str) -> Server:
     return Server(name, variable, "/", (sys.executable, "-c", SLOW, port, *options))
 
 
-def test_four_servers_without_mlflow_elsewhere(tmp_path: Path) -> None:
+def test_all_four_servers_are_started_without_an_external_mlflow(tmp_path: Path) -> None:
     assert [server.name for server in servers()] == ["Dagster", "MLflow", "desk", "endpoint"]
 
 
-def test_an_mlflow_server_elsewhere_is_used_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_external_mlflow_server_is_used_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://anna:secret@127.0.0.1:9/")
     assert [server.name for server in servers()] == ["Dagster", "desk", "endpoint"]
     monkeypatch.setattr(module, "servers", lambda: [slow("desk", "FINETUNE_DESK_URL", "0")])
-    said: list[str] = []
+    shown: list[str] = []
 
-    def say(text: str) -> None:
-        said.append(text)
+    def show(text: str) -> None:
+        shown.append(text)
         if text.startswith("Ctrl-C"):
             signal.raise_signal(signal.SIGINT)
 
-    up(say)
-    assert any("MLflow" in text and "http://127.0.0.1:9" in text for text in said)
-    assert "secret" not in "".join(said) and said[-1] == "all stopped"
+    up(show)
+    assert any("MLflow" in text and "http://127.0.0.1:9" in text for text in shown)
+    assert "secret" not in "".join(shown) and shown[-1] == "all stopped"
 
 
-def test_no_password_stands_in_the_shown_end_of_a_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_shown_end_of_a_log_has_no_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     uri = "postgresql+x+y://anna:s3cr#et@db/mlflow"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     failing = (sys.executable, "-c", f"raise SystemExit('Invalid database URI: {uri}')")
@@ -80,7 +80,7 @@ def test_no_password_stands_in_the_shown_end_of_a_log(monkeypatch: pytest.Monkey
         module._require_alive(server, process)
 
 
-def test_no_password_stands_in_the_process_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_list_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "postgresql+psycopg2://anna:secret@db/mlflow"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow = next(server for server in servers() if server.name == "MLflow")
@@ -96,45 +96,45 @@ def test_no_password_stands_in_the_process_list(monkeypatch: pytest.MonkeyPatch)
         process.wait()
 
 
-def test_a_server_that_starts_slowly_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_start_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "STALLED_SECONDS", 1.0)
     monkeypatch.setattr(progress, "CPU_SECONDS", 0.01)
     server = slow("desk", "FINETUNE_DESK_URL", "3")
     process = module._start(server)
     try:
-        module._wait_until_up(server, process, module._Stop(), module._Saying(print))
+        module._wait_until_up(server, process, module._StopSignal(), module._LogReporter(print))
     finally:
         module._stop_all([process])
 
 
-def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "STALLED_SECONDS", 1.0)
     server = slow("desk", "FINETUNE_DESK_URL", "0", "hang")
     process = module._start(server)
     try:
         with pytest.raises(ServingError, match="nothing moved for"):
-            module._wait_until_up(server, process, module._Stop(), module._Saying(print))
+            module._wait_until_up(server, process, module._StopSignal(), module._LogReporter(print))
     finally:
         module._stop_all([process])
 
 
-def test_an_mlflow_that_hangs_keeps_nobody_waiting_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_servers_do_not_wait_for_an_mlflow_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "STALLED_SECONDS", 2.0)
     monkeypatch.setattr(progress, "CPU_SECONDS", 0.01)
     hung = slow("MLflow", "FINETUNE_MLFLOW_URL", "0", "hang")
     monkeypatch.setattr(module, "servers", lambda: [hung, slow("desk", "FINETUNE_DESK_URL", "0")])
-    said: list[str] = []
+    shown: list[str] = []
 
-    def say(text: str) -> None:
-        said.append(text)
+    def show(text: str) -> None:
+        shown.append(text)
         if text.startswith("desk"):
             signal.raise_signal(signal.SIGINT)
 
-    up(say)
-    assert said[0].startswith("desk") and said[-1] == "all stopped"
+    up(show)
+    assert shown[0].startswith("desk") and shown[-1] == "all stopped"
 
 
-def test_the_logs_can_be_read_by_their_owner_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_logs(tmp_path: Path) -> None:
     assert threading.current_thread() is threading.main_thread()
     process = module._start(slow("desk", "FINETUNE_DESK_URL", "0"))
     module._stop_all([process])

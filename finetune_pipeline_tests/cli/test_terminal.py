@@ -1,4 +1,4 @@
-"""What people wrote is shown as they wrote it: brackets are no markup, names between colons no emoji."""
+"""User texts are shown as they are: brackets are not markup, names between colons are not emoji."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from finetune_pipeline import errors
 from finetune_pipeline.cli.terminal import RichTerminal
 from finetune_pipeline.records import Artifact, Verdict
 
-ODD = "[/foo] [bold]x[/] :warning: \\"
+MARKUP = "[/foo] [bold]x[/] :warning: \\"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_brackets_in_any_message_are_shown_and_crash_nothing(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_brackets_in_any_message_are_shown(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune_pipeline.cli.terminal.LINE_SECONDS", -1.0)
     file = io.StringIO()
     shown = RichTerminal(Console(file=file, force_terminal=terminal, width=200))
-    verdict = Verdict("data_quality", False, "x", f"verdict {ODD}")
-    manifest = {"summary": {"tool": f"summary {ODD}"}}
+    verdict = Verdict("data_quality", False, "x", f"verdict {MARKUP}")
+    manifest = {"summary": {"tool": f"summary {MARKUP}"}}
     shown.begins("data_quality")
-    shown.log(f"log {ODD}")
-    shown.progress(f"progress {ODD}", 1, 2, loss=0.5)
+    shown.log(f"log {MARKUP}")
+    shown.progress(f"progress {MARKUP}", 1, 2, loss=0.5)
     shown.finished(
         "data_quality", Artifact("data_quality", "k", "c", Path(), {**manifest, "verdict": verdict.to_json()})
     )
     shown.begins("adapter")
     shown.finished("adapter", Artifact("adapter", "k", "c", Path(), manifest))
     shown.begins("adapter")
-    shown.failed("adapter", errors.DataError(f"failed {ODD}"))
+    shown.failed("adapter", errors.DataError(f"failed {MARKUP}"))
     plain = Console(file=io.StringIO()).render_str(file.getvalue(), markup=False, emoji=False).plain
     for what in ("log", "progress", "verdict", "summary", "failed"):
-        assert f"{what} {ODD}" in plain, what
+        assert f"{what} {MARKUP}" in plain, what
 
 
-def test_what_is_said_before_a_wait_is_shown_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message is held back, since it may be the verdict that ends the asset; a wait must not hold it to its end."""
+def test_a_message_before_a_wait_is_shown_during_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message is held back, since it may be the verdict of the asset, but not until the end of a wait."""
     clock = [100.0]
     monkeypatch.setattr("finetune_pipeline.cli.terminal.time.monotonic", lambda: clock[0])
     file = io.StringIO()

@@ -25,7 +25,7 @@ from finetune_pipeline.defs.run_monitoring import tag_run, tag
 from finetune_pipeline.defs.run import instance
 
 @dg.op
-def work(context):
+def stage_context(context):
     if {marked}:
         tag_run(context.instance, context.run_id)
     print("run", context.run_id, flush=True)
@@ -33,7 +33,7 @@ def work(context):
 
 @dg.job
 def forever():
-    work()
+    stage_context()
 
 with instance() as dagster:
     run_id = str(uuid.uuid4())

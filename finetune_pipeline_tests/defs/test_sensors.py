@@ -134,7 +134,7 @@ def test_a_source_that_is_missing_starts_nothing_and_is_named(files: Daemon, fol
 
 def test_a_declaration_that_broke_since_is_named_by_the_tick(files: Daemon, folder: Path) -> None:
     (folder / "task.yaml").write_text("name: [", "utf-8")
-    with pytest.raises(Exception, match=r"parcels/task\.yaml is no valid YAML") as caught:
+    with pytest.raises(Exception, match=r"parcels/task\.yaml is not valid YAML") as caught:
         files.tick()
     assert caught.type.__name__ == "DeclarationError"
 

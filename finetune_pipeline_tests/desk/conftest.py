@@ -1,4 +1,4 @@
-"""A desk with made-up tasks: `client` talks to the app, `desk_url` is a real server on loopback."""
+"""A desk with sample tasks: `client` calls the app, `desk_url` is a server on loopback."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Empty data and home folders, with the users anna and bert."""
     monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(users, "COST", 2**4)  # the tests' passwords guard nothing
+    monkeypatch.setattr(users, "COST", 2**4)  # fast hashes: the passwords of the tests protect nothing
     for name in ("anna", "bert"):
         users.add_user(name, PASSWORD)
     return tmp_path
@@ -32,7 +32,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def client(place: Path) -> Iterator[TestClient]:
-    """Nobody is signed in yet: see `sign_in`."""
+    """A client without a user: see `sign_in`."""
     with TestClient(create_app(), follow_redirects=False, base_url="http://127.0.0.1") as client:
         yield client
 
@@ -53,19 +53,19 @@ def desk_url(place: Path) -> Iterator[str]:
 
 
 def sign_in(client: TestClient, name: str = "anna") -> TestClient:
-    answer = client.post("/login", data={"name": name, "password": PASSWORD, "csrf": token(client, "/login")})
-    assert answer.status_code == 303, answer.text
+    response = client.post("/login", data={"name": name, "password": PASSWORD, "csrf": token(client, "/login")})
+    assert response.status_code == 303, response.text
     return client
 
 
 def token(client: TestClient, page: str) -> str:
     """The CSRF token of the forms on a page."""
-    found = re.search(r'name="csrf" value="([^"]+)"', client.get(page).text)
-    assert found is not None
-    return found[1]
+    match = re.search(r'name="csrf" value="([^"]+)"', client.get(page).text)
+    assert match is not None
+    return match[1]
 
 
 def hidden(text: str, name: str) -> str:
-    found = re.search(rf'name="{name}" value="([^"]*)"', text)
-    assert found is not None, f"no hidden field {name}"
-    return found[1]
+    match = re.search(rf'name="{name}" value="([^"]*)"', text)
+    assert match is not None, f"no hidden field {name}"
+    return match[1]

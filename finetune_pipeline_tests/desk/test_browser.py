@@ -1,4 +1,4 @@
-"""The desk in a real browser: the keyboard, the policies as a browser reads them, and both sizes of screen."""
+"""The desk in a browser: keyboard, Content Security Policy, and two screen sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finetune_pipeline.records import Message, Review
 from finetune_pipeline.review import verdict_store
 
 from .conftest import PASSWORD
-from .made_up import example, make
+from .sample_tasks import example, make
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -42,6 +42,10 @@ ARGUMENTS = [
 ]
 
 
+STEPS_FIT = """[...document.querySelectorAll(".step-name, .step-state")].every(
+    name => name.offsetWidth <= name.closest(".step").clientWidth)"""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_api.sync_playwright() as playwright:
@@ -51,16 +55,16 @@ def browser() -> Iterator[Browser]:
 
 
 class Visit:
-    """A signed-in page that remembers what the browser complained of and what it asked for."""
+    """A signed-in page that records console messages and requests."""
 
     def __init__(self, browser: Browser, url: str, **context: Any) -> None:
         self.url = url
         self.page = browser.new_context(**context).new_page()
         self.page.set_default_timeout(90_000)
-        self.complaints: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.console: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.console.append(message.text))
+        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(f"{url}/login")
         self.page.fill("#name", "anna")
         self.page.fill("#password", PASSWORD)
@@ -80,19 +84,19 @@ def verdicts() -> list[Review]:
 
 
 def press(page: Page, key: str) -> None:
-    """A key that leads to another page."""
+    """Press a key that leads to another page."""
     with page.expect_navigation():
         page.keyboard.press(key)
 
 
-def test_a_whole_sample_by_keyboard(browser: Browser, desk_url: str) -> None:
+def test_a_sample_is_reviewed_by_keyboard(browser: Browser, desk_url: str) -> None:
     make("parcels")
     visit = Visit(browser, desk_url)
     page = visit.goto("/tasks/parcels/review")
     for _ in range(2):
         press(page, "a")
     page.keyboard.press("r")
-    page.keyboard.type("a rash answer")  # letters in a note are no commands
+    page.keyboard.type("a rash answer")  # letters in a note are not shortcuts
     press(page, "Enter")
     press(page, "e")
     page.select_option("[name='field:priority']", label="high")
@@ -104,17 +108,17 @@ def test_a_whole_sample_by_keyboard(browser: Browser, desk_url: str) -> None:
     assert page.locator("text=Row 5").count() == 1
     press(page, "a")
     press(page, "u")
-    page.wait_for_selector("[role=status] >> text=Taken back")  # a live region gets its text a moment later
+    page.wait_for_selector("[role=status] >> text=Undone")  # a live region gets its text with a delay
     for _ in range(8):
         press(page, "a")
     page.wait_for_selector("text=The review is complete")
-    given = {review.id: review for review in verdicts()}
-    assert len(given) == 12
-    assert [given[example(n).id].decision for n in range(5)] == ["approve", "approve", "reject", "edit", "approve"]
-    assert given[example(2).id].note == "a rash answer"
-    assert '"priority": "high"' in (given[example(3).id].completion or "")
-    assert visit.complaints == []
-    assert all(url.startswith(desk_url) for url in visit.asked)
+    reviews = {review.id: review for review in verdicts()}
+    assert len(reviews) == 12
+    assert [reviews[example(n).id].decision for n in range(5)] == ["approve", "approve", "reject", "edit", "approve"]
+    assert reviews[example(2).id].note == "a rash answer"
+    assert '"priority": "high"' in (reviews[example(3).id].completion or "")
+    assert visit.console == []
+    assert all(url.startswith(desk_url) for url in visit.requests)
 
 
 def test_a_held_key_approves_one_row_only(browser: Browser, desk_url: str) -> None:
@@ -123,25 +127,25 @@ def test_a_held_key_approves_one_row_only(browser: Browser, desk_url: str) -> No
     page.keyboard.down("a")
     page.wait_for_selector("text=1 of 12 reviewed")
     for _ in range(5):
-        page.keyboard.down("a")  # again without having been let go: the browser marks these as repeated
+        page.keyboard.down("a")  # without releasing it: the browser marks these events as repeated
     page.wait_for_timeout(300)
     assert len(verdicts()) == 1
 
 
-def test_a_wrong_edit_shows_its_complaint_in_focus(browser: Browser, desk_url: str) -> None:
+def test_an_invalid_edit_focuses_the_field_with_its_error(browser: Browser, desk_url: str) -> None:
     make("parcels")
     page = Visit(browser, desk_url).goto(f"/tasks/parcels/review?row={example(0).id}&edit=1")
     page.fill("[name='field:order']", "12")
     page.click("text=Save the correction")
-    page.wait_for_selector(".complaint")
-    assert "does not match" in page.inner_text(".complaint")
+    page.wait_for_selector(".error")
+    assert "does not match" in page.inner_text(".error")
     assert page.evaluate("document.activeElement.name") == "field:order"
     assert verdicts() == []
     press(page, "Escape")
-    assert page.locator("text=Proposed answer").count() == 1
+    assert page.locator("text=Exact text").count() == 1
 
 
-def test_single_keys_can_be_switched_off_and_stay_off(browser: Browser, desk_url: str) -> None:
+def test_single_key_shortcuts_can_be_switched_off(browser: Browser, desk_url: str) -> None:
     make("parcels")
     page = Visit(browser, desk_url, viewport={"width": 400, "height": 800}).goto("/tasks/parcels/review")
     with page.expect_navigation():
@@ -158,9 +162,9 @@ def test_single_keys_can_be_switched_off_and_stay_off(browser: Browser, desk_url
     assert verdicts() == []
 
 
-def test_arabic_and_hebrew_run_from_the_right(browser: Browser, desk_url: str) -> None:
-    said = "أين طلبي؟\nWhere is my order?"
-    rows = [replace(example(n), messages=(Message("user", said), example(n).messages[-1])) for n in range(30)]
+def test_arabic_and_hebrew_are_right_to_left(browser: Browser, desk_url: str) -> None:
+    text = "أين طلبي؟\nWhere is my order?"
+    rows = [replace(example(n), messages=(Message("user", text), example(n).messages[-1])) for n in range(30)]
     make("parcels", rows=rows)
     page = Visit(browser, desk_url).goto("/tasks/parcels/review")
     assert page.evaluate("getComputedStyle(document.querySelector('.prompt')).direction") == "rtl"
@@ -180,8 +184,8 @@ def test_it_works_without_javascript(browser: Browser, desk_url: str) -> None:
     assert [review.decision for review in verdicts()] == ["approve", "reject"]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
-def test_every_page_fits_and_loads_nothing_from_elsewhere(
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (900, "light"), (400, "dark")])
+def test_every_page_fits_the_screen_without_external_requests(
     browser: Browser, desk_url: str, width: int, scheme: str
 ) -> None:
     make("parcels", until="registered_model")
@@ -190,9 +194,10 @@ def test_every_page_fits_and_loads_nothing_from_elsewhere(
         page = visit.goto(f"/tasks/parcels{path}")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
         assert page.locator("h1").count() >= 1, path
+        assert page.evaluate(STEPS_FIT), path
     visit.goto("/")
-    assert visit.complaints == []
-    assert all(url.startswith(desk_url) for url in visit.asked)
+    assert visit.console == []
+    assert all(url.startswith(desk_url) for url in visit.requests)
 
 
 def test_scripts_in_reports_and_data_docs_do_not_run(browser: Browser, desk_url: str) -> None:

@@ -1,4 +1,4 @@
-"""Every page through the app: who may see it, what it shows, and what it refuses."""
+"""All pages through the app: access, content, and rejected requests."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from finetune_pipeline.records import Example, Message, write_jsonl
 from finetune_pipeline.review.verdict_store import verdicts_folder
 
 from .conftest import PASSWORD, sign_in, token
-from .made_up import declare, example, make
+from .sample_tasks import declare, example, make
 
-OPEN = {"/login"}
-EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
+PUBLIC_PATHS = {"/login"}
+MARKUP = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 
 
 def addresses() -> list[tuple[str, str]]:
-    """(method, path) of every route, filled in."""
+    """(method, path) of every route, with values for its parameters."""
     filled = {"task": "parcels", "asset": "eval_report", "path": "index.html"}
-    found = []
+    routes = []
     for module in (files, ledger, login, review, settings, tasks):
-        for each in module.router.routes:
-            if isinstance(each, APIRoute) and each.path not in OPEN:
-                path = re.sub(r"\{(\w+)(?::path)?\}", lambda match: filled[match[1]], each.path)
-                found += [(method, path) for method in each.methods or ()]
-    return found
+        for route in module.router.routes:
+            if isinstance(route, APIRoute) and route.path not in PUBLIC_PATHS:
+                path = re.sub(r"\{(\w+)(?::path)?\}", lambda match: filled[match[1]], route.path)
+                routes += [(method, path) for method in route.methods or ()]
+    return routes
 
 
-def test_every_page_wants_a_login(client: TestClient) -> None:
+def test_every_page_requires_a_login(client: TestClient) -> None:
     make("parcels", until="review_sample")
     assert len(addresses()) >= 12, addresses()
     paths = ["/", "/tasks/parcels", "/tasks/parcels/quality", "/tasks/parcels/ledger", "/tasks/parcels/review"]
@@ -50,47 +50,47 @@ def test_every_page_wants_a_login(client: TestClient) -> None:
         assert answer.status_code == 303 and answer.headers["location"].startswith("/login"), path
 
 
-def test_login_comes_back_to_the_page_that_was_wanted(client: TestClient) -> None:
+def test_login_returns_to_the_requested_page(client: TestClient) -> None:
     make("parcels")
-    wanted = client.get("/tasks/parcels/review?row=1").headers["location"]
-    assert wanted == "/login?next=%2Ftasks%2Fparcels%2Freview%3Frow%3D1"
-    data = {"name": "anna", "password": PASSWORD, "next": "/tasks/parcels", "csrf": token(client, wanted)}
+    location = client.get("/tasks/parcels/review?row=1").headers["location"]
+    assert location == "/login?next=%2Ftasks%2Fparcels%2Freview%3Frow%3D1"
+    data = {"name": "anna", "password": PASSWORD, "next": "/tasks/parcels", "csrf": token(client, location)}
     assert client.post("/login", data=data).headers["location"] == "/tasks/parcels"
     data = {**data, "next": "https://evil.example/", "csrf": token(client, "/login")}
     assert client.post("/login", data=data).headers["location"] == "/"
 
 
-def test_a_wrong_password_says_nothing_and_slows_down(client: TestClient) -> None:
+def test_a_wrong_password_is_delayed_and_reveals_nothing(client: TestClient) -> None:
     data = {"name": "anna", "password": "wrong", "csrf": token(client, "/login")}
     answers = [client.post("/login", data=data) for _ in range(4)]
     assert [answer.status_code for answer in answers] == [401, 401, 401, 429]
     assert int(answers[3].headers["retry-after"]) >= 1
     unknown = client.post("/login", data={**data, "name": "nobody"})
-    assert unknown.status_code == 401, "one wrong name slows no other, until they are many"
+    assert unknown.status_code == 401, "failures of one name do not delay another, until they are many"
     answers = [client.post("/login", data={**data, "name": f"user{n}"}) for n in range(20)]
     assert answers[-1].status_code == 429
 
 
-def test_a_stranger_who_guesses_does_not_lock_a_user_out(place: Path) -> None:
+def test_guessing_does_not_lock_a_user_out(place: Path) -> None:
     app = create_app()
-    with TestClient(app, base_url="http://127.0.0.1", client=("203.0.113.9", 1)) as stranger:
-        data = {"name": "anna", "password": "wrong", "csrf": token(stranger, "/login")}
+    with TestClient(app, base_url="http://127.0.0.1", client=("203.0.113.9", 1)) as attacker:
+        data = {"name": "anna", "password": "wrong", "csrf": token(attacker, "/login")}
         for _ in range(10):
-            answer = stranger.post("/login", data=data)
+            answer = attacker.post("/login", data=data)
         assert answer.status_code == 429
     home = TestClient(app, base_url="http://127.0.0.1", client=("192.0.2.7", 1), follow_redirects=False)
     with home as client:
         assert sign_in(client).get("/").status_code == 200
 
 
-def test_the_cookie_is_not_for_scripts_and_secure_over_https(client: TestClient) -> None:
+def test_the_cookie_is_httponly_and_secure_over_https(client: TestClient) -> None:
     plain = client.get("/login").headers["set-cookie"].lower()
     assert "httponly" in plain and "samesite=lax" in plain and "secure" not in plain
     client.cookies.clear()
     assert "secure" in client.get("https://127.0.0.1/login").headers["set-cookie"].lower()
 
 
-def test_a_forged_cookie_and_an_old_session_are_nobody(client: TestClient) -> None:
+def test_a_forged_cookie_and_an_old_session_are_invalid(client: TestClient) -> None:
     sign_in(client)
     assert client.get("/").status_code == 200
     add_user("anna", PASSWORD + " new")
@@ -104,7 +104,7 @@ def test_signing_out_ends_the_session(client: TestClient) -> None:
     copied = client.cookies["finetune_desk"]
     assert client.post("/logout", data={"csrf": token(client, "/")}).headers["location"] == "/login"
     assert client.get("/").status_code == 303
-    for _ in range(2):  # nor does a visit to a page that needs no user bring the session back
+    for _ in range(2):  # a visit to a page without login does not restore the session
         client.cookies.clear()
         client.cookies.set("finetune_desk", copied)
         assert client.get("/").status_code == 303
@@ -112,7 +112,7 @@ def test_signing_out_ends_the_session(client: TestClient) -> None:
         assert client.get("/").status_code == 303
 
 
-def test_shortcuts_are_switched_off_for_a_user_and_stay_so(client: TestClient) -> None:
+def test_shortcuts_are_switched_off_per_user_and_saved(client: TestClient) -> None:
     make("parcels")
     page = "/tasks/parcels/review"
     text = sign_in(client).get(page).text
@@ -131,7 +131,7 @@ PERSONAL = "please write to jane.doe@example.com or call +44 20 7946 0018"
 
 
 def test_personal_data_of_raw_rows_is_masked_on_every_page(client: TestClient) -> None:
-    """Raw rows hold what customers wrote; the ledger and the quality page show them."""
+    """Raw rows contain personal data; the ledger and the quality page show their texts."""
     answer = "Ask for Mr Smith, +44 20 7946 0018, bob.roe@example.com"
     rows = [
         Example(f"row{n}", (Message("user", f"{PERSONAL} {n}"), Message("assistant", answer)), "shop", f"shop.csv:{n}")
@@ -154,7 +154,7 @@ def test_personal_data_of_raw_rows_is_masked_on_every_page(client: TestClient) -
         assert text.count("please write to &lt;EMAIL&gt; or call &lt;PHONE&gt;") >= rows_shown, path
 
 
-def test_a_page_seeks_to_its_rows_and_does_not_read_the_file_again(
+def test_rows_are_read_by_offset_without_scanning_the_file_again(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, store = make("parcels", rows=[example(n) for n in range(600)], until="clean_examples")
@@ -175,10 +175,10 @@ def test_a_page_seeks_to_its_rows_and_does_not_read_the_file_again(
     monkeypatch.setattr("finetune_pipeline.desk.ledger_rows.json.loads", counted)
     assert len(ledger_rows.texts(raw, [*ids, "unknown"])) == 3
     assert read == 3
-    assert ledger_rows.row_places.cache_info().hits > 0
+    assert ledger_rows.row_offsets.cache_info().hits > 0
 
 
-def test_text_of_any_script_finds_its_own_direction(client: TestClient) -> None:
+def test_texts_have_automatic_direction(client: TestClient) -> None:
     rows = [
         Example(
             f"row{n}", (Message("user", "أين طلبي؟"), Message("assistant", example(0).completion)), "shop", "shop.csv:1"
@@ -192,23 +192,23 @@ def test_text_of_any_script_finds_its_own_direction(client: TestClient) -> None:
     assert all('dir="auto"' in tag for tag in re.findall(r"<(?:input(?! type=)|textarea)[^>]*>", edit))
 
 
-def test_the_quality_report_has_a_page_of_its_own(client: TestClient) -> None:
+def test_the_quality_report_has_its_own_page(client: TestClient) -> None:
     make("parcels", until="data_quality")
     assert sign_in(client).get("/tasks/parcels/reports/data_quality").headers["location"] == "/tasks/parcels/quality"
 
 
-@pytest.mark.parametrize("given", [None, "", "guessed"])
-def test_forms_without_the_token_are_refused(client: TestClient, given: str | None) -> None:
+@pytest.mark.parametrize("sent", [None, "", "guessed"])
+def test_forms_without_the_csrf_token_are_rejected(client: TestClient, sent: str | None) -> None:
     _, store = make("parcels")
     sign_in(client)
-    data = {} if given is None else {"csrf": given}
+    data = {} if sent is None else {"csrf": sent}
     for path in ("/login", "/logout", "/tasks/parcels/review", "/tasks/parcels/review/undo"):
         assert client.post(path, data={**data, "decision": "approve"}).status_code == 403, path
     assert not verdicts_folder(store).exists()
-    assert client.get("/").status_code == 200, "nobody was signed out either"
+    assert client.get("/").status_code == 200, "the user is still signed in"
 
 
-def test_every_answer_carries_the_strict_headers(client: TestClient) -> None:
+def test_every_response_has_the_security_headers(client: TestClient) -> None:
     sign_in(client)
     for path in ("/", "/login", "/nowhere", "/static/desk.css", "/static/nothing.css"):
         answer = client.get(path)
@@ -218,12 +218,12 @@ def test_every_answer_carries_the_strict_headers(client: TestClient) -> None:
     assert "unsafe" not in security_headers.DESK and "frame-ancestors 'self'" in security_headers.DESK
 
 
-def test_large_and_endless_bodies_are_refused(client: TestClient) -> None:
+def test_large_and_chunked_bodies_are_rejected(client: TestClient) -> None:
     assert client.post("/login", data={"name": "x" * 1_100_000}).status_code == 413
     assert client.post("/login", content=iter([b"name=", b"x"])).status_code == 413
 
 
-def test_no_page_loads_anything_from_elsewhere_or_inline(client: TestClient) -> None:
+def test_no_page_has_external_or_inline_resources(client: TestClient) -> None:
     make("parcels", until="registered_model")
     sign_in(client)
     for path in ("/", "/tasks/parcels", "/tasks/parcels/quality", "/tasks/parcels/ledger", "/tasks/parcels/review"):
@@ -232,7 +232,7 @@ def test_no_page_loads_anything_from_elsewhere_or_inline(client: TestClient) -> 
         assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?! src=\"/static/desk.js\")", text), path
 
 
-def test_the_front_page_tells_all_tasks_even_broken_ones(client: TestClient) -> None:
+def test_the_front_page_shows_all_tasks_with_invalid_ones(client: TestClient) -> None:
     make("parcels")
     declare("broken", {"answer": {"format": "jsn"}, "clen": {}})
     text = sign_in(client).get("/").text
@@ -242,48 +242,48 @@ def test_the_front_page_tells_all_tasks_even_broken_ones(client: TestClient) -> 
     assert "Did you mean" in client.get("/tasks/broken/review").text
 
 
-def test_an_empty_desk_says_what_will_come(client: TestClient) -> None:
+def test_empty_pages_explain_what_will_appear(client: TestClient) -> None:
     assert "No tasks yet" in sign_in(client).get("/").text
     declare("fresh")
     assert "No rows have been read yet" in client.get("/tasks/fresh").text
     assert "There is nothing to review yet" in client.get("/tasks/fresh/review").text
-    assert "has not been judged yet" in client.get("/tasks/fresh/quality").text
+    assert "has not been checked yet" in client.get("/tasks/fresh/quality").text
     assert "The ledger is empty" in client.get("/tasks/fresh/ledger").text
 
 
-def test_the_story_of_a_task(client: TestClient) -> None:
+def test_the_page_of_a_finished_task(client: TestClient) -> None:
     make("parcels", until="traffic_report")
     text = sign_in(client).get("/tasks/parcels").text
-    for said in (
+    for expected in (
         "Near duplicate",
-        "dropped 17.9%",
-        "Promote",
-        "84.0%",
+        "dropped 17.9 %",
+        "Promoted",
+        "84 %",
         "version <strong>3",
         "12 of 12 rows reviewed",
         "1,240",
         "How can I help",
     ):
-        assert said in text, said
+        assert expected in text, expected
     assert "not every row is accounted for" not in text
 
 
 def test_the_quality_page_names_failing_rows(client: TestClient) -> None:
     make("parcels", until="data_quality", passed={"data_quality": False})
     text = sign_in(client).get("/tasks/parcels/quality").text
-    assert "did not pass the gate" in text and "Answer not of the declared form" in text
+    assert "The quality gate failed" in text and "Answer not in the declared format" in text
     assert "wheres my kettle" in text and "shop.csv:2" in text
 
 
 def test_the_ledger_filters_and_pages(client: TestClient) -> None:
     make("parcels", rows=[example(number) for number in range(400)], until="clean_examples")
     sign_in(client)
-    every = client.get("/tasks/parcels/ledger").text
-    assert "1 to 50 of 71" in every and "Page 1 of 2" in every and "could not be read" in every
+    all_rows = client.get("/tasks/parcels/ledger").text
+    assert "1 to 50 of 71" in all_rows and "Page 1 of 2" in all_rows and "could not be read" in all_rows
     assert "51 to 71 of 71" in client.get("/tasks/parcels/ledger?at=2").text
     assert "51 to 71 of 71" in client.get("/tasks/parcels/ledger?at=99").text
-    one = client.get("/tasks/parcels/ledger?why=contradiction").text
-    assert "1 to 13 of 13" in one and "like shop.csv:2" in one
+    filtered = client.get("/tasks/parcels/ledger?why=contradiction").text
+    assert "1 to 13 of 13" in filtered and "like shop.csv:2" in filtered
     fixed = client.get("/tasks/parcels/ledger?kind=fixed&why=html").text
     assert "1 to 5 of 5" in fixed
     assert "No row has this reason" in client.get("/tasks/parcels/ledger?why=nothing").text
@@ -291,10 +291,10 @@ def test_the_ledger_filters_and_pages(client: TestClient) -> None:
     assert client.get("/tasks/parcels/ledger?at=x").status_code == 400
 
 
-def test_what_customers_wrote_is_text_everywhere(client: TestClient) -> None:
+def test_markup_in_rows_is_escaped_on_every_page(client: TestClient) -> None:
     answer = '{"intent": "delivery", "priority": "low", "product": null, "order": null}'
     rows = [
-        Example(f"row{n}", (Message("user", f"{EVIL} {n}"), Message("assistant", answer)), EVIL, f"{EVIL}:{n}")
+        Example(f"row{n}", (Message("user", f"{MARKUP} {n}"), Message("assistant", answer)), MARKUP, f"{MARKUP}:{n}")
         for n in range(120)
     ]
     make("parcels", rows=rows, until="registered_model")
@@ -306,15 +306,15 @@ def test_what_customers_wrote_is_text_everywhere(client: TestClient) -> None:
         "/review",
         "/review?row=row1",
         "/review?row=row1&edit=1",
-        f"/ledger?why={EVIL}",
+        f"/ledger?why={MARKUP}",
     ):
         text = client.get(f"/tasks/parcels{path}").text
         assert "<script>alert" not in text and "<img src=x" not in text, path
     assert "&lt;script&gt;alert" in client.get("/tasks/parcels/review?row=row1").text
-    assert EVIL not in client.get(f"/tasks/{EVIL}").text
+    assert MARKUP not in client.get(f"/tasks/{MARKUP}").text
 
 
-def test_reports_and_data_docs_come_sandboxed(client: TestClient) -> None:
+def test_reports_and_data_docs_are_sandboxed(client: TestClient) -> None:
     make("parcels", until="registered_model")
     sign_in(client)
     report = client.get("/tasks/parcels/reports/eval_report/report.html")
@@ -346,13 +346,13 @@ def test_reports_and_data_docs_come_sandboxed(client: TestClient) -> None:
         "reports/nothing",
     ],
 )
-def test_nothing_but_reports_is_given_out(client: TestClient, path: str) -> None:
+def test_only_reports_are_served(client: TestClient, path: str) -> None:
     make("parcels", until="registered_model")
     answer = sign_in(client).get(f"/tasks/parcels/{path}")
     assert answer.status_code == 404, path
 
 
-def test_a_link_out_of_the_report_is_not_followed(client: TestClient) -> None:
+def test_a_symlink_out_of_the_report_is_not_followed(client: TestClient) -> None:
     _, store = make("parcels", until="data_quality")
     artifact = store.current("data_quality")
     assert artifact is not None
@@ -365,17 +365,17 @@ def test_a_link_out_of_the_report_is_not_followed(client: TestClient) -> None:
 @pytest.mark.parametrize(
     "path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fusers.py", "/tasks/..%2f.."]
 )
-def test_the_program_is_not_given_out(client: TestClient, path: str) -> None:
+def test_source_files_are_not_served(client: TestClient, path: str) -> None:
     assert sign_in(client).get(path).status_code == 404
 
 
-def test_unknown_tasks_are_named_and_not_looked_up(client: TestClient) -> None:
+def test_an_unknown_task_is_404(client: TestClient) -> None:
     make("parcels")
     answer = sign_in(client).get("/tasks/other")
-    assert answer.status_code == 404 and "There is no task called “other”" in answer.text
+    assert answer.status_code == 404 and "There is no task named “other”" in answer.text
 
 
-def test_a_damaged_artifact_is_told_with_its_cure(client: TestClient) -> None:
+def test_a_damaged_artifact_is_shown_with_a_hint(client: TestClient) -> None:
     _, store = make("parcels")
     sample = store.current("review_sample")
     assert sample is not None
@@ -386,7 +386,7 @@ def test_a_damaged_artifact_is_told_with_its_cure(client: TestClient) -> None:
         assert answer.status_code in (200, 409) and "is damaged" in answer.text and "and run again" in answer.text, path
 
 
-def test_a_damaged_file_of_one_task_leaves_the_others_on_the_front_page(client: TestClient) -> None:
+def test_a_damaged_file_of_one_task_does_not_hide_the_others(client: TestClient) -> None:
     _, damaged = make("damaged", until="release_decision", passed={"release_decision": False})
     make("parcels")
     decision = damaged.current("release_decision")

@@ -1,4 +1,4 @@
-"""The review with plain forms, as a browser without JavaScript sends them."""
+"""The review through its forms, as a browser without JavaScript sends them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from finetune_pipeline.desk import review as pages
+from finetune_pipeline.desk import review as routes
+from finetune_pipeline.desk.review_session import open_review
 from finetune_pipeline.materialize import open_task
 from finetune_pipeline.records import Example, Message, Review
 from finetune_pipeline.review import verdict_store
@@ -20,13 +21,13 @@ from finetune_pipeline.review.rounds import Round
 from finetune_pipeline.store import TaskStore
 
 from .conftest import hidden, sign_in, token
-from .made_up import example, make
+from .sample_tasks import example, make
 
 PAGE = "/tasks/parcels/review"
 NAMES = ("anna", "bert")
 
 
-def given(store: TaskStore) -> list[Review]:
+def saved(store: TaskStore) -> list[Review]:
     task, _ = open_task("parcels")
     sample = store.current("review_sample")
     assert sample is not None
@@ -34,7 +35,7 @@ def given(store: TaskStore) -> list[Review]:
 
 
 def record_verdict(client: TestClient, decision: str, page: str = PAGE, **fields: str) -> str:
-    """Send the form of a page, and give the text of where it leads."""
+    """Send the form of a page; returns the text of the page that follows."""
     text = client.get(page).text
     data = {name: hidden(text, name) for name in ("csrf", "row", "content_hash")}
     answer = client.post(PAGE, data={**data, "decision": decision, **fields})
@@ -42,7 +43,7 @@ def record_verdict(client: TestClient, decision: str, page: str = PAGE, **fields
     return client.get(answer.headers["location"]).text
 
 
-def test_a_whole_sample_is_judged_row_by_row(client: TestClient) -> None:
+def test_a_sample_is_reviewed_row_by_row(client: TestClient) -> None:
     _, store = make("parcels")
     sign_in(client)
     text = client.get(PAGE).text
@@ -50,20 +51,20 @@ def test_a_whole_sample_is_judged_row_by_row(client: TestClient) -> None:
     for _ in range(11):
         text = record_verdict(client, "approve")
     assert "11 of 12 reviewed" in text and "Approved row 11." in text
-    text = record_verdict(client, "reject", note="not a question")
-    assert "The review is complete" in text and "The gate will refuse the data" in text and "not a question" in text
-    reviews = given(store)
+    text = record_verdict(client, "reject", note="not a customer message")
+    assert "The review is complete" in text and "The review gate will fail" in text and "not a customer message" in text
+    reviews = saved(store)
     assert [review.decision for review in reviews] == ["approve"] * 11 + ["reject"]
     assert {review.reviewer for review in reviews} == {"anna"}
     assert reviews[0].content_hash == example(0).content_hash
 
 
-def test_an_approved_sample_says_what_comes_next(client: TestClient) -> None:
+def test_an_approved_sample_shows_what_is_next(client: TestClient) -> None:
     make("parcels")
     sign_in(client)
     for _ in range(12):
         text = record_verdict(client, "approve")
-    assert "The gate will let the data pass" in text and "The pipeline goes on with the next run" in text
+    assert "The review gate will pass" in text and "The next run of the pipeline drops the rejected rows" in text
 
 
 def test_skip_back_and_undo(client: TestClient) -> None:
@@ -73,20 +74,20 @@ def test_skip_back_and_undo(client: TestClient) -> None:
     assert "Row 2 of 12" in client.get(f"{PAGE}?after={first.id}").text
     assert "Row 1 of 12" in client.get(f"{PAGE}?after={last.id}").text
     record_verdict(client, "approve")
-    assert f"{PAGE}?row={first.id}" in client.get(PAGE).text, "back leads to the row before"
+    assert f"{PAGE}?row={first.id}" in client.get(PAGE).text, "the link back leads to the row before"
     again = client.get(f"{PAGE}?row={first.id}").text
-    assert "You said “right”" in again
+    assert ": right. A new verdict replaces it." in again
     record_verdict(client, "reject", page=f"{PAGE}?row={first.id}")
-    assert [(review.id, review.decision) for review in given(store)] == [(first.id, "reject")]
+    assert [(review.id, review.decision) for review in saved(store)] == [(first.id, "reject")]
     answer = client.post(f"{PAGE}/undo", data={"csrf": token(client, PAGE)})
     assert answer.headers["location"] == f"{PAGE}?row={first.id}"
-    assert given(store) == []
+    assert saved(store) == []
     assert client.post(f"{PAGE}/undo", data={"csrf": token(client, PAGE)}).headers["location"] == PAGE
-    assert "There is nothing to take back" in client.get(PAGE).text
+    assert "There is no verdict to undo" in client.get(PAGE).text
     assert second.id in client.get(f"{PAGE}?row={second.id}").text
 
 
-def test_an_edit_with_a_mistake_shows_the_complaint_and_saves_nothing(client: TestClient) -> None:
+def test_an_invalid_edit_shows_its_error_and_is_not_saved(client: TestClient) -> None:
     _, store = make("parcels")
     sign_in(client)
     text = client.get(f"{PAGE}?row={example(0).id}&edit=1").text
@@ -99,10 +100,10 @@ def test_an_edit_with_a_mistake_shows_the_complaint_and_saves_nothing(client: Te
         and 'aria-invalid="true"' in answer.text
         and 'value="wrong order"' in answer.text
     )
-    assert given(store) == []
+    assert saved(store) == []
     answer = client.post(PAGE, data={**data, **fields, "field:order": "", "note": "no order"})
     assert answer.status_code == 303
-    (review,) = given(store)
+    (review,) = saved(store)
     assert review.decision == "edit" and review.note == "no order"
     assert review.completion == '{"intent": "refund", "priority": "low", "product": null, "order": null}'
 
@@ -113,7 +114,7 @@ def test_labels_are_edited_with_a_list(client: TestClient) -> None:
     sign_in(client)
     assert '<option value="&#34;other&#34;">other</option>' in client.get(f"{PAGE}?row={rows[0].id}&edit=1").text
     record_verdict(client, "edit", **{"field:whole answer": '"other"'})
-    assert [review.completion for review in given(store)] == ["other"]
+    assert [review.completion for review in saved(store)] == ["other"]
 
 
 def test_a_verdict_on_changed_data_is_not_saved(client: TestClient) -> None:
@@ -134,24 +135,24 @@ def test_a_verdict_on_changed_data_is_not_saved(client: TestClient) -> None:
     assert "your verdict was not saved" in text and "refund" in text
     gone = client.post(PAGE, data={**data, "row": example(5).id, "decision": "approve"})
     assert gone.headers["location"] == PAGE
-    assert given(store) == []
+    assert saved(store) == []
     assert client.get(f"{PAGE}?row={example(5).id}").status_code == 404
 
 
-def test_two_experts_do_not_see_each_others_verdicts(client: TestClient) -> None:
+def test_two_reviewers_do_not_see_each_others_verdicts(client: TestClient) -> None:
     _, store = make("parcels", sections={"review": {"min_rows": 12, "reviewers": 2}})
     sign_in(client)
     for _ in range(12):
-        text = record_verdict(client, "reject", note="annas word")
+        text = record_verdict(client, "reject", note="note of anna")
     assert "Your part is done" in text and "12 rows still need another expert" in text
     sign_in(client, "bert")
     text = client.get(PAGE).text
-    assert "0 of 12 reviewed" in text and "annas word" not in text and "Row 1 of 12" in text
+    assert "0 of 12 reviewed" in text and "note of anna" not in text and "Row 1 of 12" in text
     record_verdict(client, "approve")
-    assert {(review.reviewer, review.decision) for review in given(store)} == {("anna", "reject"), ("bert", "approve")}
+    assert {(review.reviewer, review.decision) for review in saved(store)} == {("anna", "reject"), ("bert", "approve")}
 
 
-def test_a_row_that_a_colleague_judged_meanwhile_is_not_judged_again(client: TestClient) -> None:
+def test_a_row_that_another_reviewer_finished_gets_no_further_verdict(client: TestClient) -> None:
     _, store = make("parcels")
     sign_in(client)
     text = client.get(f"{PAGE}?row={example(0).id}&edit=1").text
@@ -164,50 +165,51 @@ def test_a_row_that_a_colleague_judged_meanwhile_is_not_judged_again(client: Tes
         client.post(PAGE, data={**data, "decision": "edit", "field:order": "HV-77777", "note": "a long remark"}),
     ]
     assert [answer.status_code for answer in answers] == [409, 409, 409]
-    assert all("Your verdict was not saved: bert judged this row meanwhile" in answer.text for answer in answers)
+    assert all("Your verdict was not saved: bert reviewed this row meanwhile" in answer.text for answer in answers)
     assert "my careful note" in answers[1].text
     assert "HV-77777" in answers[2].text and "a long remark" in answers[2].text
-    assert [(review.reviewer, review.decision) for review in given(store)] == [("bert", "reject")]
-    seen = client.get(f"{PAGE}?row={row.id}").text
-    assert "Judged by bert" in seen and 'value="approve"' not in seen
-    assert f"{PAGE}?after={row.id}" in seen
+    assert [(review.reviewer, review.decision) for review in saved(store)] == [("bert", "reject")]
+    text = client.get(f"{PAGE}?row={row.id}").text
+    assert "Reviewed by bert" in text and 'value="approve"' not in text
+    assert f"{PAGE}?after={row.id}" in text
 
 
-def test_an_expert_may_change_an_own_verdict(client: TestClient) -> None:
+def test_a_reviewer_can_change_a_verdict(client: TestClient) -> None:
     _, store = make("parcels")
     sign_in(client)
     record_verdict(client, "approve")
     record_verdict(client, "reject", page=f"{PAGE}?row={example(0).id}")
-    assert [(review.reviewer, review.decision) for review in given(store)] == [("anna", "reject")]
+    assert [(review.reviewer, review.decision) for review in saved(store)] == [("anna", "reject")]
 
 
-def test_two_experts_at_the_same_moment_give_one_verdict(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both have the row open and send at once: one is saved, the other is told. To look takes long enough for both."""
+def test_of_two_simultaneous_verdicts_one_is_saved(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both reviewers have the row open and send at once: one verdict is saved, the other rejected. Opening the review
+    is slowed down, so that both requests overlap."""
 
-    def looks(*given: str, look: Any = pages.open_review) -> Any:
-        found = look(*given)
+    def slow_open(*arguments: str, open_session: Any = open_review) -> Any:
+        session = open_session(*arguments)
         time.sleep(0.3)
-        return found
+        return session
 
-    monkeypatch.setattr(pages, "open_review", looks)
+    monkeypatch.setattr(routes, "open_review", slow_open)
     _, store = make("parcels")
     texts = {}
     clients = {name: TestClient(client.app, base_url="http://127.0.0.1", follow_redirects=False) for name in NAMES}
     for name, browser in clients.items():
         texts[name] = sign_in(browser, name).get(PAGE).text
-    together = threading.Barrier(2)
+    barrier = threading.Barrier(2)
 
     def send(name: str) -> int:
         data = {field: hidden(texts[name], field) for field in ("csrf", "row", "content_hash")}
-        together.wait()
+        barrier.wait()
         return clients[name].post(PAGE, data={**data, "decision": "approve"}).status_code
 
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(send, NAMES)) == [303, 409]
-    assert len(given(store)) == 1
+    assert len(saved(store)) == 1
 
 
-def test_an_earlier_turn_that_reads_as_the_question_does_is_shown(client: TestClient) -> None:
+def test_an_earlier_message_with_the_text_of_the_prompt_is_shown(client: TestClient) -> None:
     turns = (
         Message("user", "Where is it?"),
         Message("assistant", "Which order?"),
@@ -217,12 +219,12 @@ def test_an_earlier_turn_that_reads_as_the_question_does_is_shown(client: TestCl
     rows = [Example(f"row{n}", turns, "shop", f"shop.csv:{n}") for n in range(30)]
     make("parcels", rows=rows)
     text = sign_in(client).get(f"{PAGE}?row=row0").text
-    assert text.count("Earlier question") == 1 and text.count("Earlier answer") == 1
+    assert text.count("Earlier prompt") == 1 and text.count("Earlier answer") == 1
     assert text.count("Where is it?") == 2
 
 
 @pytest.mark.parametrize("value", ["[" * 100_000, '"\\ud800"', "9" * 5000, "NaN", "{"])
-def test_an_answer_that_is_no_json_is_a_complaint_and_no_fault(client: TestClient, value: str) -> None:
+def test_an_answer_that_is_not_json_is_an_error_of_the_form(client: TestClient, value: str) -> None:
     schema = {"type": "object", "properties": {"extra": {"type": ["object", "array", "string"]}}}
     rows = [example(n).with_completion('{"extra": {}}') for n in range(30)]
     _, store = make("parcels", rows=rows, sections={"answer": {"format": "json", "schema": schema}})
@@ -230,10 +232,10 @@ def test_an_answer_that_is_no_json_is_a_complaint_and_no_fault(client: TestClien
     data = {name: hidden(text, name) for name in ("csrf", "row", "content_hash", "decision")}
     answer = client.post(PAGE, data={**data, "field:extra": value})
     assert answer.status_code == 422, answer.text[:300]
-    assert given(store) == []
+    assert saved(store) == []
 
 
-def test_recorded_verdicts_are_told(client: TestClient) -> None:
+def test_recorded_verdicts_are_shown(client: TestClient) -> None:
     _, store = make(
         "parcels", sections={"review": {"min_rows": 12, "recorded": "review/verdicts.jsonl"}}, until="clean_examples"
     )
@@ -246,23 +248,23 @@ def test_recorded_verdicts_are_told(client: TestClient) -> None:
     assert "The review is complete" in text and "12 of 12 verdicts are recorded ones" in text
 
 
-def test_an_unknown_decision_is_refused(client: TestClient) -> None:
+def test_an_unknown_decision_is_rejected(client: TestClient) -> None:
     _, store = make("parcels")
     sign_in(client)
     text = client.get(PAGE).text
     data = {name: hidden(text, name) for name in ("csrf", "row", "content_hash")}
     assert client.post(PAGE, data={**data, "decision": "perhaps"}).status_code == 400
-    assert given(store) == []
+    assert saved(store) == []
 
 
 def text_task() -> TaskStore:
-    """Answers are free text, where a correction may hold anything."""
+    """A task with text answers, in which a correction may contain anything."""
     rows = [example(number).with_completion(f"we will look into it, case {number}") for number in range(30)]
     sections = {"answer": {"format": "text"}, "quality": {"min_rows": 20, "max_completion_chars": 80}}
     return make("parcels", rows=rows, sections=sections)[1]
 
 
-def test_personal_data_in_a_correction_or_a_note_is_replaced_before_it_is_kept(client: TestClient) -> None:
+def test_personal_data_in_a_correction_or_a_note_is_masked_before_it_is_saved(client: TestClient) -> None:
     store = text_task()
     sign_in(client)
     row = example(0).id
@@ -270,17 +272,17 @@ def test_personal_data_in_a_correction_or_a_note_is_replaced_before_it_is_kept(c
         client,
         "edit",
         page=f"{PAGE}?row={row}&edit=1",
-        note="jo@example.com said so",
+        note="jo@example.com confirmed it",
         **{"field:whole answer": "write to jo@example.com"},
     )
-    assert "Personal data was replaced in what you wrote." in text
-    (review,) = given(store)
-    assert (review.completion, review.note) == ("write to <EMAIL>", "<EMAIL> said so")
-    kept = "".join(path.read_text("utf-8") for path in (store.local_root / "review").rglob("*.json"))
-    assert "jo@example.com" not in kept
+    assert "Personal data was replaced in your text." in text
+    (review,) = saved(store)
+    assert (review.completion, review.note) == ("write to <EMAIL>", "<EMAIL> confirmed it")
+    files = "".join(path.read_text("utf-8") for path in (store.local_root / "review").rglob("*.json"))
+    assert "jo@example.com" not in files
 
 
-def test_a_correction_that_could_not_be_trained_on_is_refused_with_the_reason(client: TestClient) -> None:
+def test_a_correction_that_cleaning_would_drop_is_rejected_with_the_reason(client: TestClient) -> None:
     store = text_task()
     sign_in(client)
     text = client.get(f"{PAGE}?row={example(0).id}&edit=1").text
@@ -289,18 +291,18 @@ def test_a_correction_that_could_not_be_trained_on_is_refused_with_the_reason(cl
         answer = client.post(PAGE, data={**data, "field:whole answer": edit})
         assert answer.status_code == 422
         assert reason in answer.text
-    assert given(store) == []
+    assert saved(store) == []
 
 
-def test_a_correction_that_changes_nothing_approves(client: TestClient) -> None:
+def test_a_correction_without_a_change_approves(client: TestClient) -> None:
     store = text_task()
     sign_in(client)
     page = f"{PAGE}?row={example(0).id}&edit=1"
     record_verdict(client, "edit", page=page, **{"field:whole answer": "we will look into it, case 0"})
-    assert [review.decision for review in given(store)] == ["approve"]
+    assert [review.decision for review in saved(store)] == ["approve"]
 
 
-def test_the_first_verdict_fixes_the_round_and_a_later_round_says_that_it_is_one(client: TestClient) -> None:
+def test_the_first_verdict_starts_a_round_and_the_page_shows_its_number(client: TestClient) -> None:
     _, store = make("parcels")
     sign_in(client)
     record_verdict(client, "approve")
@@ -319,23 +321,23 @@ def test_the_first_verdict_fixes_the_round_and_a_later_round_says_that_it_is_one
     assert "at least, of rows not reviewed before" in text and "1 drawn row left the data, and counts as wrong" in text
     for _ in range(11):
         text = record_verdict(client, "approve")
-    assert "begins round 3, with rows that nobody has reviewed; a sample that shows 95.0%" in text
+    assert "begins round 3, with rows that nobody has reviewed; a sample that shows 95 %" in text
     assert sorted(path.name for path in rounds.iterdir()) == ["1.json", "2.json"]
 
 
-def test_rows_that_may_conflict_are_shown_and_judged_beside_the_sample(client: TestClient) -> None:
+def test_rows_that_may_conflict_are_reviewed_beside_the_sample(client: TestClient) -> None:
     task, store = make("parcels")
     drawn = store.current("review_sample")
     assert drawn is not None
-    one, other = example(3), example(900)  # the first is in the sample, the second is not
-    pair = {"similarity": 0.95, "rows": [one.to_json(), other.to_json()]}
+    sampled, other = example(3), example(900)  # the first is in the sample, the second is not
+    pair = {"similarity": 0.95, "rows": [sampled.to_json(), other.to_json()]}
     (drawn.folder / "flagged.jsonl").write_text(json.dumps(pair) + "\n", "utf-8")
     sign_in(client)
     text = client.get(PAGE).text
     assert "Answers that may conflict" in text and f"{PAGE}?row={other.id}" in text
     assert "0 of 12 reviewed" in text, "the sample is as large as before"
     page = client.get(f"{PAGE}?row={other.id}").text
-    assert "Flagged row" in page and "Nearly the same question has another answer" in page and one.origin in page
+    assert "Flagged row" in page and "Nearly the same prompt has another answer" in page and sampled.origin in page
     text = record_verdict(client, "reject", page=f"{PAGE}?row={other.id}")
     assert "0 of 12 reviewed" in text and "(wrong)" in text
     assert [review.id for review in verdict_store.load_for(store, task, [other])] == [other.id]

@@ -1,4 +1,4 @@
-"""The desk as a program: its port, its host, its end."""
+"""The desk as a server: port, host, shutdown."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from finetune_pipeline.config.addresses import is_loopback
 from finetune_pipeline.desk import users
-from finetune_pipeline.desk.app import is_loopback, require_private, run
+from finetune_pipeline.desk.app import require_private, run
 from finetune_pipeline.errors import PortInUse, ServingError
 
 from .conftest import PASSWORD
@@ -31,7 +32,7 @@ def taken_port() -> Iterator[int]:
         yield other.getsockname()[1]
 
 
-def test_a_taken_port_is_named_with_the_cure(place: Path) -> None:
+def test_a_port_in_use_is_named_with_a_hint(place: Path) -> None:
     with taken_port() as port, pytest.raises(PortInUse) as caught:
         run("127.0.0.1", port)
     assert caught.value.exit_code == 10
@@ -39,7 +40,7 @@ def test_a_taken_port_is_named_with_the_cure(place: Path) -> None:
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
-def test_it_starts_says_where_and_stops_cleanly(tmp_path: Path, signal_: signal.Signals) -> None:
+def test_it_prints_its_url_and_stops_on_a_signal(tmp_path: Path, signal_: signal.Signals) -> None:
     with taken_port() as port:
         pass
     environment = {**os.environ, "FINETUNE_HOME": str(tmp_path / "home"), "FINETUNE_DATA": str(tmp_path / "data")}
@@ -52,12 +53,12 @@ def test_it_starts_says_where_and_stops_cleanly(tmp_path: Path, signal_: signal.
     ) as desk:
         try:
             assert desk.stdout is not None
-            said = [desk.stdout.readline() for _ in range(3)]
+            lines = [desk.stdout.readline() for _ in range(3)]
             assert (
-                "Sign in as `steward` with the password" in said[0]
-                and said[2].strip() == f"desk: http://127.0.0.1:{port}"
+                "Sign in as `steward` with the password" in lines[0]
+                and lines[2].strip() == f"desk: http://127.0.0.1:{port}"
             )
-            # the address is printed just before the server takes requests; until then they wait in the queue
+            # the URL is printed just before the server accepts requests; until then they wait in the backlog
             answer = httpx.get(f"http://127.0.0.1:{port}/health", timeout=60)
             assert answer.text == "ok" and "server" not in answer.headers
             desk.send_signal(signal_)
@@ -68,7 +69,9 @@ def test_it_starts_says_where_and_stops_cleanly(tmp_path: Path, signal_: signal.
         assert "Traceback" not in desk.stderr.read()
 
 
-def test_the_network_has_to_be_wanted_and_needs_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_network_has_to_be_allowed_and_needs_a_created_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path))
     monkeypatch.setattr(users, "COST", 2**4)
     with pytest.raises(ServingError, match=r"open to the network on 0\.0\.0\.0") as caught:
@@ -76,18 +79,18 @@ def test_the_network_has_to_be_wanted_and_needs_a_person(tmp_path: Path, monkeyp
     assert "FINETUNE_DESK_PUBLIC=1" in caught.value.hint
     monkeypatch.setenv("FINETUNE_DESK_PUBLIC", "1")
     users.first_start()
-    with pytest.raises(ServingError, match="no user that a person made"):
+    with pytest.raises(ServingError, match="without a user that a person created"):
         run("0.0.0.0", 0)  # noqa: S104
     users.add_user("anna", PASSWORD)
     require_private("0.0.0.0")  # noqa: S104
 
 
 @pytest.mark.parametrize(
-    ("host", "own"),
+    ("host", "loopback"),
     [
         *(("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("[::1]", True), ("localhost", True)),
         *(("0.0.0.0", False), ("::", False), ("10.0.0.5", False), ("desk.example", False), ("", False)),  # noqa: S104
     ],
 )
-def test_what_is_this_machine(host: str, own: bool) -> None:
-    assert is_loopback(host) is own
+def test_which_hosts_are_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback

@@ -1,4 +1,4 @@
-"""Where tasks stand, and the story of one."""
+"""The status of a task, and the values of its page."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from finetune_pipeline.desk import ledger_rows, task_view
-from finetune_pipeline.desk.task_status import status_of
+from finetune_pipeline.desk.task_status import STEPS, status_of
 from finetune_pipeline.errors import StorageError
 from finetune_pipeline.records import Check
+from finetune_pipeline.store import STAGE_OF, STAGES
 
-from .made_up import approve_all, declare, make
+from .sample_tasks import approve_all, declare, make
 
 UNTIL = "registered_model"
 
@@ -20,43 +21,48 @@ def states(name: str, person: str = "anna") -> dict[str, str]:
     return {step.name: step.state for step in status_of(name, person).steps}
 
 
-def test_a_task_that_was_only_declared(place: Path) -> None:
+def test_the_steps_are_the_stages() -> None:
+    assert list(STEPS) == [stage for stage in STAGES if stage != "models"]
+    assert {asset for assets in STEPS.values() for asset in assets} == set(STAGE_OF)
+
+
+def test_a_task_without_artifacts(place: Path) -> None:
     declare("new")
     assert set(states("new").values()) == {"missing"}
-    assert status_of("new", "anna").waiting == ()
+    assert status_of("new", "anna").todo == ()
 
 
-def test_a_sample_waits_for_this_person(place: Path) -> None:
+def test_a_sample_waits_for_this_user(place: Path) -> None:
     make("parcels")
     assert states("parcels")["quality"] == "fresh"
     assert states("parcels")["review"] == "waiting"
-    (item,) = status_of("parcels", "anna").waiting
+    (item,) = status_of("parcels", "anna").todo
     assert (item.title, item.page) == ("12 rows to review", "/review")
 
 
-def test_what_i_have_done_waits_for_others(place: Path) -> None:
+def test_a_finished_part_waits_for_other_reviewers(place: Path) -> None:
     _, store = make("parcels", sections={"review": {"min_rows": 12, "reviewers": 2}})
     approve_all(store, "anna")
     assert states("parcels", "anna")["review"] == "others"
     assert states("parcels", "bert")["review"] == "waiting"
-    assert status_of("parcels", "anna").waiting == ()
+    assert status_of("parcels", "anna").todo == ()
 
 
-def test_a_complete_review_is_ready_to_go_on(place: Path) -> None:
+def test_a_complete_review_is_ready_for_the_next_run(place: Path) -> None:
     _, store = make("parcels")
     approve_all(store)
     assert states("parcels")["review"] == "ready"
-    assert [item.title for item in status_of("parcels", "bert").waiting] == ["The review is complete"]
+    assert [item.title for item in status_of("parcels", "bert").todo] == ["The review is complete"]
 
 
-def test_a_gate_that_said_no_is_told_with_its_reason(place: Path) -> None:
+def test_a_failed_gate_is_shown_with_its_reason(place: Path) -> None:
     make("parcels", until="data_quality", passed={"data_quality": False})
     assert states("parcels")["quality"] == "failed"
-    (item,) = status_of("parcels", "anna").waiting
+    (item,) = status_of("parcels", "anna").todo
     assert item.page == "/quality" and "91.2" in item.text and "`" not in item.text
 
 
-def test_changed_sources_make_it_stale(place: Path) -> None:
+def test_changed_sources_make_every_stage_stale(place: Path) -> None:
     make("parcels", until=UNTIL)
     assert set(states("parcels").values()) == {"fresh", "missing"}
     (place / "data" / "parcels" / "raw" / "shop.csv").write_text("text,answer\nhello,there\n")
@@ -64,16 +70,16 @@ def test_changed_sources_make_it_stale(place: Path) -> None:
     assert states("parcels")["train"] == "stale"
 
 
-def test_a_broken_declaration_is_told_not_raised(place: Path) -> None:
+def test_an_invalid_declaration_is_shown_not_raised(place: Path) -> None:
     declare("broken", {"answer": {"format": "jsn"}, "clen": {}})
-    found = status_of("broken", "anna")
-    assert found.problem is not None and len(found.problems) == 2
+    status = status_of("broken", "anna")
+    assert status.problem is not None and len(status.problems) == 2
 
 
-def test_a_source_that_is_missing_is_named(place: Path) -> None:
+def test_a_missing_source_is_named(place: Path) -> None:
     make("parcels", until=UNTIL)
     (place / "data" / "parcels" / "raw" / "shop.csv").unlink()
-    item = status_of("parcels", "anna").waiting[0]
+    item = status_of("parcels", "anna").todo[0]
     assert (item.tone, item.title) == ("bad", "A source is missing")
     assert "raw/shop.csv, which does not exist" in item.text
 
@@ -82,12 +88,12 @@ def test_counts_reconcile_over_all_stages(place: Path) -> None:
     _, store = make("parcels", until=UNTIL)
     counts = task_view.counts(ledger_rows.chain(store))
     assert counts is not None and counts.reconciles
-    assert (counts.read, counts.kept, counts.lost, counts.fixed) == (145, 119, 26, 14)
+    assert (counts.read, counts.kept, counts.dropped_rows, counts.fixed) == (145, 119, 26, 14)
     assert dict(counts.splits) == {"train": 90, "validation": 10, "test": 19}
     assert task_view.by_reason(counts.dropped)[0] == ("near-duplicate", 8)
 
 
-def test_counts_end_where_rows_were_made_from_older_ones(place: Path) -> None:
+def test_counts_end_before_an_artifact_made_from_older_rows(place: Path) -> None:
     _, store = make("parcels", until=UNTIL)
     with store.scratch("clean_examples") as out:
         for name in ("examples.jsonl", "drops.jsonl", "fixes.jsonl"):
@@ -102,7 +108,7 @@ def test_counts_end_where_rows_were_made_from_older_ones(place: Path) -> None:
 
 
 def test_checks_have_failures_first_and_plain_names() -> None:
-    rows = task_view.checks(
+    rows = task_view.check_rows(
         [
             Check("no overlap", True, "no pair", "none"),
             Check("completion_valid", False, "every answer is valid", "90 %"),
@@ -116,7 +122,7 @@ def test_checks_have_failures_first_and_plain_names() -> None:
     ]
 
 
-def test_comparison_ends_with_the_tuned_model_and_its_interval() -> None:
+def test_comparison_ends_with_the_tuned_model() -> None:
     figures = {"rows": 100, "exact": 0.5, "valid": 0.9}
     tuned = {"rows": 100, "exact": 0.4, "valid": 1.0, "interval": [0.3, 0.5]}
     rows = task_view.comparison({"variants": {"tuned": tuned, "few_shot": figures}, "best_prompted": "few_shot"})

@@ -1,4 +1,4 @@
-"""Users, their file, and the slowing of guesses."""
+"""Users, their file, sessions, and the delays of failed sign-ins."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def test_a_password_is_checked_against_its_hash(place: Path) -> None:
     assert PASSWORD not in users.users_file().read_text()
 
 
-def test_files_are_readable_by_their_owner_alone(place: Path) -> None:
+def test_only_the_owner_can_read_the_files(place: Path) -> None:
     signing_secret()
     for path in (users.users_file(), home() / "desk_secret"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
-def test_the_secret_stays_and_is_long(place: Path) -> None:
+def test_the_secret_is_kept_and_long(place: Path) -> None:
     assert signing_secret() == signing_secret()
     assert len(signing_secret()) == 64
 
 
-def test_first_start_makes_steward_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_start_creates_steward_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path))
     monkeypatch.setattr(users, "COST", 2**4)
     password = users.first_start()
@@ -56,20 +56,20 @@ def test_a_new_password_changes_the_stamp(place: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a b", "-anna", "x" * 65])
-def test_odd_names_are_refused(place: Path, name: str) -> None:
-    with pytest.raises(DataError, match="cannot be a user's name"):
+def test_invalid_names_are_an_error(place: Path, name: str) -> None:
+    with pytest.raises(DataError, match="is not a valid user name"):
         users.add_user(name, PASSWORD)
 
 
-def test_short_passwords_and_unknown_users_are_named(place: Path) -> None:
+def test_short_passwords_and_unknown_users_are_errors(place: Path) -> None:
     with pytest.raises(DataError, match="has 5 characters"):
         users.add_user("carl", "short")
-    with pytest.raises(DataError, match="its users are: anna, bert"):
+    with pytest.raises(DataError, match="use one of: anna, bert"):
         users.remove_user("carl")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"anna": {}}', "\xff"])
-def test_a_damaged_file_is_named(place: Path, text: str) -> None:
+def test_a_damaged_user_file_is_an_error(place: Path, text: str) -> None:
     users.users_file().write_text(text, "latin-1")
     with pytest.raises(StorageError, match=r"desk_users\.json is damaged"):
         users.check_password("anna", PASSWORD)
@@ -83,7 +83,7 @@ class Clock:
         return self.now
 
 
-def test_guessing_gets_slower_and_a_right_password_forgives() -> None:
+def test_failures_are_delayed_and_a_correct_password_resets_them() -> None:
     clock = Clock()
     attempts = Attempts(clock)
     for _ in range(2):
@@ -102,7 +102,7 @@ def test_guessing_gets_slower_and_a_right_password_forgives() -> None:
     assert attempts.wait("anna", "192.0.2.7") == 0
 
 
-def test_a_stranger_who_guesses_locks_nobody_out() -> None:
+def test_guessing_from_another_network_does_not_delay_the_user() -> None:
     attempts = Attempts(Clock())
     for _ in range(500):
         attempts.failed("anna", "203.0.113.9")
@@ -110,18 +110,18 @@ def test_a_stranger_who_guesses_locks_nobody_out() -> None:
     assert attempts.wait("anna", "192.0.2.7") == 0
 
 
-def test_a_network_that_tries_many_names_is_slowed_whoever_it_tries() -> None:
+def test_a_network_that_tries_many_names_is_delayed_for_every_name() -> None:
     attempts = Attempts(Clock())
     for number in range(FREE_FOR_NETWORK):
         assert attempts.wait(f"user{number}", "203.0.113.9") == 0
         attempts.failed(f"user{number}", "203.0.113.9")
     assert attempts.wait("anna", "203.0.113.9") > 0
     attempts.failed("mallory", "203.0.113.9")
-    attempts.succeeded("mallory", "203.0.113.9")  # the guesser's own account
+    attempts.succeeded("mallory", "203.0.113.9")  # the attacker's own account
     assert attempts.wait("anna", "203.0.113.9") > 0
 
 
-def test_wrong_tries_are_forgotten_after_a_while() -> None:
+def test_failures_expire() -> None:
     clock = Clock()
     attempts = Attempts(clock)
     for _ in range(50):
@@ -131,15 +131,15 @@ def test_wrong_tries_are_forgotten_after_a_while() -> None:
     assert attempts.wait("anna", "192.0.2.7") == 0
 
 
-def test_one_customers_ipv6_addresses_count_as_one() -> None:
+def test_the_ipv6_addresses_of_one_customer_count_as_one() -> None:
     assert network_of("2001:db8:1:2::7") == network_of("2001:db8:1:2:ffff::1") != network_of("2001:db8:1:3::7")
     assert network_of("::ffff:192.0.2.7") == network_of("192.0.2.7")
     assert network_of("fe80::1%eth0") == "fe80::/64"
     assert network_of("testclient") == "testclient"
 
 
-def test_remembered_guesses_stay_bounded_even_while_all_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts_module, "MOST_REMEMBERED", 10)
+def test_the_number_of_stored_failures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts_module, "MAX_ENTRIES", 10)
     attempts = Attempts(Clock())
     for number in range(200):
         for _ in range(4):
@@ -147,7 +147,7 @@ def test_remembered_guesses_stay_bounded_even_while_all_wait(monkeypatch: pytest
     assert len(attempts._failed) <= 10
 
 
-def test_sessions_end_with_time_and_stay_few(place: Path) -> None:
+def test_sessions_expire_and_are_limited_per_user(place: Path) -> None:
     ids = [open_sessions.begin("anna", float(second)) for second in range(open_sessions.PER_USER + 3)]
     assert [open_sessions.is_open(id_, "anna", 100.0) for id_ in ids] == [False] * 3 + [True] * open_sessions.PER_USER
     assert not open_sessions.is_open(ids[-1], "bert", 100.0)
@@ -159,13 +159,13 @@ def test_sessions_end_with_time_and_stay_few(place: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", "\xff", '{"x": {}}'])
-def test_damaged_sessions_let_nobody_in_and_are_named(place: Path, text: str) -> None:
+def test_a_damaged_session_file_is_an_error(place: Path, text: str) -> None:
     open_sessions.sessions_file().write_text(text, "latin-1")
     with pytest.raises(StorageError, match=r"desk_sessions\.json is damaged"):
         open_sessions.is_open("x", "anna", 0.0)
 
 
-def test_a_new_password_keeps_what_a_user_chose(place: Path) -> None:
+def test_a_new_password_keeps_the_settings(place: Path) -> None:
     assert users.shortcuts("anna")
     users.set_shortcuts("anna", False)
     users.add_user("anna", PASSWORD + "!")
@@ -173,10 +173,10 @@ def test_a_new_password_keeps_what_a_user_chose(place: Path) -> None:
     assert users.shortcuts("bert")
 
 
-@pytest.mark.parametrize("wanted", ["//evil.example", "https://evil.example", "/\\evil.example", "", "/a\nb"])
-def test_a_login_sends_nobody_elsewhere(wanted: str) -> None:
-    assert local_address(wanted) == "/"
+@pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", "", "/a\nb"])
+def test_a_login_never_redirects_to_another_site(target: str) -> None:
+    assert local_address(target) == "/"
 
 
-def test_a_login_goes_back_where_one_came_from() -> None:
+def test_a_login_returns_to_the_requested_page() -> None:
     assert local_address("/tasks/x/review?row=1") == "/tasks/x/review?row=1"

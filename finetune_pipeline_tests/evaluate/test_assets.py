@@ -1,53 +1,36 @@
-"""Both reports with the tiny model, in real job processes."""
+"""The evaluation report with the tiny model, in real job processes."""
 
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from finetune_pipeline.baseline.assets import baseline_report
+from finetune_pipeline.baseline.figures import VariantFigures, variant_figures
 from finetune_pipeline.config import Prompt, Task
-from finetune_pipeline.errors import GateRefused, JobCancelled, StorageError
-from finetune_pipeline.evaluate import job
-from finetune_pipeline.evaluate.answer_log import AnswerFile
-from finetune_pipeline.evaluate.assets import baseline_report, cost, eval_report, job_spec
-from finetune_pipeline.records import Answer, Artifact, ServedVersion, Silent, read_jsonl
-from finetune_pipeline.store import StageContext, StageResult, TaskStore
-from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
-
-LABELS = ("red", "green", "blue")
-
-
-def rows(prefix: str, count: int) -> list[object]:
-    dice = random.Random(prefix)
-    return [example(f"{prefix}{i}", f"{dice.choice(LABELS)} door {i}", dice.choice(LABELS)) for i in range(count)]
+from finetune_pipeline.errors import GateRefused, StorageError
+from finetune_pipeline.evaluate.assets import eval_report, evaluation_request
+from finetune_pipeline.evaluate.cost import cost
+from finetune_pipeline.evaluate.request import EvaluationRequest
+from finetune_pipeline.records import Answer, Artifact, ServedVersion, read_jsonl
+from finetune_pipeline.store import StageResult, TaskStore
+from finetune_pipeline_tests.artifacts import example, finished, stage_context, task_store
+from finetune_pipeline_tests.baseline.color_task import TEST_ROWS, base_and_split, color_task, commit
 
 
 @pytest.fixture
 def declared(tiny_model: Path) -> Task:
-    return task(
-        base={"path": str(tiny_model), "license": "apache-2.0"},
-        answer={"format": "label", "labels": LABELS},
-        prompt={"system": "Say the color."},
-        baseline={"shots": 2},
-        evaluate={"batch_size": 4},
-        suitability={"hosting_per_month": 73.0, "requests_per_day": 100},
-    )
+    return color_task(tiny_model)
 
 
 @pytest.fixture
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: Task) -> tuple[TaskStore, dict[str, Artifact]]:
-    from finetune_pipeline.models.base_model import prepare
-
     store = task_store(tmp_path, monkeypatch)
-    _, facts = prepare(declared.base, store.task, Silent())
-    base = finished(store, "base_model", {"base_model.json": facts})
-    split = finished(store, "data_split", {"train.jsonl": rows("t", 30), "test.jsonl": rows("q", 9)})
-    return store, {"base_model": base, "data_split": split}
+    return store, base_and_split(store, declared)
 
 
 @pytest.fixture
@@ -58,57 +41,37 @@ def adapter(tiny_model: Path, tmp_path: Path) -> Path:
 
     config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config)
-    random_ = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(3)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
-            weight.data = 0.5 * torch.randn(weight.shape, generator=random_)
+            weight.data = 0.5 * torch.randn(weight.shape, generator=generator)
     folder = tmp_path / "adapter"
     model.save_pretrained(folder)
     return folder
 
 
-class CancelAfter(Silent):
-    """Cancels once two answers were told."""
-
-    def progress(self, what: str, done: int, total: int, **figures: float) -> None:
-        if done >= 2:
-            raise JobCancelled("stopped", "run again")
-
-
-def commit(store: TaskStore, made: StageContext, asset: str) -> Artifact:
-    files = {p.name: list(read_jsonl(p)) for p in made.out.glob("*.jsonl")}
-    report = json.loads((made.out / "report.json").read_text("utf-8"))
-    return finished(store, asset, {**files, "report.json": report})
-
-
-def test_both_reports(
+def test_the_tuned_model_is_added_to_the_baselines(
     tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]], adapter: Path
 ) -> None:
     store, artifacts = inputs
-    first = work(declared, store, tmp_path, **artifacts)
-    outcome = baseline_report(first)
-    report = json.loads((first.out / "report.json").read_text("utf-8"))
-    assert set(report["variants"]) == {"zero_shot", "few_shot", "few_shot_retrieved", "classical"}
-    assert all(figure["rows"] == 9 for figure in report["variants"].values())
-    assert report["variants"]["few_shot"]["prompt_tokens"] > report["variants"]["zero_shot"]["prompt_tokens"]
-    assert outcome.summary["rows"] == 9
-    assert outcome.unfinished == store.local_root / "07_baseline" / "answers" / "key"  # goes when the report is stored
-
+    first = stage_context(declared, store, tmp_path, **artifacts)
+    baseline_report(first)
     baseline = commit(store, first, "baseline_report")
     tuned = Artifact("adapter", "k", "c", adapter, {"files": {}})
-    second = work(declared, store, tmp_path, **artifacts, baseline_report=baseline, adapter=tuned)
-    outcome = eval_report(second)
+    second = stage_context(declared, store, tmp_path, **artifacts, baseline_report=baseline, adapter=tuned)
+    result = eval_report(second)
     report = json.loads((second.out / "report.json").read_text("utf-8"))
     assert list(report["variants"])[-1] == "tuned"
     assert report["variants"]["zero_shot"] == baseline.json("report.json")["variants"]["zero_shot"]
-    assert len(list(read_jsonl(second.out / "answers.jsonl"))) == 5 * 9
+    assert len(list(read_jsonl(second.out / "answers.jsonl"))) == 5 * TEST_ROWS
     losses = list(read_jsonl(second.out / "general.jsonl"))
     assert len(losses) >= 60
     assert any(row["base"] != row["tuned"] for row in losses), "the adapter has to be off for the base"
-    assert report["memorization"]["train_rows"] == 9
+    assert report["memorization"]["train_rows"] == TEST_ROWS
     assert report["cost"]["per_1000"]["tuned"] == pytest.approx(24.0)
-    assert isinstance(outcome, StageResult)
-    assert {"tuned", "general_rise", "memorization_auc"} <= set(outcome.summary)
+    assert "champion" not in report
+    assert isinstance(result, StageResult)
+    assert {"tuned", "general_rise", "memorization_auc"} <= set(result.summary)
     assert "<svg" in (second.out / "report.html").read_text("utf-8")
 
 
@@ -124,31 +87,33 @@ def test_the_live_version_answers_the_same_rows_as_it_is_served(
     baseline = finished(
         store, "baseline_report", {"answers.jsonl": [], "scores.jsonl": [], "report.json": {"variants": {}}}
     )
-    made = work(quick(declared), store, tmp_path, **artifacts, baseline_report=baseline, adapter=live)
-    made = replace(made, fingerprint=asdict(version))
-    eval_report(made)
-    report = json.loads((made.out / "report.json").read_text("utf-8"))
+    context = stage_context(
+        answers_only(declared), store, tmp_path, **artifacts, baseline_report=baseline, adapter=live
+    )
+    context = replace(context, fingerprint=asdict(version))
+    eval_report(context)
+    report = json.loads((context.out / "report.json").read_text("utf-8"))
     assert report["champion"] == asdict(version)
     assert list(report["variants"]) == ["champion", "tuned"]
-    said = {(row["variant"], row["id"]): row for row in read_jsonl(made.out / "answers.jsonl")}
-    assert len(said) == 2 * 9
-    assert all(said["champion", f"q{i}"]["completion_tokens"] <= 5 for i in range(9))
-    lengths = {name: said[name, "q0"]["prompt_tokens"] for name in ("champion", "tuned")}
+    answers = {(row["variant"], row["id"]): row for row in read_jsonl(context.out / "answers.jsonl")}
+    assert len(answers) == 2 * TEST_ROWS
+    assert all(answers["champion", f"q{i}"]["completion_tokens"] <= 5 for i in range(TEST_ROWS))
+    lengths = {name: answers[name, "q0"]["prompt_tokens"] for name in ("champion", "tuned")}
     assert lengths["champion"] > lengths["tuned"]
-    page = (made.out / "report.html").read_text("utf-8")
+    page = (context.out / "report.html").read_text("utf-8")
     assert "Live version 3 reaches" in page
 
 
-def test_a_live_version_whose_files_are_gone_is_named(
+def test_a_live_version_with_missing_files_is_named(
     tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]], adapter: Path
 ) -> None:
     store, artifacts = inputs
     baseline = finished(store, "baseline_report", {"answers.jsonl": [], "scores.jsonl": []})
     tuned = Artifact("adapter", "k", "c", adapter, {"files": {}})
-    made = work(declared, store, tmp_path, **artifacts, baseline_report=baseline, adapter=tuned)
-    gone = asdict(ServedVersion(3, "gone", "gone", artifacts["base_model"].content_hash, 5))
+    context = stage_context(declared, store, tmp_path, **artifacts, baseline_report=baseline, adapter=tuned)
+    missing = asdict(ServedVersion(3, "gone", "gone", artifacts["base_model"].content_hash, 5))
     with pytest.raises(StorageError, match="version 3 is live, and its adapter gone"):
-        eval_report(replace(made, fingerprint=gone))
+        eval_report(replace(context, fingerprint=missing))
 
 
 def committed(store: TaskStore, asset: str, files: Path, declared: Task) -> Artifact:
@@ -159,54 +124,41 @@ def committed(store: TaskStore, asset: str, files: Path, declared: Task) -> Arti
         return store.commit(asset, f"{asset} made", scratch, {"summary": {}, "declaration": plain, "verdict": None})
 
 
-def quick(declared: Task) -> Task:
+def answers_only(declared: Task) -> Task:
     evaluate = declared.evaluate.model_copy(update={"general": False, "memorization": False})
     return declared.model_copy(update={"evaluate": evaluate})
 
 
-def test_a_stopped_evaluation_goes_on_where_it_was(
-    tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]]
-) -> None:
-    store, artifacts = inputs
-    only = declared.model_copy(
-        update={
-            "baseline": declared.baseline.model_copy(update={"variants": ("zero_shot",)}),
-            "evaluate": declared.evaluate.model_copy(update={"batch_size": 2, "max_new_tokens": 20}),
-        }
-    )
-    first = work(only, store, tmp_path, **artifacts)
-    partial = store.local_root / "07_baseline" / "answers" / "key"
-    with pytest.raises(JobCancelled):
-        job.run(job_spec(first, partial, ["zero_shot"]), CancelAfter())
-    kept = partial / "answers.jsonl"
-    before = kept.read_text("utf-8").splitlines()
-    assert 2 <= len(before) < 9
-    kept.write_text("\n".join(before) + '\n{"id": "cut o', "utf-8")
-    baseline_report(first)
-    answers = (first.out / "answers.jsonl").read_text("utf-8").splitlines()
-    assert answers[: len(before)] == before, "what was answered is not answered again"
-    assert len({json.loads(line)["id"] for line in answers}) == len(answers) == 9
-
-
-def test_a_baseline_of_other_rows_is_refused(
+def test_baselines_on_other_rows_are_refused(
     tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]]
 ) -> None:
     store, artifacts = inputs
     old = finished(
         store, "baseline_report", {"answers.jsonl": [Answer("gone", "zero_shot", "red")], "scores.jsonl": []}
     )
-    with pytest.raises(GateRefused, match="the baseline answered other rows"):
-        eval_report(work(declared, store, tmp_path, **artifacts, baseline_report=old, adapter=old))
+    with pytest.raises(GateRefused, match="the baselines answered other rows"):
+        eval_report(stage_context(declared, store, tmp_path, **artifacts, baseline_report=old, adapter=old))
 
 
-def test_lines_are_kept_whatever_stands_in_them(tmp_path: Path) -> None:
-    path = tmp_path / "answers.jsonl"
-    answer = Answer("a", "tuned", "line\u2028separator\n")
-    AnswerFile(path).append(answer)
-    assert AnswerFile(path).answers == [answer]
+def test_a_request_survives_json_and_a_missing_key_is_named(
+    tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]], adapter: Path
+) -> None:
+    store, artifacts = inputs
+    tuned = Artifact("adapter", "k", "c", adapter, {"files": {}})
+    request = evaluation_request(stage_context(declared, store, tmp_path, **artifacts, adapter=tuned), tmp_path)
+    row = json.loads(json.dumps(request.to_json()))
+    assert EvaluationRequest.from_json(row) == request
+    del row["general"]
+    with pytest.raises(StorageError, match="the key 'general' is missing"):
+        EvaluationRequest.from_json(row)
 
 
-def test_cost_without_traffic_has_no_share_of_the_hosting(declared: Task) -> None:
+def test_without_requests_there_is_no_hosting_per_answer(declared: Task) -> None:
+    def figures(variant: str) -> VariantFigures:
+        return variant_figures(
+            {"a": example("a", "q", "red")}, [Answer("a", variant, "red", 90, 10)], [], declared.answer
+        )
+
     prices = declared.suitability.model_copy(update={"requests_per_day": 0, "prompted_price": 2.0})
-    variants = {"zero_shot": {"prompt_tokens": 90, "completion_tokens": 10}, "tuned": {}, "classical": {}}
+    variants = {name: figures(name) for name in ("zero_shot", "tuned", "classical")}
     assert cost(variants, prices)["per_1000"] == {"zero_shot": 0.2}

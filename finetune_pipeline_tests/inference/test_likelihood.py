@@ -17,7 +17,7 @@ from finetune_pipeline.records import Silent
 def test_losses_equal_those_of_a_plain_forward_pass(loaded: Loaded) -> None:
     import torch
 
-    rows = general_ability.conversations(general_ability.questions()[:12])
+    rows = general_ability.conversations(general_ability.prompts()[:12])
     found = losses(loaded, rows)
     for key, (messages, answer) in rows.items():
         prompt = encode(loaded.tokenizer, messages)
@@ -29,7 +29,7 @@ def test_losses_equal_those_of_a_plain_forward_pass(loaded: Loaded) -> None:
 
 
 def test_losses_in_bf16_have_the_same_mean(loaded: Loaded) -> None:
-    rows = general_ability.conversations(general_ability.questions()[:40])
+    rows = general_ability.conversations(general_ability.prompts()[:40])
     exact, fast = losses(loaded, rows), losses(loaded, rows, bf16=True)
     assert exact != fast
     assert sum(fast.values()) == pytest.approx(sum(exact.values()), rel=2e-3)
@@ -44,7 +44,7 @@ def test_texts_that_the_model_cannot_read_as_a_whole_are_left_out_and_told(
         def log(self, text: str) -> None:
             self.said += text
 
-    rows, heard = general_ability.conversations(general_ability.questions()), Heard()
+    rows, heard = general_ability.conversations(general_ability.prompts()), Heard()
     assert fitting(loaded, rows, "general texts", heard) == rows and not heard.said
     prompts = {key: len(encode(loaded.tokenizer, messages)) for key, (messages, _) in rows.items()}
     answers = {key: len(loaded.tokenizer(answer)["input_ids"]) for key, (_, answer) in rows.items()}
@@ -60,11 +60,11 @@ def test_texts_that_the_model_cannot_read_as_a_whole_are_left_out_and_told(
 
 
 def test_general_questions_are_many_and_different() -> None:
-    rows = general_ability.questions()
+    rows = general_ability.prompts()
     assert len(rows) >= 200
-    assert len({row["id"] for row in rows}) == len({row["question"] for row in rows}) == len(rows)
+    assert len({row["id"] for row in rows}) == len({row["prompt"] for row in rows}) == len(rows)
     assert len({row["kind"] for row in rows}) >= 10
-    assert all(row["answer"].strip() for row in rows)
+    assert all(row["completion"].strip() for row in rows)
 
 
 def test_the_rise_is_relative_to_the_base() -> None:

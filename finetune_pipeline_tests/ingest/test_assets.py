@@ -1,4 +1,4 @@
-"""raw_examples on real files: every row is an example or a drop, ids stay, and errors name the file and the hint."""
+"""The asset raw_examples on real files: every row is an example or a drop, ids are stable, errors name the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune_pipeline.ingest.sources import problems, remarks
 from finetune_pipeline.materialize import materialize
 from finetune_pipeline.records import Example, read_jsonl
 from finetune_pipeline.store import StageResult, TaskStore, file_hashes, sha256_file
-from finetune_pipeline_tests.artifacts import task, task_store, work
+from finetune_pipeline_tests.artifacts import stage_context, task, task_store
 
 
 @pytest.fixture
@@ -25,25 +25,25 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskStore:
     return store
 
 
-def put(store: TaskStore, name: str, text: str) -> None:
+def write_raw(store: TaskStore, name: str, text: str) -> None:
     (store.local_root / "raw" / name).write_text(text, "utf-8")
 
 
-def make(
+def run_asset(
     store: TaskStore, tmp_path: Path, *sources: dict[str, Any]
 ) -> tuple[StageResult, list[Example], list[dict[str, Any]]]:
-    job = work(task(sources=list(sources)), store, tmp_path)
-    outcome = raw_examples(job)
-    examples = [Example.from_json(row) for row in read_jsonl(job.out / "examples.jsonl")]
-    return outcome, examples, list(read_jsonl(job.out / "drops.jsonl"))
+    context = stage_context(task(sources=list(sources)), store, tmp_path)
+    result = raw_examples(context)
+    examples = [Example.from_json(row) for row in read_jsonl(context.out / "examples.jsonl")]
+    return result, examples, list(read_jsonl(context.out / "drops.jsonl"))
 
 
 def test_every_row_of_every_file_is_accounted_for(store: TaskStore, tmp_path: Path) -> None:
-    put(store, "a.csv", "text,label,who\nhi,x,c1\nho,,c2\n,y,c3\n")
-    put(store, "b.jsonl", '{"prompt": "a", "completion": "b"}\nbroken\n{"prompt": "a"}\n')
-    put(store, "c.jsonl", '{"prompt": "p", "chosen": "good", "rejected": "bad"}\n')
-    put(store, "wrong.csv", "no,body\n1,hello\n2,there\n")
-    outcome, examples, drops = make(
+    write_raw(store, "a.csv", "text,label,who\nhi,x,c1\nho,,c2\n,y,c3\n")
+    write_raw(store, "b.jsonl", '{"prompt": "a", "completion": "b"}\nbroken\n{"prompt": "a"}\n')
+    write_raw(store, "c.jsonl", '{"prompt": "p", "chosen": "good", "rejected": "bad"}\n')
+    write_raw(store, "wrong.csv", "no,body\n1,hello\n2,there\n")
+    result, examples, drops = run_asset(
         store,
         tmp_path,
         {"path": "raw/a.csv", "group": "who"},
@@ -63,28 +63,30 @@ def test_every_row_of_every_file_is_accounted_for(store: TaskStore, tmp_path: Pa
         ("wrong.csv:2", "missing-column"),
         ("wrong.csv:3", "missing-column"),
     ]
-    assert outcome.summary["rows"] == 9 == len(examples) + len(drops)
-    files: Any = outcome.summary["files"]
+    assert result.summary["rows"] == 9 == len(examples) + len(drops)
+    files: Any = result.summary["files"]
     assert files[-1]["problem"] == "lacks the columns 'text', 'label'; it has: no, body"
-    assert outcome.verdict is not None and outcome.verdict.passed and outcome.verdict.about == "key"
+    assert result.verdict is not None and result.verdict.passed and result.verdict.about == "key"
 
 
-def test_preference_pairs_stand_in_both_files_under_one_id(store: TaskStore, tmp_path: Path) -> None:
-    put(store, "c.jsonl", '{"prompt": "p", "chosen": "good", "rejected": "bad"}\n')
-    _, examples, _ = make(store, tmp_path, {"path": "raw/c.jsonl"})
+def test_preference_pairs_are_in_both_files_under_one_id(store: TaskStore, tmp_path: Path) -> None:
+    write_raw(store, "c.jsonl", '{"prompt": "p", "chosen": "good", "rejected": "bad"}\n')
+    _, examples, _ = run_asset(store, tmp_path, {"path": "raw/c.jsonl"})
     pair = next(iter(read_jsonl(tmp_path / "out0" / "pairs.jsonl")))
     assert (pair["chosen"], pair["rejected"], pair["id"]) == ("good", "bad", examples[0].id)
 
 
 def test_the_group_of_a_preference_row_is_kept(store: TaskStore, tmp_path: Path) -> None:
-    put(store, "c.jsonl", '{"prompt": "p", "chosen": "good", "rejected": "bad", "who": "c1"}\n')
-    _, (found,), _ = make(store, tmp_path, {"path": "raw/c.jsonl", "group": "who"})
+    write_raw(store, "c.jsonl", '{"prompt": "p", "chosen": "good", "rejected": "bad", "who": "c1"}\n')
+    _, (row,), _ = run_asset(store, tmp_path, {"path": "raw/c.jsonl", "group": "who"})
     pair = next(iter(read_jsonl(tmp_path / "out0" / "pairs.jsonl")))
-    assert found.group is not None and found.group == pair["group"]
+    assert row.group is not None and row.group == pair["group"]
 
 
-def test_groups_that_are_spelled_differently_are_one_and_never_stand_in_clear(store: TaskStore, tmp_path: Path) -> None:
-    named = [
+def test_groups_that_differ_in_spelling_are_one_and_are_written_as_hashes_only(
+    store: TaskStore, tmp_path: Path
+) -> None:
+    customers = [
         "jo@example.com",
         " Jo@Example.COM ",
         "ｊｏ@example.com",
@@ -93,9 +95,9 @@ def test_groups_that_are_spelled_differently_are_one_and_never_stand_in_clear(st
         "anna schmidt",
         " ",
     ]
-    lines = [json.dumps({"prompt": f"q{n}", "completion": "x", "who": who}) for n, who in enumerate(named)]
-    put(store, "a.jsonl", "\n".join(lines) + "\n")
-    _, examples, _ = make(store, tmp_path, {"path": "raw/a.jsonl", "group": "who"})
+    lines = [json.dumps({"prompt": f"q{n}", "completion": "x", "who": who}) for n, who in enumerate(customers)]
+    write_raw(store, "a.jsonl", "\n".join(lines) + "\n")
+    _, examples, _ = run_asset(store, tmp_path, {"path": "raw/a.jsonl", "group": "who"})
     groups = [row.group for row in examples]
     assert groups[0] == groups[1] == groups[2] != groups[3]
     assert groups[4] == groups[5] not in (groups[0], groups[3])
@@ -104,17 +106,17 @@ def test_groups_that_are_spelled_differently_are_one_and_never_stand_in_clear(st
     assert "example.com" not in written and "schmidt" not in written
 
 
-def test_ids_stay_when_rows_are_added_before_and_differ_for_the_same_content_twice(
+def test_ids_do_not_change_when_rows_are_added_and_differ_for_repeated_content(
     store: TaskStore, tmp_path: Path
 ) -> None:
-    put(store, "a.csv", "text,label\nhi,x\nhi,x\nho,y\n")
-    _, before, _ = make(store, tmp_path, {"path": "raw/a.csv"})
+    write_raw(store, "a.csv", "text,label\nhi,x\nhi,x\nho,y\n")
+    _, before, _ = run_asset(store, tmp_path, {"path": "raw/a.csv"})
     assert len({e.id for e in before}) == 3
-    put(store, "a.csv", "text,label\nnew,z\nhi,x\nnew,w\nhi,x\nho,y\n")
-    _, after, _ = make(store, tmp_path, {"path": "raw/a.csv"})
+    write_raw(store, "a.csv", "text,label\nnew,z\nhi,x\nnew,w\nhi,x\nho,y\n")
+    _, after, _ = run_asset(store, tmp_path, {"path": "raw/a.csv"})
     assert {e.id for e in before} <= {e.id for e in after}
-    put(store, "b.csv", "text,label\nhi,x\n")
-    _, other, _ = make(store, tmp_path, {"path": "raw/b.csv"})
+    write_raw(store, "b.csv", "text,label\nhi,x\n")
+    _, other, _ = run_asset(store, tmp_path, {"path": "raw/b.csv"})
     assert not {e.id for e in other} & {e.id for e in after}
 
 
@@ -130,71 +132,71 @@ def test_ids_stay_when_rows_are_added_before_and_differ_for_the_same_content_twi
         ({"a.jsonl": "x\ny\n"}, [{"path": "raw/a.jsonl"}], r"invalid-json: 2"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_at_all_is_an_error_with_a_cure(
+def test_sources_without_any_example_are_an_error_with_a_hint(
     store: TaskStore, tmp_path: Path, files: dict[str, str], sources: list[dict[str, Any]], message: str
 ) -> None:
     for name, text in files.items():
-        put(store, name, text)
+        write_raw(store, name, text)
     with pytest.raises(DataError, match=message) as error:
-        make(store, tmp_path, *sources)
+        run_asset(store, tmp_path, *sources)
     assert error.value.hint
 
 
-def test_fingerprint_follows_every_byte_and_never_fails(store: TaskStore) -> None:
+def test_the_fingerprint_depends_on_every_byte_and_never_fails(store: TaskStore) -> None:
     declared = task(sources=[{"path": "raw/*.csv"}])
     missing = sources_fingerprint(declared, store)
-    put(store, "a.csv", "text,label\nhi,x\n")
+    write_raw(store, "a.csv", "text,label\nhi,x\n")
     first = sources_fingerprint(declared, store)
-    put(store, "a.csv", "text,label\nhi,y\n")
+    write_raw(store, "a.csv", "text,label\nhi,y\n")
     second = sources_fingerprint(declared, store)
-    put(store, "b.csv", "text,label\n")
+    write_raw(store, "b.csv", "text,label\n")
     assert len({missing, first, second, sources_fingerprint(declared, store)}) == 4
 
 
-def test_a_source_that_did_not_change_is_not_read_to_know_that(
+def test_the_fingerprint_of_an_unchanged_source_reads_no_file(
     store: TaskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sensors ask every minute, and the desk with every page."""
+    """Sensors compute it every minute, and the desk with every page."""
     read: list[Path] = []
 
-    def reading(path: Path) -> str:
+    def recorded(path: Path) -> str:
         read.append(path)
         return sha256_file(path)
 
     monkeypatch.setattr(file_hashes, "SETTLED_SECONDS", -1.0)
-    monkeypatch.setattr(file_hashes, "sha256_file", reading)
-    put(store, "a.csv", "text,label\nhi,x\n")
-    put(store, "b.csv", "text,label\nho,y\n")
+    monkeypatch.setattr(file_hashes, "sha256_file", recorded)
+    write_raw(store, "a.csv", "text,label\nhi,x\n")
+    write_raw(store, "b.csv", "text,label\nho,y\n")
     declared = task(sources=[{"path": "raw/*.csv"}])
     assert len({sources_fingerprint(declared, store) for _ in range(5)}) == 1
     assert len(read) == 2
-    put(store, "b.csv", "text,label\nha,y\n")
+    write_raw(store, "b.csv", "text,label\nha,y\n")
     sources_fingerprint(declared, store)
     assert [path.name for path in read[2:]] == ["b.csv"]
 
 
-def test_materialize_reads_again_only_when_a_file_changed(store: TaskStore) -> None:
+def test_materialize_reads_again_only_when_a_file_changes(store: TaskStore) -> None:
     declared = task(sources=[{"path": "raw/a.csv"}])
-    put(store, "a.csv", "text,label\nhi,x\n")
+    write_raw(store, "a.csv", "text,label\nhi,x\n")
     first = materialize("raw_examples", declared, store)
     assert materialize("raw_examples", declared, store).manifest == first.manifest
-    put(store, "a.csv", "text,label\nhi,y\n")
+    write_raw(store, "a.csv", "text,label\nhi,y\n")
     assert materialize("raw_examples", declared, store).content_hash != first.content_hash
 
 
-def test_check_names_broken_files_and_remarks_on_unfit_ones(store: TaskStore) -> None:
-    put(store, "a.csv", "text,label\nhi,x\n")
-    put(store, "b.csv", "no,body\n1,hi\n")
+def test_problems_name_unreadable_files_and_remarks_files_that_lack_columns(store: TaskStore) -> None:
+    write_raw(store, "a.csv", "text,label\nhi,x\n")
+    write_raw(store, "b.csv", "no,body\n1,hi\n")
     both = task(sources=[{"path": "raw/a.csv"}, {"path": "raw/b.csv"}])
     assert problems(both, store) == []
     assert ["raw/b.csv lacks" in remark for remark in remarks(both, store)] == [True]
     alone = task(sources=[{"path": "raw/b.csv"}, {"path": "raw/none.csv"}])
     assert ["none.csv" in problem for problem in problems(alone, store)] == [True]
-    assert "lacks a column with the answer" in problems(task(sources=[{"path": "raw/b.csv"}]), store)[0]
+    assert "lacks a column with the completion" in problems(task(sources=[{"path": "raw/b.csv"}]), store)[0]
 
 
-def test_rows_with_odd_content_survive_the_way_to_disk(store: TaskStore, tmp_path: Path) -> None:
-    odd = 'line\u2028break "quoted" \\ tab\t 👍 \ud83d'
-    put(store, "a.jsonl", json.dumps({"prompt": odd, "completion": "x"}) + "\n")
-    _, examples, _ = make(store, tmp_path, {"path": "raw/a.jsonl"})
+def test_unusual_characters_are_written_and_read_unchanged(store: TaskStore, tmp_path: Path) -> None:
+    unusual = 'line\u2028break "quoted" \\ tab\t 👍 \ud83d'
+    write_raw(store, "a.jsonl", json.dumps({"prompt": unusual, "completion": "x"}) + "\n")
+    _, examples, _ = run_asset(store, tmp_path, {"path": "raw/a.jsonl"})
     assert examples[0].prompt.startswith('line\u2028break "quoted" \\ tab\t 👍')

@@ -1,6 +1,6 @@
-"""Files that are damaged at random: each of their rows is an example or a drop, or the file is refused by a DataError.
+"""Files with random damage: each of their rows is an example or a drop, or the file is refused with a DataError.
 
-Seeded, so that a failure is found again: the test's id names the format and the seed.
+Seeded, so that a failure can be reproduced: its message names the format and the seed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from upath import UPath
 
 from finetune_pipeline.config import AnswerFormat, Source
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.ingest.examples import Reading
+from finetune_pipeline.ingest.examples import SourceFile
 from finetune_pipeline.ingest.infer import infer
 from finetune_pipeline.ingest.readers import open_rows
 from finetune_pipeline.ingest.scaffold import declaration
 from finetune_pipeline.records import Drop, Example, PreferencePair, dumps
 
 ROUNDS = 60
-NASTY = (
+FRAGMENTS = (
     '"',
     '""',
     "\n",
@@ -50,13 +50,17 @@ ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252", "shift_jis", "l
 
 def rows_of(random_: random.Random) -> list[dict[str, Any]]:
     def text() -> str:
-        words = random_.choices(["where", "parcel", "Größe", "refund", "ja", *NASTY], k=random_.randint(0, 6))
+        words = random_.choices(["where", "parcel", "Größe", "refund", "ja", *FRAGMENTS], k=random_.randint(0, 6))
         return " ".join(word for word in words if len(word) < 100 or random_.random() < 0.1)
 
-    odd: tuple[Any, ...] = (None, 3, 2.5, True, [], {}, [text()], {"a": {"a": text()}}, float("nan"))
+    other_types: tuple[Any, ...] = (None, 3, 2.5, True, [], {}, [text()], {"a": {"a": text()}}, float("nan"))
     keys = ["prompt", "completion", *random_.sample(["group", "id", "messages", "chosen"], random_.randint(0, 2))]
     return [
-        {key: random_.choice(odd) if random_.random() < 0.1 else text() for key in keys if random_.random() < 0.95}
+        {
+            key: random_.choice(other_types) if random_.random() < 0.1 else text()
+            for key in keys
+            if random_.random() < 0.95
+        }
         for _ in range(random_.randint(0, 80))
     ]
 
@@ -89,29 +93,29 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
 
 
 def damaged(random_: random.Random, content: bytes) -> bytes:
-    """Cut off, bytes overwritten, put in, taken out, or two parts exchanged; sometimes left whole."""
+    """The content cut off, with bytes overwritten, inserted or removed, or two parts exchanged; sometimes unchanged."""
     for _ in range(random_.choice([0, 1, 1, 2, 5])):
-        place, length = random_.randint(0, len(content)), random_.choice([1, 2, 50])
+        position, length = random_.randint(0, len(content)), random_.choice([1, 2, 50])
         kind = random_.randint(0, 4)
         if kind == 0:
-            content = content[:place]
+            content = content[:position]
         elif kind == 1:
-            content = content[:place] + random_.randbytes(length) + content[place + length :]
+            content = content[:position] + random_.randbytes(length) + content[position + length :]
         elif kind == 2:
-            content = content[:place] + random_.choice(BYTES) + content[place:]
+            content = content[:position] + random_.choice(BYTES) + content[position:]
         elif kind == 3:
-            content = content[:place] + content[place + length :]
+            content = content[:position] + content[position + length :]
         else:
-            content = content[place:] + content[:place]
+            content = content[position:] + content[:position]
     return content
 
 
 def check(path: Path) -> str:
-    """What the file turned out to be. AssertionError when a row is lost or cannot be written."""
+    """ "read" or "refused". AssertionError when a row is lost or cannot be written."""
     try:
         opened = open_rows(UPath(path))
-        reading = Reading(path.name, Source(path=path.name), opened, AnswerFormat())
-        records = list(reading.records())
+        file = SourceFile(path.name, Source(path=path.name), opened, AnswerFormat())
+        records = list(file.records())
         count = sum(1 for _ in opened.rows)
     except DataError as error:
         assert path.name in str(error) and error.hint
@@ -130,8 +134,8 @@ def check(path: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", [*TEXTS, "parquet", "bytes"])
-def test_no_damage_to_a_file_is_anything_but_drops_or_a_data_error(kind: str, tmp_path: Path) -> None:
-    ends = set()
+def test_damage_to_a_file_results_in_drops_or_a_data_error_only(kind: str, tmp_path: Path) -> None:
+    results = set()
     for seed in range(ROUNDS):
         random_ = random.Random(f"{kind} {seed}")
         rows = rows_of(random_)
@@ -145,10 +149,10 @@ def test_no_damage_to_a_file_is_anything_but_drops_or_a_data_error(kind: str, tm
         path = tmp_path / f"{seed}.{suffix}"
         path.write_bytes(damaged(random_, content))
         try:
-            ends.add(check(path))
+            results.add(check(path))
             declaration("t", infer(UPath(path)), "raw/x").encode("utf-8")
         except DataError:
             pass
         except Exception as error:
             raise AssertionError(f"{kind}, seed {seed}: {type(error).__name__}: {error}") from error
-    assert "read" in ends or kind == "bytes"
+    assert "read" in results or kind == "bytes"

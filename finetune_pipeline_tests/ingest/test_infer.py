@@ -1,4 +1,4 @@
-"""What `finetune init` infers of a file, and that the task.yaml it writes says just that."""
+"""What `finetune init` infers from a file, and that the task.yaml it writes declares exactly that."""
 
 from __future__ import annotations
 
@@ -51,28 +51,30 @@ def labeled(tmp_path: Path) -> UPath:
     random_ = random.Random(1)
     labels = ["yes", "no", "null", "1", "on: off", "#x", "Ärger", "- dash", "1e3", "~"]
     rows = [[sentence(random_), labels[n % 10], f"c{n // 4}"] for n in range(200)]
-    rows[0][1], rows[1][1], rows[2][1] = " YES ", "slip", ""
+    rows[0][1], rows[1][1], rows[2][1] = " YES ", "typo", ""
     return write(tmp_path / "my.csv", ["text", "category", "customer_id"], rows)
 
 
-def test_labels_are_found_with_their_spellings_slips_and_groups(labeled: UPath) -> None:
-    found = infer(labeled)
-    assert (found.layout, found.input, found.output, found.rows) == ("columns", "text", "category", 200)
-    assert found.answer.format == "label"
-    assert sorted(found.answer.labels) == sorted(
+def test_labels_are_inferred_with_spellings_typing_errors_and_groups(labeled: UPath) -> None:
+    inferred = infer(labeled)
+    assert (inferred.layout, inferred.input, inferred.output, inferred.rows) == ("columns", "text", "category", 200)
+    assert inferred.answer.format == "label"
+    assert sorted(inferred.answer.labels) == sorted(
         ["yes", "no", "null", "1", "on: off", "#x", "Ärger", "- dash", "1e3", "~"]
     )
-    assert found.groups == ("customer_id",)
-    assert all(label in found.system for label in found.answer.labels)
-    assert any("slip" in note for note in found.notes) and any("1 answers are empty" in note for note in found.notes)
+    assert inferred.groups == ("customer_id",)
+    assert all(label in inferred.system for label in inferred.answer.labels)
+    assert any("typo" in note for note in inferred.notes) and any(
+        "1 completions are empty" in note for note in inferred.notes
+    )
 
 
-def test_declaration_comes_back_as_it_was_inferred_whatever_labels_look_like(labeled: UPath) -> None:
-    found = infer(labeled)
-    task = task_from(yaml.safe_load(declaration("my_task", found, "raw/my.csv")), "test")
-    assert task.answer == found.answer
-    assert task.prompt.system == found.system
-    assert task.clean.max_tokens == found.max_tokens
+def test_the_declaration_loads_as_inferred_whatever_the_labels_look_like(labeled: UPath) -> None:
+    inferred = infer(labeled)
+    task = task_from(yaml.safe_load(declaration("my_task", inferred, "raw/my.csv")), "test")
+    assert task.answer == inferred.answer
+    assert task.prompt.system == inferred.system
+    assert task.clean.max_tokens == inferred.max_tokens
     assert (task.sources[0].path, task.sources[0].input, task.sources[0].output) == ("raw/my.csv", "text", "category")
     assert task.base.license == "apache-2.0"
 
@@ -84,19 +86,19 @@ def test_json_of_several_columns_gets_a_schema_with_enums_nulls_and_numbers(tmp_
         for n in range(150)
     ]
     path = write(tmp_path / "a.csv", ["message", "intent", "count", "order"], rows)
-    found = infer(path, outputs=("intent", "count", "order"))
-    assert found.answer.json_schema is not None
-    assert found.answer.json_schema["properties"] == {
+    inferred = infer(path, outputs=("intent", "count", "order"))
+    assert inferred.answer.json_schema is not None
+    assert inferred.answer.json_schema["properties"] == {
         "intent": {"enum": ["delivery", "refund"]},
         "count": {"type": "integer"},
         "order": {"type": ["string", "null"]},
     }
-    assert found.answer.json_schema["required"] == ["intent", "count", "order"]
-    assert found.answer.slice_by == "intent"
-    assert task_from(yaml.safe_load(declaration("t", found, "raw/a.csv")), "test").answer == found.answer
+    assert inferred.answer.json_schema["required"] == ["intent", "count", "order"]
+    assert inferred.answer.slice_by == "intent"
+    assert task_from(yaml.safe_load(declaration("t", inferred, "raw/a.csv")), "test").answer == inferred.answer
 
 
-def test_json_answers_in_chats_are_found_and_rare_dirt_is_left_out(tmp_path: Path) -> None:
+def test_json_answers_in_conversations_are_inferred_without_rare_values(tmp_path: Path) -> None:
     random_ = random.Random(3)
     lines = []
     for n in range(120):
@@ -106,13 +108,13 @@ def test_json_answers_in_chats_are_found_and_rare_dirt_is_left_out(tmp_path: Pat
         turns = [{"role": "user", "content": sentence(random_)}, {"role": "assistant", "content": json.dumps(answer)}]
         lines.append(json.dumps({"messages": turns}))
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, "broken"]), "utf-8")
-    found = infer(UPath(tmp_path / "a.jsonl"))
-    schema = found.answer.json_schema
+    inferred = infer(UPath(tmp_path / "a.jsonl"))
+    schema = inferred.answer.json_schema
     assert schema is not None and schema["properties"]["intent"] == {"enum": ["a", "b", "c"]}
     assert schema["properties"]["who"]["properties"] == {"age": {"type": "integer"}}
     assert "extra" not in schema["properties"]
-    assert found.refused == {"invalid-json": 1}
-    text = declaration("t", found, "raw/a.jsonl")
+    assert inferred.dropped == {"invalid-json": 1}
+    text = declaration("t", inferred, "raw/a.jsonl")
     assert "rows: messages" in text and "typo" in text and "invalid-json: 1" in text
 
 
@@ -120,14 +122,14 @@ def test_free_text_and_long_rows(tmp_path: Path) -> None:
     random_ = random.Random(4)
     rows = [[sentence(random_), " ".join(sentence(random_) for _ in range(40))] for _ in range(40)]
     rows[0][0] = "long " * 2000
-    found = infer(write(tmp_path / "a.csv", ["question", "answer"], rows))
-    assert found.answer.format == "text"
-    assert found.max_tokens >= 4096
-    task = task_from(yaml.safe_load(declaration("t", found, "raw/a.csv")), "test")
+    inferred = infer(write(tmp_path / "a.csv", ["question", "answer"], rows))
+    assert inferred.answer.format == "text"
+    assert inferred.max_tokens >= 4096
+    task = task_from(yaml.safe_load(declaration("t", inferred, "raw/a.csv")), "test")
     assert task.quality.max_prompt_chars >= 10_000
 
 
-def test_errors_name_the_columns_there_are(tmp_path: Path) -> None:
+def test_errors_name_the_columns_of_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", ["body", "kind"], [["hi", "x"]])
     with pytest.raises(DataError, match=r"lacks the columns 'text', 'category'; it has: body, kind"):
         infer(path, "text", "category")
@@ -137,7 +139,7 @@ def test_errors_name_the_columns_there_are(tmp_path: Path) -> None:
         infer(write(tmp_path / "b.csv", ["text", "label"], []))
 
 
-def test_create_makes_a_task_once(labeled: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_writes_a_task_once(labeled: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "data"))
     path = create("my_task", Path(str(labeled)), "text", "category")
     assert load_task(Path(str(path.parent))).sources[0].path == "raw/my.csv"

@@ -1,4 +1,4 @@
-"""Every row layout is recognized, or declared; a row that departs from it is refused with its reason."""
+"""Every row layout is recognized, or declared; a row that deviates from it is invalid, with a reason."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from finetune_pipeline.config import Source
-from finetune_pipeline.ingest.conversations import RowRefused, conversation
-from finetune_pipeline.ingest.layouts import Layout, Unfit, layout_of
+from finetune_pipeline.ingest.conversations import InvalidRow, conversation
+from finetune_pipeline.ingest.layouts import Layout, MissingColumns, layout_of
 
-ASKED = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 
 
 def read(row: dict[str, Any], schema: dict[str, Any] | None = None, **declared: Any) -> list[tuple[str, str]]:
@@ -29,71 +29,71 @@ def read(row: dict[str, Any], schema: dict[str, Any] | None = None, **declared: 
         {"text": "hi", "label": "hello"},
         {"instruction": "hi", "input": "", "output": "hello"},
         {"instruction": "hi", "response": "hello"},
-        {"messages": ASKED},
-        {"messages": json.dumps(ASKED)},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}, ASKED[1]]},
+        {"messages": TURNS},
+        {"messages": json.dumps(TURNS)},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}, TURNS[1]]},
         {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
         {"prompt": "hi", "chosen": "hello", "rejected": "go away"},
-        {"chosen": ASKED, "rejected": [ASKED[0], {"role": "assistant", "content": "go away"}]},
+        {"chosen": TURNS, "rejected": [TURNS[0], {"role": "assistant", "content": "go away"}]},
     ],
 )
 def test_layouts_are_recognized(row: dict[str, Any]) -> None:
     assert read(row) == [("user", "hi"), ("assistant", "hello")]
 
 
-def test_alpaca_joins_instruction_and_input() -> None:
+def test_alpaca_concatenates_instruction_and_input() -> None:
     assert read({"instruction": "translate", "input": "hi", "output": "salut"})[0] == ("user", "translate\n\nhi")
 
 
 def test_messages_keep_system_and_turns() -> None:
-    turns = [{"role": "system", "content": "be kind"}, *ASKED, *ASKED]
+    turns = [{"role": "system", "content": "be kind"}, *TURNS, *TURNS]
     assert [role for role, _ in read({"messages": turns})] == ["system", "user", "assistant", "user", "assistant"]
 
 
-def test_declared_columns_win_over_usual_names() -> None:
+def test_declared_columns_take_precedence_over_usual_names() -> None:
     row = {"instruction": "constant", "input": "hi", "output": "no", "category": "hello"}
     assert read(row, input="input", output="category") == [("user", "hi"), ("assistant", "hello")]
 
 
-def test_several_outputs_become_one_json_answer_with_the_schemas_types() -> None:
+def test_several_outputs_become_one_json_completion_with_the_types_of_the_schema() -> None:
     types = {"n": "integer", "ok": "boolean", "o": ["string", "null"], "t": "string"}
     schema = {"properties": {name: {"type": type_} for name, type_ in types.items()}}
     row = {"text": "hi", "t": "12", "o": "", "n": "3", "ok": "True"}
-    answer = read(row, schema, outputs=("n", "ok", "o", "t"))[1][1]
-    assert answer == '{"n": 3, "ok": true, "o": null, "t": "12"}'
-    assert read(row | {"n": "x"}, schema, outputs=("n",))[1][1] == '{"n": "x"}'  # the cleaning says what is wrong
-    assert read({"text": "hi", "n": "", "o": ""}, schema, outputs=("n", "o"))[1][1] == ""  # nothing at all: empty
+    completion = read(row, schema, outputs=("n", "ok", "o", "t"))[1][1]
+    assert completion == '{"n": 3, "ok": true, "o": null, "t": "12"}'
+    assert read(row | {"n": "x"}, schema, outputs=("n",))[1][1] == '{"n": "x"}'  # cleaning drops it with the reason
+    assert read({"text": "hi", "n": "", "o": ""}, schema, outputs=("n", "o"))[1][1] == ""  # all empty
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"messages": [ASKED[0]]}, "no-completion"),
-        ({"messages": [*ASKED, ASKED[0]]}, "no-completion"),
-        ({"messages": [ASKED[1]]}, "no-prompt"),
+        ({"messages": [TURNS[0]]}, "no-completion"),
+        ({"messages": [*TURNS, TURNS[0]]}, "no-completion"),
+        ({"messages": [TURNS[1]]}, "no-prompt"),
         ({"messages": []}, "no-prompt"),
-        ({"messages": [ASKED[0], *ASKED]}, "wrong-layout"),
+        ({"messages": [TURNS[0], *TURNS]}, "wrong-layout"),
         ({"messages": [{"role": "wizard", "content": "hi"}]}, "wrong-layout"),
         ({"messages": "no json"}, "wrong-layout"),
-        ({"messages": [ASKED[0], {"role": "assistant", "content": None}]}, "no-completion"),
+        ({"messages": [TURNS[0], {"role": "assistant", "content": None}]}, "no-completion"),
         ({"prompt": None, "completion": "x"}, "no-prompt"),
         ({"prompt": "  ", "completion": "x"}, "no-prompt"),
         ({"prompt": "hi", "completion": None}, "no-completion"),
-        ({"chosen": ASKED, "rejected": [ASKED[1], ASKED[1]]}, "wrong-layout"),
+        ({"chosen": TURNS, "rejected": [TURNS[1], TURNS[1]]}, "wrong-layout"),
     ],
 )
-def test_rows_that_are_no_examples_are_refused_with_their_reason(row: dict[str, Any], reason: str) -> None:
-    with pytest.raises(RowRefused) as refused:
+def test_rows_that_are_not_examples_are_invalid_with_a_reason(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidRow) as invalid:
         read(row)
-    assert refused.value.reason == reason
+    assert invalid.value.reason == reason
 
 
 def test_a_key_that_only_this_row_lacks_is_a_missing_column() -> None:
-    with pytest.raises(RowRefused, match="missing-column"):
+    with pytest.raises(InvalidRow, match="missing-column"):
         conversation({"prompt": "hi"}, Layout("columns", "prompt", "completion"), None)
 
 
-def test_an_empty_answer_goes_on_to_the_cleaning() -> None:
+def test_an_empty_completion_is_valid_here() -> None:
     assert read({"prompt": "hi", "completion": ""})[1] == ("assistant", "")
 
 
@@ -101,15 +101,15 @@ def test_an_empty_answer_goes_on_to_the_cleaning() -> None:
     ("columns", "declared", "needed"),
     [
         (("no", "body", "category"), {"input": "message", "output": "category"}, "the column 'message'"),
-        (("a", "b"), {}, "a column with the question"),
-        (("text", "b"), {}, "a column with the answer"),
+        (("a", "b"), {}, "a column with the prompt"),
+        (("text", "b"), {}, "a column with the completion"),
         (("text", "label"), {"rows": "messages"}, "the column 'messages'"),
         (("text", "label"), {"group": "customer"}, "the group column 'customer'"),
     ],
 )
-def test_files_without_the_columns_say_what_they_need(
+def test_files_without_their_columns_name_what_they_need(
     columns: tuple[str, ...], declared: dict[str, Any], needed: str
 ) -> None:
     layout = layout_of(columns, Source(path="x", **declared))
-    assert isinstance(layout, Unfit)
+    assert isinstance(layout, MissingColumns)
     assert needed in layout.needed

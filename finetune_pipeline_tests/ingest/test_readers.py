@@ -1,4 +1,4 @@
-"""Files of every format become rows with the right lines, and what cannot be read is a row with a problem."""
+"""Files of every format are read as rows with their lines, and what cannot be read is a row with a problem."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from upath import UPath
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest.encoding import detect, of_head
 from finetune_pipeline.ingest.readers import open_rows
-from finetune_pipeline.ingest.rows import Row
+from finetune_pipeline.ingest.rows import ReadOptions, Row
 
 
 def rows(path: Path, text: str | bytes, declared: str = "auto") -> list[Row]:
@@ -24,12 +24,12 @@ def rows(path: Path, text: str | bytes, declared: str = "auto") -> list[Row]:
     return list(open_rows(UPath(path), declared).rows)
 
 
-def test_csv_gives_the_line_on_which_each_record_begins(tmp_path: Path) -> None:
+def test_csv_rows_have_the_line_on_which_the_record_begins(tmp_path: Path) -> None:
     found = rows(tmp_path / "a.csv", 'q,a\n"one\ntwo",x\nthree,y\n')
     assert [(r.line, r.value) for r in found] == [(2, {"q": "one\ntwo", "a": "x"}), (4, {"q": "three", "a": "y"})]
 
 
-def test_csv_loses_one_line_to_a_broken_quote_and_not_the_rest(tmp_path: Path) -> None:
+def test_a_broken_quote_in_csv_drops_one_line_and_not_the_rest(tmp_path: Path) -> None:
     found = rows(tmp_path / "a.csv", 'q,a\none,x\n"two,y\nthree,z\n"four",w\nfive,v\n')
     assert [(r.line, r.problem, r.value.get("q")) for r in found] == [
         (2, None, "one"),
@@ -46,13 +46,13 @@ def test_csv_with_a_quote_that_never_closes_keeps_all_rows_after_it(tmp_path: Pa
     assert found[-1].line == 5002
 
 
-def test_csv_row_with_too_many_fields_is_broken_and_one_with_a_mark_inside_quotes_is_not(tmp_path: Path) -> None:
+def test_a_csv_row_with_too_many_fields_is_malformed_and_a_quoted_delimiter_is_not(tmp_path: Path) -> None:
     found = rows(tmp_path / "a.csv", 'q,a\nhi, you,x\n"hi, you",x\nshort\nok,x,,\n')
     assert [r.problem for r in found] == ["malformed-row", None, None, None]
     assert found[2].value == {"q": "short"}
 
 
-def test_csv_knows_semicolons_tabs_and_a_byte_order_mark(tmp_path: Path) -> None:
+def test_csv_reads_semicolons_tabs_and_a_byte_order_mark(tmp_path: Path) -> None:
     assert rows(tmp_path / "a.csv", "\ufeffq;a\nhi, you;x\n")[0].value == {"q": "hi, you", "a": "x"}
     assert rows(tmp_path / "b.tsv", "q\ta\nhi, you\tx\n")[0].value == {"q": "hi, you", "a": "x"}
 
@@ -67,7 +67,7 @@ def test_blank_lines_count_but_not_at_the_end(tmp_path: Path) -> None:
     assert [r.problem for r in rows(tmp_path / "a.jsonl", '{"q": 1}\n\n{"q": 2}\n\n')] == [None, "empty-row", None]
 
 
-def test_jsonl_keeps_lines_that_are_no_objects_as_problems(tmp_path: Path) -> None:
+def test_jsonl_lines_that_are_not_objects_are_rows_with_a_problem(tmp_path: Path) -> None:
     found = rows(tmp_path / "a.jsonl", '{"q": 1}\nnot json\n[1]\n{}\n{"q": \n{"q": 2}')
     assert [(r.line, r.problem) for r in found] == [
         (1, None),
@@ -79,7 +79,7 @@ def test_jsonl_keeps_lines_that_are_no_objects_as_problems(tmp_path: Path) -> No
     ]
 
 
-def test_json_array_and_array_inside_an_object_and_lines_in_disguise(tmp_path: Path) -> None:
+def test_json_reads_an_array_an_array_in_an_object_and_json_lines(tmp_path: Path) -> None:
     found = rows(tmp_path / "a.json", '[\n {"q": 1},\n {"q":\n 2}, 3,\n {"q": 4}]')
     assert [(r.line, r.problem) for r in found] == [(2, None), (3, None), (4, "invalid-json"), (5, None)]
     assert [r.value for r in rows(tmp_path / "b.json", '{"data": [{"q": 1}, {"q": 2}]}')] == [{"q": 1}, {"q": 2}]
@@ -87,7 +87,7 @@ def test_json_array_and_array_inside_an_object_and_lines_in_disguise(tmp_path: P
     assert len(rows(tmp_path / "d.json", '{"messages": [{"role": "user", "content": "hi"}]}')) == 1
 
 
-def test_json_that_breaks_off_is_refused_with_its_place(tmp_path: Path) -> None:
+def test_json_that_ends_early_is_refused_with_line_and_column(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 2, column 7"):
         rows(tmp_path / "a.json", '[{"q": 1},\n{"q": ')
 
@@ -102,21 +102,23 @@ def test_parquet_and_saved_data_sets(tmp_path: Path) -> None:
     assert opened.columns == ("q", "a")
     assert [(r.line, r.value) for r in opened.rows] == [(1, {"q": "hi", "a": "x"}), (2, {"q": "ho", "a": None})]
     kinds = datasets.Features({"q": datasets.Value("string"), "a": datasets.ClassLabel(names=["no", "yes"])})
-    one = datasets.Dataset.from_list([{"q": "hi", "a": 1}, {"q": "ho", "a": 0}, {"q": "hu", "a": None}], features=kinds)
-    datasets.DatasetDict({"train": one.select([2, 0])}).save_to_disk(str(tmp_path / "saved"))
+    dataset = datasets.Dataset.from_list(
+        [{"q": "hi", "a": 1}, {"q": "ho", "a": 0}, {"q": "hu", "a": None}], features=kinds
+    )
+    datasets.DatasetDict({"train": dataset.select([2, 0])}).save_to_disk(str(tmp_path / "saved"))
     opened = open_rows(UPath(tmp_path / "saved"))
     assert (opened.format, opened.columns) == ("dataset", ("q", "a"))
     assert [r.value for r in opened.rows] == [{"q": "hu", "a": None}, {"q": "hi", "a": "yes"}]
     with pytest.raises(DataError, match="no split 'test'"):
-        open_rows(UPath(tmp_path / "saved"), split="test")
+        open_rows(UPath(tmp_path / "saved"), options=ReadOptions(split="test"))
 
 
-def test_wrong_formats_are_refused_with_a_cure(tmp_path: Path) -> None:
+def test_unknown_formats_are_refused_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(DataError, match="no Parquet file"):
         open_rows(UPath(tmp_path / "a.parquet"))
     (tmp_path / "a.bin").write_bytes(b"hello")
-    with pytest.raises(DataError, match="no format known") as error:
+    with pytest.raises(DataError, match="no known format") as error:
         open_rows(UPath(tmp_path / "a.bin"))
     assert "`format`" in error.value.hint
     with pytest.raises(DataError, match=r"is a folder.*\n.*\*\.jsonl"):
@@ -141,8 +143,8 @@ TEXTS = {
 @pytest.mark.parametrize("script", TEXTS)
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf16_without_a_mark_is_read(tmp_path: Path, script: str, encoding: str) -> None:
-    question, answer = TEXTS[script]
-    lines = [{"q": f"{question} {n}", "a": answer} for n in range(20)]
+    prompt, completion = TEXTS[script]
+    lines = [{"q": f"{prompt} {n}", "a": completion} for n in range(20)]
     table = "q;a\n" + "".join(f"{row['q']};{row['a']}\n" for row in lines)
     objects = "\n".join(json.dumps(row, ensure_ascii=False) for row in lines)
     whole = json.dumps(lines, ensure_ascii=False, indent=1)
@@ -153,7 +155,7 @@ def test_utf16_without_a_mark_is_read(tmp_path: Path, script: str, encoding: str
         assert [row.value for row in found] == lines, name
 
 
-LONG = {  # frequent characters, of which one and its byte of another (上 is U+4E0A) come again and again
+LONG = {  # frequent characters, one of which (上, U+4E0A) has the byte of a line end
     "chinese": (
         "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产，。",
         "退款",
@@ -175,9 +177,9 @@ LONG = {  # frequent characters, of which one and its byte of another (上 is U+
 def test_utf16_without_a_mark_is_read_in_long_rows_without_spaces(
     tmp_path: Path, script: str, encoding: str, length: int
 ) -> None:
-    letters, answer = LONG[script]
+    letters, completion = LONG[script]
     random_ = random.Random(f"{script} {length}")
-    expected = [{"q": "".join(random_.choices(letters, k=length)), "a": answer} for _ in range(60)]
+    expected = [{"q": "".join(random_.choices(letters, k=length)), "a": completion} for _ in range(60)]
     table = "q,a\r\n" + "".join(f"{row['q']},{row['a']}\r\n" for row in expected)
     objects = "\n".join(json.dumps(row, ensure_ascii=False) for row in expected)
     whole = json.dumps(expected, ensure_ascii=False, separators=(",", ":"))
@@ -189,9 +191,9 @@ def test_utf16_without_a_mark_is_read_in_long_rows_without_spaces(
 
 def other_files(folder: Path) -> dict[str, bytes]:
     """Files of every kind that hold NULs, control characters, line ends and texts, and are not UTF-16."""
-    with sqlite3.connect(folder / "a.db") as base:
-        base.execute("create table rows (question text, answer text)")
-        base.executemany("insert into rows values (?, ?)", [(f"where is it?\n{n}", "delivery") for n in range(500)])
+    with sqlite3.connect(folder / "a.db") as database:
+        database.execute("create table rows (question text, answer text)")
+        database.executemany("insert into rows values (?, ?)", [(f"where is it?\n{n}", "delivery") for n in range(500)])
     random_ = random.Random(5)
     tokens = [min(int(random_.paretovariate(0.4)), 50_256) for _ in range(20_000)]
     sound = [int(random_.gauss(0, 4_000)) for _ in range(20_000)]
@@ -214,13 +216,13 @@ def other_files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_no_other_file_is_taken_for_utf16(tmp_path: Path) -> None:
+def test_no_other_file_is_detected_as_utf16(tmp_path: Path) -> None:
     for kind, content in other_files(tmp_path).items():
         for start in range(4):
             assert of_head(content[start:][: 1 << 16]) is None, (kind, start)
 
 
-def test_utf16_that_shows_no_line_end_is_refused_with_the_option_that_reads_it(tmp_path: Path) -> None:
+def test_utf16_without_a_line_end_in_its_head_is_refused_with_a_hint_to_the_option(tmp_path: Path) -> None:
     row = "".join(random.Random(1).choices(LONG["chinese"][0], k=40_000))
     (tmp_path / "a.csv").write_bytes(f"{row},退款\n".encode("utf-16-le"))
     with pytest.raises(DataError, match=r"a\.csv is no text") as caught:
@@ -228,7 +230,7 @@ def test_utf16_that_shows_no_line_end_is_refused_with_the_option_that_reads_it(t
     assert "`encoding` (utf-16-le?" in caught.value.hint
 
 
-def test_other_bytes_with_nul_are_no_text_or_what_they_were_before(tmp_path: Path) -> None:
+def test_other_bytes_with_nul_are_refused_or_read_as_utf8(tmp_path: Path) -> None:
     for encoding in ("utf-32-le", "utf-32-be"):
         (tmp_path / "a.csv").write_bytes("q,a\nwhere is it?,delivery\n".encode(encoding))
         with pytest.raises(DataError, match=r"a\.csv is no text: of its first \d+ bytes, \d+ are NUL"):
@@ -239,22 +241,25 @@ def test_other_bytes_with_nul_are_no_text_or_what_they_were_before(tmp_path: Pat
         assert detect(UPath(tmp_path / "b.csv")) == "utf-8"
 
 
-def test_a_declared_encoding_is_taken_at_its_word(tmp_path: Path) -> None:
+def test_a_declared_encoding_is_used(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("q,a\nSiparişim nerede?,kargo\n".encode("cp1254"))
-    assert next(iter(open_rows(UPath(tmp_path / "a.csv"), encoding="cp1254").rows)).value["q"] == "Siparişim nerede?"
+    assert (
+        next(iter(open_rows(UPath(tmp_path / "a.csv"), options=ReadOptions(encoding="cp1254")).rows)).value["q"]
+        == "Siparişim nerede?"
+    )
 
 
-def test_odd_bytes_in_a_utf8_file_are_read_and_spoil_nothing(tmp_path: Path) -> None:
+def test_invalid_bytes_in_a_utf8_file_are_read_as_cp1252_and_change_nothing_else(tmp_path: Path) -> None:
     line = json.dumps({"q": "wo ist das Café – schön?"}, ensure_ascii=False).encode()
-    odd = '{"q": "das Café"}'.encode("cp1252")
+    cp1252_line = '{"q": "das Café"}'.encode("cp1252")
     path = tmp_path / "a.jsonl"
-    found = rows(path, b"\n".join([line] * 10 + [odd] + [line] * 10))
+    found = rows(path, b"\n".join([line] * 10 + [cp1252_line] + [line] * 10))
     assert detect(UPath(path)) == "utf-8"
     assert found[10].value == {"q": "das Café"}
     assert found[0].value == found[20].value == {"q": "wo ist das Café – schön?"}
 
 
-def test_what_is_no_text_is_refused_and_cyrillic_utf16_is_read(tmp_path: Path) -> None:
+def test_bytes_that_are_not_a_text_are_refused_and_cyrillic_utf16_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(bytes(range(256)) * 8)
     with pytest.raises(DataError, match=r"a\.csv is no text: of its first 2048 bytes, 200 are control"):
         detect(UPath(tmp_path / "a.csv"))

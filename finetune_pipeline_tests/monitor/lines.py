@@ -1,4 +1,4 @@
-"""Lines of the endpoint's log for the monitor's tests, with the keys that the endpoint really writes.
+"""Lines of the endpoint's log for the monitor's tests, with the keys that the endpoint writes.
 
 line(status="invalid", valid=False)          one line of version 4, adapter "a1"
 """
@@ -38,7 +38,7 @@ def line(**changed: Any) -> dict[str, Any]:
 
 
 def write(folder: Path, rows: Iterable[dict[str, Any]]) -> list[Path]:
-    """Append the rows to their days' files; gives the files."""
+    """Append the rows to their days' files; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = set()
     for row in rows:

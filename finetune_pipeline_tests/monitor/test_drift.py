@@ -9,37 +9,37 @@ import pytest
 from finetune_pipeline.monitor.drift import OTHER, PRIOR, categories, lengths
 
 
-def test_psi_is_the_formula() -> None:
-    """Two kinds, 60:40 among the test rows and 30:70 live, worked by hand with half a row added to each bin."""
-    found = categories("kinds", {"a": 60, "b": 40}, {"a": 30, "b": 70})
+def test_psi_is_its_formula() -> None:
+    """Two kinds, 60:40 among the test rows and 30:70 live, computed by hand with half a row added to each bin."""
+    drift = categories("kinds", {"a": 60, "b": 40}, {"a": 30, "b": 70})
     test, live = (60 + PRIOR) / 101, (30 + PRIOR) / 101
     by_hand = (live - test) * math.log(live / test) + (test - live) * math.log((1 - live) / (1 - test))
-    assert found.psi == pytest.approx(by_hand)
-    assert found.psi == pytest.approx(0.371, abs=0.005)
-    assert [(b.name, b.test, b.live) for b in found.bins] == [("a", 0.6, 0.3), ("b", 0.4, 0.7)]
+    assert drift.psi == pytest.approx(by_hand)
+    assert drift.psi == pytest.approx(0.371, abs=0.005)
+    assert [(b.name, b.test, b.live) for b in drift.bins] == [("a", 0.6, 0.3), ("b", 0.4, 0.7)]
 
 
-def test_equal_sides_have_no_drift() -> None:
-    found = lengths("length", range(100), list(range(100)) * 5)
-    assert found.psi == pytest.approx(0, abs=0.001)
-    assert len(found.bins) == 10
-    assert all(b.test == pytest.approx(0.1) for b in found.bins)
+def test_equal_distributions_have_no_drift() -> None:
+    drift = lengths("length", range(100), list(range(100)) * 5)
+    assert drift.psi == pytest.approx(0, abs=0.001)
+    assert len(drift.bins) == 10
+    assert all(b.test == pytest.approx(0.1) for b in drift.bins)
 
 
 def test_a_new_kind_and_rare_ones_are_counted_together() -> None:
-    found = categories("kinds", {"a": 50, "rare": 2}, {"a": 50, "new": 50})
-    assert [b.name for b in found.bins] == ["a", OTHER]
-    assert found.bins[1].live == 0.5
-    assert found.drifted(0.2)
+    drift = categories("kinds", {"a": 50, "rare": 2}, {"a": 50, "new": 50})
+    assert [b.name for b in drift.bins] == ["a", OTHER]
+    assert drift.bins[1].live == 0.5
+    assert drift.drifted(0.2)
 
 
-def test_few_test_rows_make_few_bins_and_ties_none_empty() -> None:
+def test_few_test_rows_have_few_bins_and_ties_no_empty_ones() -> None:
     assert len(lengths("length", range(30), range(30)).bins) == 3
     assert len(lengths("length", [7] * 50, [7] * 50).bins) == 1
     assert not lengths("length", [7] * 50, [7] * 50).drifted(0.01)
 
 
-def test_nothing_to_compare_is_no_drift() -> None:
+def test_without_rows_there_is_no_drift() -> None:
     assert lengths("length", [], [1, 2]).bins == ()
     assert lengths("length", [1, 2], []).psi == 0.0
     assert categories("kinds", {}, {"a": 3}).bins == ()
@@ -60,8 +60,8 @@ def test_without_drift_few_reports_raise_an_alarm(requests: int) -> None:
     assert requests > 50 or naive / runs > 0.5
 
 
-def test_real_drift_is_found_with_enough_requests() -> None:
+def test_drift_is_detected_with_enough_requests() -> None:
     random = np.random.default_rng(1)
-    found = lengths("length", random.gamma(4, 20, 135).tolist(), random.gamma(4, 35, 200).tolist())
-    assert found.drifted(0.2)
-    assert found.psi > found.noise
+    drift = lengths("length", random.gamma(4, 20, 135).tolist(), random.gamma(4, 35, 200).tolist())
+    assert drift.drifted(0.2)
+    assert drift.psi > drift.noise

@@ -1,4 +1,4 @@
-"""What the tests of the gates share: a declaration, rows that are right, and the way through Great Expectations."""
+"""What the tests of the quality gate share: a declaration, rows that are right, and a run of Great Expectations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from finetune_pipeline.config import Task, task_from
-from finetune_pipeline.quality import gate, rules, suite
+from finetune_pipeline.quality import gate, suite
+from finetune_pipeline.quality.losses import Losses, Reading
+from finetune_pipeline.quality.suite import Checked
+from finetune_pipeline.quality.table import frame_of
 from finetune_pipeline.records import Example, Message, Verdict
 
 SCHEMA = {
@@ -16,7 +19,7 @@ SCHEMA = {
     "additionalProperties": False,
     "properties": {"intent": {"enum": ["delivery", "refund"]}},
 }
-ANSWER = '{"intent": "refund"}'
+COMPLETION = '{"intent": "refund"}'
 
 
 def declare(**sections: Any) -> Task:
@@ -30,21 +33,37 @@ def declare(**sections: Any) -> Task:
     return task_from(plain | sections, "the test's declaration")
 
 
-def row(number: int, prompt: str | None = None, answer: str = ANSWER) -> Example:
+def row(number: int, prompt: str | None = None, completion: str = COMPLETION) -> Example:
     said = f"where is parcel {_word(number)}" if prompt is None else prompt
-    return Example(f"row{number}", (Message("user", said), Message("assistant", answer)), "tickets", f"t.csv:{number}")
+    return Example(
+        f"row{number}", (Message("user", said), Message("assistant", completion)), "tickets", f"t.csv:{number}"
+    )
 
 
 def rows(count: int, bad: int = 0) -> list[Example]:
     """`count` rows, the first `bad` of which break the schema."""
-    return [row(n, answer="{}" if n < bad else ANSWER) for n in range(count)]
+    return [row(n, completion="{}" if n < bad else COMPLETION) for n in range(count)]
 
 
-def verdict(
-    examples: list[Example], task: Task, dropped: int = 0, read: dict[str, rules.Reading] | None = None
-) -> Verdict:
-    frame = rules.table(examples, task, dropped, read or {})
-    return gate.evaluate_quality(suite.run(frame, task, "test"), frame, rules.rules_of(task), task.quality, "c0ffee")
+def check(examples: list[Example], task: Task, dropped: int = 0, read: dict[str, Reading] | None = None) -> Checked:
+    losses = Losses.of(task, len(examples), dropped, read or {})
+    return suite.run(frame_of(examples, task), task, losses, "test")
+
+
+def verdict(examples: list[Example], task: Task, dropped: int = 0, read: dict[str, Reading] | None = None) -> Verdict:
+    losses = Losses.of(task, len(examples), dropped, read or {})
+    checked = check(examples, task, dropped, read)
+    return gate.evaluate_quality(checked, frame_of(examples, task), losses, task.quality, "c0ffee")
+
+
+def broken(example: Example, **sections: object) -> list[str]:
+    """The rules that one row breaks among 30 that are right, as Great Expectations finds them."""
+    task = declare(**sections)
+    checked = check([*(row(n, completion=RIGHT[task.answer.format]) for n in range(900, 930)), example], task)
+    return [name for name in checked.rules if checked.broken[name].iloc[-1]]
+
+
+RIGHT = {"json": COMPLETION, "label": "refund", "text": "It is on its way."}
 
 
 @pytest.fixture

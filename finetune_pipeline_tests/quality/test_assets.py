@@ -28,7 +28,7 @@ def test_the_artifact_holds_verdict_rows_and_report(tmp_path: Path, capfd: pytes
     job = work(tmp_path, rows(100, bad=30), dropped=20)
     outcome = data_quality(job)
     files = sorted(str(path.relative_to(job.out)) for path in job.out.rglob("*") if path.is_file())
-    assert files == ["docs/index.html", "rows.jsonl", "verdict.json"]
+    assert files == ["docs/index.html", "rows.jsonl", "validation_result.json", "verdict.json"]
     made = Artifact("data_quality", "k", "c", job.out, {})
     assert outcome.verdict == Verdict.from_json(made.json("verdict.json"))
     assert outcome.verdict is not None and not outcome.verdict.passed

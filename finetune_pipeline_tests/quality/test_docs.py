@@ -6,65 +6,109 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from finetune_pipeline.quality import docs, rules, suite
-from finetune_pipeline_tests.quality.conftest import declare, row, rows
+from finetune_pipeline.quality import docs
+from finetune_pipeline.quality.gate import evaluate_quality
+from finetune_pipeline.quality.losses import Losses
+from finetune_pipeline.quality.table import frame_of
+from finetune_pipeline_tests.quality.conftest import check, declare, row, rows
+
+KEY = "AKIA" + "QYLPMN5HHHFPZAM2"
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    secret = row(500, prompt="my address is jane.doe@example.org", answer="swordfish")
-    task = declare()
-    result = suite.run(rules.table([*rows(20, bad=1), secret], task, 4, {}), task, "3fa9")
-    return docs.write(result, tmp_path_factory.mktemp("docs"), "Quality of <tickets>", "90.4 % & too few")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    task = declare(
+        quality={
+            "min_rows": 10,
+            "expectations": [
+                {
+                    "type": "expect_column_value_lengths_to_be_between",
+                    "kwargs": {"column": "prompt", "min_value": 400},
+                    "severity": "warning",
+                    "description": "prompts are <long>",
+                }
+            ],
+        }
+    )
+    secret = row(
+        500, prompt=f"my address is jane.doe@example.org, the key {KEY}", completion="<script>alert(1)</script>"
+    )
+    examples = [*rows(40, bad=9), secret]
+    losses = Losses.of(task, len(examples), 4, {})
+    checked, frame = check(examples, task, 4), frame_of(examples, task)
+    folder = tmp_path_factory.mktemp("out")
+    verdict = evaluate_quality(checked, frame, losses, task.quality, "c0ffee")
+    docs.write(checked, frame, verdict, folder, "Quality of <tickets>")
+    return folder
 
 
-def test_the_page_fetches_and_runs_nothing(page: Path) -> None:
-    text = page.read_text("utf-8")
-    soup = BeautifulSoup(text, "html.parser")
-    assert not soup.select("script, link, img, iframe, object, embed, [src], [srcset], [onclick], [style]")
+@pytest.fixture(scope="module")
+def soup(out: Path) -> BeautifulSoup:
+    return BeautifulSoup((out / "docs" / "index.html").read_text("utf-8"), "html.parser")
+
+
+def test_the_page_fetches_and_runs_nothing(out: Path, soup: BeautifulSoup) -> None:
+    text = (out / "docs" / "index.html").read_text("utf-8")
+    assert not soup.select("script, link, img, iframe, object, embed, a, [src], [srcset], [onclick], [style]")
     assert not re.search(r"url\(|@import|https?://", text)
     assert "default-src 'none'" in text
-    assert [path.name for path in page.parent.iterdir()] == ["index.html"]
+    assert [path.name for path in (out / "docs").iterdir()] == ["index.html"]
 
 
-def test_links_stay_within_the_page(page: Path) -> None:
-    soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
-    assert all(str(a["href"]).startswith("#") for a in soup.select("a[href]"))
+def test_what_is_not_met_comes_first(soup: BeautifulSoup) -> None:
+    assert [heading.get_text(" ", strip=True) for heading in soup.select("h2")] == [
+        "Not met (2)", "Warnings (1)", "Met (18)"
+    ]  # fmt: skip
+    assert [article["id"] for article in soup.select("article.bad")] == ["row_ok", "completion_valid"]
+    assert "✘ Not met" in soup.select("article")[0].get_text()
 
 
-def test_passed_and_failed_can_be_read_as_text(page: Path) -> None:
-    soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
-    table = {cells[1]: cells[0] for tr in soup.select("tr") if len(cells := _cells(tr)) == 3}
-    assert table["no id is used twice"] == "✔ passed"
-    broken = [says for says, status in table.items() if status == "✘ failed"]
-    assert len(broken) == 2  # all rules together, and that of the answers
-    assert broken[0].startswith("the answer is valid JSON of the declared schema, in at least 95 % of the rows")
-    assert list(table.values())[1:3] == ["✘ failed"] * 2  # what failed stands first, below the headings
-    assert len(table) == len(suite.build(declare()).expectations) + 1
-    assert "Status: ✘ Failed" in soup.get_text(" ", strip=True)
-
-
-def test_title_and_verdict_stand_on_top_and_are_text(page: Path) -> None:
-    soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+def test_title_and_verdict_are_text_on_top(soup: BeautifulSoup) -> None:
     assert soup.h1 is not None and soup.h1.get_text() == "Quality of <tickets>"
-    assert "90.4 % & too few" in soup.get_text()
+    text = soup.get_text(" ", strip=True)
+    assert "The data did not pass the gate" in text
+    assert "75.6 % of 41 rows are right in every respect, needed 95 %" in text
+    assert "Prompts are <long>" in text
 
 
-def test_no_text_of_a_row_lands_in_the_page(page: Path) -> None:
-    text = page.read_text("utf-8")
-    assert "jane" not in text and "swordfish" not in text and "parcel" not in text
+def test_up_to_five_example_rows_for_what_is_not_met(soup: BeautifulSoup) -> None:
+    [article] = soup.select("article#completion_valid")
+    shown = article.select(".row")
+    assert [row.code.get_text() for row in shown if row.code] == [f"row{n}" for n in range(5)]
+    assert "t.csv:0" in shown[0].get_text()
+    assert "10 rows do not meet this; the first 5" in article.get_text()
+    assert article.details is not None and article.details.has_attr("open")
 
 
-def test_folded_parts_become_details() -> None:
-    opener = '<p><a data-toggle="collapse" href="#x">Show more...</a></p>'
-    page = f'<body><div>{opener}<div id="x" class="collapse">in</div></div></body>'
-    soup = BeautifulSoup(docs.offline(page, "t", "s"), "html.parser")
-    assert soup.details is not None and soup.summary is not None
-    assert soup.summary.get_text() == "Show more..."
-    assert soup.details.get_text() == "Show more...in"
-    assert not soup.select("a")
+def test_what_is_wrong_with_a_row_is_named_where_all_rules_are_meant(soup: BeautifulSoup) -> None:
+    [article] = soup.select("article#row_ok")
+    assert "t.csv:0 · row0 · does not meet: completion valid" in article.get_text()
 
 
-def _cells(tr: object) -> list[str]:
-    assert hasattr(tr, "select")
-    return [cell.get_text(" ", strip=True) for cell in tr.select("td, th")]
+def test_personal_data_and_secrets_of_example_rows_are_masked(out: Path, soup: BeautifulSoup) -> None:
+    [article] = soup.select("article#no_personal_data")
+    assert "my address is <EMAIL>, the key <AWS_KEY>" in article.get_text()
+    for path in (out / "docs" / "index.html", out / "validation_result.json"):
+        assert "jane.doe" not in path.read_text("utf-8") and KEY not in path.read_text("utf-8")
+
+
+def test_the_stored_result_is_great_expectations_own_without_texts(out: Path) -> None:
+    import json
+
+    stored = json.loads((out / "validation_result.json").read_text("utf-8"))
+    assert stored["success"] is False
+    assert [suite["suite_name"] for suite in stored["suites"]] == ["rows", "table"]
+    [valid] = [
+        each
+        for each in stored["suites"][0]["results"]
+        if each["expectation_config"]["meta"]["name"] == "completion_valid"
+    ]
+    assert valid["result"]["unexpected_count"] == 10 and valid["expectation_config"]["kwargs"]["mostly"] == 0.95
+    assert "parcel" not in json.dumps(stored)
+
+
+def test_a_long_text_is_shown_from_its_beginning_and_its_end() -> None:
+    shown = docs.excerpt("begin " + "x " * 500 + "the end")
+    assert shown.startswith("begin x") and shown.endswith("the end") and " … " in shown
+    assert len(shown) < 400
+    assert docs.excerpt(None) == ""

@@ -6,9 +6,11 @@ import pytest
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.quality import gate, rules, suite
+from finetune_pipeline.quality import gate, suite
+from finetune_pipeline.quality.losses import Losses, Reading, percent
+from finetune_pipeline.quality.table import frame_of
 from finetune_pipeline.records import Verdict
-from finetune_pipeline_tests.quality.conftest import declare, row, rows, verdict
+from finetune_pipeline_tests.quality.conftest import check, declare, row, rows, verdict
 
 
 def failed(given: Verdict) -> set[str]:
@@ -48,16 +50,17 @@ def test_one_row_less_than_the_minimum_does_not_pass(task: Task) -> None:
 
 
 def test_nulls_cannot_hide_from_the_gate(task: Task) -> None:
-    frame = rules.table(rows(100), task, 0, {})
-    nulls = frame.assign(row_ok=None, **{rule.name: None for rule in rules.rules_of(task)})
-    result = suite.run(nulls, task, "test")
-    assert not result.success
-    wrong = {each.expectation_config.meta["name"] for each in result.results if not each.success}
-    assert wrong == {"every_row_judged"}  # to all others, nulls are rows that are right
+    frame = frame_of(rows(100), task)
+    for column in ("prompt", "completion", "turns", "free_texts"):
+        nulls = frame.assign(**{column: [None] * 6 + frame[column].tolist()[6:]})
+        checked = suite.run(nulls, task, Losses.of(task, 100, 0, {}), "test")
+        assert checked.row_ok.tolist() == [False] * 6 + [True] * 94, column
+        given = gate.evaluate_quality(checked, nulls, Losses.of(task, 100, 0, {}), task.quality, "c0ffee")
+        assert not given.passed and "row_ok" in failed(given)
 
 
 def test_an_id_used_twice_does_not_pass(task: Task) -> None:
-    assert failed(verdict([*rows(100), row(7, prompt="another question")], task)) == {"id_unique"}
+    assert failed(verdict([*rows(100), row(7, prompt="another prompt")], task)) == {"id_unique"}
 
 
 @pytest.mark.parametrize(("dropped", "passed"), [(100, True), (101, False)])
@@ -69,16 +72,16 @@ def test_more_than_half_dropped_means_that_the_source_is_broken(task: Task, drop
 
 @pytest.mark.parametrize(("unreadable", "passed"), [(100, True), (101, False)])
 def test_rows_lost_in_reading_count_like_those_lost_in_cleaning(task: Task, unreadable: int, passed: bool) -> None:
-    given = verdict(rows(100), task, 0, {"tickets": rules.Reading(100 + unreadable, unreadable)})
+    given = verdict(rows(100), task, 0, {"tickets": Reading(100 + unreadable, unreadable)})
     assert given.passed is passed
     assert failed(given) == (set() if passed else {"share_dropped", "unreadable: tickets"})
-    both = verdict(rows(100), task, 60, {"tickets": rules.Reading(210, 50)})
+    both = verdict(rows(100), task, 60, {"tickets": Reading(210, 50)})
     assert failed(both) == {"share_dropped"}, "110 of 210 rows are lost, though neither stage lost half of them"
 
 
 def test_a_source_that_cannot_be_read_fails_though_the_rest_is_fine() -> None:
     sources = [{"path": "raw/tickets.csv"}, {"path": "raw/chat.jsonl"}]
-    read = {"tickets": rules.Reading(100, 0), "chat": rules.Reading(30, 16)}
+    read = {"tickets": Reading(100, 0), "chat": Reading(30, 16)}
     given = verdict(rows(114), declare(sources=sources), 0, read)
     assert failed(given) == {"unreadable: chat"}
     assert given.summary.endswith("not met: at most 50 % of the rows of chat could not be read: 53.4 %")
@@ -92,9 +95,9 @@ def test_the_declared_share_is_the_one_that_counts() -> None:
 
 
 def test_a_missing_column_is_an_error_and_no_bad_data(task: Task) -> None:
-    frame = rules.table(rows(20), task, 0, {}).drop(columns="completion_valid")
-    with pytest.raises(DataError, match=r'completion_valid .*column "completion_valid".* does not exist'):
-        suite.run(frame, task, "test")
+    frame = frame_of(rows(20), task).drop(columns="completion")
+    with pytest.raises(DataError, match=r'completion_valid .*column "completion".* does not exist'):
+        suite.run(frame, task, Losses.of(task, 20, 0, {}), "test")
 
 
 def test_the_verdict_says_what_was_asked_and_what_was_found(task: Task) -> None:
@@ -110,12 +113,20 @@ def test_the_verdict_says_what_was_asked_and_what_was_found(task: Task) -> None:
 
 
 def test_failing_rows_are_named_with_the_rules_they_break(task: Task) -> None:
-    frame = rules.table([*rows(3), row(3, prompt="a<br>b", answer="no")], task, 0, {})
-    assert gate.failing(frame, rules.rules_of(task)) == [
+    examples = [*rows(3), row(3, prompt="a<br>b", completion="no")]
+    assert gate.failing(check(examples, task), frame_of(examples, task)) == [
         {"id": "row3", "origin": "t.csv:3", "rules": ["completion_valid", "no_html"]}
     ]
 
 
+def test_two_tasks_in_one_process_keep_their_own_rules(capfd: pytest.CaptureFixture[str]) -> None:
+    labels = declare(answer={"format": "json", "schema": {"type": "object", "required": ["other"]}})
+    assert verdict(rows(20), declare()).passed
+    assert failed(verdict(rows(20), labels)) == {"row_ok", "completion_valid"}
+    assert verdict(rows(20), declare()).passed
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(("share", "text"), [(0.9496, "94.9 %"), (0.95, "95 %"), (0.9999, "99.9 %"), (1, "100 %")])
 def test_shares_are_cut_so_that_too_few_never_look_enough(share: float, text: str) -> None:
-    assert gate.percent(share) == text
+    assert percent(share) == text

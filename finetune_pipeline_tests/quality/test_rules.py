@@ -2,53 +2,99 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_pipeline.quality import rules
+from finetune_pipeline.quality.rules import broken_by, rules_of
 from finetune_pipeline.records import Example, Message
-from finetune_pipeline_tests.quality.conftest import ANSWER, declare, row, rows
+from finetune_pipeline_tests.quality.conftest import COMPLETION, RIGHT, broken, check, declare, row, rows
+
+TEXT = {"answer": {"format": "text"}}
+LABEL = {"answer": {"format": "label", "labels": ["delivery", "refund", "TODO"]}}
+REPLY = {"properties": {"reply": {"type": "string"}, "state": {"enum": ["TODO", "done"]}}}
+JSON = {"answer": {"format": "json", "schema": REPLY}}
+KEY = "AKIA" + "IOSFODNN7Q2SAMPL"
+LONG = "my lamp broke after two days of use and nobody at your shop has written back to me since"
 
 
-def broken(example: Example, **sections: object) -> list[str]:
-    """The rules that one row breaks, standing among good ones."""
-    task = declare(**sections)
-    frame = rules.table([row(900), example, row(901)], task, 0, {})
-    return [rule.name for rule in rules.rules_of(task) if not frame[rule.name].iloc[1]]
-
-
-def test_a_good_row_breaks_no_rule() -> None:
+def test_a_right_row_breaks_no_rule() -> None:
     assert broken(row(1)) == []
+    assert broken(row(1, completion=RIGHT["text"]), **TEXT) == []
+    assert broken(row(1, completion="TODO"), **LABEL) == []
+    assert broken(row(1, completion='{"reply": "It is on its way.", "state": "TODO"}'), **JSON) == []
+
+
+FAULTS = [
+    (row(1, prompt=" \n"), {}, "prompt_present"),
+    (row(1, prompt="x" * 8001), {}, "prompt_fits"),
+    (row(1, completion='{"intent": "weather"}'), {}, "completion_valid"),
+    (row(1, completion="refund, I think"), {}, "completion_valid"),
+    (row(1, completion='{"intent": "refund", "intent": "refund"}'), {}, "completion_valid"),
+    (row(1, completion="lost"), LABEL, "completion_valid"),
+    (row(1, completion=" "), TEXT, "completion_present"),
+    (row(1, prompt="write to jane.doe@example.org please"), {}, "no_personal_data"),
+    (row(1, prompt=f"use the key {KEY} for it"), {}, "no_secrets"),
+    (row(1, completion=f"Use {KEY} for it."), TEXT, "no_secrets"),
+    (row(1, prompt="it is<br/>broken"), {}, "no_html"),
+    (row(1, prompt='see <a href="x">this</a>'), {}, "no_html"),
+    (row(1, prompt="salt &amp; pepper"), {}, "no_html"),
+    (row(1, prompt="the caf\ufffd lamp"), {}, "encoding_intact"),
+    (row(1, prompt="a schÃ¶ne lamp for my cafÃ©"), {}, "encoding_intact"),
+    (row(1, prompt="a bell\x07 rings"), {}, "encoding_intact"),
+    (row(1, completion="I'm sorry, but I can't help with that."), TEXT, "no_refusal"),
+    (row(1, completion='{"reply": "As an AI language model, I do not know."}'), JSON, "no_refusal"),
+    (row(1, completion="Dear [insert name], it is on its way."), TEXT, "no_placeholder"),
+    (row(1, completion='{"reply": "Dear [insert name]"}'), JSON, "no_placeholder"),
+    (row(1, prompt=LONG, completion=f"{LONG.capitalize()}. It is on its way."), TEXT, "no_echo"),
+    (row(1, completion="Your refund has been sent to the"), TEXT, "not_cut_off"),
+]
+
+
+@pytest.mark.parametrize(("example", "sections", "rule"), FAULTS)
+def test_each_rule_finds_its_fault_and_no_other_does(example: Example, sections: dict[str, object], rule: str) -> None:
+    assert broken(example, **sections) == [rule]
+
+
+@pytest.mark.parametrize(("example", "sections", "rule"), FAULTS)
+def test_one_row_alone_breaks_the_same_rule_without_great_expectations(
+    example: Example, sections: dict[str, object], rule: str
+) -> None:
+    """A correction in the desk is checked so."""
+    task = declare(**sections)
+    alone = [] if rule == "not_cut_off" else [rule]  # which shows among others only
+    assert [each.name for each in broken_by(example, task, rules_of(task))] == alone
 
 
 @pytest.mark.parametrize(
-    ("example", "rule"),
+    ("allowed", "example"),
     [
-        (row(1, prompt=" \n"), "prompt_fits"),
-        (row(1, prompt="x" * 8001), "prompt_fits"),
-        (row(1, answer='{"intent": "weather"}'), "completion_valid"),
-        (row(1, answer="refund, I think"), "completion_valid"),
-        (row(1, prompt="write to jane.doe@example.org please"), "no_personal_data"),
-        (row(1, prompt="it is<br/>broken"), "no_html"),
-        (row(1, prompt='see <a href="x">this</a>'), "no_html"),
-        (row(1, prompt="salt &amp; pepper"), "no_html"),
-        (row(1, prompt="the caf\ufffd lamp"), "encoding_intact"),
-        (row(1, prompt="a schÃ¶ne lamp for my cafÃ©"), "encoding_intact"),
-        (row(1, prompt="a bell\x07 rings"), "encoding_intact"),
+        ("refusals", row(1, completion="I'm sorry, but I can't help with that.")),
+        ("placeholders", row(1, completion="Dear [insert name], it is on its way.")),
+        ("echo", row(1, prompt=LONG, completion=f"{LONG}.")),
+        ("cut_off", row(1, completion="Your refund has been sent to the")),
+        ("secrets", row(1, prompt=f"use the key {KEY} for it", completion=RIGHT["text"])),
     ],
 )
-def test_each_rule_finds_its_fault_and_no_other_does(example: Example, rule: str) -> None:
-    assert broken(example) == [rule]
+def test_a_task_may_allow_what_is_no_fault_there(allowed: str, example: Example) -> None:
+    assert len(broken(example, **TEXT)) == 1
+    assert broken(example, **TEXT, quality={"min_rows": 10, "allow": [allowed]}) == []
 
 
-def test_mojibake_is_found_wherever_it_stands_in_a_long_text() -> None:
+def test_a_placeholder_of_the_prompt_may_stay_in_the_completion() -> None:
+    template = row(1, prompt="translate: Dear [insert name]", completion="Translated: Dear [insert name].")
+    assert broken(template, **TEXT) == []
+
+
+def test_mojibake_is_found_wherever_it_is_in_a_long_text() -> None:
     words = "all of these words are plain and go on for quite a while "
-    for text in (f"schÃ¶n {words}", f"{words}schÃ¶n {words}", f"{words}schÃ¶n", f"{words}Ã {words}"):
-        assert broken(row(1, prompt=text.strip())) == ["encoding_intact"], text
+    texts = (f"schÃ¶n {words}", f"{words}schÃ¶n {words}", f"{words}schÃ¶n", f"{words}Ã {words}")
+    checked = check([row(n, prompt=text.strip()) for n, text in enumerate(texts)], declare())
+    assert checked.broken["encoding_intact"].all()
     assert broken(row(1, prompt=f"schön {words}… déjà {words}„so“")) == []
 
 
-def test_answers_that_are_missing_or_too_long_do_not_fit() -> None:
-    assert "completion_fits" in broken(row(1, answer=""))
-    assert "completion_fits" in broken(row(1, answer="x" * 50), quality={"max_completion_chars": 40})
-    assert "completion_fits" not in broken(row(1, answer="x" * 40), quality={"max_completion_chars": 40})
+def test_completions_that_are_missing_or_too_long() -> None:
+    short = {"max_completion_chars": 40}
+    assert "completion_present" in broken(row(1, completion=""))
+    assert "completion_fits" in broken(row(1, completion="x" * 50), quality=short)
+    assert "completion_fits" not in broken(row(1, completion="x" * 40), quality=short)
 
 
 @pytest.mark.parametrize(
@@ -60,83 +106,76 @@ def test_answers_that_are_missing_or_too_long_do_not_fit() -> None:
         "R&D; again",
         "naïve café, 5 €",
         "why `<br>` in `a &amp; b`?",
+        "XXX TODO [name] {{x}}: a customer may write so",
     ],
 )
-def test_what_only_looks_like_html_or_broken_encoding_is_right(text: str) -> None:
+def test_prompts_that_only_look_wrong_are_right(text: str) -> None:
     assert broken(row(1, prompt=text)) == []
 
 
-@pytest.mark.parametrize(
-    ("roles", "right"),
-    [
-        ("ua", True),
-        ("sua", True),
-        ("uaua", True),
-        ("u", False),
-        ("a", False),
-        ("uua", False),
-        ("uau", False),
-        ("usa", False),
-    ],
-)
-def test_roles_alternate_and_the_answer_is_last(roles: str, right: bool) -> None:
+def talk(roles: str) -> Example:
     names = {"s": "system", "u": "user", "a": "assistant"}
-    messages = tuple(Message(names[role], ANSWER if role == "a" else f"turn {n}") for n, role in enumerate(roles))  # type: ignore[arg-type]
-    frame = rules.table([Example("x", messages, "s", "o")], declare(), 0, {})
-    assert bool(frame["roles_in_order"].iloc[0]) is right
+    said = [Message(names[role], COMPLETION if role == "a" else f"turn {n}") for n, role in enumerate(roles)]  # type: ignore[arg-type]
+    return Example(roles, tuple(said), "s", roles)
 
 
-def test_both_rows_that_ask_the_same_are_wrong() -> None:
-    frame = rules.table([row(1, prompt="hello there"), row(2), row(3, prompt="hello there")], declare(), 0, {})
-    assert frame["prompt_unique"].tolist() == [False, True, False]
-    assert frame["row_ok"].tolist() == [False, True, False]
+def test_roles_alternate_and_the_completion_is_last() -> None:
+    right, wrong = ["ua", "sua", "uaua"], ["u", "a", "uua", "uau", "usa", "ua\n"]
+    checked = check([talk(roles.strip()) for roles in [*right, *wrong[:-1]]], declare())
+    assert checked.broken["roles_in_order"].tolist() == [False] * 3 + [True] * 5
 
 
-def test_one_question_with_two_answers_is_right_where_contradictions_are_kept() -> None:
-    two = [row(1, prompt="hello there"), row(2, prompt="hello there", answer='{"intent": "delivery"}')]
+def test_both_rows_with_the_same_prompt_are_wrong() -> None:
+    checked = check([row(1, prompt="hello there"), row(2), row(3, prompt="hello there")], declare())
+    assert checked.broken["prompt_unique"].tolist() == [True, False, True]
+    assert checked.row_ok.tolist() == [False, True, False]
+
+
+def test_one_prompt_with_two_completions_is_right_where_contradictions_are_kept() -> None:
+    two = [row(1, prompt="hello there"), row(2, prompt="hello there", completion='{"intent": "delivery"}')]
     keep = declare(clean={"contradictions": "keep"})
-    assert rules.table(two, declare(), 0, {})["prompt_unique"].tolist() == [False, False]
-    assert rules.table(two, keep, 0, {})["prompt_unique"].tolist() == [True, True]
-    assert rules.table([*two, two[0]], keep, 0, {})["prompt_unique"].tolist() == [False, True, False]
+    assert check(two, declare()).broken["prompt_unique"].tolist() == [True, True]
+    assert check(two, keep).broken["prompt_unique"].tolist() == [False, False]
+    assert check([*two, two[0]], keep).broken["prompt_unique"].tolist() == [True, False, True]
 
 
-def test_one_question_with_two_answers_is_right_in_free_text() -> None:
-    two = [row(1, prompt="hello there", answer="Hi!"), row(2, prompt="hello there", answer="Good morning.")]
-    text = declare(answer={"format": "text"})
-    assert rules.table(two, text, 0, {})["prompt_unique"].tolist() == [True, True]
-    assert rules.table([*two, two[0]], text, 0, {})["prompt_unique"].tolist() == [False, True, False]
+def test_one_prompt_with_two_completions_is_right_in_free_text() -> None:
+    two = [
+        row(1, prompt="hello there", completion="Hi!"),
+        row(2, prompt="hello there", completion="Good morning."),
+    ]
+    assert check(two, declare(**TEXT)).broken["prompt_unique"].tolist() == [False, False]
+    assert check([*two, two[0]], declare(**TEXT)).broken["prompt_unique"].tolist() == [True, False, True]
 
 
 def test_the_same_last_word_in_two_conversations_is_no_repetition() -> None:
-    def talk(number: int, topic: str) -> Example:
-        said = (("user", topic), ("assistant", "Which one?"), ("user", "the blue one"), ("assistant", ANSWER))
+    def conversation(number: int, topic: str) -> Example:
+        said = (("user", topic), ("assistant", "Which one?"), ("user", "the blue one"), ("assistant", COMPLETION))
         return Example(f"r{number}", tuple(Message(r, t) for r, t in said), "s", "o")  # type: ignore[arg-type]
 
-    frame = rules.table([talk(1, "my lamp broke"), talk(2, "my fan broke")], declare(), 0, {})
-    assert frame["prompt_unique"].all()
+    checked = check([conversation(1, "my lamp broke"), conversation(2, "my fan broke")], declare())
+    assert not checked.broken["prompt_unique"].any()
+
+
+def test_an_earlier_turn_is_searched_as_well() -> None:
+    said = (("user", "mail jane.doe@example.org"), ("assistant", "Which?"), ("user", "blue"), ("assistant", COMPLETION))
+    example = Example("r", tuple(Message(r, t) for r, t in said), "s", "o")  # type: ignore[arg-type]
+    assert broken(example) == ["no_personal_data"]
 
 
 def test_rules_follow_what_cleaning_was_told() -> None:
-    names = {rule.name for rule in rules.rules_of(declare(clean={"personal_data": "keep", "html": False}))}
+    names = {rule.name for rule in rules_of(declare(clean={"personal_data": "keep", "html": False}))}
     assert {"no_personal_data", "no_html"}.isdisjoint(names)
     assert "completion_valid" in names
 
 
-def test_repetition_is_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = rules.table([*rows(10, bad=2), row(11, prompt=row(0).prompt)], declare(), 3, {})
-    monkeypatch.setattr(rules, "CHUNK_ROWS", 4)
-    pieces = rules.table([*rows(10, bad=2), row(11, prompt=row(0).prompt)], declare(), 3, {})
-    assert pieces.equals(whole)
-    assert not pieces["prompt_unique"].iloc[10]
+def test_completions_that_are_declared_values_are_not_searched() -> None:
+    names = {rule.name for rule in rules_of(declare(**LABEL))}
+    assert {"no_refusal", "no_placeholder", "no_echo", "not_cut_off"}.isdisjoint(names)
+    assert {"no_echo", "not_cut_off"}.isdisjoint(rule.name for rule in rules_of(declare()))
 
 
-def test_the_table_holds_no_text_and_the_share_dropped() -> None:
-    frame = rules.table([row(1, prompt="a secret of mine"), row(2), row(3)], declare(), 1, {})
-    assert "secret" not in frame.to_json()
-    assert frame["share_dropped"].tolist() == [0.25] * 3
-
-
-def test_no_rows_give_a_table_with_every_column() -> None:
-    empty, full = rules.table([], declare(), 5, {}), rules.table(rows(3), declare(), 5, {})
-    assert len(empty) == 0
-    assert list(empty.columns) == list(full.columns)
+def test_no_rows_give_every_check() -> None:
+    empty, full = check([], declare()), check(rows(3), declare())
+    assert list(empty.broken) == list(full.broken)
+    assert len(empty.row_ok) == 0

@@ -14,7 +14,7 @@ from finetune_pipeline.release.decide import Evidence
 
 
 def scores(right: Mapping[str, Sequence[bool]], valid: float = 1.0, slices: int = 1) -> list[Score]:
-    """A score for each variant and row; the first share `valid` of the rows is valid; slices take turns."""
+    """A score for each variant and row; the first share `valid` of the rows is valid; slices alternate."""
     return [
         Score(f"r{i:04}", name, bool(bit), i < valid * len(bits), {}, f"s{i % slices}")
         for name, bits in right.items()
@@ -44,5 +44,5 @@ def evidence(
     groups: Mapping[str, str | None] | None = None,
     champion: str | None = None,
 ) -> Evidence:
-    found = losses() if general is None else general
-    return Evidence(scores(right, valid, slices), found, groups or {}, "adapter0", "evaluation0", champion=champion)
+    measured = losses() if general is None else general
+    return Evidence(scores(right, valid, slices), measured, groups or {}, "adapter0", "evaluation0", champion=champion)

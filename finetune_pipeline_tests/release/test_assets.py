@@ -13,10 +13,11 @@ import pytest
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError, GateRefused, StorageError
 from finetune_pipeline.records import Artifact, Example, Verdict, write_jsonl
-from finetune_pipeline.release.assets import registered_model, release_decision, together
+from finetune_pipeline.release.assets import registered_model, release_decision
 from finetune_pipeline.release.card import LANGUAGE
+from finetune_pipeline.release.evidence import dependent_rows
 from finetune_pipeline.store import StageContext, StageResult, TaskStore, require_verdict
-from finetune_pipeline_tests.artifacts import example, finished, task, task_store, work
+from finetune_pipeline_tests.artifacts import example, finished, stage_context, task, task_store
 from finetune_pipeline_tests.release.evidence import bits, losses, scores
 
 ROWS = 100
@@ -38,7 +39,7 @@ def declared() -> Task:
     )
 
 
-def questions() -> list[Example]:
+def holdout_rows() -> list[Example]:
     """Rows that are near duplicates of none of the others."""
     random = np.random.default_rng(0)
     words = ["".join(random.choice(list("abcdefghijklmnopqrstuvwxyz"), 9)) for _ in range(6 * ROWS)]
@@ -77,7 +78,7 @@ def inputs_of(store: TaskStore, adapter: Artifact, right: dict[str, Sequence[boo
         "splits": {"train": 700, "validation": 60, "test": ROWS},
         "dropped": {"clean": {"html": 40}},
     }
-    split = finished(store, "data_split", {"test.jsonl": questions(), "accounting.json": accounting})
+    split = finished(store, "data_split", {"test.jsonl": holdout_rows(), "accounting.json": accounting})
     base = {"id": "tiny/base", "weights_sha256": "ab" * 32, "license": "apache-2.0"}
     return {
         "adapter": adapter,
@@ -91,97 +92,99 @@ GOOD: dict[str, Sequence[bool]] = {"zero_shot": bits(ROWS, 5), "few_shot": bits(
 BAD: dict[str, Sequence[bool]] = {"zero_shot": bits(ROWS, 5), "few_shot": bits(ROWS, 60), "tuned": bits(ROWS, 40)}
 
 
-def commit(store: TaskStore, given: StageContext, outcome: StageResult, asset: str) -> Artifact:
-    """What `materialize` does with an outcome."""
-    facts: dict[str, Any] = {"summary": dict(outcome.summary), "inputs": {}, "verdict": None}
-    if outcome.verdict:
-        facts["verdict"] = outcome.verdict.to_json()
-    return store.commit(asset, given.out.name, given.out, facts)
+def commit(store: TaskStore, context: StageContext, result: StageResult, asset: str) -> Artifact:
+    """What `materialize` does with an result."""
+    facts: dict[str, Any] = {"summary": dict(result.summary), "inputs": {}, "verdict": None}
+    if result.verdict:
+        facts["verdict"] = result.verdict.to_json()
+    return store.commit(asset, context.out.name, context.out, facts)
 
 
 @pytest.fixture
 def decided(store: TaskStore, tmp_path: Path) -> Callable[[Inputs], Artifact]:
     def decide(inputs: Inputs) -> Artifact:
         names = ("eval_report", "adapter", "data_split")
-        given = work(declared(), store, tmp_path, **{name: inputs[name] for name in names})
-        return commit(store, given, release_decision(given), "release_decision")
+        context = stage_context(declared(), store, tmp_path, **{name: inputs[name] for name in names})
+        return commit(store, context, release_decision(context), "release_decision")
 
     return decide
 
 
 def test_a_promotion_is_a_verdict_on_the_evaluation(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
     inputs = inputs_of(store, adapter_of(store, "w"), GOOD)
-    made = decided(inputs)
-    verdict: Verdict | None = made.verdict
+    decision = decided(inputs)
+    verdict: Verdict | None = decision.verdict
     assert verdict is not None
     assert (verdict.passed, verdict.about) == (True, inputs["eval_report"].content_hash)
-    require_verdict(made, "release_decision", inputs["eval_report"])
-    assert made.json("decision.json")["adapter"] == inputs["adapter"].content_hash
-    assert made.summary["outcome"] == "PROMOTE"
-    page = made.path("decision.md").read_text("utf-8")
+    require_verdict(decision, "release_decision", inputs["eval_report"])
+    assert decision.json("decision.json")["adapter"] == inputs["adapter"].content_hash
+    assert decision.summary["outcome"] == "PROMOTE"
+    page = decision.path("decision.md").read_text("utf-8")
     assert page.startswith("# PROMOTE")
-    assert "| Base model, fixed examples (few_shot) | 40 of 100 (40.0 %) | 45.0 points |" in page
+    assert "| Base model, fixed examples (few_shot) | 40 of 100 (40 %) | 45.0 points |" in page
     assert "| better | yes |" in page
     assert "No version is live" in page
 
 
-def test_a_refusal_is_stored_and_refuses(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
+def test_a_rejection_is_stored_and_blocks(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
     inputs = inputs_of(store, adapter_of(store, "w"), BAD)
-    made = decided(inputs)
-    assert made.json("decision.json")["outcome"] == "REJECT"
+    decision = decided(inputs)
+    assert decision.json("decision.json")["outcome"] == "REJECT"
     with pytest.raises(GateRefused, match="better than few_shot"):
-        require_verdict(made, "release_decision", inputs["eval_report"])
+        require_verdict(decision, "release_decision", inputs["eval_report"])
 
 
-def test_a_retraining_worse_than_the_live_version_is_refused_and_the_page_says_so(
+def test_a_candidate_worse_than_the_live_version_is_rejected_on_the_page_too(
     store: TaskStore, decided: Callable[[Inputs], Artifact]
 ) -> None:
-    made = decided(inputs_of(store, adapter_of(store, "w"), {**GOOD, "champion": bits(ROWS, 97)}))
-    assert made.json("decision.json")["outcome"] == "REJECT"
-    assert made.verdict is not None
-    assert not made.verdict.passed
-    assert "no worse than live version 3" in made.verdict.summary
-    page = made.path("decision.md").read_text("utf-8")
-    assert "| Live version 3 (champion) | 97 of 100 (97.0 %) | -12.0 points |" in page
+    decision = decided(inputs_of(store, adapter_of(store, "w"), {**GOOD, "champion": bits(ROWS, 97)}))
+    assert decision.json("decision.json")["outcome"] == "REJECT"
+    assert decision.verdict is not None
+    assert not decision.verdict.passed
+    assert "no worse than live version 3" in decision.verdict.summary
+    page = decision.path("decision.md").read_text("utf-8")
+    assert "| Live version 3 (champion) | 97 of 100 (97 %) | -12.0 points |" in page
     assert "| no worse (by at most 5.0 points) | **no: shown to be worse** |" in page
 
 
 def test_without_general_texts_the_decision_warns(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
-    made = decided(inputs_of(store, adapter_of(store, "w"), GOOD, general=False))
-    assert "not measured" in made.path("decision.md").read_text("utf-8")
+    decision = decided(inputs_of(store, adapter_of(store, "w"), GOOD, general=False))
+    assert "not measured" in decision.path("decision.md").read_text("utf-8")
 
 
-def test_the_fifth_adapter_on_one_test_set_warns(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
-    made = [decided(inputs_of(store, adapter_of(store, f"w{i}"), GOOD)) for i in range(5)]
-    assert [a.summary["test_set_decisions"] for a in made] == [1, 2, 3, 4, 5]
-    assert "test set not worn out" not in made[3].summary["reason"]
-    assert "test set not worn out" in made[4].summary["reason"]
+def test_the_fifth_adapter_on_one_test_set_is_a_warning(
+    store: TaskStore, decided: Callable[[Inputs], Artifact]
+) -> None:
+    decisions = [decided(inputs_of(store, adapter_of(store, f"w{i}"), GOOD)) for i in range(5)]
+    assert [a.summary["test_set_decisions"] for a in decisions] == [1, 2, 3, 4, 5]
+    assert "holdout reuse" not in decisions[3].summary["reason"]
+    assert "holdout reuse" in decisions[4].summary["reason"]
 
 
-def test_an_evaluation_of_another_adapter_is_refused(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
+def test_an_evaluation_of_another_adapter_is_an_error(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
     inputs = inputs_of(store, adapter_of(store, "old"), GOOD)
     new = adapter_of(store, "new")
     with pytest.raises(GateRefused, match=new.content_hash):
         decided({**inputs, "adapter": new})
 
 
-def test_an_evaluation_of_other_rows_is_refused(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
+def test_an_evaluation_of_other_rows_is_an_error(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
     inputs = inputs_of(store, adapter_of(store, "w"), GOOD)
-    other = finished(store, "data_split", {"test.jsonl": questions()[1:]})
+    other = finished(store, "data_split", {"test.jsonl": holdout_rows()[1:]})
     with pytest.raises(DataError, match="r0000"):
         decided({**inputs, "data_split": other})
 
 
-def test_rows_belong_together_by_group_and_by_likeness() -> None:
+def test_rows_are_dependent_by_group_and_by_near_duplicate() -> None:
     rows = [
         example("a", "where is my parcel, it should have been here on monday morning", "x", group="anna"),
         example("b", "my kettle leaks since yesterday and the kitchen is wet", "x", group="anna"),
         example("c", "where is my parcel? It should have been here on Monday morning!", "x"),
         example("d", "how do I reset the password of my account", "x", group="carl"),
     ]
-    found = together(rows, declared().split)
-    assert found["a"] == found["b"] == found["c"] is not None
-    assert found["d"] is None
+    groups = dependent_rows(rows, declared().split)
+    assert groups["a"] == groups["b"] == groups["c"] is not None
+    assert groups["d"] is None
 
 
 # the registry -----------------------------------------------------------------------------------------------
@@ -202,8 +205,8 @@ def trained(store: TaskStore, weights: str) -> Artifact:
 
 
 def register(store: TaskStore, tmp_path: Path, inputs: Inputs, decision: Artifact) -> Artifact:
-    given = work(declared(), store, tmp_path, **inputs, release_decision=decision)
-    return commit(store, given, registered_model(given), "registered_model")
+    context = stage_context(declared(), store, tmp_path, **inputs, release_decision=decision)
+    return commit(store, context, registered_model(context), "registered_model")
 
 
 def test_registration_is_complete_and_happens_once(
@@ -215,8 +218,8 @@ def test_registration_is_complete_and_happens_once(
 
     inputs = inputs_of(store, trained(store, "w1"), GOOD)
     decision = decided(inputs)
-    made = register(store, tmp_path, inputs, decision)
-    facts = made.json("model.json")
+    registered = register(store, tmp_path, inputs, decision)
+    facts = registered.json("model.json")
     assert facts["version"] == tracking.alias_version(store.task, "challenger") == 1
     assert facts["adapter"] == inputs["adapter"].content_hash
     assert facts["evaluation"] == inputs["eval_report"].content_hash
@@ -225,10 +228,10 @@ def test_registration_is_complete_and_happens_once(
     assert (tags["data"], tags["license"]) == (inputs["data_split"].content_hash, "apache-2.0")
     assert tracking.alias_version(store.task, "champion") is None  # that is the deployment's, after parity
 
-    head = ModelCard.load(made.path("MODEL_CARD.md")).data
+    head = ModelCard.load(registered.path("MODEL_CARD.md")).data
     assert (head.base_model, head.license, head.language) == ("tiny/base", "apache-2.0", LANGUAGE)
     assert head.eval_results[0].metric_value == 0.85
-    text = made.path("MODEL_CARD.md").read_text("utf-8")
+    text = registered.path("MODEL_CARD.md").read_text("utf-8")
     assert inputs["adapter"].manifest["files"]["adapter_model.safetensors"]["sha256"] in text
     assert "| dropped by clean: html | 40 |" in text
 
@@ -240,7 +243,7 @@ def test_registration_is_complete_and_happens_once(
     assert tracking.alias_version(store.task, "challenger") == 2
 
 
-def test_only_a_promotion_of_this_very_model_is_registered(
+def test_only_a_promotion_of_this_adapter_and_evaluation_is_registered(
     store: TaskStore, tmp_path: Path, decided: Callable[[Inputs], Artifact]
 ) -> None:
     bad = inputs_of(store, adapter_of(store, "w"), BAD)
@@ -248,7 +251,7 @@ def test_only_a_promotion_of_this_very_model_is_registered(
         register(store, tmp_path, bad, decided(bad))
     good = inputs_of(store, adapter_of(store, "w3"), GOOD)
     decision = decided(good)
-    other = adapter_of(store, "never judged")
+    other = adapter_of(store, "never evaluated")
     with pytest.raises(GateRefused, match=f"adapter {good['adapter'].content_hash}"):
         register(store, tmp_path, {**good, "adapter": other}, decision)
     with pytest.raises(GateRefused, match=f"evaluation {good['eval_report'].content_hash}"):

@@ -3,19 +3,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune_pipeline.release import power, statistics
+from finetune_pipeline.release import paired_tests, power
+from finetune_pipeline.release.paired_tests import Paired
 from finetune_pipeline.release.relative_change import Rise
-from finetune_pipeline.release.statistics import Paired
 
 
 def pair(rows: int, wins: int, losses: int, design: float = 1.0) -> Paired:
     return Paired(rows, wins, losses, (1,) * wins + (-1,) * losses, design)
 
 
-def test_power_is_how_often_the_test_rejects() -> None:
+def test_power_is_the_rate_of_rejection() -> None:
     counts = np.random.default_rng(3).multinomial(135, [0.15, 0.05, 0.80], 20_000)
-    seen = (statistics.mcnemar(counts[:, 0], counts[:, 1]) <= 0.05).mean()
-    assert power.power(135, 0.15, 0.05, 0.05) == pytest.approx(seen, abs=0.01)
+    rejected = (paired_tests.mcnemar(counts[:, 0], counts[:, 1]) <= 0.05).mean()
+    assert power.power(135, 0.15, 0.05, 0.05) == pytest.approx(rejected, abs=0.01)
 
 
 def test_power_under_no_difference_stays_below_alpha() -> None:
@@ -24,7 +24,7 @@ def test_power_under_no_difference_stays_below_alpha() -> None:
 
 
 @pytest.mark.parametrize(("rows", "losses"), [(30, 0), (135, 4), (300, 30)])
-def test_the_smallest_gain_is_just_seen(rows: int, losses: int) -> None:
+def test_the_smallest_gain_has_just_enough_power(rows: int, losses: int) -> None:
     gain = power.smallest_gain(rows, losses, 0.05, 0.8)
     assert gain is not None
     rate = losses / rows
@@ -50,7 +50,7 @@ def test_rows_needed_are_connors_for_large_numbers() -> None:
     assert power.rows_needed(pair(100, 21, 20), 0.0, 0.05, 0.8) == pytest.approx(25347, abs=2)
 
 
-def test_groups_need_more_rows_and_equality_never_decides() -> None:
+def test_groups_need_more_rows_and_equal_models_have_no_number() -> None:
     plain, grouped = (power.rows_needed(pair(135, 13, 9, d), 0.0, 0.05, 0.8) for d in (1.0, 2.0))
     assert plain is not None
     assert grouped == 2 * plain
@@ -73,6 +73,6 @@ def test_share_rows_needed_agree_with_the_exact_test() -> None:
 
     rows = power.share_rows_needed(180, 200, 0.95, 0.05, 0.8)
     assert rows is not None
-    most = binom.ppf(0.05, rows, 0.95) - 1  # so few valid answers speak against 95 % at a risk of 5 %
+    most = binom.ppf(0.05, rows, 0.95) - 1  # so few valid answers reject 95 % at a risk of 5 %
     assert binom.cdf(most, rows, 0.90) == pytest.approx(0.8, abs=0.08)
     assert power.share_rows_needed(95, 100, 0.95, 0.05, 0.8) is None

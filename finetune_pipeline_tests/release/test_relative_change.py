@@ -19,11 +19,11 @@ def test_fieller_bounds_invert_the_paired_t_test() -> None:
     assert rise.high == pytest.approx(high, abs=0.01)
 
 
-def test_a_rise_of_few_texts_is_open() -> None:
+def test_a_rise_of_one_text_is_unbounded() -> None:
     assert relative_rise([], [], 0.05, 0).rows == 0
-    one = relative_rise([2.0], [2.1], 0.05, 0)
-    assert one.rise == pytest.approx(0.05)
-    assert (one.low, one.high) == (-np.inf, np.inf)
+    rise = relative_rise([2.0], [2.1], 0.05, 0)
+    assert rise.rise == pytest.approx(0.05)
+    assert (rise.low, rise.high) == (-np.inf, np.inf)
 
 
 def test_a_rise_without_spread_is_certain() -> None:

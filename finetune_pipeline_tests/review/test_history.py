@@ -1,4 +1,4 @@
-"""Rounds are remembered where people's work lies, and damage is named."""
+"""Rounds are stored with the verdicts, and a damaged file is named."""
 
 from __future__ import annotations
 
@@ -11,69 +11,64 @@ from finetune_pipeline.config import ReviewRules
 from finetune_pipeline.errors import StorageError
 from finetune_pipeline.records import Artifact
 from finetune_pipeline.review.history import (
-    decide,
     ended_fingerprint,
     load_history,
     open_round,
+    record_decision,
     round_of,
     rounds_folder,
 )
 from finetune_pipeline.review.rounds import Decision, Round, rules_hash
 from finetune_pipeline.review.verdict_store import verdicts_folder
 from finetune_pipeline.store import TaskStore
-from finetune_pipeline_tests.artifacts import example, finished, task, task_store
+from finetune_pipeline_tests.artifacts import example, finished, task
 
 ROOT = Path(__file__).parents[2]
 DRAWN = frozenset({("a", "1"), ("b", "2")})
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskStore:
-    return task_store(tmp_path, monkeypatch)
 
 
 def sample_of(store: TaskStore, drawn: Round) -> Artifact:
     return finished(store, "review_sample", {"sample.jsonl": [], "round.json": drawn.to_json()})
 
 
-def refused(about: str = "v1") -> Decision:
+def failed(about: str = "v1") -> Decision:
     return Decision(False, 1, 2, about, rules_hash(ReviewRules()), "2026-01-05T10:00:00+00:00")
 
 
-def test_a_round_is_written_once_and_grows_with_what_is_drawn_later(store: TaskStore) -> None:
-    first = sample_of(store, Round(1, 1, 7, "7", "cut", DRAWN, gone=1, population=9))
+def test_a_round_is_stored_once_and_rows_drawn_later_are_added(store: TaskStore) -> None:
+    first = sample_of(store, Round(1, 1, 7, "7", "cutoff", DRAWN, gone=1, population=9))
     assert round_of(first).population == 9
     open_round(store, first)
     open_round(store, sample_of(store, Round(1, 1, 7, "other", "other", frozenset({("c", "3")}))))
     (known,) = load_history(store).rounds
-    assert known == Round(1, 1, 7, "7", "cut", DRAWN | {("c", "3")}), "the draw stays what it was"
+    assert known == Round(1, 1, 7, "7", "cutoff", DRAWN | {("c", "3")}), "salt and cutoff are those of the first draw"
 
 
-def test_decisions_are_kept_in_order_and_none_twice(store: TaskStore) -> None:
+def test_decisions_are_stored_in_order_and_none_twice(store: TaskStore) -> None:
     sample = sample_of(store, Round(1, drawn=DRAWN))
-    for decision in (refused(), refused(), refused("v2")):
-        decide(store, sample, decision)
-    assert [one.about for one in load_history(store).of(1)] == ["v1", "v2"]
+    for decision in (failed(), failed(), failed("v2")):
+        record_decision(store, sample, decision)
+    assert [decision.about for decision in load_history(store).decisions_in(1)] == ["v1", "v2"]
 
 
-def test_a_pass_on_recorded_verdicts_alone_leaves_no_trace_and_a_refusal_does(store: TaskStore) -> None:
+def test_with_recorded_verdicts_alone_only_a_failed_decision_is_stored(store: TaskStore) -> None:
     sample = sample_of(store, Round(1, drawn=DRAWN))
     passed = Decision(True, 2, 2, "v1", "rules", "t")
-    decide(store, sample, passed)
+    record_decision(store, sample, passed)
     assert not rounds_folder(store).exists()
-    decide(store, sample, refused())
-    decide(store, sample, passed)
-    assert [one.passed for one in load_history(store).of(1)] == [False, True]
+    record_decision(store, sample, failed())
+    record_decision(store, sample, passed)
+    assert [decision.passed for decision in load_history(store).decisions_in(1)] == [False, True]
 
 
-def test_a_new_draw_is_due_when_data_or_rules_changed_since_a_refusal(store: TaskStore) -> None:
+def test_a_new_draw_is_due_when_data_or_rules_changed_since_the_gate_failed(store: TaskStore) -> None:
     clean = finished(store, "clean_examples", {"examples.jsonl": [example("a", "q", "a")]})
     before = ended_fingerprint(task(), store)
     sample = sample_of(store, Round(1, drawn=DRAWN))
     open_round(store, sample)
-    assert ended_fingerprint(task(), store) == before, "a first verdict draws nothing anew"
-    decide(store, sample, refused(clean.content_hash))
-    assert ended_fingerprint(task(), store) == before, "a refusal stands"
+    assert ended_fingerprint(task(), store) == before, "a first verdict does not end the round"
+    record_decision(store, sample, failed(clean.content_hash))
+    assert ended_fingerprint(task(), store) == before, "unchanged data does not end the round"
     assert ended_fingerprint(task(review={"min_rows": 60}), store) != before
     finished(store, "clean_examples", {"examples.jsonl": [example("b", "q", "a")]})
     assert ended_fingerprint(task(), store) != before
@@ -88,18 +83,20 @@ def test_a_damaged_file_is_named(store: TaskStore, text: str) -> None:
         load_history(store)
 
 
-def test_a_sample_without_a_round_says_what_to_do(store: TaskStore) -> None:
+def test_a_sample_without_a_round_is_an_error_with_a_hint(store: TaskStore) -> None:
     with pytest.raises(StorageError, match=r"delete .*review_sample"):
         round_of(finished(store, "review_sample", {"sample.jsonl": []}))
 
 
 @pytest.mark.parametrize("folder", [verdicts_folder, rounds_folder])
-def test_what_people_said_is_neither_ignored_nor_cleaned_away(store: TaskStore, folder: object) -> None:
-    lies = Path(str(folder(store))).relative_to(store.local_root.parent)  # type: ignore[operator]
-    assert str(lies).startswith("parcels/review/")
+def test_verdicts_and_rounds_are_neither_ignored_by_git_nor_removed_by_make_clean(
+    store: TaskStore, folder: object
+) -> None:
+    relative = Path(str(folder(store))).relative_to(store.local_root.parent)  # type: ignore[operator]
+    assert str(relative).startswith("parcels/review/")
     ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.startswith("data/")]
     clean = (ROOT / "Makefile").read_text().partition("\nclean:\n\trm -rf ")[2].splitlines()[0].split()
     removed = [pattern for pattern in clean if pattern.startswith("data/")]
     assert ignored and removed
-    for parent in (Path("data") / lies, *(Path("data") / lies).parents):
+    for parent in (Path("data") / relative, *(Path("data") / relative).parents):
         assert not any(fnmatch(str(parent), pattern) for pattern in (*ignored, *removed) if pattern.count("/") == 2)

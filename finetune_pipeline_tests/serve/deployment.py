@@ -16,11 +16,12 @@ import httpx
 import uvicorn
 
 from finetune_pipeline.config import Task, task_from
+from finetune_pipeline.config.addresses import listen
 from finetune_pipeline.models.base_model import prepare
 from finetune_pipeline.records import Artifact, Silent, content_id
 from finetune_pipeline.serve import deployment_state
 from finetune_pipeline.serve.api_keys import PIPELINE, Keys, client_key
-from finetune_pipeline.serve.app import create_app, identity, listen
+from finetune_pipeline.serve.app import create_app, identity
 from finetune_pipeline.serve.deployment_state import Version
 from finetune_pipeline.serve.endpoint import Endpoint
 from finetune_pipeline.serve.metrics import Metrics
@@ -145,7 +146,7 @@ def running(keys: dict[str, str] | None = None) -> Iterator[DecodeSequence]:
     digests = {name: hashlib.sha256(key.encode()).digest() for name, key in ({"tests": KEY} | (keys or {})).items()}
     digests[PIPELINE] = hashlib.sha256(client_key(home()).encode()).digest()
     endpoint = Endpoint(Keys(digests), Supervisor(metrics), TrafficLog(metrics.lines_lost.inc), metrics, identity())
-    listening = listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0, "FINETUNE_ENDPOINT", "the endpoint")
     server = uvicorn.Server(uvicorn.Config(create_app(endpoint), log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

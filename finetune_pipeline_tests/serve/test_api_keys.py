@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune_pipeline.config.addresses import is_loopback
 from finetune_pipeline.errors import ServingError
-from finetune_pipeline.serve.api_keys import client_key, file_key, is_loopback, key_file, load_keys
+from finetune_pipeline.serve.api_keys import client_key, file_key, key_file, load_keys
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - nothing is bound here
 KEYS = {"FINETUNE_API_KEYS": "shop:0123456789, desk:abcdefghij"}

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from finetune_pipeline import tracking
+from finetune_pipeline.baseline.answer_log import AnswerFile
 from finetune_pipeline.errors import GateRefused, JobCancelled, ServingError, StorageError
-from finetune_pipeline.evaluate.answer_log import AnswerFile
 from finetune_pipeline.materialize import materialize
 from finetune_pipeline.records import Answer, Artifact, Example, Message, Silent, Verdict, dumps, read_jsonl
 from finetune_pipeline.serve import deployment_state, parity, supervisor

@@ -1,4 +1,4 @@
-"""Every raw row has one fate; anything else is an error that names the rows."""
+"""Every raw row has one outcome; anything else is an error that names the rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def drop(id_: str, reason: str = "html", stage: str = "clean") -> Drop:
     return Drop(id_, f"test.csv:{id_}", stage, reason)
 
 
-def test_what_reconciles_is_counted_by_side_stage_and_reason() -> None:
+def test_rows_are_counted_by_split_stage_and_reason() -> None:
     drops = [drop("d"), drop("e"), drop("f", "expert-rejected", "review")]
     result = account("abcdef", {"train": ["a"], "validation": ["b"], "test": ["c"]}, drops)
     assert result.raw == 6
@@ -21,20 +21,20 @@ def test_what_reconciles_is_counted_by_side_stage_and_reason() -> None:
     assert result.dropped == {"clean": {"html": 2}, "review": {"expert-rejected": 1}}
 
 
-def test_the_same_row_twice_in_a_source_has_two_fates() -> None:
+def test_a_row_that_a_source_holds_twice_has_two_outcomes() -> None:
     assert account(["a", "a"], {"train": ["a"]}, [drop("a", "exact-duplicate")]).dropped_rows == 1
 
 
-def test_a_row_without_a_fate_raises_and_is_named() -> None:
-    with pytest.raises(DataError, match=r"2 have no fate.*\(lost1, lost2\)"):
+def test_a_row_without_an_outcome_is_an_error_that_names_it() -> None:
+    with pytest.raises(DataError, match=r"2 rows have no outcome.*\(lost1, lost2\)"):
         account(["a", "lost1", "lost2"], {"train": ["a"]}, [])
 
 
-def test_a_row_with_two_fates_raises_and_is_named() -> None:
-    with pytest.raises(DataError, match=r"more fates.*\(a\)"):
+def test_a_row_with_two_outcomes_is_an_error_that_names_it() -> None:
+    with pytest.raises(DataError, match=r"too many outcomes.*\(a\)"):
         account(["a", "b"], {"train": ["a", "b"]}, [drop("a")])
 
 
-def test_a_row_from_nowhere_raises_and_is_named() -> None:
-    with pytest.raises(DataError, match=r"more fates.*\(ghost\)"):
-        account(["a"], {"train": ["a"], "test": ["ghost"]}, [])
+def test_an_outcome_without_a_raw_row_is_an_error_that_names_it() -> None:
+    with pytest.raises(DataError, match=r"too many outcomes.*\(unknown\)"):
+        account(["a"], {"train": ["a"], "test": ["unknown"]}, [])

@@ -1,4 +1,4 @@
-"""Splits take their share of every slice, keep together what belongs together, and are stable across runs."""
+"""Splits reach their share of every slice, keep units together, and are stable across runs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from collections.abc import Sequence
 import pytest
 
 from finetune_pipeline.config import Split
-from finetune_pipeline.records import Example
-from finetune_pipeline.split.assignment import SplitName, assign, quotas, units
-from finetune_pipeline.split.leakage import alike_of
+from finetune_pipeline.records import Example, content_id
+from finetune_pipeline.split.assignment import assign, units
+from finetune_pipeline.split.leakage import row_similarity
+from finetune_pipeline.split.quotas import SplitName, quotas
 from finetune_pipeline_tests.artifacts import example
 
 RULES = Split()
 
 
-def by_text(rows: Sequence[Example]) -> list[list[int]]:
-    """Keep declared groups together, and rows whose questions share half of their 5-grams."""
-    return units(rows, alike_of(rows, 0.5).similarity.clusters())
+def near_units(rows: Sequence[Example]) -> list[list[int]]:
+    """Units of declared groups, and of rows whose prompts share half of their 5-grams."""
+    return units(rows, row_similarity(rows, 0.5).texts.clusters())
 
 
 def split(
-    rows: Sequence[Example], known: dict[str, SplitName] | None = None, rules: Split = RULES
+    rows: Sequence[Example], frozen: dict[str, SplitName] | None = None, rules: Split = RULES
 ) -> dict[str, SplitName]:
-    result = assign(rows, units(rows, []), known or {}, rules, [row.completion for row in rows], alike_of(rows, 1.0))
+    result = assign(
+        rows, units(rows, []), frozen or {}, rules, [row.completion for row in rows], row_similarity(rows, 1.0)
+    )
     assert result.split_of.keys() | {drop.id for drop in result.drops} == {row.id for row in rows}
     assert len(result.split_of) + len(result.drops) == len(rows)
     return dict(result.split_of)
@@ -40,14 +43,14 @@ def rows_of(slices: dict[str, int], prefix: str = "r", group_size: int = 1) -> l
     ]
 
 
-def test_units_are_connected_through_groups_and_near_duplicates() -> None:
+def test_units_are_connected_by_groups_and_near_duplicates() -> None:
     groups = ["a", None, "a", "b", None, None, "b"]
     rows = [example(str(i), "q", "x", group) for i, group in enumerate(groups)]
     assert sorted(units(rows, [[2, 3], [4, 5]])) == [[0, 2, 3, 6], [1], [4, 5]]
     assert units([], []) == []
 
 
-def test_shares_are_met_in_all_and_in_every_slice() -> None:
+def test_the_shares_are_reached_overall_and_in_every_slice() -> None:
     rows = rows_of({"big": 700, "middle": 200, "small": 20, "tiny": 3})
     split_of = split(rows)
     assert Counter(split_of.values()) == {"train": 710, "validation": 74, "test": 139}, "15 % are 138, and one for tiny"
@@ -57,16 +60,16 @@ def test_shares_are_met_in_all_and_in_every_slice() -> None:
         assert found["train"] > 0
 
 
-def test_slices_of_one_row_are_split_like_any_rows() -> None:
+def test_slices_of_one_row_are_split_like_other_rows() -> None:
     split_of = split(rows_of({f"slice {i}": 1 for i in range(400)}))
     assert Counter(split_of.values()) == {"train": 308, "validation": 32, "test": 60}
 
 
-def test_groups_stay_whole_and_shares_are_still_about_right() -> None:
+def test_groups_are_not_divided_and_the_shares_are_nearly_reached() -> None:
     rows = rows_of({"a": 300, "b": 300}, group_size=7)
     split_of = split(rows)
-    sides_of = {row.group: {split_of[r.id] for r in rows if r.group == row.group} for row in rows}
-    assert all(len(found) == 1 for found in sides_of.values())
+    splits_of = {row.group: {split_of[r.id] for r in rows if r.group == row.group} for row in rows}
+    assert all(len(found) == 1 for found in splits_of.values())
     count = Counter(split_of.values())
     assert abs(count["test"] - 90) <= 4
     assert abs(count["validation"] - 48) <= 4
@@ -80,36 +83,43 @@ def test_large_units_are_as_likely_in_test_as_small_ones() -> None:
     assert 40 <= in_test["l"] <= 110, in_test  # 75 expected: 50 units of 10
 
 
-def test_the_order_of_the_rows_does_not_matter_and_the_seed_does() -> None:
+def test_the_split_depends_on_the_seed_and_not_on_the_order_of_rows() -> None:
     rows = rows_of({"a": 100, "b": 50})
     assert split(rows) == split(rows[::-1])
     assert split(rows) != split(rows, rules=Split(seed=12))
 
 
-def test_decided_rows_never_move_however_often_rows_are_added() -> None:
+def test_the_order_of_the_result_is_the_same_in_every_process() -> None:
+    """outcomes.jsonl is written in this order; a set of units would be in another order in each process."""
+    rows = rows_of({"a": 300})
+    in_test = [id_ for id_, name in split(rows).items() if name == "test"]
+    assert in_test == sorted(in_test, key=lambda id_: content_id(str(RULES.seed), id_))
+
+
+def test_assigned_rows_keep_their_split_when_rows_are_added() -> None:
     """Ten rounds of growth with new slices, new members of old groups and shifting shares."""
     rng = random.Random(3)
     rows: list[Example] = []
-    known: dict[str, SplitName] = {}
+    frozen: dict[str, SplitName] = {}
     for step in range(10):
         new = rows_of({"a": rng.randint(1, 40), f"slice {step}": rng.randint(1, 30)}, f"step{step}-", rng.randint(1, 4))
-        joined = [example(f"j{step}-{i}", "q", "a", rng.choice(rows).group) for i in range(5) if rows]
-        rows = [*rows, *new, *joined]
+        grouped = [example(f"j{step}-{i}", "q", "a", rng.choice(rows).group) for i in range(5) if rows]
+        rows = [*rows, *new, *grouped]
         rng.shuffle(rows)
-        split_of = split(rows, known)
-        assert all(split_of[id_] == before for id_, before in known.items())
-        known = split_of
-    share = Counter(known.values())["test"] / len(known)
+        split_of = split(rows, frozen)
+        assert all(split_of[id_] == before for id_, before in frozen.items())
+        frozen = split_of
+    share = Counter(frozen.values())["test"] / len(frozen)
     assert 0.1 < share < 0.2
 
 
-def test_without_memory_added_rows_move_few() -> None:
+def test_without_frozen_rows_added_rows_move_few_others() -> None:
     rows = rows_of({"a": 500, "b": 300})
     before, after = split(rows), split([*rows, *rows_of({"a": 25, "b": 15}, "n")])
     assert sum(before[row.id] != after[row.id] for row in rows) <= 0.05 * len(rows)
 
 
-def test_new_rows_follow_what_they_belong_to() -> None:
+def test_new_rows_follow_their_group() -> None:
     rows = [example("t", "q", "x", "g1"), example("d", "q", "x", "g2"), example("v", "q", "x", "g3")]
     new = [example("n1", "q", "x", "g1"), example("n2", "q", "x", "g2"), example("n3", "q", "x", "g3")]
     split_of = split([*rows, *new], {"t": "test", "d": "train", "v": "validation"})
@@ -123,34 +133,34 @@ BRIDGE = [
 ]
 
 
-def test_a_new_row_that_links_test_with_training_is_dropped() -> None:
+def test_a_new_row_that_links_test_with_training_rows_is_dropped() -> None:
     rows = [*BRIDGE, example("m", "charlie delta echo foxtrot golf!", "x")]
     result = assign(
         rows,
-        by_text(rows),
+        near_units(rows),
         {"t": "test", "d": "train"},
         Split(near_duplicate_threshold=0.5),
         ["x"] * 4,
-        alike_of(rows, 0.5),
+        row_similarity(rows, 0.5),
     )
-    assert len(by_text(rows)) == 1, "all four are one unit"
+    assert len(near_units(rows)) == 1, "all four are one unit"
     assert result.split_of == {"t": "test", "d": "train", "m": "train"}
     assert [(drop.id, drop.reason, drop.detail) for drop in result.drops] == [
         ("n", "overlaps-test", "near duplicate of test row t")
     ]
 
 
-def test_a_trained_row_directly_linked_to_a_test_row_leaves_training() -> None:
+def test_a_training_row_that_overlaps_with_a_test_row_is_dropped() -> None:
     rows = [example("t", "q", "x", "g"), example("d", "q", "x", "g"), example("n", "q", "x", "g")]
-    result = assign(rows, units(rows, []), {"t": "test", "d": "train"}, RULES, ["x"] * 3, alike_of(rows, 1.0))
+    result = assign(rows, units(rows, []), {"t": "test", "d": "train"}, RULES, ["x"] * 3, row_similarity(rows, 1.0))
     assert result.split_of == {"t": "test"}
     assert sorted(drop.id for drop in result.drops) == ["d", "n"]
 
 
 @pytest.mark.parametrize("share", [0.01, 0.08, 0.15, 0.49])
-def test_quotas_sum_to_the_share(share: float) -> None:
+def test_quotas_add_up_to_the_share(share: float) -> None:
     rng = random.Random(5)
     sizes = {f"s{i}": rng.randint(1, 60) for i in range(50)}
-    found = quotas(sizes, share, 1, {})
-    assert sum(found.values()) == round(share * sum(sizes.values()))
-    assert all(abs(found[name] - share * size) < 1 for name, size in sizes.items())
+    quota = quotas(sizes, share, 1, {})
+    assert sum(quota.values()) == round(share * sum(sizes.values()))
+    assert all(abs(quota[name] - share * size) < 1 for name, size in sizes.items())

@@ -1,21 +1,21 @@
-"""The overlap check names every row that overlaps, and the kind. That it finds every near duplicate: test_near.py."""
+"""The overlap check names every row that overlaps, and the kind of overlap."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from finetune_pipeline.records import Message
-from finetune_pipeline.split.leakage import alike_of, asked, overlaps
+from finetune_pipeline.split.leakage import overlaps, row_similarity, user_text
 from finetune_pipeline_tests.artifacts import example
 
 
-def test_nothing_on_one_side_is_no_overlap() -> None:
+def test_an_empty_split_has_no_overlap() -> None:
     rows = [example("a", "q", "a")]
-    assert overlaps([], rows, alike_of(rows, 0.5)) == []
-    assert overlaps(rows, [], alike_of(rows, 0.5)) == []
+    assert overlaps([], rows, row_similarity(rows, 0.5)) == []
+    assert overlaps(rows, [], row_similarity(rows, 0.5)) == []
 
 
-def test_each_pair_once_with_its_worst_kind_worst_first() -> None:
+def test_each_pair_is_listed_once_with_its_worst_kind_worst_first() -> None:
     test = [
         example("t1", "Where is my parcel?", "x"),
         example("t2", "the card was declined at the shop", "x", group="customer 7"),
@@ -27,41 +27,41 @@ def test_each_pair_once_with_its_worst_kind_worst_first() -> None:
         example("c", "nobody knows", "y", group="customer 7"),
         example("same", "something else entirely", "x"),
     ]
-    found = [(o.kind, o.test, o.other) for o in overlaps(test, train, alike_of([*test, *train], 0.6))]
+    found = [(o.kind, o.test, o.other) for o in overlaps(test, train, row_similarity([*test, *train], 0.6))]
     assert found == [
         ("same row", "same", "same"),
-        ("same question", "t1", "a"),
+        ("same prompt", "t1", "a"),
         ("same group", "t2", "c"),
         ("near duplicate", "t2", "b"),
     ]
 
 
-def test_a_conversation_is_all_that_the_user_says() -> None:
-    said = (Message("user", "Refund, please!"), Message("assistant", "Sure?"), Message("user", "Yes."))
-    row = replace(example("a", "", ""), messages=(*said, Message("assistant", "done")))
-    assert asked(row) == "refund please yes"
+def test_the_text_of_a_conversation_is_all_user_messages() -> None:
+    messages = (Message("user", "Refund, please!"), Message("assistant", "Sure?"), Message("user", "Yes."))
+    row = replace(example("a", "", ""), messages=(*messages, Message("assistant", "done")))
+    assert user_text(row) == "refund please yes"
 
 
-def test_an_instruction_of_all_rows_is_no_overlap() -> None:
-    told = "Decide which intent the message of the customer has and answer with nothing but its name. " * 4
-    rows = [example(f"r{n}", f"{told}{word * 3}", "x") for n, word in enumerate("abcdefghijklmnopqrstuvwxyz")]
-    assert overlaps(rows[:10], rows[10:], alike_of(rows, 0.6)) == []
+def test_an_instruction_that_all_rows_share_is_no_overlap() -> None:
+    instruction = "Decide which intent the message of the customer has and answer with nothing but its name. " * 4
+    rows = [example(f"r{n}", f"{instruction}{word * 3}", "x") for n, word in enumerate("abcdefghijklmnopqrstuvwxyz")]
+    assert overlaps(rows[:10], rows[10:], row_similarity(rows, 0.6)) == []
 
 
-def test_copies_of_one_text_that_differ_in_a_number_overlap_however_many_they_are() -> None:
-    said = "I have been waiting for my parcel for three weeks now and nobody answers the phone. Where is it? Order HV-"
+def test_any_number_of_copies_that_differ_in_a_number_overlap() -> None:
+    text = "I have been waiting for my parcel for three weeks now and nobody answers the phone. Where is it? Order HV-"
     other = [example(f"o{n}", f"{n * 7919 % 9973} " * 9, "x") for n in range(2000)]
     for copies in (49, 50, 90):
-        rows = [*(example(f"c{n}", f"{said}{10007 + 37 * n}", "late") for n in range(copies)), *other]
-        alike = alike_of(rows, 0.6)
-        assert list(range(copies)) in alike.similarity.clusters()
-        assert {o.test for o in overlaps(rows[:10], rows[10:copies], alike)} == {row.id for row in rows[:10]}
+        rows = [*(example(f"c{n}", f"{text}{10007 + 37 * n}", "late") for n in range(copies)), *other]
+        similarity = row_similarity(rows, 0.6)
+        assert list(range(copies)) in similarity.texts.clusters()
+        assert {o.test for o in overlaps(rows[:10], rows[10:copies], similarity)} == {row.id for row in rows[:10]}
 
 
-def test_many_equal_rows_are_all_named_without_all_pairs() -> None:
+def test_all_of_many_equal_rows_are_named_without_all_pairs() -> None:
     test = [example(f"t{n}", "Where is it?", "x") for n in range(300)]
     train = [example(f"o{n}", "where is it", "x") for n in range(3000)]
-    found = overlaps(test, train, alike_of([*test, *train], 0.6))
+    found = overlaps(test, train, row_similarity([*test, *train], 0.6))
     assert {o.test for o in found} == {row.id for row in test}
     assert {o.other for o in found} == {row.id for row in train}
     assert len(found) < 4000

@@ -1,4 +1,4 @@
-"""A file is hashed once for each of its states, by however many processes, and a change is always seen."""
+"""A file is hashed once until it changes, by any number of processes; a change is always detected."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_an_unchanged_file_is_read_once(tmp_path: Path, read: list[Path]) -> Non
     assert read == [path]
 
 
-def test_a_change_that_keeps_size_and_time_is_seen(tmp_path: Path, read: list[Path]) -> None:
+def test_a_change_that_keeps_size_and_time_is_detected(tmp_path: Path, read: list[Path]) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"one")
     stat = path.stat()
@@ -68,27 +68,27 @@ def test_a_file_that_has_just_changed_is_not_trusted_to_stay(
     assert read == [path, path]
 
 
-def test_a_damaged_memory_is_none(tmp_path: Path, read: list[Path]) -> None:
+def test_a_damaged_cache_entry_is_ignored(tmp_path: Path, read: list[Path]) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"one")
     file_hash(path)
-    (memory,) = (tmp_path / "home" / "hashes").iterdir()
+    (entry,) = (tmp_path / "home" / "hashes").iterdir()
     for damaged in ("", "[]", '{"path": 1}', "\0"):
-        memory.write_text(damaged, "utf-8")
+        entry.write_text(damaged, "utf-8")
         assert file_hash(path) == sha256(b"one").hexdigest()
     assert len(read) == 5
 
 
-def test_several_processes_ask_at_the_same_time(tmp_path: Path, read: list[Path]) -> None:
+def test_several_processes_use_the_cache_at_the_same_time(tmp_path: Path, read: list[Path]) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()
     for number in range(40):
         (folder / f"{number:02}").write_text(str(number), "utf-8")
     right = [sha256(str(number).encode()).hexdigest() for number in range(40)]
-    asked = [
+    processes = [
         subprocess.Popen([sys.executable, "-c", MANY, str(folder)], stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
-    for process in asked:
+    for process in processes:
         assert process.communicate()[0].split() == right * 3
         assert process.returncode == 0
     assert [file_hash(path) for path in sorted(folder.iterdir())] == right

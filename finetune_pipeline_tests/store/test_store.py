@@ -1,4 +1,4 @@
-"""Artifacts are there as a whole or not at all, whatever happens to the process that writes them."""
+"""Artifacts are complete or do not exist, also when the process that writes them is killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from finetune_pipeline.store import MANIFEST, TaskStore, require_verdict
 
 ASSET = "clean_examples"
 
-# A writer that is killed by the system just before or just after the manifest is written.
+# A writer that gets SIGKILL just before the file of this name (the manifest or the pointer) is written.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -75,20 +75,20 @@ def test_an_artifact_is_found_by_key_by_content_and_as_the_current_one(store: Ta
     assert store.by_content(ASSET, "0" * 16) is None
 
 
-def test_before_anything_was_made_there_is_nothing(store: TaskStore) -> None:
+def test_an_empty_store_has_no_artifacts(store: TaskStore) -> None:
     assert store.current(ASSET) is None
     assert store.find(ASSET, "k1") is None
     assert store.by_content(ASSET, "0" * 16) is None
 
 
-def test_current_is_what_was_made_or_pointed_to_last(store: TaskStore) -> None:
+def test_current_is_the_artifact_made_or_pointed_to_last(store: TaskStore) -> None:
     first, second = write(store, "k1", "one"), write(store, "k2", "two")
     assert store.current(ASSET) == second
     store.point(first)
     assert store.current(ASSET) == first
 
 
-def test_the_content_hash_is_that_of_names_and_bytes_alone(store: TaskStore) -> None:
+def test_the_content_hash_depends_on_names_and_bytes_only(store: TaskStore) -> None:
     same, again, other = write(store, "k1", "x"), write(store, "k2", "x"), write(store, "k3", "y")
     assert same.content_hash == again.content_hash != other.content_hash
 
@@ -101,7 +101,7 @@ def test_a_writer_killed_before_the_manifest_leaves_no_artifact(store: TaskStore
     assert write(store, "k1", "whole").path("examples.jsonl").read_text("utf-8") == "whole"
 
 
-def test_a_writer_killed_before_the_pointer_leaves_an_artifact_to_be_found(store: TaskStore, tmp_path: Path) -> None:
+def test_a_writer_killed_before_the_pointer_leaves_a_complete_artifact(store: TaskStore, tmp_path: Path) -> None:
     killed_writer(tmp_path / "data", before="current")
     found = store.find(ASSET, "k1")
     assert found is not None
@@ -109,7 +109,7 @@ def test_a_writer_killed_before_the_pointer_leaves_an_artifact_to_be_found(store
     assert store.current(ASSET) is None
 
 
-def test_the_scratch_folder_of_a_killed_process_is_swept_away(store: TaskStore, tmp_path: Path) -> None:
+def test_the_scratch_folder_of_a_killed_process_is_removed(store: TaskStore, tmp_path: Path) -> None:
     code = KILLED.replace("store.commit(", "os.kill(os.getpid(), signal.SIGKILL); (")
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "data"), ""], check=False)
     assert len(scratch_folders(tmp_path / "data")) == 1
@@ -117,14 +117,14 @@ def test_the_scratch_folder_of_a_killed_process_is_swept_away(store: TaskStore, 
         assert sorted(scratch_folders(tmp_path / "data")) == sorted([mine, other])  # and a living one is not
 
 
-def test_scratch_is_gone_when_the_work_fails(store: TaskStore, tmp_path: Path) -> None:
+def test_scratch_is_removed_after_an_error(store: TaskStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="broken"), store.scratch(ASSET) as folder:
         (folder / "half").write_text("x", "utf-8")
         raise ValueError("broken")
     assert scratch_folders(tmp_path / "data") == []
 
 
-def test_a_damaged_or_missing_file_is_found(store: TaskStore) -> None:
+def test_verify_reports_a_changed_or_missing_file(store: TaskStore) -> None:
     made = write(store, "k1")
     store.verify(made)
     made.path("deep/more.txt").write_text("mOre", "utf-8")
@@ -145,7 +145,7 @@ def test_a_damaged_or_missing_file_is_found(store: TaskStore) -> None:
         b'{"content_hash": "0", "files": {}, "summary": {}, "verdict": {"gate": "x"}}',
     ],
 )  # fmt: skip
-def test_a_damaged_manifest_is_an_error_with_a_cure(store: TaskStore, raw: bytes) -> None:
+def test_a_damaged_manifest_is_an_error_with_a_hint(store: TaskStore, raw: bytes) -> None:
     write(store, "k1").path(MANIFEST).write_bytes(raw)
     with pytest.raises(StorageError, match=r"manifest\.json is damaged.*\n.*delete"):
         store.find(ASSET, "k1")
@@ -154,7 +154,7 @@ def test_a_damaged_manifest_is_an_error_with_a_cure(store: TaskStore, raw: bytes
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff\xfe", b"../raw", b"a/b", b"..", b"k1\x00", b"k" * 1000])
-def test_a_damaged_pointer_is_an_error_with_a_cure(store: TaskStore, raw: bytes) -> None:
+def test_a_damaged_pointer_is_an_error_with_a_hint(store: TaskStore, raw: bytes) -> None:
     made = write(store, "k1")
     pointer = made.folder.parent / "current"
     pointer.write_bytes(raw)
@@ -165,7 +165,7 @@ def test_a_damaged_pointer_is_an_error_with_a_cure(store: TaskStore, raw: bytes)
     assert store.current(ASSET) == made
 
 
-def test_a_file_that_cannot_be_read_is_named_and_not_to_be_deleted(
+def test_an_unreadable_file_is_named_and_the_hint_does_not_delete_it(
     store: TaskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = write(store, "k1")
@@ -189,18 +189,39 @@ def test_a_damaged_file_of_an_artifact_is_named(store: TaskStore) -> None:
         list(made.examples())
 
 
-def test_a_file_of_an_artifact_that_is_missing_is_named_with_what_to_do(store: TaskStore) -> None:
+def test_a_missing_file_of_an_artifact_is_named_with_a_hint(store: TaskStore) -> None:
     made = write(store, "k1")
     with pytest.raises(StorageError, match=r"report\.json is missing\n.*delete .*k1 and run again"):
         made.json("report.json")
     made.path("examples.jsonl").unlink()
     with pytest.raises(StorageError, match=r"examples\.jsonl is missing\n.*delete .*k1 and run again"):
         list(made.examples())
-    with pytest.raises(StorageError, match=r"stat is missing: a file stands where its folder should be\n.*delete"):
+    with pytest.raises(StorageError, match=r"stat is missing: there is a file where its folder should be\n.*delete"):
         made.json("manifest.json/stat")
 
 
-def test_an_object_store_holds_artifacts_as_a_folder_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["examples.jsonl", "deep/more.txt"])
+def test_an_artifact_with_a_missing_file_counts_as_not_made(store: TaskStore, name: str) -> None:
+    made = write(store, "k1")
+    made.path(name).unlink()
+    assert store.find(ASSET, "k1") is None and store.current(ASSET) is None
+    assert store.by_content(ASSET, made.content_hash) is None
+    assert write(store, "k1") == made == store.current(ASSET)
+
+
+def test_an_incomplete_copy_from_an_object_store_is_fetched_again(tmp_path: Path) -> None:
+    root = UPath(f"memory://{tmp_path.name}_copy")
+    store = TaskStore("tickets", root)
+    made = write(store, "k1", "one")
+    made.path("examples.jsonl").unlink()
+    found = store.find(ASSET, "k1")
+    assert found is not None and found.path("examples.jsonl").read_text("utf-8") == "one"
+    found.path("examples.jsonl").unlink()
+    (root / "tickets/02_clean/clean_examples/k1/examples.jsonl").unlink()
+    assert store.find(ASSET, "k1") is None
+
+
+def test_an_object_store_holds_artifacts_like_a_folder(tmp_path: Path) -> None:
     root = UPath(f"memory://{tmp_path.name}")
     store = TaskStore("tickets", root)
     assert not store.is_local
@@ -218,12 +239,12 @@ def test_an_object_store_holds_artifacts_as_a_folder_does(tmp_path: Path) -> Non
     assert remade is not None and remade.path("examples.jsonl").read_text("utf-8") == "three"
 
 
-def test_what_lies_on_an_object_store_has_no_local_root() -> None:
+def test_a_task_on_an_object_store_has_no_local_root() -> None:
     with pytest.raises(StorageError, match="not on this machine"):
         _ = TaskStore("tickets", UPath("memory://x")).local_root
 
 
-def test_a_small_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_atomic_replaces_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "desired.json"
     stores.write_atomic(path, "old")
 
@@ -237,31 +258,31 @@ def test_a_small_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_lock_is_waited_for_and_said_once_and_the_wait_can_be_cancelled() -> None:
+def test_waiting_for_a_lock_is_logged_once_and_can_be_canceled() -> None:
     class Waiting(Silent):
         def __init__(self) -> None:
-            self.said: list[str] = []
-            self.asked = 0
+            self.messages: list[str] = []
+            self.calls = 0
 
         def log(self, text: str) -> None:
-            self.said.append(text)
+            self.messages.append(text)
 
         def alive(self) -> None:
-            self.asked += 1
-            if self.asked == 2:
+            self.calls += 1
+            if self.calls == 2:
                 raise JobCancelled("stopped")
 
     report = Waiting()
     with (
         stores.machine_lock("compute", Silent(), ""),
         pytest.raises(JobCancelled),
-        stores.machine_lock("compute", report, "somebody computes"),
+        stores.machine_lock("compute", report, "another job is running"),
     ):
         pytest.fail("two had the lock")
-    assert report.said == ["somebody computes"]
+    assert report.messages == ["another job is running"]
 
 
-def test_a_lock_is_free_when_its_holder_is_gone() -> None:
+def test_a_lock_is_released_when_its_holder_ends() -> None:
     held = threading.Event()
 
     def hold() -> None:
@@ -288,12 +309,12 @@ def test_tasks_are_the_folders_with_a_declaration(tmp_path: Path, monkeypatch: p
     assert stores.task_names() == ["a", "b"]
 
 
-def test_what_cannot_be_looked_into_is_a_task_only_by_a_name_that_a_task_may_have(
+def test_an_unreadable_folder_is_a_task_only_if_its_name_is_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FINETUNE_DATA", str(tmp_path))
     for name in ("lost+found", "locked"):
-        (tmp_path / name).symlink_to(name)  # a circle, which nobody can look into, not even root
+        (tmp_path / name).symlink_to(name)  # a circular link, which not even root can read
     for name in (".#README.md", "gone"):
         (tmp_path / name).symlink_to("user@host.1234:1700000000")  # what Emacs makes while a file is edited
     (tmp_path / "My Task").mkdir()
@@ -301,7 +322,7 @@ def test_what_cannot_be_looked_into_is_a_task_only_by_a_name_that_a_task_may_hav
     assert stores.task_names() == ["My Task", "gone", "locked"]
 
 
-def test_a_data_root_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_data_root_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "tasks"))
     (tmp_path / "tasks").symlink_to(tmp_path / "gone")
     with pytest.raises(StorageError, match=r"tasks cannot be read: No such file"):
@@ -311,17 +332,17 @@ def test_a_data_root_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.M
         stores.task_names()
 
 
-def test_a_verdict_counts_only_for_the_very_data_it_saw(store: TaskStore) -> None:
+def test_a_verdict_is_valid_only_for_the_data_that_was_checked(store: TaskStore) -> None:
     data = write(store, "k1", "data")
 
     def gate(passed: bool, about: str) -> Artifact:
-        given = Verdict("data_quality", passed, about, "94 % of 100 rows")
-        return Artifact("data_quality", "k", "c", Path(), {"verdict": given.to_json()})
+        verdict = Verdict("data_quality", passed, about, "94 % of 100 rows")
+        return Artifact("data_quality", "k", "c", Path(), {"verdict": verdict.to_json()})
 
     assert require_verdict(gate(True, data.content_hash), "data_quality", data).asset == "data_quality"
-    with pytest.raises(GateRefused, match="refused clean_examples: 94 % of 100 rows"):
+    with pytest.raises(GateRefused, match="Gate data_quality failed for clean_examples: 94 % of 100 rows"):
         require_verdict(gate(False, data.content_hash), "data_quality", data)
-    with pytest.raises(GateRefused, match="judged other data"):
+    with pytest.raises(GateRefused, match="checked other data"):
         require_verdict(gate(True, "another"), "data_quality", data)
-    with pytest.raises(GateRefused, match="has not judged"):
+    with pytest.raises(GateRefused, match="has no verdict"):
         require_verdict(None, "data_quality", data)

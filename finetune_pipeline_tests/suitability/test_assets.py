@@ -12,45 +12,46 @@ from finetune_pipeline.materialize import materialize
 from finetune_pipeline.models.device import kind, name_of, uses_bf16
 from finetune_pipeline.records import Drop, Silent, Verdict
 from finetune_pipeline.suitability.assets import evaluate_suitability
-from finetune_pipeline.suitability.estimates import Base, Machine, estimate
+from finetune_pipeline.suitability.estimates import BaseSize, Machine, estimate_training
 from finetune_pipeline.suitability.facts import Facts
-from finetune_pipeline.suitability.probe import measured
+from finetune_pipeline.suitability.probe import measure_machine
 from finetune_pipeline.suitability.report import duration
-from finetune_pipeline.suitability.rules import advise
+from finetune_pipeline.suitability.rules import recommend
 from finetune_pipeline_tests.artifacts import example, finished, task, task_store
 
-BASE = Base(parameters=1_000_000, hidden=64, layers=2, vocabulary=1000)
+BASE = BaseSize(parameters=1_000_000, hidden=64, layers=2, vocabulary=1000)
 LABELS = ["delivery", "refund"]
 
 
-def verdict(usable: int, **declared: Any) -> Verdict:
-    said, machine = Suitability(**declared), Machine(100, 8000)
+def verdict(usable: int, **settings: Any) -> Verdict:
+    config, machine = Suitability(**settings), Machine(100, 8000)
     facts = Facts(1000, usable, 0, "label", 2, 0, 0, 50, 40, 2)
-    figures = estimate(facts, BASE, Train(), said, machine)
-    return evaluate_suitability(facts, advise(facts, figures, BASE, said, machine), figures, machine, said, "hash")
+    estimate = estimate_training(facts, BASE, Train(), config, machine)
+    advice = recommend(facts, estimate, BASE, config, machine)
+    return evaluate_suitability(facts, advice, estimate, machine, config, "hash")
 
 
 @pytest.mark.parametrize(
     ("usable", "passed", "warned"), [(199, False, True), (200, True, True), (499, True, True), (500, True, False)]
 )
-def test_too_few_examples_refuse_and_few_warn(usable: int, passed: bool, warned: bool) -> None:
-    found = verdict(usable)
-    assert found.passed is passed
-    assert ("examples for a reliable result" in found.figures["warnings"]) is warned  # type: ignore[operator]
+def test_too_few_examples_fail_the_gate_and_few_are_a_warning(usable: int, passed: bool, warned: bool) -> None:
+    result = verdict(usable)
+    assert result.passed is passed
+    assert ("examples for a reliable result" in result.figures["warnings"]) is warned  # type: ignore[operator]
 
 
-def test_a_declared_reason_overrides_and_is_shown() -> None:
-    found = verdict(50, override="a pilot, decided by the board")
-    assert found.passed
-    assert "a pilot, decided by the board" in found.summary
-    assert "a pilot, decided by the board" in found.checks[0].observed
-    assert "pilot" not in verdict(500, override="a pilot").summary, "where there is nothing to override it says nothing"
+def test_an_override_passes_the_gate_and_is_shown() -> None:
+    result = verdict(50, override="a pilot, decided by the board")
+    assert result.passed
+    assert "a pilot, decided by the board" in result.summary
+    assert "a pilot, decided by the board" in result.checks[0].observed
+    assert "pilot" not in verdict(500, override="a pilot").summary, "with enough examples the override is not shown"
 
 
-def test_advice_against_tuning_warns_and_does_not_block() -> None:
-    found = verdict(300, requests_per_day=0, needs_sources=True)
-    assert found.passed
-    assert "pays for itself" in found.figures["warnings"]  # type: ignore[operator]
+def test_a_recommendation_against_tuning_is_a_warning_and_does_not_block() -> None:
+    result = verdict(300, requests_per_day=0, needs_sources=True)
+    assert result.passed
+    assert "pays for itself" in result.figures["warnings"]  # type: ignore[operator]
 
 
 def test_the_report_is_written_and_shows_every_rule(
@@ -75,8 +76,8 @@ def test_the_report_is_written_and_shows_every_rule(
     report = made.json("report.json")
     assert report["facts"]["contradictory"] == 1
     assert 6 <= report["facts"]["prompt_tokens"] <= len("where is my parcel number 10")
-    assert all(finding["rule"] in page for finding in report["advice"]["findings"])
-    assert report["advice"]["tool"] == made.summary["tool"]
+    assert all(result["rule"] in page for result in report["recommendation"]["rules"])
+    assert report["recommendation"]["tool"] == made.summary["tool"]
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
@@ -84,13 +85,13 @@ def test_the_probe_measures_the_device_and_precision_of_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
-    found = measured(Train.model_validate({"precision": precision}), tmp_path / "probe", Silent())
-    assert 0.1 < found.gflops < 1e6
-    assert found.free_mb > 100
-    assert found.device == kind()
-    assert found.precision == name_of(uses_bf16(precision))
+    machine = measure_machine(Train.model_validate({"precision": precision}), tmp_path / "probe", Silent())
+    assert 0.1 < machine.gflops < 1e6
+    assert machine.free_mb > 100
+    assert machine.device == kind()
+    assert machine.precision == name_of(uses_bf16(precision))
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(5, "5 s"), (600, "10 min"), (7200, "2.0 h")])
-def test_durations_as_people_say_them(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (600, "10 min"), (7200, "2.0 h")])
+def test_a_duration_is_formatted_in_seconds_minutes_or_hours(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,4 +1,4 @@
-"""Estimates against sizes and speeds that were measured, and against common sense."""
+"""Estimates compared with measured sizes and times, and their direction of change."""
 
 from __future__ import annotations
 
@@ -9,65 +9,64 @@ import pytest
 from finetune_pipeline.config import KeepGeneral, Lora, Suitability, Train
 from finetune_pipeline.suitability.estimates import (
     DAYS_PER_MONTH,
-    Base,
+    BaseSize,
     Machine,
     adapter_parameters,
-    estimate,
+    estimate_training,
     memory_mb,
 )
 from finetune_pipeline.suitability.facts import Facts
 
-SMOLLM = Base(parameters=134_515_008, hidden=576, layers=30, vocabulary=49_152)
+SMOLLM = BaseSize(parameters=134_515_008, hidden=576, layers=30, vocabulary=49_152)
 FACTS = Facts(1000, 640, 0, "json", 500, 2, 1, system_tokens=50, prompt_tokens=40, completion_tokens=20)
 MACHINE = Machine(gflops=847, free_mb=8000)
 
 
-def test_the_adapter_is_as_large_as_pefts() -> None:
+def test_adapter_parameters_equal_those_of_peft() -> None:
     """r=16 on all linear layers of SmolLM2-135M: per layer (q, o: 576+576; k, v: 576+192; gate, up, down: 576+1536)."""
     exact = 16 * 30 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
     assert adapter_parameters(SMOLLM, Train(lora=Lora(r=16))) == pytest.approx(exact, rel=0.01)
 
 
-def test_time_and_memory_are_near_a_measured_training() -> None:
-    """A quarter of an epoch of the sample task (18 steps, 12 of 30 layers) took about 70 s of one thread that
-    multiplies at 194 GFLOP/s in bf16, with its two validations, and 3.2 GB."""
+def test_time_and_memory_are_close_to_a_measured_training() -> None:
+    """A quarter of an epoch of the sample task (18 steps, 12 of 30 layers) took about 70 s of one thread at
+    194 GFLOP/s in bf16, with its two validations, and 3.2 GB."""
     sample = Facts(
         877, 754, 24, "json", 571, 4, 3, system_tokens=147, prompt_tokens=33, completion_tokens=30, train_share=0.77
     )
     train = Train(layers=12, num_epochs=0.25, batch_size=8)
-    figures = estimate(sample, SMOLLM, train, Suitability(), Machine(gflops=194, free_mb=8000))
-    assert figures.training_seconds == pytest.approx(70, rel=0.5)
-    assert figures.memory_mb["lora"] == pytest.approx(3175, rel=0.5)
+    estimate = estimate_training(sample, SMOLLM, train, Suitability(), Machine(gflops=194, free_mb=8000))
+    assert estimate.training_seconds == pytest.approx(70, rel=0.5)
+    assert estimate.memory_mb["lora"] == pytest.approx(3175, rel=0.5)
 
 
-def test_time_is_near_a_whole_measured_training() -> None:
-    """The sample task with 1,947 rows (274 steps, 16 of 30 layers): 483 s on two cores that multiply at 427 GFLOP/s in
-    bf16."""
+def test_time_is_close_to_a_second_measured_training() -> None:
+    """The sample task with 1,947 rows (274 steps, 16 of 30 layers): 483 s on two cores at 427 GFLOP/s in bf16."""
     sample = Facts(
         1947, 1824, 24, "json", 1217, 4, 3, system_tokens=147, prompt_tokens=35, completion_tokens=30, train_share=0.8
     )
-    figures = estimate(
+    estimate = estimate_training(
         sample, SMOLLM, Train(layers=16, num_epochs=1.5, batch_size=8), Suitability(), Machine(gflops=427, free_mb=8000)
     )
-    assert figures.training_seconds == pytest.approx(483, rel=0.3)
+    assert estimate.training_seconds == pytest.approx(483, rel=0.3)
 
 
-def test_more_of_anything_takes_longer() -> None:
+def test_more_rows_epochs_layers_or_rank_take_longer() -> None:
     def seconds(facts: Facts = FACTS, train: Train | None = None, machine: Machine = MACHINE) -> float:
-        return estimate(facts, SMOLLM, train or Train(), Suitability(), machine).training_seconds
+        return estimate_training(facts, SMOLLM, train or Train(), Suitability(), machine).training_seconds
 
     assert seconds(replace(FACTS, usable=1280)) == pytest.approx(2 * seconds())
     assert seconds(replace(FACTS, train_share=0.5)) == pytest.approx(seconds() / 2)
     assert seconds(train=Train(num_epochs=4)) == pytest.approx(2 * seconds())
     assert seconds(train=Train(keep_general=KeepGeneral(weight=0))) < seconds()
-    assert seconds(train=Train(layers=10)) < 0.6 * seconds(), "those below are computed once a row"
+    assert seconds(train=Train(layers=10)) < 0.6 * seconds(), "the layers below are computed once per row"
     assert seconds(machine=Machine(423.5, 8000)) == pytest.approx(2 * seconds())
     assert seconds(train=Train(lora=Lora(r=64))) > seconds()
-    assert seconds(train=Train(batch_size=1)) > seconds(), "the system prompt is computed with every row then"
+    assert seconds(train=Train(batch_size=1)) > seconds(), "the system prompt is then computed with every row"
 
 
-def test_memory_orders_the_methods() -> None:
-    seven = Base(parameters=7_000_000_000, hidden=4096, layers=32, vocabulary=32_000)
+def test_qlora_needs_less_memory_than_lora_and_full_tuning_more() -> None:
+    seven = BaseSize(parameters=7_000_000_000, hidden=4096, layers=32, vocabulary=32_000)
     lora, qlora, full = (memory_mb(method, FACTS, seven, Train(), "bf16") for method in ("lora", "qlora", "full"))
     assert qlora < lora < full
     assert lora > 14_000, "7 billion weights in 16 bits"
@@ -76,28 +75,28 @@ def test_memory_orders_the_methods() -> None:
     assert wide > half > memory_mb("lora", FACTS, SMOLLM, Train(layers=10), "bf16")
 
 
-def test_break_even_is_where_both_ways_cost_the_same() -> None:
-    declared = Suitability(requests_per_day=100_000, prompted_price=1.0, hosting_per_month=30)
-    figures = estimate(FACTS, SMOLLM, Train(), declared, MACHINE)
-    assert figures.prompted_per_month == pytest.approx(100_000 * DAYS_PER_MONTH * (50 + 40 + 4 * 60 + 20) / 1e6)
-    months = figures.break_even_months
+def test_at_break_even_prompting_and_hosting_cost_the_same() -> None:
+    config = Suitability(requests_per_day=100_000, prompted_price=1.0, hosting_per_month=30)
+    estimate = estimate_training(FACTS, SMOLLM, Train(), config, MACHINE)
+    assert estimate.prompted_per_month == pytest.approx(100_000 * DAYS_PER_MONTH * (50 + 40 + 4 * 60 + 20) / 1e6)
+    months = estimate.break_even_months
     assert months is not None
-    assert months * (figures.prompted_per_month - 30) == pytest.approx(figures.training_cost)
-    even = figures.break_even_requests
+    assert months * (estimate.prompted_per_month - 30) == pytest.approx(estimate.training_cost)
+    even = estimate.break_even_requests
     assert even is not None
-    at_even = declared.model_copy(update={"requests_per_day": even})
-    assert estimate(FACTS, SMOLLM, Train(), at_even, MACHINE).prompted_per_month == pytest.approx(30)
+    at_even = config.model_copy(update={"requests_per_day": even})
+    assert estimate_training(FACTS, SMOLLM, Train(), at_even, MACHINE).prompted_per_month == pytest.approx(30)
 
 
-def test_what_never_pays_is_not_given_a_number() -> None:
-    few = estimate(FACTS, SMOLLM, Train(), Suitability(requests_per_day=1), MACHINE)
+def test_break_even_is_none_where_hosting_never_pays() -> None:
+    few = estimate_training(FACTS, SMOLLM, Train(), Suitability(requests_per_day=1), MACHINE)
     assert few.break_even_months is None
     assert few.break_even_requests is not None
-    assert estimate(FACTS, SMOLLM, Train(), Suitability(prompted_price=0), MACHINE).break_even_requests is None
+    assert estimate_training(FACTS, SMOLLM, Train(), Suitability(prompted_price=0), MACHINE).break_even_requests is None
 
 
-def test_no_rows_are_no_division_by_zero() -> None:
+def test_without_rows_nothing_is_divided_by_zero() -> None:
     nothing = Facts(10, 0, 0, "text", 0, 0, 0, 0.0, 0.0, 0.0)
-    figures = estimate(nothing, SMOLLM, Train(), Suitability(), MACHINE)
-    assert figures.training_seconds == 0
-    assert figures.break_even_requests is None
+    estimate = estimate_training(nothing, SMOLLM, Train(), Suitability(), MACHINE)
+    assert estimate.training_seconds == 0
+    assert estimate.break_even_requests is None

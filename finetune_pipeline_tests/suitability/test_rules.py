@@ -1,4 +1,4 @@
-"""Which tool is advised, and that every rule can tip it."""
+"""Which tool, method and size are recommended, and each rule at its threshold."""
 
 from __future__ import annotations
 
@@ -8,61 +8,68 @@ from typing import Any, get_args
 import pytest
 
 from finetune_pipeline.config import Suitability, Train
-from finetune_pipeline.suitability.estimates import METHODS, Base, Machine, estimate, memory_mb
+from finetune_pipeline.suitability.estimates import METHODS, BaseSize, Machine, estimate_training, memory_mb
 from finetune_pipeline.suitability.facts import Facts
-from finetune_pipeline.suitability.rules import Advice, Finding, advise, best_method, recommended, weigh
+from finetune_pipeline.suitability.rules import (
+    Recommendation,
+    RuleResult,
+    apply_rules,
+    recommend,
+    recommend_method,
+    recommend_tool,
+)
 
-SMALL = Base(parameters=134_515_008, hidden=576, layers=30, vocabulary=49_152)
+SMALL = BaseSize(parameters=134_515_008, hidden=576, layers=30, vocabulary=49_152)
 GOOD = Facts(1000, 800, 10, "json", 300, 4, 3, system_tokens=50, prompt_tokens=40, completion_tokens=20)
 POOR = Facts(1000, 300, 10, "text", 300, 0, 0, system_tokens=900, prompt_tokens=40, completion_tokens=20)
 MACHINE = Machine(gflops=100, free_mb=8000)
 
 
-def advice(facts: Facts, machine: Machine = MACHINE, base: Base = SMALL, **declared: Any) -> Advice:
-    said = Suitability(**declared)
-    return advise(facts, estimate(facts, base, Train(), said, machine), base, said, machine)
+def advice(facts: Facts, machine: Machine = MACHINE, base: BaseSize = SMALL, **settings: Any) -> Recommendation:
+    config = Suitability(**settings)
+    return recommend(facts, estimate_training(facts, base, Train(), config, machine), base, config, machine)
 
 
-def vote(rule: str, facts: Facts = POOR, **declared: Any) -> str:
-    said = Suitability(**declared)
-    found = weigh(facts, estimate(facts, SMALL, Train(), said, MACHINE), said)
-    return next(finding.speaks_for for finding in found if finding.rule == rule)
+def supported(rule: str, facts: Facts = POOR, **settings: Any) -> str:
+    config = Suitability(**settings)
+    results = apply_rules(facts, estimate_training(facts, SMALL, Train(), config, MACHINE), config)
+    return next(result.supports for result in results if result.rule == rule)
 
 
-def test_many_consistent_examples_of_a_fixed_form_are_for_tuning() -> None:
+def test_many_consistent_examples_of_a_fixed_format_recommend_tuning() -> None:
     assert advice(GOOD, requests_per_day=100_000).tool == "fine-tuning"
 
 
-def test_free_text_with_a_long_prompt_and_little_load_is_for_prompting() -> None:
+def test_free_text_with_a_long_prompt_and_little_load_recommends_prompting() -> None:
     assert advice(POOR, requests_per_day=10).tool == "prompting"
 
 
-@pytest.mark.parametrize("declared", [{"knowledge_changes": "daily"}, {"needs_sources": True}])
-def test_what_changes_or_must_be_quoted_is_for_retrieval(declared: dict[str, Any]) -> None:
-    assert advice(GOOD, requests_per_day=100_000, **declared).tool == "both"
-    assert advice(POOR, requests_per_day=10, **declared).tool == "retrieval"
+@pytest.mark.parametrize("settings", [{"knowledge_changes": "daily"}, {"needs_sources": True}])
+def test_changing_facts_or_cited_sources_recommend_retrieval(settings: dict[str, Any]) -> None:
+    assert advice(GOOD, requests_per_day=100_000, **settings).tool == "both"
+    assert advice(POOR, requests_per_day=10, **settings).tool == "retrieval"
 
 
-def test_too_few_examples_are_never_for_tuning() -> None:
+def test_too_few_examples_never_recommend_tuning() -> None:
     assert advice(replace(GOOD, usable=199), requests_per_day=100_000).tool == "prompting"
 
 
 @pytest.mark.parametrize(
-    ("rule", "facts", "declared", "expected"),
+    ("rule", "facts", "settings", "expected"),
     [
         ("how often the facts change", POOR, {"knowledge_changes": "monthly"}, "retrieval"),
         ("how often the facts change", POOR, {"knowledge_changes": "yearly"}, ""),
-        ("answers have to quote sources", POOR, {"needs_sources": True}, "retrieval"),
-        ("answers have to quote sources", POOR, {}, ""),
+        ("answers have to cite sources", POOR, {"needs_sources": True}, "retrieval"),
+        ("answers have to cite sources", POOR, {}, ""),
         ("number of usable examples", replace(POOR, usable=500), {}, "fine-tuning"),
         ("number of usable examples", replace(POOR, usable=499), {}, ""),
         ("number of usable examples", replace(POOR, usable=199), {}, "prompting"),
-        ("form of the answer", replace(POOR, format="label"), {}, "fine-tuning"),
-        ("form of the answer", POOR, {}, ""),
-        ("variety of the answers", replace(POOR, distinct_answers=60), {}, "fine-tuning"),
-        ("variety of the answers", replace(POOR, distinct_answers=61), {}, ""),
-        ("variety of the answers", replace(POOR, format="json", fields=4, closed_fields=2), {}, "fine-tuning"),
-        ("variety of the answers", replace(POOR, format="json", fields=4, closed_fields=1), {}, ""),
+        ("format of the answer", replace(POOR, answer_format="label"), {}, "fine-tuning"),
+        ("format of the answer", POOR, {}, ""),
+        ("variety of the answers", replace(POOR, distinct_completions=60), {}, "fine-tuning"),
+        ("variety of the answers", replace(POOR, distinct_completions=61), {}, ""),
+        ("variety of the answers", replace(POOR, answer_format="json", fields=4, closed_fields=2), {}, "fine-tuning"),
+        ("variety of the answers", replace(POOR, answer_format="json", fields=4, closed_fields=1), {}, ""),
         ("length of the prompt saved", replace(POOR, system_tokens=200), {}, "fine-tuning"),
         ("length of the prompt saved", replace(POOR, system_tokens=201), {}, ""),
         ("requests per day", POOR, {"requests_per_day": 1_000_000}, "fine-tuning"),
@@ -72,39 +79,39 @@ def test_too_few_examples_are_never_for_tuning() -> None:
         ("rows that contradict others", replace(POOR, contradictory=49), {}, ""),
     ],
 )
-def test_each_rule_at_its_threshold(rule: str, facts: Facts, declared: dict[str, Any], expected: str) -> None:
-    assert vote(rule, facts, **declared) == expected
+def test_each_rule_at_its_threshold(rule: str, facts: Facts, settings: dict[str, Any], expected: str) -> None:
+    assert supported(rule, facts, **settings) == expected
 
 
-def test_a_tie_is_not_for_tuning() -> None:
-    findings = [Finding("a", "", "", "fine-tuning", ""), Finding("b", "", "", "prompting", "")]
-    assert recommended(findings, GOOD, Suitability()) == "prompting"
+def test_a_tie_does_not_recommend_tuning() -> None:
+    results = [RuleResult("a", "", "", "fine-tuning", ""), RuleResult("b", "", "", "prompting", "")]
+    assert recommend_tool(results, GOOD, Suitability()) == "prompting"
 
 
-def test_the_method_follows_memory_and_what_there_is_to_learn() -> None:
-    seven = Base(parameters=7_000_000_000, hidden=4096, layers=32, vocabulary=32_000)
+def test_the_method_depends_on_memory_and_on_the_bits_to_learn() -> None:
+    seven = BaseSize(parameters=7_000_000_000, hidden=4096, layers=32, vocabulary=32_000)
     assert advice(GOOD).method == "lora"
-    figures = estimate(GOOD, seven, Train(), Suitability(), MACHINE)
+    estimate = estimate_training(GOOD, seven, Train(), Suitability(), MACHINE)
     every = {method: memory_mb(method, GOOD, seven, Train(), "bf16") for method in ("lora", "qlora", "full")}
     small_card = Machine(gflops=1000, free_mb=every["qlora"])
-    assert best_method(GOOD, replace(figures, memory_mb=every), small_card)[0] == "qlora"
+    assert recommend_method(GOOD, replace(estimate, memory_mb=every), small_card)[0] == "qlora"
     much = replace(GOOD, usable=200_000_000)
-    assert best_method(much, replace(figures, memory_mb=every), MACHINE)[0] == "full"
+    assert recommend_method(much, replace(estimate, memory_mb=every), MACHINE)[0] == "full"
 
 
 @pytest.mark.parametrize("free_mb", [1.0, 20_000.0, 1e6])
 @pytest.mark.parametrize("usable", [300, 200_000_000])
-def test_what_is_recommended_can_be_declared(usable: int, free_mb: float) -> None:
-    seven = Base(parameters=7_000_000_000, hidden=4096, layers=32, vocabulary=32_000)
-    found = advice(replace(GOOD, usable=usable), Machine(1000, free_mb), seven)
-    assert Train.model_validate({"method": found.method}).method == found.method
+def test_the_recommended_method_is_one_that_the_declaration_accepts(usable: int, free_mb: float) -> None:
+    seven = BaseSize(parameters=7_000_000_000, hidden=4096, layers=32, vocabulary=32_000)
+    recommendation = advice(replace(GOOD, usable=usable), Machine(1000, free_mb), seven)
+    assert Train.model_validate({"method": recommendation.method}).method == recommendation.method
     assert set(METHODS) <= set(get_args(Train.model_fields["method"].annotation))
     if free_mb == 1.0 and usable == 300:
-        assert "smaller base model" in found.method_why
+        assert "smaller base model" in recommendation.method_why
 
 
-def test_the_base_model_is_held_against_the_kind_of_answer() -> None:
+def test_the_base_model_is_compared_with_the_size_for_its_answer_format() -> None:
     assert "within it" in advice(GOOD).size_why
-    text = advice(POOR)
-    assert text.size.startswith("1 to 8")
-    assert "smaller than that" in text.size_why
+    free_text = advice(POOR)
+    assert free_text.size.startswith("1 to 8")
+    assert "smaller than that" in free_text.size_why

@@ -23,7 +23,8 @@ import pytest
 from finetune_pipeline import tracking
 from finetune_pipeline.backends.progress import activity, until
 from finetune_pipeline.config import Lora, Train
-from finetune_pipeline.config.addresses import hide_credentials, mlflow_server, without_credentials
+from finetune_pipeline.config.addresses import mlflow_server
+from finetune_pipeline.config.credentials import hide_credentials, without_credentials
 from finetune_pipeline.errors import JobCancelled, StorageError
 from finetune_pipeline.records import Example, Message, Silent, write_jsonl
 from finetune_pipeline.tracking.outbox import Outbox

@@ -188,6 +188,6 @@ def test_no_text_of_the_evaluation_is_trained_on() -> None:
     trained = general_texts()
     assert len({row.id for row in trained}) == len(trained) >= 400
     assert len(measured) >= 200
-    assert not {plain(row.prompt) for row in trained} & {plain(row["question"]) for row in measured}
+    assert not {plain(row.prompt) for row in trained} & {plain(row["prompt"]) for row in measured}
     sentences = {plain(s) for row in trained for s in re.split(r"[.!?\n]", row.completion) if len(s.split()) > 3}
-    assert not sentences & {plain(s) for row in measured for s in re.split(r"[.!?\n]", row["answer"])}
+    assert not sentences & {plain(s) for row in measured for s in re.split(r"[.!?\n]", row["completion"])}

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from finetune_pipeline.config import Lora, Train
 from finetune_pipeline.errors import JobCancelled, ModelError, StorageError, TrainingFailed
+from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.records import Example, Message, Silent, write_jsonl
 from finetune_pipeline.train import checkpoint, job, packing
 from finetune_pipeline.train.adapter import with_adapter
@@ -19,7 +20,7 @@ from finetune_pipeline.train.audit import audit
 from finetune_pipeline.train.loop import BETAS, Loop
 from finetune_pipeline.train.packing import PackedModel, _Masks
 from finetune_pipeline.train.schedule import batch_at, pieces, rate_at, total_steps
-from finetune_pipeline.train.tokenize import Encoded, encode, shared_prefix
+from finetune_pipeline.train.tokenize import Encoded, encode
 from finetune_pipeline_tests.train.architectures import tiny
 
 RULES = Train(
@@ -52,7 +53,7 @@ class Setup:
         self.rules = rules
         self.model, tokenizer, self.ends = job.load(folder, rules)
         self.rows = encode(rows(), tokenizer, SYSTEM, self.ends)
-        self.prefix = shared_prefix(self.rows)
+        self.prefix = common_prefix([row.prompt for row in self.rows])
         self.wrapped = with_adapter(self.model, rules)
         self.weights = {n: w for n, w in self.wrapped.named_parameters() if w.requires_grad}
         with torch.no_grad():  # LoRA's B starts at zero, where half of the gradients would be zero as well

@@ -1,0 +1,84 @@
+"""The process that answers the test rows with the base model: `python -m finetune_pipeline.baseline.job <job.json>`.
+
+The description is an AnswerRequest (answering.py). Every answer is appended to `<partial>/answers.jsonl` when it is
+complete, so that a killed job resumes where it stopped. Scores and report are made from this file (assets.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_pipeline.backends import worker
+from finetune_pipeline.baseline import classical
+from finetune_pipeline.baseline.answer_log import AnswerFile
+from finetune_pipeline.baseline.answering import ANSWERS, AnswerRequest
+from finetune_pipeline.baseline.prompts import PROMPTED, Chat, prompts
+from finetune_pipeline.inference.generate import Generation, encode, generate, label_choice
+from finetune_pipeline.inference.loading import Loaded, load
+from finetune_pipeline.records import Example, Reporter
+
+
+def run(spec: Mapping[str, Any], report: Reporter) -> dict[str, Any]:
+    """Answer what is not answered yet. Returns the numbers of answers made and reused."""
+    request = AnswerRequest.from_json(spec)
+    return answer(request, load_model(request), report)
+
+
+def load_model(request: AnswerRequest) -> Loaded:
+    return load(request.base, request.adapter)
+
+
+def answer(request: AnswerRequest, loaded: Loaded, report: Reporter) -> dict[str, int]:
+    """Answer the test rows with every variant of the request. Returns the numbers of answers made and reused."""
+    log = AnswerFile(request.partial / ANSWERS)
+    reused = len(log.answers)
+    if reused:
+        report.log(f"{reused} answers of an earlier run are reused")
+    train, tests = request.rows("train"), request.rows("test")
+    for variant in request.variants:
+        if variant != classical.VARIANT:
+            _generate(variant, request, loaded, log, train, tests, report)
+        elif classical.applies(request.task.answer):
+            _classify(request, log, train, tests, report)
+    return {"answers": len(log.answers) - reused, "reused": reused}
+
+
+def _classify(
+    request: AnswerRequest, log: AnswerFile, train: list[Example], tests: list[Example], report: Reporter
+) -> None:
+    answered = log.of(classical.VARIANT)
+    if len(answered) < len(tests):
+        for row in classical.answers(train, tests, request.task.answer, report):
+            if row.id not in answered:
+                log.append(row)
+        report.progress(classical.VARIANT, len(tests), len(tests))
+
+
+def _generate(
+    variant: str,
+    request: AnswerRequest,
+    loaded: Loaded,
+    log: AnswerFile,
+    train: list[Example],
+    tests: list[Example],
+    report: Reporter,
+) -> None:
+    task, limit = request.task, request.max_new_tokens
+    answered = log.of(variant)
+    remaining = [row for row in tests if row.id not in answered]
+    window = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+
+    def fits(chat: Chat) -> bool:
+        return len(encode(loaded.tokenizer, chat)) + limit <= window
+
+    chats = prompts(variant, train, remaining, task.prompt.system, task.answer, task.baseline.shots, fits)
+    how = Generation(variant, limit, task.evaluate.batch_size)
+    # The tuned model answers as it is served. A prompted one selects among the labels (inference/label_choice.py),
+    # which is the most favorable way to prompt for a label.
+    choice = label_choice(loaded, task.answer.labels) if variant in PROMPTED and task.answer.labels else None
+    generate(loaded, chats, task.answer, how, log.append, report, done=len(answered), choice=choice)
+
+
+if __name__ == "__main__":
+    worker.main(run)

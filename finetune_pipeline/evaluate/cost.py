@@ -1,0 +1,48 @@
+"""The price of 1000 answers of each variant, at the prices declared under `suitability`.
+
+    cost(variants, task.suitability)
+    # {"currency": "USD", "per_1000": {"tuned": 1.0, "few_shot": 0.24}, "requests_per_day": 800, "prompted_price": 0.6}
+
+Hosting for the tuned model and the live version, tokens for a prompt to a model that is paid by the token. The
+classical model has no price: it runs on any machine that is there anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+from finetune_pipeline.baseline.figures import VariantFigures
+from finetune_pipeline.baseline.prompts import PROMPTED
+from finetune_pipeline.config import Suitability
+from finetune_pipeline.evaluate import champion
+
+DAYS_PER_MONTH = 365 / 12
+
+
+class CostFigures(TypedDict):
+    """`cost` in report.json. `per_1000`: variant -> price of 1000 answers, in `currency`; `prompted_price`: of a
+    million tokens."""
+
+    currency: str
+    per_1000: dict[str, float]
+    requests_per_day: float
+    prompted_price: float
+
+
+def cost(variants: Mapping[str, VariantFigures], prices: Suitability) -> CostFigures:
+    """The prices of all variants that have one. Hosting has none per answer where no requests are declared."""
+    per_1000 = {
+        name: round((figures["prompt_tokens"] + figures["completion_tokens"]) * prices.prompted_price / 1000, 4)
+        for name, figures in variants.items()
+        if name in PROMPTED
+    }
+    if prices.requests_per_day:
+        hosting = round(1000 * prices.hosting_per_month / (DAYS_PER_MONTH * prices.requests_per_day), 4)
+        per_1000 |= dict.fromkeys(("tuned", *({champion.VARIANT} & variants.keys())), hosting)
+    return {
+        "currency": prices.currency,
+        "per_1000": per_1000,
+        "requests_per_day": prices.requests_per_day,
+        "prompted_price": prices.prompted_price,
+    }

@@ -1,0 +1,43 @@
+"""The records that stages pass on: values only, without I/O of their own beyond reading and writing JSON.
+
+examples.py     Example, Message, PreferencePair       a row
+ledger.py       Fix, Drop                              what happened to a row
+verdicts.py     Review, Check, Verdict                 what reviewers and gates decided
+evaluation.py   Answer, Score, ServedVersion, Decision
+artifacts.py    Artifact                               a finished folder with its manifest
+reporter.py     Reporter, Silent                       progress of a long step
+jsonl.py        Json, dumps, read_jsonl, write_jsonl
+hashing.py      content_id
+"""
+
+from finetune_pipeline.records.artifacts import Artifact
+from finetune_pipeline.records.evaluation import Answer, Decision, Score, ServedVersion
+from finetune_pipeline.records.examples import Example, Message, PreferencePair
+from finetune_pipeline.records.hashing import content_id
+from finetune_pipeline.records.jsonl import Json, dumps, read_jsonl, write_jsonl
+from finetune_pipeline.records.ledger import Drop, Fix
+from finetune_pipeline.records.reporter import Reporter, Silent
+from finetune_pipeline.records.verdicts import Check, Review, Verdict
+
+__all__ = [
+    "Answer",
+    "Artifact",
+    "Check",
+    "Decision",
+    "Drop",
+    "Example",
+    "Fix",
+    "Json",
+    "Message",
+    "PreferencePair",
+    "Reporter",
+    "Review",
+    "Score",
+    "ServedVersion",
+    "Silent",
+    "Verdict",
+    "content_id",
+    "dumps",
+    "read_jsonl",
+    "write_jsonl",
+]

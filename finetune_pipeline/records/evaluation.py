@@ -1,0 +1,64 @@
+"""Results of an evaluation: the answers of each variant, their scores, the served version, the release decision.
+
+Answer("9f1c20e4a7b35d68", "tuned", '{"intent": "delivery"}', prompt_tokens=182, completion_tokens=9, seconds=0.4)
+Score("9f1c20e4a7b35d68", "tuned", exact=True, valid=True, fields={"intent": True}, slice="delivery")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from finetune_pipeline.records.verdicts import Check
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The output of one variant (zero_shot, few_shot, few_shot_retrieved, classical, tuned, ...) for one row.
+    `finished` is false when the token limit ended it."""
+
+    id: str
+    variant: str
+    text: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    finished: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The comparison of one answer with the reference. `exact`: equal after lenient parsing; `valid`: in the declared
+    format without any repair; `fields`: for JSON answers, whether each field is equal."""
+
+    id: str
+    variant: str
+    exact: bool
+    valid: bool
+    fields: Mapping[str, bool] = field(default_factory=dict)
+    slice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedVersion:
+    """The registered model behind the endpoint. `adapter` and `base` are content hashes, `adapter_key` is the key of
+    the artifact, `max_new_tokens` the limit of an answer in tokens."""
+
+    version: int
+    adapter: str
+    adapter_key: str
+    base: str
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """PROMOTE, REJECT or INCONCLUSIVE, with a check for every reason. `adapter` and `evaluation` are content hashes."""
+
+    outcome: Literal["PROMOTE", "REJECT", "INCONCLUSIVE"]
+    adapter: str
+    evaluation: str
+    checks: tuple[Check, ...]
+    summary: str
+    figures: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,28 @@
+"""Stop a run until every row of the current sample has its verdicts.
+
+    require_review_complete(task, store)
+    WaitingForPeople: support_tickets waits for its experts: 12 of 70 rows reviewed
+
+Used by `finetune run` and `finetune status`; the sensor `review_finished` starts the next run in Dagster.
+"""
+
+from __future__ import annotations
+
+from finetune_pipeline.config import Task
+from finetune_pipeline.errors import WaitingForPeople
+from finetune_pipeline.review import verdict_store
+from finetune_pipeline.store import TaskStore
+
+
+def require_review_complete(task: Task, store: TaskStore) -> None:
+    """WaitingForPeople when rows of the current sample lack a verdict; returns when there is no sample yet."""
+    sample = store.current("review_sample")
+    if sample is None:
+        return
+    rows = list(sample.examples("sample.jsonl"))
+    progress = verdict_store.progress(rows, verdict_store.load(store, task, sample), task.review)
+    if progress.done < progress.total:
+        raise WaitingForPeople(
+            f"{task.name} waits for its experts: {progress.done} of {progress.total} rows reviewed",
+            f"open the desk (`finetune up`) and review at /tasks/{task.name}/review; then run this command again",
+        )

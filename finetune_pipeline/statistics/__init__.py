@@ -1,0 +1,1 @@
+"""Statistics that several stages use: exact bounds of a proportion (proportion.py), and how shares are written."""

@@ -1,0 +1,34 @@
+"""Format shares as percentages for reports, messages and web pages: one decimal at most.
+
+    percent(0.834)               "83.4 %"
+    percent(0.9996)              "99.9 %"
+    percent_down(0.9496)         "94.9 %"
+
+Rounding never shows 100 % unless the share is 1, and never shows that a threshold is reached when it is not.
+"""
+
+from __future__ import annotations
+
+import math
+
+_EPSILON = 1e-9  # 0.95 * 1000 is a little less than 950
+
+
+def percent(share: float | None) -> str:
+    """The share rounded to one decimal, between 0.1 % and 99.9 % unless it is exactly 0 or 1. None is a dash."""
+    if share is None:
+        return "–"
+    rounded = round(100 * share, 1)
+    if 0 < abs(share) < 1:
+        rounded = math.copysign(min(max(abs(rounded), 0.1), 99.9), share)
+    return f"{rounded:g} %"
+
+
+def percent_down(share: float) -> str:
+    """The share rounded down to one decimal: for a value that has to reach a threshold."""
+    return f"{math.floor(share * 1000 + _EPSILON) / 10:g} %"
+
+
+def percent_up(share: float) -> str:
+    """The share rounded up to one decimal: for a value that must not exceed a threshold."""
+    return f"{math.ceil(share * 1000 - _EPSILON) / 10:g} %"

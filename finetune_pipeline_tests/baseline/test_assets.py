@@ -1,0 +1,97 @@
+"""The baseline report with the tiny model, in a real job process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune_pipeline.baseline import job
+from finetune_pipeline.baseline.answer_log import AnswerFile
+from finetune_pipeline.baseline.answering import AnswerRequest, answer_request
+from finetune_pipeline.baseline.assets import baseline_report
+from finetune_pipeline.config import Task
+from finetune_pipeline.errors import JobCancelled, StorageError
+from finetune_pipeline.records import Answer, Artifact, Silent
+from finetune_pipeline.store import TaskStore
+from finetune_pipeline_tests.artifacts import stage_context, task_store
+from finetune_pipeline_tests.baseline.color_task import TEST_ROWS, base_and_split, color_task
+
+
+@pytest.fixture
+def declared(tiny_model: Path) -> Task:
+    return color_task(tiny_model)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: Task) -> tuple[TaskStore, dict[str, Artifact]]:
+    store = task_store(tmp_path, monkeypatch)
+    return store, base_and_split(store, declared)
+
+
+class CancelAfterTwoAnswers(Silent):
+    def progress(self, what: str, done: int, total: int, **figures: float) -> None:
+        if done >= 2:
+            raise JobCancelled("stopped", "run again")
+
+
+def test_every_variant_answers_every_test_row(
+    tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]]
+) -> None:
+    store, artifacts = inputs
+    context = stage_context(declared, store, tmp_path, **artifacts)
+    result = baseline_report(context)
+    report = json.loads((context.out / "report.json").read_text("utf-8"))
+    assert set(report["variants"]) == {"zero_shot", "few_shot", "few_shot_retrieved", "classical"}
+    assert all(figures["rows"] == TEST_ROWS for figures in report["variants"].values())
+    assert all(0 <= figures["metrics"]["macro_f1"] <= 1 for figures in report["variants"].values())
+    assert report["variants"]["few_shot"]["prompt_tokens"] > report["variants"]["zero_shot"]["prompt_tokens"]
+    assert result.summary["rows"] == TEST_ROWS
+    assert result.unfinished == store.local_root / "07_baseline" / "answers" / "key"  # removed once stored
+    assert "<svg" in (context.out / "report.html").read_text("utf-8")
+
+
+def test_a_cancelled_job_resumes_after_the_last_whole_line(
+    tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]]
+) -> None:
+    store, artifacts = inputs
+    zero_shot = declared.model_copy(
+        update={
+            "baseline": declared.baseline.model_copy(update={"variants": ("zero_shot",)}),
+            "evaluate": declared.evaluate.model_copy(update={"batch_size": 2, "max_new_tokens": 20}),
+        }
+    )
+    context = stage_context(zero_shot, store, tmp_path, **artifacts)
+    partial = store.local_root / "07_baseline" / "answers" / "key"
+    with pytest.raises(JobCancelled):
+        job.run(answer_request(context, partial, ["zero_shot"]).to_json(), CancelAfterTwoAnswers())
+    log = partial / "answers.jsonl"
+    before = log.read_text("utf-8").splitlines()
+    assert 2 <= len(before) < TEST_ROWS
+    log.write_text("\n".join(before) + '\n{"id": "cut o', "utf-8")
+    baseline_report(context)
+    answers = (context.out / "answers.jsonl").read_text("utf-8").splitlines()
+    assert answers[: len(before)] == before, "a row with an answer is not answered again"
+    assert len({json.loads(line)["id"] for line in answers}) == len(answers) == TEST_ROWS
+
+
+def test_a_request_survives_json_and_a_wrong_key_is_named(
+    tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]]
+) -> None:
+    store, artifacts = inputs
+    request = answer_request(stage_context(declared, store, tmp_path, **artifacts), tmp_path / "answers", ["tuned"])
+    row = json.loads(json.dumps(request.to_json()))
+    assert AnswerRequest.from_json(row) == request
+    with pytest.raises(StorageError, match="the key 'more' is unknown"):
+        AnswerRequest.from_json({**row, "more": 1})
+    del row["split"]
+    with pytest.raises(StorageError, match="the key 'split' is missing"):
+        AnswerRequest.from_json(row)
+
+
+def test_answers_with_line_separators_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    answer = Answer("a", "tuned", "line\u2028separator\n")
+    AnswerFile(path).append(answer)
+    assert AnswerFile(path).answers == [answer]
