@@ -37,6 +37,16 @@ class Plan:
     key: str | None = None
 
 
+@dataclass(frozen=True)
+class Materialized:
+    """An artifact and how it came about. `reused`: it was there already, made by an earlier run from the same inputs.
+    `fingerprint`: what the step read beyond its inputs, as it is in the artifact's key."""
+
+    artifact: Artifact
+    reused: bool
+    fingerprint: Json = ""
+
+
 def open_task(name: str) -> tuple[Task, TaskStore]:
     """The declaration and the store of a task. DeclarationError when it is missing or invalid."""
     store = TaskStore(name)
@@ -46,14 +56,14 @@ def open_task(name: str) -> tuple[Task, TaskStore]:
 def step_key(step: Step, task: Task, store: TaskStore, inputs: Mapping[str, Artifact]) -> str:
     """Hash of everything that decides the result: content of the inputs, sections of the declaration, code version,
     fingerprint of what the step reads beyond its inputs."""
-    return _key(step, task, inputs, _fingerprint(step, task, store))
+    return _key(step, task, inputs, fingerprint(step, task, store))
 
 
-def _fingerprint(step: Step, task: Task, store: TaskStore) -> Json:
+def fingerprint(step: Step, task: Task, store: TaskStore) -> Json:
     """The fingerprint of what the step reads beyond its inputs; "" if nothing. StorageError when a file cannot be
     read."""
     try:
-        beyond: Json = _function(step.fingerprint)(task, store) if step.fingerprint else ""
+        beyond: Json = function(step.external.fingerprint)(task, store) if step.external else ""
     except OSError as error:
         raise unreadable(error.filename or f"what {step.asset} of {task.name} reads", error) from error
     return beyond
@@ -63,7 +73,7 @@ def _key(step: Step, task: Task, inputs: Mapping[str, Artifact], fingerprint: Js
     beyond = fingerprint if isinstance(fingerprint, str) else json.dumps(fingerprint, sort_keys=True)
     made_from = [f"{name}={inputs[name].content_hash}" for name in sorted(inputs)]
     return content_id(
-        step.asset, step.version, json.dumps(_config_section_values(step, task), sort_keys=True), beyond, *made_from
+        step.asset, step.version, json.dumps(declared_values(step, task), sort_keys=True), beyond, *made_from
     )
 
 
@@ -81,7 +91,15 @@ def gather(step: Step, store: TaskStore) -> dict[str, Artifact] | str:
 def materialize(
     asset: str, task: Task, store: TaskStore, report: Reporter | None = None, force: bool = False
 ) -> Artifact:
-    """Returns the artifact made from the current inputs; makes it only if it does not exist yet, or with `force`.
+    """The artifact made from the current inputs: `materialize_or_reuse` without how it came about."""
+    return materialize_or_reuse(asset, task, store, report, force).artifact
+
+
+def materialize_or_reuse(
+    asset: str, task: Task, store: TaskStore, report: Reporter | None = None, force: bool = False
+) -> Materialized:
+    """Returns the artifact made from the current inputs; makes it only if it does not exist yet, or with `force`. A
+    forced artifact never replaces the files of an earlier one, which may be served (store/revisions.py).
 
     GateRefused when an input is missing, or a required gate did not pass for exactly this content under the current
     declaration. StorageError when a file of an input was changed by hand, or the disk is full. Errors of the stage
@@ -98,22 +116,20 @@ def materialize(
         _require_same_rules(require_verdict(store.current(gate), gate, checked), task)
     report = report or Silent()
     with store.lock(asset, report):  # of two runs of a task at the same time, the second reuses what the first made
-        fingerprint = _fingerprint(step, task, store)  # computed once, so that the key describes what the stage reads
-        key = _key(step, task, inputs, fingerprint)
-        found = None if force else store.find(asset, key)
+        beyond = fingerprint(step, task, store)  # computed once, so that the key describes what the stage reads
+        key = _key(step, task, inputs, beyond)
+        found = None if force else store.latest(asset, key)
         if found is None:
-            return _make(step, task, store, inputs, key, fingerprint, report)
+            return Materialized(_make(step, task, store, inputs, key, beyond, report), False, beyond)
         store.point(found)
-        return found
+        return Materialized(found, True, beyond)
 
 
 def _require_same_rules(gate: Artifact, task: Task) -> None:
     """GateRefused if the verdict was given under other thresholds: the declaration may be stricter now."""
     then = gate.manifest.get("declaration", {})
     changed = [
-        f"`{name}`"
-        for name, now in _config_section_values(BY_NAME[gate.asset], task).items()
-        if then.get(name, now) != now
+        f"`{name}`" for name, now in declared_values(BY_NAME[gate.asset], task).items() if then.get(name, now) != now
     ]
     if changed:
         raise GateRefused(
@@ -139,7 +155,7 @@ def _make(
         context = StageContext(task, store, inputs, out, key, now, report, fingerprint)
         try:
             with PeakMemory() as peak:
-                outcome: StageResult = _function(step.make)(context)
+                outcome: StageResult = function(step.make)(context)
         except OSError as error:
             if is_full(error):
                 raise storage_error(error, str(out)) from error
@@ -149,8 +165,9 @@ def _make(
             "seconds": round(time.perf_counter() - start, 3),
             "peak_mb": round(peak.mb),
             "code": step.version,
+            "fingerprint": fingerprint,
             "inputs": {name: a.content_hash for name, a in inputs.items()},
-            "declaration": _config_section_values(step, task),
+            "declaration": declared_values(step, task),
             "summary": dict(outcome.summary),
             "verdict": outcome.verdict.to_json() if outcome.verdict else None,
         }
@@ -168,7 +185,7 @@ def plan(task: Task, store: TaskStore) -> list[Plan]:
         artifact = store.current(step.asset)
         if all(name in known for name in step.needs):
             key = step_key(step, task, store, {name: known[name] for name in step.needs})
-            found = store.find(step.asset, key)
+            found = store.latest(step.asset, key)
             fresh = found is not None and artifact is not None and found.key == artifact.key
             state = "fresh" if fresh else "stale" if artifact else "missing"
             if found:
@@ -179,7 +196,7 @@ def plan(task: Task, store: TaskStore) -> list[Plan]:
     return plans
 
 
-def _config_section_values(step: Step, task: Task) -> dict[str, Any]:
+def declared_values(step: Step, task: Task) -> dict[str, Any]:
     """The sections of the declaration that change a step's result, as plain values for the manifest."""
     plain: dict[str, Any] = json.loads(json.dumps({name: _plain(getattr(task, name)) for name in step.config_sections}))
     return plain
@@ -191,7 +208,7 @@ def _plain(section: Any) -> Any:
     return section.model_dump(mode="json", by_alias=True) if hasattr(section, "model_dump") else section
 
 
-def _function(dotted: str) -> Callable[..., Any]:
+def function(dotted: str) -> Callable[..., Any]:
     module, name = dotted.split(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function

@@ -161,7 +161,9 @@ class World:
         """Whether the server on this port answers; the endpoint, once its models are loaded."""
         key = self.folder / ".finetune" / "endpoint_key"
         path, head = "/", {}
-        if port == "8311" and key.exists():
+        if port == "8311":
+            if not key.exists():
+                return False
             path, head = "/v1/models", {"authorization": f"Bearer {key.read_text('utf-8').strip()}"}
         try:
             code = httpx.get(f"http://127.0.0.1:{self.ports[port]}{path}", headers=head, timeout=30).status_code

@@ -186,7 +186,7 @@ def kill_in_training(name: str, store: TaskStore) -> int:
         command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     folder = Path(str(store.stage_folder("train"))) / "checkpoints"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # beside other work on the machine two minutes were not enough
     while time.monotonic() < deadline:
         checkpoints = folder.glob("*/steps/step-*/state.json")
         steps = [int(json.loads(path.read_text("utf-8"))["step"]) for path in checkpoints]
@@ -199,14 +199,14 @@ def kill_in_training(name: str, store: TaskStore) -> int:
         )
         time.sleep(0.02)
     process.kill()
-    raise AssertionError("no checkpoint within two minutes")
+    raise AssertionError("no checkpoint within ten minutes")
 
 
 def test_a_failed_quality_gate_stops_the_run(world: Callable[..., TaskStore]) -> None:
     """Every tenth prompt is longer than declared: 90 % of the rows pass, 95 % required."""
     dirty = [(text + " very" * 60 if n % 10 == 0 else text, label) for n, (text, label) in enumerate(rows(120))]
     store = world("dirty", dirty, quality={"min_rows": 50, "max_prompt_chars": 200})
-    with pytest.raises(GateRefused, match=r"data_quality (says no|failed)"):
+    with pytest.raises(GateRefused, match="data_quality failed"):
         run_task("dirty", RecordingTerminal())
     assert not verdict(store, "data_quality")
     assert store.current("review_sample") is None

@@ -18,7 +18,7 @@ import pytest
 from finetune_pipeline import graph, materialize
 from finetune_pipeline.config import Task, task_from
 from finetune_pipeline.errors import GateRefused, StorageError
-from finetune_pipeline.graph import Step
+from finetune_pipeline.graph import External, Step
 from finetune_pipeline.materialize import open_task, plan
 from finetune_pipeline.records import Artifact, Verdict
 from finetune_pipeline.store import StageContext, StageResult, TaskStore, sha256_file, write_atomic
@@ -61,7 +61,7 @@ def split(context: StageContext) -> StageResult:
 
 
 STEPS = (
-    Step("raw_examples", make=f"{HERE}:rows", fingerprint=f"{HERE}:fingerprint"),
+    Step("raw_examples", make=f"{HERE}:rows", external=External("rows", f"{HERE}:fingerprint")),
     Step("data_quality", make=f"{HERE}:check_rows", needs=("raw_examples",), config_sections=("quality",)),
     Step(
         "data_split",
@@ -295,3 +295,48 @@ def test_checkpoints_are_kept_until_the_artifact_is_committed(
     assert UNFINISHED.exists()
     make(store, task, "data_split")
     assert not UNFINISHED.exists()
+
+
+def test_what_was_made_and_what_was_found_are_told_apart(store: TaskStore) -> None:
+    first, second = (materialize.materialize_or_reuse("raw_examples", declare(), store) for _ in range(2))
+    assert (first.reused, second.reused) == (False, True)
+    assert second.artifact == first.artifact
+    assert first.fingerprint == second.fingerprint == first.artifact.manifest["fingerprint"] == "one\ntwo"
+    assert not materialize.materialize_or_reuse("raw_examples", declare(), store, force=True).reused
+
+
+def test_a_forced_run_that_gives_other_files_leaves_the_earlier_ones(
+    store: TaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The earlier artifact may be the adapter behind the endpoint: it stays under its key, whole."""
+    task = declare()
+    first = make(store, task, "raw_examples")
+    monkeypatch.setattr(f"{HERE}.rows", lambda work: _rows_and(work, "\nfour"))
+    second = materialize.materialize("raw_examples", task, store, force=True)
+    assert (second.key, second.inputs_key) == (f"{first.key}.2", first.key)
+    assert second.content_hash != first.content_hash
+    assert store.current("raw_examples") == second
+    served = store.find("raw_examples", first.key)
+    assert served == first == store.by_content("raw_examples", first.content_hash)
+    store.verify(first)
+    assert states(store, task)[0] == "fresh"
+    assert materialize.materialize_or_reuse("raw_examples", task, store).artifact == second
+    third = materialize.materialize("raw_examples", task, store, force=True)
+    assert (third.key, third.content_hash) == (second.key, second.content_hash), "the same files need no second folder"
+    assert third.manifest["made_at"] >= second.manifest["made_at"]
+
+
+def test_another_declaration_and_back_finds_the_last_forced_run(store: TaskStore) -> None:
+    task, other = declare(), declare(split={"seed": 12})
+    first = make(store, task)
+    (first.folder / "half.txt").write_text("damaged", "utf-8")
+    second = materialize.materialize("data_split", task, store, force=True)
+    assert second.key == f"{first.key}.2", "the files of a damaged artifact are not taken for those of the new one"
+    store.verify(second)
+    make(store, other, "data_split")
+    assert make(store, task, "data_split") == second
+
+
+def _rows_and(work: StageContext, more: str) -> StageResult:
+    (work.out / "rows.txt").write_text("\n".join(RAW) + more, "utf-8")
+    return StageResult({"rows": 3})

@@ -101,12 +101,12 @@ def status(task: str | None) -> None:
 def up() -> None:
     """Start the Dagster UI and daemon, the MLflow UI, the desk and the endpoint; Ctrl-C stops them."""
     from finetune_pipeline.cli.services import up as start
-    from finetune_pipeline.defs.orphans import end_orphans
     from finetune_pipeline.defs.run import instance
+    from finetune_pipeline.defs.run_monitoring import fail_dead_runs
     from finetune_pipeline.desk.users import first_start
 
     with instance() as dagster:  # creates DAGSTER_HOME
-        end_orphans(dagster)
+        fail_dead_runs(dagster)
     password = first_start()
     if password:
         show(f"created the first user of the desk: steward, password {password} (shown once)")

@@ -25,6 +25,7 @@ from finetune_pipeline.config.suitability import Suitability
 from finetune_pipeline.config.train import Train
 
 TASK_NAME = re.compile("[a-z][a-z0-9_]{0,62}")
+OWNER = re.compile(r"team:\S.*|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")  # what Dagster takes
 
 
 class Task(Section):
@@ -34,6 +35,10 @@ class Task(Section):
         description="Lower-case letters, digits and _; the key prefix in Dagster and the model name in the endpoint."
     )
     description: str = Field("", description="One sentence, shown where the task is listed.")
+    owners: tuple[str, ...] = Field(
+        (),
+        description="Who answers for the task: `team:support`, or e-mail addresses. Shown with every asset in Dagster.",
+    )
     use: Literal["research", "internal", "commercial"] = Field(
         "internal", description="Use of the model; the licenses of base model and data have to permit it."
     )
@@ -73,6 +78,16 @@ class Task(Section):
         if not TASK_NAME.fullmatch(name):
             raise ValueError("use lower-case letters, digits and _, beginning with a letter")
         return name
+
+    @field_validator("owners")
+    @classmethod
+    def _are_owners(cls, owners: tuple[str, ...]) -> tuple[str, ...]:
+        for owner in owners:
+            if not OWNER.fullmatch(owner):
+                raise ValueError(
+                    f"{owner!r} is no owner: write `team:` and a name (`team:support`), or an e-mail address"
+                )
+        return owners
 
     @property
     def served_as(self) -> str:

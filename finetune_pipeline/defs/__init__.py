@@ -1,2 +1,4 @@
-"""Dagster only: shells over the library. `assets` turns the rows of graph.py into assets and checks, `automation` has
-the jobs, sensors and schedules, `reporter` carries what a stage tells into Dagster's log and onto the terminal."""
+"""Dagster only: definitions over the library. `assets`, `checks`, `metadata` and `source_assets` turn the table of
+graph.py into assets; `automation`, `sensors` and `run_requests` start runs; `run` is `finetune run`, `reporter` a
+stage's progress. `task_definitions` puts a task together; `code_location` and `run_monitoring` are sensors of the
+deployment."""

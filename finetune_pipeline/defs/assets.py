@@ -1,122 +1,110 @@
 """The rows of graph.py as Dagster assets, one set a task: a shell opens the task, makes one asset, reports metadata.
 
+    task_assets(task)      <task>/base_model … <task>/traffic_report, with a check for each gate and each of its lines
+
 The declaration is read again at run time, so that an edit of task.yaml counts without a reload of the code location.
+Staleness in the UI is that of `finetune status`: the code version holds the declared sections that an asset depends on,
+and a materialization states the versions of code and sources that it was really made from.
 """
 
+import json
 from typing import Any
 
 import dagster as dg
-from dagster._core.errors import DagsterExecutionInterruptedError
+from pydantic import Field
 
-from finetune_pipeline.config.addresses import address
-from finetune_pipeline.defs.orphans import mark
+from finetune_pipeline.config import Task
+from finetune_pipeline.defs.checks import check_results, check_specs
+from finetune_pipeline.defs.metadata import definition_metadata, materialization_metadata
 from finetune_pipeline.defs.reporter import DagsterReporter, console
+from finetune_pipeline.defs.run_monitoring import tag_run
+from finetune_pipeline.defs.source_assets import data_version_of, source_key
 from finetune_pipeline.errors import FinetuneError, JobCancelled
-from finetune_pipeline.graph import STEPS, Step
-from finetune_pipeline.materialize import materialize, open_task
-from finetune_pipeline.records import Artifact, Check
+from finetune_pipeline.graph import STEPS, Step, drawn_upstream
+from finetune_pipeline.materialize import Materialized, declared_values, materialize_or_reuse, open_task
+from finetune_pipeline.records import content_id
 
-STOPPED = "stopped on request; what was finished is kept, and a training goes on from its checkpoint"
-
-
-def task_assets(name: str) -> list[dg.AssetsDefinition]:
-    """All assets of the task `name`, with its name as key prefix and group."""
-    return [_asset(name, step) for step in STEPS]
+STOPPED = "stopped on request; finished work is kept, and a training continues from its checkpoint"
 
 
-def _asset(name: str, step: Step) -> dg.AssetsDefinition:
+class MaterializeConfig(dg.Config):
+    """What the launchpad asks for. Shift-click "Materialize" opens it."""
+
+    force: bool = Field(
+        default=False,
+        description="Make the asset again although nothing changed. An earlier artifact is kept: it may be served.",
+    )
+
+
+def task_assets(task: Task) -> list[dg.AssetsDefinition]:
+    """All assets of the task, with its name as key prefix and group."""
+    return [_asset(task, step) for step in STEPS]
+
+
+def _asset(task: Task, step: Step) -> dg.AssetsDefinition:
+    name = task.name
     key = dg.AssetKey([name, step.asset])
-    before = dict.fromkeys((*step.needs, *step.after, *(gate for gate, _ in step.gates)))
-    check = dg.AssetCheckSpec(step.check, asset=key, blocking=step.blocking) if step.check else None
+    sources = [source_key(name, step.external)] if step.external else []
 
     @dg.asset(
         key=key,
-        deps=[dg.AssetKey([name, other]) for other in before],
+        deps=[*(dg.AssetKey([name, other]) for other in drawn_upstream(step)), *sources],
         group_name=name,
         description=step.description,
         kinds=set(step.kinds),
-        code_version=step.version,
-        check_specs=[check] if check else [],
+        tags={"stage": step.stage},
+        owners=list(task.owners),
+        metadata=definition_metadata(step, task),
+        code_version=code_version(step, task),
+        check_specs=check_specs(step, task, key),
     )
-    def shell(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        artifact = _make(context, name, step.asset)
+    def shell(context: dg.AssetExecutionContext, config: MaterializeConfig) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        found, now = _make(context, name, step.asset, config.force)
         return dg.MaterializeResult(
-            metadata=_metadata(name, artifact),
-            data_version=dg.DataVersion(artifact.content_hash),
-            check_results=[_check(step, artifact)] if check else [],
+            metadata=materialization_metadata(step, now, found),
+            data_version=dg.DataVersion(found.artifact.content_hash),
+            check_results=check_results(step, task, found.artifact),
+            tags=_provenance(context, step, now, found),
         )
 
     return shell
 
 
-def _make(context: dg.AssetExecutionContext, name: str, asset: str) -> Artifact:
+def code_version(step: Step, task: Task) -> str:
+    """Changes with the code of the step and with the sections of the declaration that change its result."""
+    return f"{step.version}-{content_id(json.dumps(declared_values(step, task), sort_keys=True))[:8]}"
+
+
+def _provenance(context: dg.AssetExecutionContext, step: Step, task: Task, found: Materialized) -> dict[str, str]:
+    """The versions that the artifact was made from. Dagster's own tags hold those that were known when the code
+    location was loaded and when the source was last observed: both may be older than what the step has read."""
+    tags = {"dagster/code_version": code_version(step, task)}
+    if step.external is None:
+        return tags
+    source, version = source_key(task.name, step.external), data_version_of(found.fingerprint).value
+    context.log_event(dg.AssetObservation(source, tags={"dagster/data_version": version}))
+    return {**tags, f"dagster/input_data_version/{source.to_user_string()}": version}
+
+
+def _make(context: dg.AssetExecutionContext, name: str, asset: str, force: bool) -> tuple[Materialized, Task]:
     terminal = console.get()
-    mark(context.instance, context.run_id)
+    tag_run(context.instance, context.run_id)
     try:
         if terminal is not None:
             terminal.begins(asset)
         task, store = open_task(name)
-        artifact = materialize(asset, task, store, DagsterReporter(context))
+        found = materialize_or_reuse(asset, task, store, DagsterReporter(context), force)
+        if found.reused:
+            context.log.info(f"{asset} is up to date: made {found.artifact.manifest['made_at']}, not made again")
         if terminal is not None:
-            terminal.finished(asset, artifact)
-        return artifact
-    except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+            terminal.finished(asset, found.artifact)
+        return found, task
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
         if terminal is not None:
-            terminal.failed(asset, JobCancelled(STOPPED, "run the same command again to go on"))
+            terminal.failed(asset, JobCancelled(STOPPED, "run the same command again to continue"))
         raise
     except FinetuneError as error:
         if terminal is not None:
             terminal.failed(asset, error)
-        raise dg.Failure(
-            description=str(error), allow_retries=False, metadata={"exit_code": error.exit_code}
-        ) from error
-
-
-def _check(step: Step, artifact: Artifact) -> dg.AssetCheckResult:
-    verdict = artifact.verdict
-    if verdict is None:
-        return dg.AssetCheckResult(check_name=step.check, passed=False, description="the asset stored no verdict")
-    severity = dg.AssetCheckSeverity.ERROR if step.blocking else dg.AssetCheckSeverity.WARN
-    metadata = {"judged": verdict.about, "checks": _table(verdict.checks), **_plain(verdict.figures)}
-    return dg.AssetCheckResult(
-        check_name=step.check, passed=verdict.passed, severity=severity, description=verdict.summary, metadata=metadata
-    )
-
-
-def _metadata(name: str, artifact: Artifact) -> dict[str, Any]:
-    links: dict[str, Any] = {
-        "folder": dg.MetadataValue.path(str(artifact.folder)),
-        "desk": dg.MetadataValue.url(f"{address('FINETUNE_DESK_URL')}/tasks/{name}"),
-        "content": artifact.content_hash,
-        "seconds": float(artifact.manifest["seconds"]),
-    }
-    if artifact.asset == "data_quality":
-        links["data_docs"] = dg.MetadataValue.url(f"{address('FINETUNE_DESK_URL')}/tasks/{name}/docs/index.html")
-    run_id = artifact.summary.get("mlflow_run_id")
-    if run_id:
-        links["mlflow"] = dg.MetadataValue.url(f"{address('FINETUNE_MLFLOW_URL')}/#/search/runs/{run_id}")
-    return {**_plain(artifact.summary), **links}
-
-
-def _plain(figures: Any) -> dict[str, Any]:
-    """Figures as Dagster metadata: numbers are plotted over runs, flat mappings are read best as a small table."""
-    shown: dict[str, Any] = {}
-    for key, value in figures.items():
-        if isinstance(value, dict) and value and all(isinstance(v, int | float | str) for v in value.values()):
-            rows = "\n".join(f"| {k} | {v} |" for k, v in value.items())
-            shown[key] = dg.MetadataValue.md(f"| what | figure |\n|---|---|\n{rows}")
-        elif isinstance(value, dict | list | tuple):
-            shown[key] = dg.MetadataValue.json(value)
-        elif value is not None:
-            shown[key] = value
-    return shown
-
-
-def _table(checks: tuple[Check, ...]) -> Any:
-    records = [
-        dg.TableRecord(
-            {"check": c.name, "holds": "yes" if c.passed else "NO", "expected": c.expected, "observed": c.observed}
-        )
-        for c in checks
-    ]
-    return dg.MetadataValue.table(records) if records else "none"
+        metadata: dict[str, Any] = {"exit_code": error.exit_code}
+        raise dg.Failure(description=str(error), allow_retries=False, metadata=metadata) from error

@@ -1,69 +1,76 @@
 """Jobs, sensors and schedules of one task. All off until a person switches them on in the UI.
 
-    prepare    raw rows to the experts' sample
-    train      from the finished review to the live endpoint
-    traffic    the report on live traffic
-    everything prepare and train in one run, for tasks whose review is already there
+    prepare        raw rows to the experts' sample
+    train          from the finished review to the live endpoint
+    traffic        the report on live traffic
+    everything     prepare and train in one run, for tasks whose review is recorded
 
-The wait for the experts is a state, not a running step: `prepare` ends, and the sensor `review_finished` starts `train`
-when the last verdict is in, be it days later.
+No step runs while the experts review: `prepare` ends, and the sensor `review_finished` starts `train` after the last
+verdict, which may take days. Runs are requested by sensors and not by automation conditions on the assets, since a
+condition has no retry with a growing delay, no cool-down, and would start `expert_review` at every single verdict.
 """
 
-from collections.abc import Sequence
-
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.defs import sensors
+from finetune_pipeline.defs.source_assets import observation_sensor
 from finetune_pipeline.graph import STEPS
 from finetune_pipeline.materialize import open_task, plan
 
 PREPARE = [s.asset for s in STEPS[: [s.asset for s in STEPS].index("expert_review")]]
 TRAIN = [s.asset for s in STEPS if s.asset not in (*PREPARE, "traffic_report")]
 TRAFFIC = ["traffic_report"]
+JOBS = {"prepare": PREPARE, "train": TRAIN, "traffic": TRAFFIC, "everything": [*PREPARE, *TRAIN]}
 
 
 def task_automation(task: Task) -> dg.Definitions:
     """Everything of the task that starts runs."""
     name = task.name
-    prepare, train, traffic = _job(name, "prepare", PREPARE), _job(name, "train", TRAIN), _job(name, "traffic", TRAFFIC)
-    everything = _job(name, "everything", [*PREPARE, *TRAIN])
+    prepare, train, traffic, _ = (f"{name}_{job}" for job in JOBS)
     return dg.Definitions(
-        jobs=[prepare, train, traffic, everything],
+        jobs=[
+            dg.define_asset_job(
+                f"{name}_{job}",
+                selection=[dg.AssetKey([name, asset]) for asset in assets],
+                tags={"finetune/task": name},
+            )
+            for job, assets in JOBS.items()
+        ],
         sensors=[
             sensors.new_files(name, prepare, PREPARE),
             sensors.review_finished(name, train, TRAIN),
             sensors.traffic_alarm(name, prepare, PREPARE),
+            observation_sensor(task),
         ],
         schedules=[_weekly(task, prepare), _traffic_hourly(name, traffic)],
     )
 
 
-def _job(name: str, part: str, assets: Sequence[str]) -> UnresolvedAssetJobDefinition:
-    keys = [dg.AssetKey([name, asset]) for asset in assets]
-    return dg.define_asset_job(f"{name}_{part}", selection=keys, tags={"finetune/task": name})
-
-
-def _weekly(task: Task, job: UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
+def _weekly(task: Task, job_name: str) -> dg.ScheduleDefinition:
     @dg.schedule(
         name=f"{task.name}_weekly",
-        job=job,
+        job_name=job_name,
         cron_schedule=task.automation.schedule,
-        description="Regular retraining: reads the sources again. While nothing changed it starts nothing.",
+        description="Regular retraining: reads the sources again. Starts nothing while nothing changed.",
     )
     def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         states = {each.asset: each.state for each in plan(*open_task(task.name))}
-        todo = [asset for asset in PREPARE if states[asset] != "fresh"]
-        if not todo:
+        stale = [asset for asset in PREPARE if states[asset] != "fresh"]
+        if not stale:
             return dg.SkipReason("nothing changed: sources, declaration and code are those of the last run")
-        return dg.RunRequest(tags={"finetune/reason": f"regular; not up to date: {', '.join(todo)}"[:200]})
+        return dg.RunRequest(tags={"finetune/reason": f"regular; not up to date: {', '.join(stale)}"[:200]})
 
     return schedule
 
 
-def _traffic_hourly(name: str, job: UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
-    @dg.schedule(name=f"{name}_traffic_hourly", job=job, cron_schedule="7 * * * *", description="Keeps alarms fresh.")
+def _traffic_hourly(name: str, job_name: str) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        name=f"{name}_traffic_hourly",
+        job_name=job_name,
+        cron_schedule="7 * * * *",
+        description="Evaluates the alarms on the traffic of the last hour.",
+    )
     def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         task, store = open_task(name)
         if store.current("deployed_endpoint") is None:

@@ -1,6 +1,6 @@
-"""What a stage tells while it works, carried into Dagster: log lines, live plots, and the end of a cancelled run.
+"""A stage's progress in Dagster: log lines, plots while it runs, and the end of a canceled run.
 
-`console` holds the terminal's reporter when the run was started by the `finetune` command in this very process.
+`console` is the terminal's reporter where the run was started by the `finetune` command in this process.
 """
 
 import time
@@ -14,7 +14,7 @@ from finetune_pipeline.records import Artifact, Reporter, Silent
 
 
 class Terminal(Reporter, Protocol):
-    """A reporter that also hears how each asset ended."""
+    """A reporter that also gets the end of each asset."""
 
     def begins(self, asset: str) -> None: ...
 
@@ -31,7 +31,7 @@ ALIVE_SECONDS = 5.0
 
 
 class DagsterReporter:
-    """A reporter over a Dagster context; progress is thinned out, since every line is a row in Dagster's database."""
+    """A reporter over a Dagster context; progress is logged at intervals, since each is a row in a database."""
 
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context = context
@@ -55,7 +55,7 @@ class DagsterReporter:
             self._context.log_event(dg.AssetObservation(asset_key=self._context.asset_key, metadata=metadata))
 
     def alive(self) -> None:
-        """Stop when the run was ended in the UI by force, or its worker died: nobody waits for the result."""
+        """Raise JobCancelled when the run was force-terminated in the UI, or its worker died."""
         self._console.alive()
         if time.monotonic() - self._asked < ALIVE_SECONDS:
             return

@@ -1,7 +1,7 @@
-"""Run a task through Dagster from the command line: what is missing or stale, up to where it has to wait for people.
+"""`finetune run`: materialize what is missing or stale, up to the experts' review.
 
-The runs are real ones in the Dagster instance, so that the UI shows them afterwards. They run in this process: one
-import, and Ctrl-C reaches them.
+The runs are in the Dagster instance, so that the UI shows them afterwards. They execute in this process: one import,
+and Ctrl-C reaches them.
 """
 
 import os
@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.instance.ref import InstanceRef
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.defs.automation import PREPARE, TRAIN
-from finetune_pipeline.defs.orphans import end_orphans, tag
 from finetune_pipeline.defs.reporter import Terminal, console
+from finetune_pipeline.defs.run_monitoring import fail_dead_runs, tag
 from finetune_pipeline.errors import FinetuneError, GateRefused
 from finetune_pipeline.graph import BY_NAME, STEPS
 from finetune_pipeline.materialize import open_task, plan
@@ -28,9 +27,9 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 def instance() -> dg.DagsterInstance:
     """The Dagster instance of $DAGSTER_HOME (default: in the home folder), made ready on first use.
 
-    The project's dagster.yaml is copied there once. One that is there already is a team's own and stays as it is.
+    The project's dagster.yaml is copied there once. One that is there already is never changed.
     """
-    home = dagster_home()
+    home = dagster_home().absolute()
     home.mkdir(parents=True, exist_ok=True)
     settings, ours = home / "dagster.yaml", Path("dagster.yaml")
     if not (settings.exists() or settings.is_symlink()):
@@ -38,7 +37,7 @@ def instance() -> dg.DagsterInstance:
         write_atomic(settings, ours.read_text("utf-8") if ours.exists() else "")
     os.environ["DAGSTER_HOME"] = str(home)
     os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
-    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home)))
+    return dg.DagsterInstance.get()
 
 
 def run_task(name: str, terminal: Terminal) -> None:
@@ -52,7 +51,7 @@ def run_task(name: str, terminal: Terminal) -> None:
 
     definitions = build([name])
     with instance() as dagster:
-        end_orphans(dagster)
+        fail_dead_runs(dagster)
         _run(dagster, definitions, task, store, "prepare", PREPARE, terminal)
         require_review_complete(task, store)
         _run(dagster, definitions, task, store, "train", TRAIN, terminal)
@@ -98,11 +97,11 @@ def _run(
 
 
 def _refuse_failed_gates(store: TaskStore, assets: Sequence[str]) -> None:
-    """GateRefused for the first gate among these whose verdict is a no."""
+    """GateRefused for the first gate among these whose verdict is not passed."""
     for step in (s for s in STEPS if s.asset in assets and s.check and BY_NAME[s.asset].blocking):
         artifact = store.current(step.asset)
         if artifact is not None and artifact.verdict is not None and not artifact.verdict.passed:
-            raise GateRefused(f"{step.asset} says no: {artifact.verdict.summary}", gate_hint(step.asset))
+            raise GateRefused(f"{step.asset} failed: {artifact.verdict.summary}", gate_hint(step.asset))
 
 
 class _Listener:

@@ -1,11 +1,11 @@
-"""The sensors of one task that start runs. A tick reads where the task stands; `offers.decide` says what follows.
+"""The sensors of one task that request runs. A tick reads the task's state; `run_requests.decide` says what follows.
 
-    new_files          a declared source holds other content than was read last: `prepare`
-    review_finished    every row of the sample has its verdicts: `train`
-    traffic_alarm      the traffic report raised an alarm, and there is new data: `prepare`
+    new_files          a declared source has other content than was read last: the job `prepare`
+    review_finished    every row of the sample has its verdicts: the job `train`
+    traffic_alarm      the traffic report raised an alarm, and there is new data: the job `prepare`
 
-Training on unchanged data would make the same model again, so an alarm without new data starts nothing: it is said in
-the tick, and once as an observation of `traffic_report`.
+Training on unchanged data makes the same model again. So an alarm without new data requests no run: the skip reason
+reports it, and one observation of `traffic_report`.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
 from finetune_pipeline.config import Task
-from finetune_pipeline.defs.offers import UNCHANGED, LastRun, Memory, Offer, Wanted, decide
+from finetune_pipeline.defs.run_requests import UNCHANGED, Cursor, InputState, LastRun, Tick, decide
 from finetune_pipeline.graph import BY_NAME
 from finetune_pipeline.ingest.sources import missing
 from finetune_pipeline.materialize import Plan, gather, open_task, plan, step_key
@@ -25,6 +23,8 @@ from finetune_pipeline.records import Artifact
 from finetune_pipeline.review import verdict_store
 from finetune_pipeline.store import TaskStore
 
+# Tags that Dagster puts on the runs of a sensor
+RUN_KEY_TAG, SENSOR_NAME_TAG = "dagster/run_key", "dagster/sensor_name"
 STATUSES = {
     dg.DagsterRunStatus.SUCCESS: "done",
     dg.DagsterRunStatus.FAILURE: "failed",
@@ -32,29 +32,29 @@ STATUSES = {
 }
 
 
-def new_files(name: str, job: UnresolvedAssetJobDefinition, assets: Sequence[str]) -> dg.SensorDefinition:
+def new_files(name: str, job_name: str, assets: Sequence[str]) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{name}_new_files",
-        job=job,
+        job_name=job_name,
         minimum_interval_seconds=60,
-        description="Starts `prepare` when a declared source has other content than the rows that were read last.",
+        description="Starts `prepare` when a declared source has other content than was read last.",
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         task, store = open_task(name)
-        lost = missing(task, store.root)
-        if lost:
-            return dg.SensorResult(skip_reason=f"{'; '.join(lost)}: put it there, or correct `sources` in task.yaml")
-        return _result(_offer(context, task, store, "raw_examples", assets), "new files")
+        absent = missing(task, store.root)
+        if absent:
+            return dg.SensorResult(skip_reason=f"{'; '.join(absent)}: put it there, or correct `sources` in task.yaml")
+        return _result(_tick(context, task, store, "raw_examples", assets), "new files")
 
     return sensor
 
 
-def review_finished(name: str, job: UnresolvedAssetJobDefinition, assets: Sequence[str]) -> dg.SensorDefinition:
+def review_finished(name: str, job_name: str, assets: Sequence[str]) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{name}_review_finished",
-        job=job,
+        job_name=job_name,
         minimum_interval_seconds=30,
-        description="Goes on with `train` as soon as the experts have judged every row of the current sample.",
+        description="Starts `train` when every row of the current sample has its verdicts.",
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         task, store = open_task(name)
@@ -65,87 +65,85 @@ def review_finished(name: str, job: UnresolvedAssetJobDefinition, assets: Sequen
         progress = verdict_store.progress(rows, verdict_store.load(store, task, sample), task.review)
         if progress.done < progress.total:
             return dg.SensorResult(skip_reason=f"{progress.done} of {progress.total} rows reviewed")
-        return _result(_offer(context, task, store, "expert_review", assets), "review finished")
+        return _result(_tick(context, task, store, "expert_review", assets), "review finished")
 
     return sensor
 
 
-def traffic_alarm(name: str, job: UnresolvedAssetJobDefinition, assets: Sequence[str]) -> dg.SensorDefinition:
+def traffic_alarm(name: str, job_name: str, assets: Sequence[str]) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{name}_traffic_alarm",
-        job=job,
+        job_name=job_name,
         minimum_interval_seconds=300,
-        description="Starts `prepare` when the traffic report raised an alarm and the sources hold new data, not more "
-        "often than the cool-down; without new data it says that there is an alarm, and starts nothing.",
+        description="Starts `prepare` when the traffic report raised an alarm and there is new data, at most once "
+        "per cool-down. Without new data it reports the alarm and starts nothing.",
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         task, store = open_task(name)
         report = store.current("traffic_report")
         if report is None or report.verdict is None or report.verdict.passed:
             return dg.SensorResult(skip_reason="no alarm" if report else "no traffic report yet")
-        memory = Memory.parse(context.cursor)
-        offer = _offer(context, task, store, "raw_examples", assets)
-        if offer.reason == UNCHANGED:
-            return _tell(name, report, offer.memory)
-        cooling = _cooling(task, memory) if offer.memory.turn != memory.turn else ""
-        return dg.SensorResult(skip_reason=cooling) if cooling else _result(offer, report.verdict.summary[:200])
+        cursor = Cursor.parse(context.cursor)
+        tick = _tick(context, task, store, "raw_examples", assets)
+        if tick.reason == UNCHANGED:
+            return _report_alarm(name, report, tick.cursor)
+        cooldown = _cooldown(task, cursor) if tick.cursor.changed_at != cursor.changed_at else ""
+        return dg.SensorResult(skip_reason=cooldown) if cooldown else _result(tick, report.verdict.summary[:200])
 
     return sensor
 
 
-def _tell(name: str, report: Artifact, memory: Memory) -> dg.SensorResult:
-    """An alarm without new data: told in every tick, and once in the asset's history."""
+def _report_alarm(name: str, report: Artifact, cursor: Cursor) -> dg.SensorResult:
+    """An alarm without new data: the skip reason of every tick, and one event of the asset."""
     alarm = report.verdict.summary if report.verdict else ""
     said = (
-        f"alarm: {alarm}. No retraining is started: the sources hold what was read last, so that the same model would "
-        "come out. Add examples of what changed to the sources"
+        f"alarm: {alarm}. No retraining is started: the sources have no new data, and the same data would give the "
+        "same model. Add examples of what changed to the sources"
     )
     event = dg.AssetObservation(dg.AssetKey([name, "traffic_report"]), description=said, metadata={"alarm": alarm})
     return dg.SensorResult(
         skip_reason=said,
-        cursor=replace(memory, told=report.content_hash).dump(),
-        asset_events=[event] if memory.told != report.content_hash else [],
+        cursor=replace(cursor, reported=report.content_hash).dump(),
+        asset_events=[event] if cursor.reported != report.content_hash else [],
     )
 
 
-def _cooling(task: Task, memory: Memory) -> str:
-    """Why another retraining has to wait, or ""."""
-    if not memory.turn:
+def _cooldown(task: Task, cursor: Cursor) -> str:
+    """The skip reason within the cool-down, or ""."""
+    if not cursor.changed_at:
         return ""
-    last, hours = datetime.fromisoformat(memory.turn), task.automation.cooldown_hours
+    last, hours = datetime.fromisoformat(cursor.changed_at), task.automation.cooldown_hours
     if datetime.now(UTC) - last >= timedelta(hours=hours):
         return ""
     return f"an alarm started a retraining at {last:%Y-%m-%d %H:%M} UTC; the next one waits {hours:g} h from then"
 
 
-def _offer(
-    context: dg.SensorEvaluationContext, task: Task, store: TaskStore, first: str, assets: Sequence[str]
-) -> Offer:
-    """What follows for the job of `assets`, which begins with `first`, from the inputs that count now."""
-    memory = Memory.parse(context.cursor)
-    last = _last_run(context, memory.run_key)
+def _tick(context: dg.SensorEvaluationContext, task: Task, store: TaskStore, first: str, assets: Sequence[str]) -> Tick:
+    """What follows for the job of `assets`, which begins with `first`, from the current inputs."""
+    cursor = Cursor.parse(context.cursor)
+    last = _last_run(context, cursor.run_key)
     inputs, made = gather(BY_NAME[first], store), store.current(first)
     key = "" if isinstance(inputs, str) else step_key(BY_NAME[first], task, store, inputs)
-    wanted = Wanted(key, made is None or made.key != key)
-    if last is not None and last.status != "active" and (wanted.changed or last.status == "failed"):
-        ours = [each for each in plan(task, store) if each.asset in assets]
-        unmade = [each.asset for each in ours if each.state != "fresh"]
-        wanted = replace(wanted, unmade=unmade, refused=next((said for each in ours if (said := _refusal(each))), ""))
-    return decide(memory, wanted, last, datetime.now(UTC))
+    state = InputState(key, made is None or made.inputs_key != key)
+    if last is not None and last.status != "active" and (state.changed or last.status == "failed"):
+        plans = [each for each in plan(task, store) if each.asset in assets]
+        stale = [each.asset for each in plans if each.state != "fresh"]
+        state = replace(state, stale=stale, gate_summary=next((text for each in plans if (text := _failed(each))), ""))
+    return decide(cursor, state, last, datetime.now(UTC))
 
 
-def _refusal(each: Plan) -> str:
-    """What the gate said that stops the job here, or ""."""
+def _failed(each: Plan) -> str:
+    """The verdict of a blocking gate that failed, which ends the job here, or ""."""
     verdict = each.artifact.verdict if each.artifact else None
     stops = each.state == "fresh" and BY_NAME[each.asset].blocking and verdict is not None and not verdict.passed
     return verdict.summary if stops and verdict else ""
 
 
-def _result(offer: Offer, why: str) -> dg.SensorResult:
-    cursor = offer.memory.dump()
-    if not offer.run:
-        return dg.SensorResult(skip_reason=offer.reason, cursor=cursor)
-    request = dg.RunRequest(run_key=offer.memory.run_key, tags={"finetune/reason": why})
+def _result(tick: Tick, why: str) -> dg.SensorResult:
+    cursor = tick.cursor.dump()
+    if not tick.run:
+        return dg.SensorResult(skip_reason=tick.reason, cursor=cursor)
+    request = dg.RunRequest(run_key=tick.cursor.run_key, tags={"finetune/reason": why})
     return dg.SensorResult(run_requests=[request], cursor=cursor)
 
 

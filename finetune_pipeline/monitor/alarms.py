@@ -23,6 +23,7 @@ from finetune_pipeline.statistics.formatting import percent
 from finetune_pipeline.statistics.proportion import clopper_pearson
 
 ENOUGH, FORMAT, LATENCY = "enough traffic", "answers keep the format", "answers come in time"
+ANSWERED = "requests are answered"
 DRIFT = "no drift: "
 MAX_CHANGED = 2  # bins that a drift check names
 
@@ -101,7 +102,7 @@ def _drifts(traffic: Traffic, reference: Reference) -> tuple[Drift, ...]:
 def _enough(traffic: Traffic, rules: Monitor) -> Check:
     enough = traffic.requests >= rules.min_requests
     observed = f"{traffic.requests} requests" + ("" if enough else ": too few to check anything else")
-    return Check(ENOUGH, enough, f"at least {rules.min_requests} requests", observed, "warning")
+    return Check(ENOUGH, enough, f"at least {rules.min_requests} requests", observed, "warning", traffic.requests)
 
 
 def _format(traffic: Traffic, rules: Monitor) -> Check:
@@ -114,14 +115,14 @@ def _format(traffic: Traffic, rules: Monitor) -> Check:
     observed += f"{percent(low)} or more with {percent(CONFIDENCE)} confidence"
     if low <= rules.max_invalid < share:
         observed += "; more than declared, which may still be chance: compare with the next report"
-    return Check(FORMAT, low <= rules.max_invalid, expected, observed)
+    return Check(FORMAT, low <= rules.max_invalid, expected, observed, value=share)
 
 
 def _latency(traffic: Traffic, rules: Monitor) -> Check:
     p95 = quantile(traffic.seconds, 0.95)
     observed = f"{p95:.2f} s" if p95 is not None else "nothing was answered"
     expected = f"19 of 20 answers within {rules.max_p95_seconds:g} s"
-    return Check(LATENCY, p95 is None or p95 <= rules.max_p95_seconds, expected, observed)
+    return Check(LATENCY, p95 is None or p95 <= rules.max_p95_seconds, expected, observed, value=p95)
 
 
 def _unanswered(traffic: Traffic, rules: Monitor) -> Check:
@@ -136,7 +137,8 @@ def _unanswered(traffic: Traffic, rules: Monitor) -> Check:
     if listed := ", ".join(f"{count} {cause}" for cause, count in causes.items() if count):
         observed += f": {listed}"
     expected = f"at most {percent(rules.max_invalid)} of the requests get no answer"
-    return Check("requests are answered", low <= rules.max_invalid, expected, observed, "warning")
+    share = sum(causes.values()) / requests
+    return Check(ANSWERED, low <= rules.max_invalid, expected, observed, "warning", share)
 
 
 def _drift(drift: Drift, rules: Monitor) -> Check:
@@ -148,7 +150,8 @@ def _drift(drift: Drift, rules: Monitor) -> Check:
         changed = sorted(drift.bins, key=lambda b: -abs(b.live - b.test))[:MAX_CHANGED]
         listed = ", ".join(f"{b.name} from {percent(b.test)} to {percent(b.live)}" for b in changed)
         observed += f"; most changed: {listed}"
-    return Check(DRIFT + drift.name, not drifted, f"stability index at most {threshold:.2f} ({why})", observed)
+    expected = f"stability index at most {threshold:.2f} ({why})"
+    return Check(DRIFT + drift.name, not drifted, expected, observed, value=drift.psi)
 
 
 def _summary(checks: Sequence[Check], traffic: Traffic, period: str) -> str:

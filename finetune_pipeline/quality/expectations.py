@@ -24,7 +24,7 @@ from typing import Any
 from finetune_pipeline.config import DeclaredExpectation, Task
 from finetune_pipeline.config.quality import RESERVED
 from finetune_pipeline.errors import DeclarationError
-from finetune_pipeline.quality.rules import Rule
+from finetune_pipeline.quality.rules import Rule, declared_name
 from finetune_pipeline.quality.table import columns_for_teams
 
 COLUMNS = ("column", "column_A", "column_B", "column_list")  # the kwargs that name columns
@@ -180,7 +180,7 @@ def _bad_patterns(key: str, patterns: Any) -> Iterator[str]:
 
 def _build(given: DeclaredExpectation, number: int) -> Any:
     built = implementation(given.type)(
-        **given.kwargs, severity=given.severity, meta={"name": f"declared:{number}:{given.type}"}
+        **given.kwargs, severity=given.severity, meta={"name": declared_name(number, given.type)}
     )
     built.description = given.description or _in_words(built)
     return built

@@ -8,7 +8,7 @@ Shares are cut, not rounded: 94.96 % of the rows is not "95.0 %, needed 95 %"; a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from finetune_pipeline.config import Quality
 from finetune_pipeline.quality.losses import SHARE_DROPPED, UNREADABLE, Losses, percent, percent_up
@@ -77,18 +77,16 @@ def _check(each: Any, checked: Checked) -> Check:
     config = each.expectation_config
     critical = config.severity == "critical"
     expected = str(config.description)
-    return Check(
-        name_of(each), bool(each.success), expected, _observed(each, checked), "error" if critical else "warning"
-    )
+    severity: Literal["error", "warning"] = "error" if critical else "warning"
+    return Check(name_of(each), bool(each.success), expected, _observed(each, checked), severity, _value(each, checked))
 
 
 def _observed(each: Any, checked: Checked) -> str:
     """What one expectation found, in words; of texts only how many there are."""
     found, name = each.result, name_of(each)
     if {"element_count", "unexpected_count"} <= found.keys():
-        rows = found["element_count"]
-        wrong = checked.broken[name].sum() if name in checked.broken else found["unexpected_count"]
-        return f"{percent((rows - wrong) / rows)} of {rows:,} rows" if rows else "no rows"
+        rows, share = found["element_count"], _share(each, checked)
+        return "no rows" if share is None else f"{percent(share)} of {rows:,} rows"
     value = found.get("observed_value")
     if value is None:
         return "nothing"
@@ -97,3 +95,20 @@ def _observed(each: Any, checked: Checked) -> str:
     if isinstance(value, str | list | dict | tuple | set):
         return "a text" if isinstance(value, str) else f"{len(value):,} values"
     return f"{value:,} rows" if "row_count" in each.expectation_config.type else f"{value:,.4g}"
+
+
+def _share(each: Any, checked: Checked) -> float | None:
+    """The share of the rows for which an expectation about single rows holds; None without rows."""
+    found, name = each.result, name_of(each)
+    rows = found["element_count"]
+    wrong = checked.broken[name].sum() if name in checked.broken else found["unexpected_count"]
+    return float((rows - wrong) / rows) if rows else None
+
+
+def _value(each: Any, checked: Checked) -> float | None:
+    """What one expectation found as a number: a share of the rows, a share that was lost, a number of rows."""
+    found = each.result
+    if {"element_count", "unexpected_count"} <= found.keys():
+        return _share(each, checked)
+    value = found.get("observed_value")
+    return float(value) if isinstance(value, int | float) else None

@@ -64,6 +64,11 @@ def each(holds: Callable[..., bool]) -> Check:
     return check
 
 
+def declared_name(number: int, type_: str) -> str:
+    """The name of an expectation of `quality.expectations` in reports, by its place in that list."""
+    return f"declared:{number}:{type_}"
+
+
 def rules_of(task: Task) -> tuple[Rule, ...]:
     """The rules that the declaration asks for, in the order of the report."""
     return tuple(found for make in RULES if (found := make(task)) is not None)

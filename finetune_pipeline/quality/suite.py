@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.quality.losses import SHARE_DROPPED, UNREADABLE, Losses, percent
-from finetune_pipeline.quality.rules import NOT_NULL, ROW_OK, Rule, rules_of
+from finetune_pipeline.quality.rules import NOT_NULL, ROW_OK, Rule, declared_name, rules_of
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
@@ -38,6 +38,8 @@ RESULT_FORMAT = {
     "exclude_unexpected_values": True,
     "return_unexpected_index_query": False,
 }
+EVERY_ROW_CHECKED, ENOUGH_ROWS = "every_row_checked", "enough_rows"
+ID_PRESENT, ID_UNIQUE = "id_present", "id_unique"
 _REGISTRY = Lock()  # Great Expectations' registry is one for the process, and custom expectations have a task's rules
 
 
@@ -74,6 +76,14 @@ def run(frame: DataFrame, task: Task, losses: Losses, run_name: str, rules: Sequ
     return Checked((rows, table), broken, counted, row_ok)
 
 
+def check_names(task: Task) -> tuple[str, ...]:
+    """The names of the gate's checks, in the order of `Checked.results`; known without importing Great Expectations."""
+    unreadable = (UNREADABLE + source.label for source in task.sources)
+    table = (ROW_OK, EVERY_ROW_CHECKED, ENOUGH_ROWS, SHARE_DROPPED, *dict.fromkeys(unreadable), ID_PRESENT, ID_UNIQUE)
+    declared = (declared_name(number, each.type) for number, each in enumerate(task.quality.expectations))
+    return (*table, *(rule.name for rule in rules_of(task)), *declared)
+
+
 def suite_of_rows(task: Task, rules: Sequence[Rule]) -> ExpectationSuite:
     """An expectation for each rule, and those of the declaration. Descriptions are what people read."""
     import great_expectations as gx
@@ -100,19 +110,19 @@ def suite_of_table(task: Task, losses: Losses) -> ExpectationSuite:
         return gxe.ExpectColumnMaxToBeBetween(column=name, max_value=most, **about(name, says))
 
     right = about(ROW_OK, f"all rules hold, in at least {percent(q.mostly)} of the rows")
-    enough = about("enough_rows", f"at least {q.min_rows:,} rows are left")
+    enough = about(ENOUGH_ROWS, f"at least {q.min_rows:,} rows are left")
     lost = f"reading and cleaning dropped at most {percent(q.max_dropped)} of all rows"
     checks = [
         gxe.ExpectColumnValuesToBeInSet(column=ROW_OK, value_set=[True], mostly=q.mostly, **right),
-        gxe.ExpectColumnValuesToNotBeNull(column=ROW_OK, **about("every_row_checked", "every row was checked")),
+        gxe.ExpectColumnValuesToNotBeNull(column=ROW_OK, **about(EVERY_ROW_CHECKED, "every row was checked")),
         gxe.ExpectTableRowCountToBeBetween(min_value=q.min_rows, **enough),
         at_most(SHARE_DROPPED, q.max_dropped, lost),
         *(
             at_most(UNREADABLE + name, most, f"at most {percent(most)} of the rows of {name} could not be read")
             for name, most in losses.limits.items()
         ),
-        gxe.ExpectColumnValuesToNotBeNull(column="id", **about("id_present", "every row has an id")),
-        gxe.ExpectColumnValuesToBeUnique(column="id", **about("id_unique", "no id is used twice")),
+        gxe.ExpectColumnValuesToNotBeNull(column="id", **about(ID_PRESENT, "every row has an id")),
+        gxe.ExpectColumnValuesToBeUnique(column="id", **about(ID_UNIQUE, "no id is used twice")),
     ]
     return gx.ExpectationSuite(name="table", expectations=checks)
 

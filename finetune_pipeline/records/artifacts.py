@@ -34,6 +34,12 @@ class Artifact:
     manifest: Mapping[str, Any]
 
     @property
+    def inputs_key(self) -> str:
+        """The hash of what it is made from: the key without the number of a forced run (store/revisions.py)."""
+        key, _, number = self.key.rpartition(".")
+        return key if key and number.isdecimal() else self.key
+
+    @property
     def summary(self) -> Mapping[str, Any]:
         """The figures of `StageResult.summary`."""
         summary: Mapping[str, Any] = self.manifest["summary"]

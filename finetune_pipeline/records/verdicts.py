@@ -31,13 +31,15 @@ class Review:
 @dataclass(frozen=True, slots=True)
 class Check:
     """One condition of a verdict, in words for people: what is expected, what was observed, whether it passed.
-    A failed check of severity "warning" does not fail the verdict."""
+    A failed check of severity "warning" does not fail the verdict. `value` is what was observed as a number, where it
+    is one (a share, a count, a loss): Dagster plots it over runs."""
 
     name: str
     passed: bool
     expected: str
     observed: str
     severity: Literal["error", "warning"] = "error"
+    value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

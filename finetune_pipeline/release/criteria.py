@@ -61,7 +61,7 @@ def enough_rows(rows: Collection[str], groups: Groups, rules: Release) -> Findin
         observed += f", {independent} independent (rows of one group count once)"
     in_all = math.ceil(needed * len(rows) / independent) if independent else needed
     figures: RowFigures = {"rows": len(rows), "independent": independent, "needed": needed}
-    check = Check("enough test rows", enough, expected, observed)
+    check = Check("enough test rows", enough, expected, observed, value=independent)
     return Finding(check, "holds" if enough else "undecided", figures, None if enough else in_all)
 
 
@@ -81,7 +81,7 @@ def superiority(name: str, tuned: Outcomes, baseline: Outcomes, groups: Groups, 
     expected = f"{more}, with a risk of error of at most {percent(alpha)}"
     observed = _compared(tuned, baseline, pair, low, high, p, alpha)
     rows = power.rows_needed(pair, least, alpha, rules.power) if state == "undecided" else None
-    check = Check(f"better than {name}", state == "holds", expected, observed)
+    check = Check(f"better than {name}", state == "holds", expected, observed, value=pair.difference)
     return Finding(check, state, _pair_figures(pair, low, high, p, alpha), rows)
 
 
@@ -108,7 +108,8 @@ def non_inferiority(name: str, tuned: Outcomes, other: Outcomes, groups: Groups,
     figures = _pair_figures(pair, low, high, p, alpha)
     figures["margin"] = margin
     rows = power.rows_needed(pair, -margin, alpha, rules.power) if state == "undecided" else None
-    return Finding(Check(f"no worse than {name}", state == "holds", expected, observed), state, figures, rows)
+    check = Check(f"no worse than {name}", state == "holds", expected, observed, value=pair.difference)
+    return Finding(check, state, figures, rows)
 
 
 def no_live_version() -> Finding:
@@ -128,7 +129,8 @@ def worth_its_cost(name: str, tuned: Outcomes, other: Outcomes, groups: Groups, 
     observed = _compared(tuned, other, pair, low, high, p, alpha)
     if not worth:
         observed += f"; {name} may reach the same for a fraction of the cost: consider shipping it instead"
-    check = Check(f"worth more than {name}", worth, f"the tuned model is better than {name}", observed, "warning")
+    expected = f"the tuned model is better than {name}"
+    check = Check(f"worth more than {name}", worth, expected, observed, "warning", pair.difference)
     return Finding(check, "holds", _pair_figures(pair, low, high, p, alpha))
 
 
@@ -159,7 +161,7 @@ def general_ability(losses: Sequence[tuple[float, float]] | None, rules: Release
         "margin": margin,
     }
     texts = power.texts_needed(rise, margin, alpha, rules.power) if state == "undecided" else None
-    check = Check(name, state == "holds", expected, measured if rise.rows else "no text")
+    check = Check(name, state == "holds", expected, measured if rise.rows else "no text", value=_finite(rise.rise))
     return Finding(check, state, figures, texts, GENERAL_TEXTS)
 
 
@@ -180,7 +182,8 @@ def format_kept(valid: Outcomes, rules: Release) -> Finding:
         observed += f"; this number of rows cannot exclude a share below {percent(bar)}"
     needed = power.share_rows_needed(right, rows, bar, alpha, rules.power) if state == "undecided" else None
     figures: FormatFigures = {"rows": rows, "valid": right, "low": low, "high": high, "bar": bar}
-    check = Check("answers keep the format", passed, f"at least {percent(bar)} of the answers valid", observed)
+    expected = f"at least {percent(bar)} of the answers valid"
+    check = Check("answers keep the format", passed, expected, observed, value=right / rows if rows else None)
     return Finding(check, state, figures, needed)
 
 
@@ -194,7 +197,7 @@ def limited_reuse(reuse: HoldoutReuse, rules: Release) -> Finding:
     if reuse.rules > 1:
         observed += f"; this adapter was evaluated by {reuse.rules} sets of rules: set them before the evaluation"
     expected = f"fewer than {MAX_ADAPTERS} adapters decided on the same test set"
-    check = Check("holdout reuse", limited and reuse.rules == 1, expected, observed, "warning")
+    check = Check("holdout reuse", limited and reuse.rules == 1, expected, observed, "warning", reuse.adapters)
     figures: ReuseFigures = {"adapters": reuse.adapters, "rules": reuse.rules, "chance_of_luck": luck}
     return Finding(check, "holds", figures)
 

@@ -27,7 +27,7 @@ from typing import cast
 
 from finetune_pipeline.baseline.figures import best_prompted as most_exact
 from finetune_pipeline.baseline.prompts import PROMPTED
-from finetune_pipeline.config import Release
+from finetune_pipeline.config import Release, Task
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.records import Check, Decision, Score
 from finetune_pipeline.release import criteria
@@ -77,6 +77,17 @@ def decide(evidence: Evidence, rules: Release) -> Decision:
         summary(outcome, exact, best, evidence.champion, findings),
         _figures(exact, best, findings, evidence, rules),
     )
+
+
+def check_names(task: Task) -> tuple[str, ...]:
+    """The names of the checks that every decision on this task has. The one against the live version is left out: its
+    name holds the version's number."""
+    variants = task.baseline.variants
+    gains = [f"better than {name}" for name in PROMPTED if name in variants] or ["better than a prompt"]
+    classical = [f"no worse than {CLASSICAL}", f"worth more than {CLASSICAL}"] if CLASSICAL in variants else []
+    slices = ["no slice harmed", "slices without doubt"] if set(PROMPTED) & set(variants) else []
+    always = ("enough test rows", "general ability kept", "answers keep the format", "holdout reuse")
+    return (*always, *gains, *classical, *slices)
 
 
 def by_variant(scores: Sequence[Score]) -> dict[str, Outcomes]:

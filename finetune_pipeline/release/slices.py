@@ -86,7 +86,8 @@ def _harmed(against: str, tested: Sequence[str], table: dict[str, SliceCompariso
     none = f"none of {len(tested)} slices with at least {rules.min_slice_rows} rows" if tested else "no slice to test"
     expected = f"no slice shown to lose more than {points(rules.slice_margin)} against {against}"
     figures: SlicesFigures = {"against": against, "slices": table}
-    return Finding(Check("no slice harmed", not harmed, expected, lost or none), "harm" if harmed else "holds", figures)
+    check = Check("no slice harmed", not harmed, expected, lost or none, value=len(harmed))
+    return Finding(check, "harm" if harmed else "holds", figures)
 
 
 def _undecided(tested: Sequence[str], table: Mapping[str, SliceComparison], rules: Release) -> Finding:
@@ -98,4 +99,5 @@ def _undecided(tested: Sequence[str], table: Mapping[str, SliceComparison], rule
         observed += f"; {small} more have fewer than {rules.min_slice_rows} rows and were not tested"
     expected = f"every slice excludes a loss of more than {points(rules.slice_margin)}"
     figures: UndecidedSlicesFigures = {"undecided": names, "untested": small}
-    return Finding(Check("slices without doubt", not names, expected, observed, "warning"), "holds", figures)
+    check = Check("slices without doubt", not names, expected, observed, "warning", len(names))
+    return Finding(check, "holds", figures)

@@ -55,7 +55,9 @@ def evaluate_review(
 def _complete_check(figures: ReviewFigures, rules: ReviewRules) -> Check:
     done, total = figures.rows - figures.gone, figures.sample
     per_row = "one verdict" if rules.reviewers == 1 else f"{rules.reviewers} verdicts"
-    return Check("every row reviewed", 0 < total == done, f"{total} rows with {per_row} each", f"{done} rows")
+    return Check(
+        "every row reviewed", 0 < total == done, f"{total} rows with {per_row} each", f"{done} rows", value=done
+    )
 
 
 def _share_check(figures: ReviewFigures, rules: ReviewRules) -> Check:
@@ -68,7 +70,8 @@ def _share_check(figures: ReviewFigures, rules: ReviewRules) -> Check:
     if figures.gone:
         observed += f"; {figures.gone} drawn and no longer in the data, which count as wrong"
     passed = figures.rows > 0 and figures.share >= rules.min_approved
-    return Check("share of rows that are right", passed, f"at least {percent(rules.min_approved)}", observed)
+    expected = f"at least {percent(rules.min_approved)}"
+    return Check("share of rows that are right", passed, expected, observed, value=figures.share)
 
 
 def _bound_check(figures: ReviewFigures, rules: ReviewRules) -> Check:
@@ -76,7 +79,8 @@ def _bound_check(figures: ReviewFigures, rules: ReviewRules) -> Check:
     confidence = f"{figures.round_confidence * 100:.6g} % confidence ({percent(rules.confidence)} over all rounds)"
     passed = figures.lower_bound >= rules.min_approved
     observed = percent_down(figures.lower_bound) + ("" if passed else f"; {_advice(figures, rules)}")
-    return Check(f"lower bound at {confidence}", passed, f"at least {percent(rules.min_approved)}", observed, severity)
+    expected = f"at least {percent(rules.min_approved)} at {confidence}"
+    return Check("lower bound of that share", passed, expected, observed, severity, figures.lower_bound)
 
 
 def _advice(figures: ReviewFigures, rules: ReviewRules) -> str:
@@ -112,7 +116,7 @@ def _changed_check(reviews: Sequence[Review], about: str, earlier: Sequence[Deci
     later = sum(review.at > last.at for review in reviews)
     expected = f"failed with {last.right} of {last.rows} rows right on {last.at[:10]}"
     observed = f"{later} of {len(reviews)} verdicts are later" if later else "none is later"
-    return (Check("verdicts unchanged since the gate failed", not later, expected, observed, "warning"),)
+    return (Check("verdicts unchanged since the gate failed", not later, expected, observed, "warning", later),)
 
 
 def _summary(figures: ReviewFigures, rules: ReviewRules) -> str:

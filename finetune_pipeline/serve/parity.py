@@ -102,11 +102,11 @@ def evaluate_parity(parity: ParityResult, threshold: float, about: str) -> Verdi
     checks = (
         Check(
             "served equals evaluated", parity.share >= threshold, f"at least {percent(threshold)} of the replayed rows",
-            f"{equal} of {total} ({percent(parity.share)})",
+            f"{equal} of {total} ({percent(parity.share)})", value=parity.share,
         ),
         Check(
             "the adapter has an effect", parity.base_differs > 0, "an answer that differs from the base model's",
-            f"{parity.base_differs} of {parity.base_rows} differ",
+            f"{parity.base_differs} of {parity.base_rows} differ", value=parity.base_differs,
         ),
     )  # fmt: skip
     passed = all(check.passed for check in checks)

@@ -48,9 +48,16 @@ def evaluate_split(
     """The verdict about the split of the rows with content hash `about`. `found`: overlaps of test with the other
     splits; `missing_slices`: slices without test rows."""
     checks = (
-        Check("no overlap between test and training", not found, "no pair", _pairs(found)),
+        Check("no overlap between test and training", not found, "no pair", _pairs(found), value=len(found)),
         *_size_checks(len(splits["test"]), sum(len(rows) for rows in splits.values()), rules),
-        Check("slices present in test", not missing_slices, "all", _names(missing_slices) or "all", "warning"),
+        Check(
+            "slices present in test",
+            not missing_slices,
+            "all",
+            _names(missing_slices) or "all",
+            "warning",
+            len(missing_slices),
+        ),
         _template_check(similarity, rules),
     )
     counts = ", ".join(f"{len(splits[name])} {name}" for name in SPLITS)
@@ -70,13 +77,14 @@ def evaluate_split(
 def _size_checks(test: int, total: int, rules: Split) -> tuple[Check, Check]:
     share = test / total if total else 0.0
     return (
-        Check("test rows", test >= FEW_TEST_ROWS, f"at least {FEW_TEST_ROWS}", str(test), "warning"),
+        Check("test rows", test >= FEW_TEST_ROWS, f"at least {FEW_TEST_ROWS}", str(test), "warning", test),
         Check(
             "share of test rows",
             abs(share - rules.test) <= max(0.02, 0.25 * rules.test),
             f"about {percent(rules.test)}; earlier assignments stay, another split.seed draws a new test set",
             percent(share),
             "warning",
+            share,
         ),
     )
 

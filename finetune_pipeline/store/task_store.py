@@ -36,6 +36,7 @@ from finetune_pipeline.store.manifest import (
     read_manifest,
 )
 from finetune_pipeline.store.paths import STAGE_OF, data_root, home, stage_folder
+from finetune_pipeline.store.revisions import newest_first, revision_name, split_name
 
 KEY = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}")  # the name of a folder, not the path of another
 
@@ -102,6 +103,18 @@ class TaskStore:
         """The current artifact; None if the asset was never made, or a file of it is missing."""
         key = self._current_key(asset)
         return self.find(asset, key) if key is not None else None
+
+    def latest(self, asset: str, key: str) -> Artifact | None:
+        """The artifact to use for what `key` is the hash of: the current one if it was made from that, else that of the
+        last run (revisions.py); None where none is finished."""
+        current = self._current_key(asset)
+        if current is not None and split_name(current)[0] == key and (found := self.find(asset, current)):
+            return found
+        return next(self._revisions(asset, key), None)
+
+    def _revisions(self, asset: str, key: str) -> Iterator[Artifact]:
+        names = newest_first((folder.name for folder in self._artifact_folders(asset)), key)
+        yield from (found for name in names if (found := self.find(asset, name)) is not None)
 
     def by_content(self, asset: str, content: str) -> Artifact | None:
         """The artifact of this asset with this content hash, current or older (for rollback and lineage); else None."""
@@ -173,7 +186,10 @@ class TaskStore:
 
     def commit(self, asset: str, key: str, scratch: Path, facts: Mapping[str, Any]) -> Artifact:
         """Make the files in `scratch` the artifact `key` of `asset`, and the current one. `facts` (summary, inputs,
-        declaration, verdict, ...) are written into the manifest. StorageError when a file cannot be written."""
+        declaration, verdict, ...) are written into the manifest. StorageError when a file cannot be written.
+
+        Files of a finished artifact are never replaced: if a forced run gave other files, they get a folder of their
+        own (revisions.py); if it gave the same ones, only the manifest is written again."""
         try:
             files = {
                 str(p.relative_to(scratch)): {"sha256": sha256_file(p), "bytes": p.stat().st_size}
@@ -181,27 +197,40 @@ class TaskStore:
                 if p.is_file()
             }
             content = content_hash_of(files)
-            manifest = {"asset": asset, "task": self.task, "key": key, "content_hash": content, **facts, "files": files}
-            target = self.folder(asset) / key
-            if target.exists():
-                target.fs.rm(
-                    target.path, recursive=True
-                )  # left by a process that was killed before the manifest was written
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if self.is_local:
-                for path in scratch.rglob("*"):
-                    path.chmod(0o755 if path.is_dir() else 0o644)
-                scratch.chmod(0o755)
-                scratch.replace(str(target))
-            else:
-                target.fs.put(str(scratch) + "/", target.path + "/", recursive=True)
-            write_atomic(target / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+            before = next(self._revisions(asset, key), None)
+            same = before is not None and before.content_hash == content and self._is_intact(before)
+            number = 1 if before is None else split_name(before.key)[1] + (not same)
+            name = revision_name(key, number)
+            manifest = {"asset": asset, "task": self.task, "key": name, "content_hash": content, **facts}
+            target = self.folder(asset) / name
+            if not same:
+                self._move(scratch, target)
+            write_atomic(target / MANIFEST, json.dumps({**manifest, "files": files}, indent=1, ensure_ascii=False))
         except OSError as error:
             raise storage_error(error, str(self.folder(asset) / key)) from error
-        artifact = self.find(asset, key)
+        artifact = self.find(asset, name)
         assert artifact is not None
         self.point(artifact)
         return artifact
+
+    def _move(self, scratch: Path, target: UPath) -> None:
+        if target.exists():
+            target.fs.rm(target.path, recursive=True)  # left by a process that was killed before its manifest
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not self.is_local:
+            target.fs.put(str(scratch) + "/", target.path + "/", recursive=True)
+            return
+        for path in scratch.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        scratch.chmod(0o755)
+        scratch.replace(str(target))
+
+    def _is_intact(self, artifact: Artifact) -> bool:
+        try:
+            self.verify(artifact)
+        except StorageError:
+            return False
+        return True
 
     def point(self, artifact: Artifact) -> None:
         """Make this artifact the current one."""

@@ -77,6 +77,7 @@ def evaluate_suitability(
             f"at least {config.recommended_examples}",
             str(facts.usable),
             "warning",
+            facts.usable,
         ),
         Check("tool", advice.tool in ("fine-tuning", "both"), "fine-tuning or both", advice.tool, "warning"),
         _memory(estimate, machine),
@@ -108,13 +109,14 @@ def _min_examples(facts: Facts, config: Suitability) -> Check:
         enough or bool(config.override),
         f"at least {config.min_examples}",
         f"{facts.usable} of {facts.raw} raw rows{reason}",
+        value=facts.usable,
     )
 
 
 def _memory(estimate: Estimate, machine: Machine) -> Check:
     need = estimate.memory_mb["lora"]
     observed = f"about {need:.0f} MB needed, {machine.free_mb:.0f} MB free"
-    return Check("fits into this machine's memory", need <= machine.free_mb, "LoRA fits", observed, "warning")
+    return Check("fits into this machine's memory", need <= machine.free_mb, "LoRA fits", observed, "warning", need)
 
 
 def _facts(context: StageContext) -> Facts:

@@ -43,10 +43,16 @@ def adapter(context: StageContext) -> StageResult:
 def evaluate_training(training: TrainingResult, about: str) -> Verdict:
     """The gate of a finished training: the loss is finite, and the validation loss is lower than before training.
     `about`: content hash of the split."""
-    start, end = training.validation_loss_start, training.validation_loss
+    start, end, last = training.validation_loss_start, training.validation_loss, training.loss_last
     checks = (
-        Check("the loss is finite", math.isfinite(training.loss_last), "a number", f"{training.loss_last:.4f}"),
-        Check("the validation loss fell", end < start, f"below {start:.3f}, its start", f"{end:.3f}"),
+        Check(
+            "the loss is finite",
+            math.isfinite(training.loss_last),
+            "a number",
+            f"{training.loss_last:.4f}",
+            value=training.loss_last,
+        ),
+        Check("the validation loss fell", end < start, f"below {start:.3f}, its start", f"{end:.3f}", value=end),
     )
     passed = all(check.passed for check in checks)
     summary = f"validation loss {start:.3f} to {end:.3f} in {training.steps} steps, {training.seconds:.0f} s"

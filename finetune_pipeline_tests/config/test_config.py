@@ -183,10 +183,10 @@ def test_a_folder_named_task_yaml_is_an_error(tmp_path: Path) -> None:
     "line", ["0 6 * * 1", "*/15 8-18 * * MON-FRI", "7 * * * *", "@weekly", "@daily", "0 0 1,15 * *"]
 )
 def test_a_valid_cron_line_is_accepted_by_dagster(line: str) -> None:
-    from dagster._utils.schedules import is_valid_cron_schedule
+    import dagster as dg
 
     assert task_from(MINIMAL | {"automation": {"schedule": line}}, "task.yaml").automation.schedule == line
-    assert is_valid_cron_schedule(line)
+    assert dg.ScheduleDefinition(job_name="j", cron_schedule=line).cron_schedule == line
 
 
 @pytest.mark.parametrize(
@@ -213,3 +213,17 @@ def test_invalid_yaml_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "task.yaml").write_text(text, "utf-8")
     with pytest.raises(DeclarationError):
         load_task(tmp_path)
+
+
+@pytest.mark.parametrize("owner", ["team:support", "team:data platform", "anna.b+x@example.org"])
+def test_a_valid_owner_is_valid_in_dagster_too(owner: str) -> None:
+    import dagster as dg
+
+    assert task_from(MINIMAL | {"owners": [owner]}, "task.yaml").owners == (owner,)
+    assert list(dg.AssetSpec("a", owners=[owner]).owners) == [owner]
+
+
+@pytest.mark.parametrize("owner", ["anna", "team:", "team: ", "anna@example", "a b@example.org", "", "x@y.z", "@a.org"])
+def test_an_invalid_owner_is_an_error(owner: str) -> None:
+    (problem,) = problems(owners=["team:support", owner])
+    assert problem.startswith("owners: ") and "`team:support`" in problem

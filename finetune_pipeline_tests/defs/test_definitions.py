@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from finetune_pipeline.definitions import build
-from finetune_pipeline.graph import BY_NAME, STEPS, downstream
+from finetune_pipeline.graph import BY_NAME, STEPS, downstream, drawn_upstream
 from finetune_pipeline.store import task_names
 
 from .conftest import declare
@@ -30,13 +30,14 @@ def definitions(data: Path) -> dg.Definitions:
 def test_loads_two_tasks_side_by_side(definitions: dg.Definitions) -> None:
     dg.Definitions.validate_loadable(definitions)
     keys = definitions.resolve_asset_graph().get_all_asset_keys()
-    assert keys == {dg.AssetKey([task, s.asset]) for task in ("support_tickets", "other_task") for s in STEPS}
+    names = {*(s.asset for s in STEPS), *(s.external.name for s in STEPS if s.external)}
+    assert keys == {dg.AssetKey([task, name]) for task in ("support_tickets", "other_task") for name in names}
 
 
 def test_dependencies_are_those_of_the_table(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     parents = graph.get(dg.AssetKey(["support_tickets", "expert_review"])).parent_keys
-    assert {key.path[-1] for key in parents} == {"clean_examples", "review_sample", "base_model", "data_quality"}
+    assert {key.path[-1] for key in parents} == {"clean_examples", "review_sample", "base_model", "reviews"}
 
 
 def test_blocking_gates_are_blocking_checks(definitions: dg.Definitions) -> None:
@@ -52,6 +53,19 @@ def test_every_gate_in_the_table_has_a_check() -> None:
             assert BY_NAME[gate].check, f"{step.asset} asks {gate} for a verdict it does not have"
 
 
+def test_an_edge_that_a_longer_way_implies_is_drawn_only_where_it_carries_changes() -> None:
+    drawn = {step.asset: set(drawn_upstream(step)) for step in STEPS}
+    assert drawn["eval_report"] == {"baseline_report", "adapter"}
+    assert drawn["adapter"] == {"baseline_report"}
+    assert drawn["traffic_report"] == {"deployed_endpoint"}
+    assert drawn["data_split"] == {"raw_examples", "clean_examples", "expert_review"}, "an input may change alone"
+    for step in STEPS:  # order: everything that has to be there first is reached on some way
+        reached = {step.asset}
+        for other in reversed(STEPS):
+            reached |= drawn[other.asset] if other.asset in reached else set()
+        assert {*step.upstream} <= reached, step.asset
+
+
 def test_downstream_follows_needs_gates_and_order() -> None:
     assert downstream("registered_model") == ["registered_model", "deployed_endpoint", "traffic_report"]
     assert "adapter" in downstream("baseline_report")
@@ -59,7 +73,7 @@ def test_downstream_follows_needs_gates_and_order() -> None:
 
 def test_sensors_and_schedules_that_start_runs_wait_to_be_switched_on(definitions: dg.Definitions) -> None:
     running = [s.name for s in definitions.sensors or () if s.default_status == dg.DefaultSensorStatus.RUNNING]
-    assert running == ["task_folders", "orphans"]
+    assert running == ["code_location_reload", "run_monitoring"]
     schedules = [s for s in definitions.schedules or () if isinstance(s, dg.ScheduleDefinition)]
     assert {s.default_status for s in schedules} == {dg.DefaultScheduleStatus.STOPPED}
 
@@ -109,7 +123,8 @@ def test_a_broken_task_leaves_the_others_alone_and_is_named(data: Path, caplog: 
     graph = definitions.resolve_asset_graph()
     assert {key.path[1] for key in graph.materializable_asset_keys} == {step.asset for step in STEPS}
     assert {key.path[0] for key in graph.materializable_asset_keys} == {"fine"}
-    broken = {graph.get(key).metadata["task"]: graph.get(key) for key in graph.external_asset_keys}
+    keys = [key for key in graph.external_asset_keys if key.path[0] == "_broken_tasks"]
+    broken = {graph.get(key).metadata["task"]: graph.get(key) for key in keys}
     assert set(broken) == {*BROKEN, "folder"}
     assert "automation.schedule: a cron line has five fields" in str(broken["cron"].description)
     assert "Did you mean `sources`?" in str(broken["keys"].description)
@@ -126,7 +141,8 @@ def test_a_task_may_be_called_as_the_group_of_broken_ones(data: Path) -> None:
     dg.Definitions.validate_loadable(definitions)
     graph = definitions.resolve_asset_graph()
     assert {key.path[0] for key in graph.materializable_asset_keys} == {"broken_tasks"}
-    assert {graph.get(key).metadata["task"] for key in graph.external_asset_keys} == {*STEPS_NAMES, "_broken_tasks"}
+    keys = [key for key in graph.external_asset_keys if key.path[0] == "_broken_tasks"]
+    assert {graph.get(key).metadata["task"] for key in keys} == {*STEPS_NAMES, "_broken_tasks"}
 
 
 @pytest.mark.parametrize("name", ["class", "input", "default", "context", "x" * 63])

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.definitions.sensor_definition import SensorExecutionData
-from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
 from finetune_pipeline.definitions import build
+from finetune_pipeline.defs.sensors import RUN_KEY_TAG, SENSOR_NAME_TAG
 from finetune_pipeline.graph import BY_NAME
 from finetune_pipeline.materialize import open_task
 from finetune_pipeline.records import Example, Json, Message, Review, Verdict, write_jsonl
@@ -46,7 +46,7 @@ class Daemon:
                 return self._run(request)
         return str(data.skip_message)
 
-    def _evaluate(self) -> SensorExecutionData:
+    def _evaluate(self) -> Any:
         context = dg.build_sensor_context(instance=self.dagster, cursor=self.cursor, sensor_name=self.sensor.name)
         data = self.sensor.evaluate_tick(context)
         self.cursor = data.cursor or self.cursor
@@ -111,12 +111,12 @@ def test_an_earlier_file_that_is_restored_is_a_change(files: Daemon, folder: Pat
         assert rows_read() == rows
 
 
-def test_a_run_that_failed_is_offered_again_and_not_for_ever(
+def test_a_run_that_failed_is_requested_again_and_not_for_ever(
     files: Daemon, folder: Path, later: Callable[[timedelta], None]
 ) -> None:
     put(folder, EMPTY)
     assert files.tick() == "failed"
-    assert "it is started again at" in files.tick()
+    assert "the next attempt starts at" in files.tick()
     said = []
     for hours in range(1, 8):
         later(timedelta(hours=hours))
@@ -166,7 +166,7 @@ def alarm(folder: Path, dagster: dg.DagsterInstance) -> Daemon:
     return Daemon(dagster, "traffic_alarm", ["raw_examples"])
 
 
-def test_an_alarm_on_unchanged_data_is_told_once_and_starts_nothing(alarm: Daemon) -> None:
+def test_an_alarm_on_unchanged_data_is_reported_once_and_starts_nothing(alarm: Daemon) -> None:
     _, store = open_task("parcels")
     assert alarm.tick() == "no traffic report yet"
     report(store, "9 % of the answers are invalid")
@@ -199,7 +199,7 @@ def test_an_alarm_with_new_data_starts_a_run_and_cools_down(
     assert alarm.tick() == "started"
 
 
-def test_an_alarm_whose_run_failed_is_offered_again(
+def test_an_alarm_whose_run_failed_is_requested_again(
     alarm: Daemon, folder: Path, later: Callable[[timedelta], None]
 ) -> None:
     _, store = open_task("parcels")
@@ -230,7 +230,7 @@ def test_train_starts_with_the_last_verdict_and_again_after_a_failure(
     assert daemon.tick() == "2 of 3 rows reviewed"
     approve(store, 3)
     assert daemon.tick() == "failed"
-    assert "it is started again at" in daemon.tick()
+    assert "the next attempt starts at" in daemon.tick()
     later(timedelta(minutes=6))
     assert daemon.tick() == "failed"
 

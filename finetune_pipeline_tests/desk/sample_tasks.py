@@ -207,7 +207,7 @@ class Maker:
         )
         check = Check("share of rows that are right", True, "at least 95.0%", "12 of 12 (100.0%)")
         bound = Check(
-            "lower bound at 95% confidence",
+            "lower bound of that share",
             False,
             "at least 95.0%",
             "77.9%; 47 more rows with none wrong would reach it",

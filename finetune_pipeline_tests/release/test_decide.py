@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from finetune_pipeline.config import Release
+from finetune_pipeline.config import Release, task_from
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.records import Check, Decision
-from finetune_pipeline.release.decide import decide
+from finetune_pipeline.release.decide import check_names, decide
 from finetune_pipeline.release.holdout_reuse import HoldoutReuse
 from finetune_pipeline_tests.release.evidence import bits, evidence, losses
 
@@ -281,3 +281,13 @@ def test_no_rows_are_inconclusive() -> None:
 
 def rules_with(**values: float) -> Release:
     return Release(**{**RULES.model_dump(), **values})
+
+
+def test_the_names_that_are_known_before_a_run_are_those_of_the_checks() -> None:
+    least = {"name": "t", "sources": [{"path": "x"}], "base": {"path": "m", "license": "mit"}}
+    declared = task_from(least | {"baseline": {"variants": ["zero_shot", "few_shot", "classical"]}}, "task.yaml")
+    rows = {name: bits(135, 60) for name in ("zero_shot", "few_shot", "classical")}
+    decision = decide(evidence({**rows, "tuned": bits(135, 112)}), RULES)
+    names = {check.name for check in decision.checks} - {"no worse than the live version"}
+    assert set(check_names(declared)) == names
+    assert all(check.value is not None for check in decision.checks if check.name.startswith("better than"))

@@ -133,7 +133,8 @@ def test_the_verdict_names_its_round() -> None:
     assert verdict.summary.startswith("round 3: 57 of 60 fresh rows are right (95 %)")
     assert verdict.figures["round"] == 3
     assert "in round 3" in verdict.checks[1].observed
-    assert verdict.checks[2].name == "lower bound at 98.75 % confidence (95 % over all rounds)"
+    assert verdict.checks[2].name == "lower bound of that share"
+    assert "at 98.75 % confidence (95 % over all rounds)" in verdict.checks[2].expected
 
 
 def test_rows_that_were_removed_after_they_were_drawn_count_as_wrong() -> None:

@@ -1,16 +1,16 @@
-"""Runs whose process is gone are reported as failed: a process that is killed cannot say so itself.
+"""Report runs as failed whose process was killed: a killed process cannot do it itself.
 
-    mark(instance, run_id)      a run says which process works on it: the tag `finetune/process`
-    end_orphans(instance)       by `finetune run`, by `finetune up`, and by the sensor `orphans` while Dagster runs
+    tag_run(instance, run_id)      a run states which process executes it: the tag `finetune/process`
+    fail_dead_runs(instance)       by `finetune run`, by `finetune up`, and by the sensor `run_monitoring`
 
     finetune/process    0b3a77c1|build-7|5c1e9f…:4026531836|48213|90127734
-                        run, host, boot and process namespace, process, its start (clock ticks after the boot)
+                        run, host, boot and process namespace, process id, its start (clock ticks after the boot)
 
-Without this a killed run is shown as running for ever, and holds up whatever waits for its end. Only processes of this
-very boot of this very machine (or container) are judged: of others nothing can be known. A process number that was
-given to another process is told by the start. A process of another user, which /proc may hide (`hidepid`), counts as
-gone only where no process has its number. The run's id is in the tag because Dagster copies tags when a run is started
-again.
+Without this Dagster shows a killed run as running for ever, and whatever waits for its end waits for ever. Only
+processes of this boot of this machine (or container) are checked: of others nothing can be known. A process id that
+the system gave to another process is recognized by the start time. A process of another user, which /proc may hide
+(`hidepid`), counts as dead only where no process has its id. The run's id is in the tag because Dagster copies tags
+when a run is executed again. Dagster's own run monitoring asks a run launcher; a run of `finetune run` has none.
 """
 
 from __future__ import annotations
@@ -33,30 +33,32 @@ UNFINISHED = [
 
 
 def tag(run_id: str) -> dict[str, str]:
-    """The tag of a run that this process works on."""
+    """The tag of a run that this process executes."""
     pid = os.getpid()
     return {TAG: "|".join((run_id[:8], *_machine(), str(pid), started(pid) or ""))}
 
 
-def mark(dagster: dg.DagsterInstance, run_id: str) -> None:
-    """Tag a run that Dagster started in this process; nothing happens where it has the tag."""
+def tag_run(dagster: dg.DagsterInstance, run_id: str) -> None:
+    """Tag a run that Dagster started in this process; does nothing where it has the tag."""
     run, own = dagster.get_run_by_id(run_id), tag(run_id)
     if run is not None and run.tags.get(TAG) != own[TAG]:
         dagster.add_run_tags(run_id, own)
 
 
-def end_orphans(dagster: dg.DagsterInstance) -> list[str]:
-    """Report every unfinished run as failed whose process is gone; gives their ids."""
-    gone = [run.run_id for run in dagster.get_runs(dg.RunsFilter(statuses=UNFINISHED)) if _is_orphan(run)]
-    # asked again: a process that ended in between has told how its run ended
-    orphans = dagster.get_runs(dg.RunsFilter(run_ids=gone, statuses=UNFINISHED)) if gone else []
-    for run in orphans:
+def fail_dead_runs(dagster: dg.DagsterInstance) -> list[str]:
+    """Report every unfinished run as failed whose process does not exist any more; returns their ids."""
+    gone = [run.run_id for run in dagster.get_runs(dg.RunsFilter(statuses=UNFINISHED)) if _is_dead(run)]
+    # asked again: a process that ended in between has reported how its run ended
+    dead = dagster.get_runs(dg.RunsFilter(run_ids=gone, statuses=UNFINISHED)) if gone else []
+    for run in dead:
         process = run.tags[TAG].split("|")[3]
-        dagster.report_run_failed(run, f"process {process}, which worked on this run, is gone (was it killed?)")
-    return [run.run_id for run in orphans]
+        dagster.report_run_failed(
+            run, f"process {process}, which executed this run, does not exist any more (was it killed?)"
+        )
+    return [run.run_id for run in dead]
 
 
-def _is_orphan(run: dg.DagsterRun) -> bool:
+def _is_dead(run: dg.DagsterRun) -> bool:
     parts = run.tags.get(TAG, "").split("|")
     if len(parts) != 5 or (parts[0], *parts[1:3]) != (run.run_id[:8], *_machine()) or not parts[3].isdecimal():
         return False
@@ -96,18 +98,22 @@ def _exists(pid: int) -> bool:
     return True
 
 
-def watch_orphans() -> dg.SensorDefinition:
-    """The sensor that does it while Dagster runs."""
+def run_monitoring_sensor() -> dg.SensorDefinition:
+    """The sensor that does this while the Dagster daemon runs."""
 
     @dg.sensor(
-        name="orphans",
+        name="run_monitoring",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Reports runs as failed whose process was killed; starts no run.",
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        ended = end_orphans(context.instance)
+        ended = fail_dead_runs(context.instance)
         named = ", ".join(run_id[:8] for run_id in ended)
-        return dg.SkipReason(f"reported as failed, their process is gone: {named}" if ended else "every run has one")
+        return dg.SkipReason(
+            f"reported as failed, since their process was killed: {named}"
+            if ended
+            else "every unfinished run has its process"
+        )
 
     return sensor

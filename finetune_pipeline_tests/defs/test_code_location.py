@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from finetune_pipeline.defs.task_folders import LOCATION, watch_task_folders
+from finetune_pipeline.defs.code_location import LOCATION, code_location_sensor
 
 from .conftest import declare
 
@@ -31,15 +31,15 @@ def tick(sensor: dg.SensorDefinition, dagster: dg.DagsterInstance, cursor: str |
 def test_nothing_changed(data: Path, dagster: dg.DagsterInstance) -> None:
     declare(data, "parcels")
     declare(data, "broken", unknown={})
-    said, _ = tick(watch_task_folders(["parcels", "broken"]), dagster)
-    assert said == "every task is loaded as it is declared"
+    said, _ = tick(code_location_sensor(["parcels", "broken"]), dagster)
+    assert said == "every task is loaded as declared"
 
 
 def test_what_changed_is_named_with_what_to_press(data: Path, dagster: dg.DagsterInstance) -> None:
     for name in ("parcels", "gone", "repaired"):
         declare(data, name)
     (data / "repaired" / "task.yaml").write_text("name: [", "utf-8")
-    sensor = watch_task_folders(["parcels", "gone", "repaired"])
+    sensor = code_location_sensor(["parcels", "gone", "repaired"])
     (data / "gone" / "task.yaml").unlink()
     declare(data, "repaired")
     declare(data, "added")
@@ -47,12 +47,13 @@ def test_what_changed_is_named_with_what_to_press(data: Path, dagster: dg.Dagste
     assert "`added` is new; the task `gone` is gone; the task `repaired` changed: press Reload" in said
 
 
-def test_an_edit_that_dagster_reads_at_every_run_needs_no_reload(data: Path, dagster: dg.DagsterInstance) -> None:
+def test_an_edit_of_the_declaration_reloads_and_a_comment_does_not(data: Path, dagster: dg.DagsterInstance) -> None:
     declare(data, "parcels")
-    sensor = watch_task_folders(["parcels"])
+    sensor = code_location_sensor(["parcels"])
+    path = declare(data, "parcels") / "task.yaml"
+    path.write_text("# a comment\n" + path.read_text("utf-8"), "utf-8")
+    assert tick(sensor, dagster)[0] == "every task is loaded as declared"
     declare(data, "parcels", train={"num_epochs": 3})
-    assert tick(sensor, dagster)[0] == "every task is loaded as it is declared"
-    declare(data, "parcels", automation={"schedule": "0 7 * * 1"})
     assert "`parcels` changed" in tick(sensor, dagster)[0]
 
 
@@ -88,13 +89,13 @@ def dagster_ui(asked: list[str]) -> Iterator[str]:
 def test_the_reload_is_requested_once_for_each_change(
     data: Path, dagster: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sensor = watch_task_folders([])
+    sensor = code_location_sensor([])
     declare(data, "added")
     asked: list[str] = []
     with dagster_ui(asked) as url:
         monkeypatch.setenv("FINETUNE_DAGSTER_URL", url)
         said, cursor = tick(sensor, dagster)
-        assert "loaded again" in said
+        assert "reloaded" in said
         said, cursor = tick(sensor, dagster, cursor)  # where it did not help, a person is asked, and nothing loops
         assert "press Reload" in said
         declare(data, "second")

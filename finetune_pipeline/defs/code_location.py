@@ -1,10 +1,10 @@
-"""The sensor `task_folders`: a task that is new, gone, or loaded otherwise than declared now makes Dagster load again.
+"""The sensor `code_location_reload`: reloads the code location when a task was added, removed or declared differently.
 
-    the task `parcels` is new: press Reload ...     what a tick says where the reload could not be requested
+    the task `parcels` is new: press Reload ...     the skip reason where the reload could not be requested
 
-It starts no run, so it is on from the start. The reload is requested from the Dagster UI ($FINETUNE_DAGSTER_URL), once
-for each state of the folders. Only what Dagster fixes at loading counts: whether a task can be loaded, and its
-schedule; everything else in a declaration is read at every run.
+It starts no run, so it is on by default. It requests the reload from the Dagster UI ($FINETUNE_DAGSTER_URL), once for
+each state of the tasks. A run needs no reload: it reads the declaration itself. The UI does: code versions (what is
+stale), checks, owners and the schedule are those of the declaration at loading.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,21 +22,21 @@ LOCATION = "finetune_pipeline"  # as in workspace.yaml
 RELOAD_SECONDS = 60
 
 
-def watch_task_folders(names: Iterable[str]) -> dg.SensorDefinition:
+def code_location_sensor(names: Iterable[str]) -> dg.SensorDefinition:
     """The sensor for a code location that was loaded with the tasks `names`."""
     loaded = task_states(names)
 
     @dg.sensor(
-        name="task_folders",
+        name="code_location_reload",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Reloads the definitions when a task was added, removed, repaired or broken; starts no run.",
+        description="Reloads the definitions when a task was added, removed or declared differently; starts no run.",
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         now = task_states(task_names())
         changes = describe(loaded, now)
         if not changes:
-            return dg.SkipReason("every task is loaded as it is declared")
+            return dg.SkipReason("every task is loaded as declared")
         seen = content_id(*(part for state in sorted(now.items()) for part in state))
         said = f"{'; '.join(changes)}: press Reload beside {LOCATION} under Deployment, Code locations"
         if context.cursor != seen:
@@ -49,13 +49,13 @@ def watch_task_folders(names: Iterable[str]) -> dg.SensorDefinition:
 
 
 def task_states(names: Iterable[str]) -> dict[str, str]:
-    """Of each task what Dagster has fixed at loading: its schedule, or what is wrong with its declaration."""
+    """Of each task its declaration, as a hash, or what is wrong with it."""
     return {name: _state(name) for name in names}
 
 
 def _state(name: str) -> str:
     try:
-        return f"schedule {open_task(name)[0].automation.schedule}"
+        return content_id(open_task(name)[0].model_dump_json(by_alias=True))
     except FinetuneError as error:
         return f"broken: {error}"
 
@@ -69,8 +69,8 @@ def describe(loaded: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def request_reload() -> str:
-    """Ask the Dagster UI to load the definitions again. Gives "" where it could not be asked (it does not run, or wants
-    a password): then a person presses the button."""
+    """Ask the Dagster UI to load the definitions again. Returns "" where the request failed (it does not run, or
+    requires a password): then a person presses the button."""
     from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError, ReloadRepositoryLocationStatus
     from requests import RequestException
 
@@ -87,4 +87,4 @@ def request_reload() -> str:
     except (DagsterGraphQLClientError, RequestException):
         return ""
     done = answer.status == ReloadRepositoryLocationStatus.SUCCESS
-    return "the tasks changed; the definitions were loaded again" if done else ""
+    return "the tasks changed; the definitions were reloaded" if done else ""

@@ -13,21 +13,21 @@ import dagster as dg
 import psutil
 import pytest
 
-from finetune_pipeline.defs import orphans
-from finetune_pipeline.defs.orphans import TAG, end_orphans, mark, started, tag, watch_orphans
+from finetune_pipeline.defs import run_monitoring
 from finetune_pipeline.defs.run import instance
+from finetune_pipeline.defs.run_monitoring import TAG, fail_dead_runs, run_monitoring_sensor, started, tag, tag_run
 
 # A run in a process of its own, as `finetune run` has it: it says its id when it is under way, and goes on for ever.
 CHILD = """
 import time, uuid
 import dagster as dg
-from finetune_pipeline.defs.orphans import mark, tag
+from finetune_pipeline.defs.run_monitoring import tag_run, tag
 from finetune_pipeline.defs.run import instance
 
 @dg.op
 def stage_context(context):
     if {marked}:
-        mark(context.instance, context.run_id)
+        tag_run(context.instance, context.run_id)
     print("run", context.run_id, flush=True)
     time.sleep(600)
 
@@ -64,19 +64,19 @@ def test_the_run_of_a_killed_process_ends_and_that_of_a_live_one_does_not(home: 
     alive, third = child(marked=True)
     try:
         with instance() as dagster:
-            assert end_orphans(dagster) == []
+            assert fail_dead_runs(dagster) == []
             killed.kill()
             killed.wait()
             unreaped.kill()
             while started(unreaped.pid):  # it ended, and waits for its parent
                 time.sleep(0.01)
-            assert sorted(end_orphans(dagster)) == sorted([first, second])
-            assert end_orphans(dagster) == []
+            assert sorted(fail_dead_runs(dagster)) == sorted([first, second])
+            assert fail_dead_runs(dagster) == []
             statuses = [run.status.value for id_ in (first, second, third) if (run := dagster.get_run_by_id(id_))]
             assert statuses == ["FAILURE", "FAILURE", "STARTED"]
             alive.kill()
             alive.wait()
-            said = watch_orphans().evaluate_tick(dg.build_sensor_context(instance=dagster))
+            said = run_monitoring_sensor().evaluate_tick(dg.build_sensor_context(instance=dagster))
             assert third[:8] in str(said.skip_message)
     finally:
         for process in (killed, unreaped, alive):
@@ -106,7 +106,7 @@ def test_only_what_can_be_known_is_judged(dagster: dg.DagsterInstance, place: in
     parts = tag(run.run_id)[TAG].split("|")
     parts[place] = value
     dagster.add_run_tags(run.run_id, {TAG: "|".join(parts)})
-    assert end_orphans(dagster) == ([run.run_id] if ends else [])
+    assert fail_dead_runs(dagster) == ([run.run_id] if ends else [])
 
 
 def test_a_run_that_ended_while_it_was_looked_at_is_left_alone(
@@ -119,8 +119,8 @@ def test_a_run_that_ended_while_it_was_looked_at_is_left_alone(
         dagster.report_run_canceled(run)
         return ""
 
-    monkeypatch.setattr(orphans, "started", ended)
-    assert end_orphans(dagster) == []
+    monkeypatch.setattr(run_monitoring, "started", ended)
+    assert fail_dead_runs(dagster) == []
 
 
 @pytest.mark.parametrize("found", ["", "x", "1@2", "|||x|", "a|b|c|d|e"])
@@ -128,8 +128,8 @@ def test_other_tags_and_finished_runs_are_left_alone(dagster: dg.DagsterInstance
     run = dagster.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags={TAG: found})
     done = dagster.create_run_for_job(job, status=dg.DagsterRunStatus.SUCCESS)
     dagster.add_run_tags(done.run_id, {TAG: tag(done.run_id)[TAG].rpartition("|")[0] + "|1"})
-    assert end_orphans(dagster) == []
-    mark(dagster, run.run_id)
+    assert fail_dead_runs(dagster) == []
+    tag_run(dagster, run.run_id)
     marked = dagster.get_run_by_id(run.run_id)
     assert marked is not None and marked.tags[TAG] == tag(run.run_id)[TAG]
 
@@ -169,18 +169,18 @@ def test_a_process_that_proc_hides_is_gone_only_where_its_number_is_free(
 
     monkeypatch.setattr(Path, "read_text", read_text)
     monkeypatch.setattr(os, "kill", kill)
-    assert end_orphans(dagster) == ([run.run_id] if ends else [])
+    assert fail_dead_runs(dagster) == ([run.run_id] if ends else [])
     assert asked == [(os.getpid(), 0)]
 
 
 def test_a_run_that_does_not_say_when_its_process_started_is_left_alone(dagster: dg.DagsterInstance) -> None:
     run = dagster.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
     dagster.add_run_tags(run.run_id, {TAG: tag(run.run_id)[TAG].rpartition("|")[0] + "|"})
-    assert end_orphans(dagster) == []
+    assert fail_dead_runs(dagster) == []
 
 
 def test_where_there_is_no_proc_the_clock_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(orphans, "BOOT", tmp_path / "none")
+    monkeypatch.setattr(run_monitoring, "BOOT", tmp_path / "none")
     assert str(started(os.getpid())).isdecimal()
     assert started(int(GONE)) == started(10**30) == ""
 
