@@ -159,17 +159,12 @@ class World:
 
     def answers(self, port: str) -> bool:
         """Whether the server on this port answers; the endpoint, once its models are loaded."""
-        key = self.folder / ".finetune" / "endpoint_key"
-        path, head = "/", {}
-        if port == "8311":
-            if not key.exists():
-                return False
-            path, head = "/v1/models", {"authorization": f"Bearer {key.read_text('utf-8').strip()}"}
         try:
-            code = httpx.get(f"http://127.0.0.1:{self.ports[port]}{path}", headers=head, timeout=30).status_code
+            path = "/health" if port == "8311" else "/"
+            answer = httpx.get(f"http://127.0.0.1:{self.ports[port]}{path}", timeout=30)
         except httpx.HTTPError:
             return False
-        return code < 500 and (port != "8311" or code == 200)
+        return answer.status_code < 500 and (port != "8311" or answer.json()["status"] != "starting")
 
     def make_tiny(self, name: str) -> None:
         """What a person may change in a declaration: another base model, and bounds for few rows."""

@@ -43,7 +43,7 @@ def adapter(context: StageContext) -> StageResult:
 def evaluate_training(training: TrainingResult, about: str) -> Verdict:
     """The gate of a finished training: the loss is finite, and the validation loss is lower than before training.
     `about`: content hash of the split."""
-    start, end, last = training.validation_loss_start, training.validation_loss, training.loss_last
+    start, end = training.validation_loss_start, training.validation_loss
     checks = (
         Check(
             "the loss is finite",
