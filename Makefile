@@ -51,4 +51,4 @@ lock: $(READY)
 
 # data/*/frozen_test.jsonl stays: it says which rows are test rows for good
 clean:
-	rm -rf $(VENV) .finetune data/*/[0-9]_* data/*/.work .env
+	rm -rf $(VENV) .finetune data/*/[0-9][0-9]_* data/*/.work .env
