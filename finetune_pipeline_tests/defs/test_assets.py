@@ -89,7 +89,10 @@ def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
 def stale() -> dict[str, list[str]]:
     """What the UI shows as stale, each with its causes."""
     command = [sys.executable, "-c", CLIENT, "-m", "finetune_pipeline.definitions", "-t", QUERY]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ))
+    # not in the repository: Dagster reads the .env of the working directory, which names another DAGSTER_HOME
+    said = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=dict(os.environ), cwd=os.environ["FINETUNE_DATA"]
+    )
     answer = next(
         line for line in said.stdout.splitlines() if line.startswith("{")
     )  # among the code server's log lines
