@@ -38,7 +38,7 @@ PAGES = sorted(
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^ *```", re.M | re.S)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 INLINE = re.compile(r"`finetune ([a-z]+)[^`]*`")
-PORTS = {"3000": "FINETUNE_DAGSTER_URL", "8310": "FINETUNE_DESK_URL", "8311": "FINETUNE_ENDPOINT"}
+PORTS = {"3000": "FINETUNE_DAGSTER_URL", "8310": "FINETUNE_DESK_URL", "8311": "FINETUNE_ENDPOINT_URL"}
 PORTS |= {"8312": "FINETUNE_MLFLOW_URL"}
 # The servers, and the ports on which each has to answer; the daemon has none: it has to say that it runs.
 SERVERS = {

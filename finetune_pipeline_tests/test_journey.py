@@ -57,13 +57,13 @@ class RecordingTerminal(Silent):
 @pytest.fixture
 def world(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TaskStore]:
     """A function that declares a task; data, home, Dagster and MLflow are in `tmp_path`."""
-    for variable in ("MLFLOW_TRACKING_URI", "FINETUNE_ENDPOINT"):
+    for variable in ("MLFLOW_TRACKING_URI", "FINETUNE_ENDPOINT_URL"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("FINETUNE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
     # no server there: the run starts a temporary endpoint
-    monkeypatch.setenv("FINETUNE_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("FINETUNE_ENDPOINT_URL", "http://127.0.0.1:9")
 
     def declare(name: str, rows: list[tuple[str, str]], **sections: Any) -> TaskStore:
         folder = tmp_path / "data" / name

@@ -115,11 +115,11 @@ def up() -> None:
 
 @main.command()
 def serve() -> None:
-    """Start only the OpenAI-compatible endpoint, at $FINETUNE_ENDPOINT."""
+    """Start only the OpenAI-compatible endpoint, at $FINETUNE_ENDPOINT_URL."""
     from finetune_pipeline.config.addresses import address, host_and_port
     from finetune_pipeline.serve.server import run as run_endpoint
 
-    run_endpoint(*host_and_port(address("FINETUNE_ENDPOINT")))
+    run_endpoint(*host_and_port(address("FINETUNE_ENDPOINT_URL")))
 
 
 @main.command()

@@ -53,14 +53,16 @@ def servers() -> list[Server]:
     """The servers to start. PortInUse for the first port that is in use, before any server is started."""
     dagster_host, dagster_port = require_free("FINETUNE_DAGSTER_URL", "the Dagster UI")
     require_free("FINETUNE_DESK_URL", "the desk")
-    require_free("FINETUNE_ENDPOINT", "the endpoint")
+    require_free("FINETUNE_ENDPOINT_URL", "the endpoint")
     python = sys.executable
     dagster = (python, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", dagster_host, "-p", str(dagster_port))
     return [
         Server("Dagster", "FINETUNE_DAGSTER_URL", "/server_info", dagster),
         *([] if mlflow_server() else [_mlflow()]),
         Server("desk", "FINETUNE_DESK_URL", "/login", (python, "-m", "finetune_pipeline.cli.commands", "desk")),
-        Server("endpoint", "FINETUNE_ENDPOINT", "/health", (python, "-m", "finetune_pipeline.cli.commands", "serve")),
+        Server(
+            "endpoint", "FINETUNE_ENDPOINT_URL", "/health", (python, "-m", "finetune_pipeline.cli.commands", "serve")
+        ),
     ]
 
 

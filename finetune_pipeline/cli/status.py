@@ -129,7 +129,7 @@ def _next(task: Task, store: TaskStore) -> str:
         f"  desk        {address('FINETUNE_DESK_URL')}/tasks/{task.name}\n"
         f"  graph       {address('FINETUNE_DAGSTER_URL')}\n"
         f"  training    {mlflow_page(adapter and adapter.summary.get('mlflow_experiment_id'))}\n"
-        f"  endpoint    {address('FINETUNE_ENDPOINT')}/v1\n"
+        f"  endpoint    {address('FINETUNE_ENDPOINT_URL')}/v1\n"
         f"  artifacts   {store.root}"
     )
     return places if not todo else f"to make: {', '.join(todo)}\n{places}"

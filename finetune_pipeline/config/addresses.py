@@ -2,7 +2,7 @@
 
 FINETUNE_DAGSTER_URL   http://127.0.0.1:3000     Dagster's UI
 FINETUNE_DESK_URL      http://127.0.0.1:8310     the desk (review, reports)
-FINETUNE_ENDPOINT      http://127.0.0.1:8311     the OpenAI-compatible endpoint
+FINETUNE_ENDPOINT_URL  http://127.0.0.1:8311     the OpenAI-compatible endpoint
 FINETUNE_MLFLOW_URL    http://127.0.0.1:8312     MLflow's UI; ignored when $MLFLOW_TRACKING_URI is the URL of a server
 """
 
@@ -21,7 +21,7 @@ from finetune_pipeline.errors import PortInUse
 DEFAULTS = {
     "FINETUNE_DAGSTER_URL": "http://127.0.0.1:3000",
     "FINETUNE_DESK_URL": "http://127.0.0.1:8310",
-    "FINETUNE_ENDPOINT": "http://127.0.0.1:8311",
+    "FINETUNE_ENDPOINT_URL": "http://127.0.0.1:8311",
     "FINETUNE_MLFLOW_URL": "http://127.0.0.1:8312",
 }
 BACKLOG = 2048  # connections that may wait to be accepted

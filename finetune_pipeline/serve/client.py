@@ -4,7 +4,8 @@
         endpoint.get("/version")
         httpx.post(endpoint.url + "/v1/chat/completions", headers=endpoint.headers, json=…)
 
-The running endpoint is used when it answers at $FINETUNE_ENDPOINT with this installation's identity (same machine, home
+The running endpoint is used when it answers at $FINETUNE_ENDPOINT_URL with this installation's identity (same machine,
+home
 and data): a parity check of another endpoint would prove nothing. Else a process of the same code is started on a free
 loopback port and serves this task only; it is ended as a process group afterwards, and writes its log to
 <home>/logs/endpoint-temporary.log. For users, `finetune serve` and `make up` start the endpoint.
@@ -77,7 +78,7 @@ _HINT = "see the endpoint's log under the home folder's logs/, and run again"
 def live_endpoint(task: Task, store: TaskStore, report: Reporter) -> Iterator[EndpointClient]:
     """See the module's docstring. ServingError with the end of the log when a temporary endpoint does not start."""
     key = pipeline_key(home())
-    url = address("FINETUNE_ENDPOINT")
+    url = address("FINETUNE_ENDPOINT_URL")
     if is_own_endpoint(url):
         report.log(f"using the endpoint at {url}")
         yield EndpointClient(url, key)

@@ -41,7 +41,7 @@ def run(host: str, port: int, only: str | None = None, announce: Path | None = N
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     keys = load_keys(os.environ, home(), host)
-    listening = listen(host, port, "FINETUNE_ENDPOINT", "the endpoint")
+    listening = listen(host, port, "FINETUNE_ENDPOINT_URL", "the endpoint")
     url = f"http://{host}:{listening.getsockname()[1]}"
     metrics = Metrics()
     supervisor = Supervisor(metrics, only)

@@ -19,7 +19,7 @@ from finetune_pipeline.cli.services import Server, servers, up
 from finetune_pipeline.config.addresses import address
 from finetune_pipeline.errors import ServingError
 
-VARIABLES = ("FINETUNE_DAGSTER_URL", "FINETUNE_MLFLOW_URL", "FINETUNE_DESK_URL", "FINETUNE_ENDPOINT")
+VARIABLES = ("FINETUNE_DAGSTER_URL", "FINETUNE_MLFLOW_URL", "FINETUNE_DESK_URL", "FINETUNE_ENDPOINT_URL")
 SLOW = """
 import sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer

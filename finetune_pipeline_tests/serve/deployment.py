@@ -154,7 +154,7 @@ def running(keys: dict[str, str] | None = None) -> Iterator[RunningEndpoint]:
     endpoint = Endpoint(
         ApiKeys(digests), Supervisor(metrics), TrafficLog(metrics.lines_lost.inc), metrics, endpoint_identity()
     )
-    listening = listen("127.0.0.1", 0, "FINETUNE_ENDPOINT", "the endpoint")
+    listening = listen("127.0.0.1", 0, "FINETUNE_ENDPOINT_URL", "the endpoint")
     server = uvicorn.Server(uvicorn.Config(create_app(endpoint), log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

@@ -53,7 +53,7 @@ def deployment(
         (root / "data").mkdir()
         patch.setattr(supervisor, "POLL_SECONDS", 0.1)
         with running() as server:
-            patch.setenv("FINETUNE_ENDPOINT", server.url)
+            patch.setenv("FINETUNE_ENDPOINT_URL", server.url)
             yield Deployment(server, root, tiny_model, make_adapter)
 
 

@@ -70,7 +70,7 @@ def foreign_server() -> Iterator[str]:
 
 def test_the_running_endpoint_is_used_when_its_identity_matches(task: Deployed, monkeypatch: MonkeyPatch) -> None:
     with running() as server:
-        monkeypatch.setenv("FINETUNE_ENDPOINT", server.url)
+        monkeypatch.setenv("FINETUNE_ENDPOINT_URL", server.url)
         with live_endpoint(task.task, task.store, Silent()) as endpoint:
             assert endpoint.url == server.url and endpoint.get("/version")["tasks"]["parcels"]["champion"] is None
         monkeypatch.setenv("FINETUNE_HOME", "/elsewhere")
@@ -81,7 +81,7 @@ def test_a_foreign_server_is_not_used_and_a_temporary_endpoint_is_ended_afterwar
     task: Deployed, monkeypatch: MonkeyPatch
 ) -> None:
     with foreign_server() as url:
-        monkeypatch.setenv("FINETUNE_ENDPOINT", url)
+        monkeypatch.setenv("FINETUNE_ENDPOINT_URL", url)
         with live_endpoint(task.task, task.store, Silent()) as endpoint:
             assert endpoint.url != url and endpoint.get("/health")["identity"] != "another one"
             started = [p.pid for p in psutil.Process().children(recursive=True) if "--announce" in p.cmdline()]
@@ -202,7 +202,9 @@ def test_a_failure_to_listen_has_an_exit_code_and_a_hint(task: Deployed, monkeyp
         _, stderr = taken.communicate(timeout=60)
     assert taken.returncode == 10
     assert (
-        url.removeprefix("http://") in stderr and f"process {os.getpid()}" in stderr and "FINETUNE_ENDPOINT=" in stderr
+        url.removeprefix("http://") in stderr
+        and f"process {os.getpid()}" in stderr
+        and "FINETUNE_ENDPOINT_URL=" in stderr
     )
     monkeypatch.delenv("FINETUNE_API_KEYS")
     open_to_all = serve("--host", "0.0.0.0", "--port", "0")  # noqa: S104 - it has to refuse
