@@ -5,9 +5,8 @@
         httpx.post(endpoint.url + "/v1/chat/completions", headers=endpoint.headers, json=…)
 
 The running endpoint is used when it answers at $FINETUNE_ENDPOINT_URL with this installation's identity (same machine,
-home
-and data): a parity check of another endpoint would prove nothing. Else a process of the same code is started on a free
-loopback port and serves this task only; it is ended as a process group afterwards, and writes its log to
+home and data): a parity check of another endpoint would prove nothing. Else a process of the same code is started on a
+free loopback port and serves this task only; it is ended as a process group afterwards, and writes its log to
 <home>/logs/endpoint-temporary.log. For users, `finetune serve` and `make up` start the endpoint.
 """
 
