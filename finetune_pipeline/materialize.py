@@ -185,8 +185,8 @@ def plan(task: Task, store: TaskStore) -> list[Plan]:
         artifact = store.current(step.asset)
         if all(name in known for name in step.needs):
             key = step_key(step, task, store, {name: known[name] for name in step.needs})
-            found = store.latest(step.asset, key)
-            fresh = found is not None and artifact is not None and found.key == artifact.key
+            fresh = artifact is not None and artifact.inputs_key == key
+            found = artifact if fresh else store.latest(step.asset, key)
             state = "fresh" if fresh else "stale" if artifact else "missing"
             if found:
                 known[step.asset] = found

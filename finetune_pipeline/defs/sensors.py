@@ -20,7 +20,7 @@ from finetune_pipeline.graph import BY_NAME
 from finetune_pipeline.ingest.sources import missing
 from finetune_pipeline.materialize import Plan, gather, open_task, plan, step_key
 from finetune_pipeline.records import Artifact
-from finetune_pipeline.review import verdict_store
+from finetune_pipeline.review.waiting import sample_progress
 from finetune_pipeline.store import TaskStore
 
 # Tags that Dagster puts on the runs of a sensor
@@ -61,8 +61,7 @@ def review_finished(name: str, job_name: str, assets: Sequence[str]) -> dg.Senso
         sample = store.current("review_sample")
         if sample is None or store.current("clean_examples") is None:
             return dg.SensorResult(skip_reason="there is no sample yet: run `prepare`")
-        rows = list(sample.examples("sample.jsonl"))
-        progress = verdict_store.progress(rows, verdict_store.load(store, task, sample), task.review)
+        progress = sample_progress(task, store, sample)
         if progress.done < progress.total:
             return dg.SensorResult(skip_reason=f"{progress.done} of {progress.total} rows reviewed")
         return _result(_tick(context, task, store, "expert_review", assets), "review finished")

@@ -10,8 +10,16 @@ from __future__ import annotations
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import WaitingForPeople
+from finetune_pipeline.records import Artifact
 from finetune_pipeline.review import verdict_store
+from finetune_pipeline.review.verdict_store import Progress
 from finetune_pipeline.store import TaskStore
+
+
+def sample_progress(task: Task, store: TaskStore, sample: Artifact) -> Progress:
+    """How many rows of the sample have all their verdicts."""
+    rows = list(sample.examples("sample.jsonl"))
+    return verdict_store.progress(rows, verdict_store.load(store, task, sample), task.review)
 
 
 def require_review_complete(task: Task, store: TaskStore) -> None:
@@ -19,8 +27,7 @@ def require_review_complete(task: Task, store: TaskStore) -> None:
     sample = store.current("review_sample")
     if sample is None:
         return
-    rows = list(sample.examples("sample.jsonl"))
-    progress = verdict_store.progress(rows, verdict_store.load(store, task, sample), task.review)
+    progress = sample_progress(task, store, sample)
     if progress.done < progress.total:
         raise WaitingForPeople(
             f"{task.name} waits for its experts: {progress.done} of {progress.total} rows reviewed",

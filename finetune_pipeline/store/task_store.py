@@ -107,10 +107,8 @@ class TaskStore:
     def latest(self, asset: str, key: str) -> Artifact | None:
         """The artifact to use for what `key` is the hash of: the current one if it was made from that, else that of the
         last run (revisions.py); None where none is finished."""
-        current = self._current_key(asset)
-        if current is not None and split_name(current)[0] == key and (found := self.find(asset, current)):
-            return found
-        return next(self._revisions(asset, key), None)
+        current = self.current(asset)
+        return current if current is not None and current.inputs_key == key else next(self._revisions(asset, key), None)
 
     def _revisions(self, asset: str, key: str) -> Iterator[Artifact]:
         names = newest_first((folder.name for folder in self._artifact_folders(asset)), key)
