@@ -22,7 +22,7 @@ from finetune_pipeline.backends.peak_memory import PeakMemory
 from finetune_pipeline.config import Task, load_task
 from finetune_pipeline.errors import GateRefused, unreadable
 from finetune_pipeline.graph import BY_NAME, STEPS, Step
-from finetune_pipeline.records import Artifact, Json, Reporter, Silent, content_id
+from finetune_pipeline.records import SILENT, Artifact, Json, Reporter, content_id
 from finetune_pipeline.store import StageContext, StageResult, TaskStore, is_full, require_verdict, storage_error
 
 
@@ -88,18 +88,16 @@ def gather(step: Step, store: TaskStore) -> dict[str, Artifact] | str:
     return inputs
 
 
-def materialize(
-    asset: str, task: Task, store: TaskStore, report: Reporter | None = None, force: bool = False
-) -> Artifact:
+def materialize(asset: str, task: Task, store: TaskStore, report: Reporter = SILENT, force: bool = False) -> Artifact:
     """The artifact made from the current inputs: `materialize_or_reuse` without how it came about."""
     return materialize_or_reuse(asset, task, store, report, force).artifact
 
 
 def materialize_or_reuse(
-    asset: str, task: Task, store: TaskStore, report: Reporter | None = None, force: bool = False
+    asset: str, task: Task, store: TaskStore, report: Reporter = SILENT, force: bool = False
 ) -> Materialized:
     """Returns the artifact made from the current inputs; makes it only if it does not exist yet, or with `force`. A
-    forced artifact never replaces the files of an earlier one, which may be served (store/revisions.py).
+    forced artifact never replaces the files of an earlier one, which may be served (records/revisions.py).
 
     GateRefused when an input is missing, or a required gate did not pass for exactly this content under the current
     declaration. StorageError when a file of an input was changed by hand, or the disk is full. Errors of the stage
@@ -114,7 +112,6 @@ def materialize_or_reuse(
         if checked is None:
             raise GateRefused(f"{asset} needs {about}, which has not been made yet", f"materialize {about} first")
         _require_same_rules(require_verdict(store.current(gate), gate, checked), task)
-    report = report or Silent()
     with store.lock(asset, report):  # of two runs of a task at the same time, the second reuses what the first made
         beyond = fingerprint(step, task, store)  # computed once, so that the key describes what the stage reads
         key = _key(step, task, inputs, beyond)

@@ -18,25 +18,12 @@ from typing import Any, TypedDict
 from finetune_pipeline.baseline import classical
 from finetune_pipeline.baseline.figures import VariantFigures, best_prompted, variant_figures
 from finetune_pipeline.baseline.metrics import EXACT, METRICS, VALID
+from finetune_pipeline.baseline.variants import described, title
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.records import Answer, Example, Score
 from finetune_pipeline.statistics.formatting import percent
 
 PACKAGE = "finetune_pipeline.baseline"
-LABELS = {
-    "zero_shot": (
-        "Base model, instruction only",
-        "The base model gets the task's system prompt and the row's prompt.",
-    ),
-    "few_shot": ("Base model, fixed examples", "The same training examples come before every prompt."),
-    "few_shot_retrieved": (
-        "Base model, similar examples",
-        "The training examples most similar to the prompt come before it.",
-    ),
-    "classical": ("Classical model", "TF-IDF and logistic regression: no language model."),
-    "champion": ("Live version", "The version that the endpoint serves now, prompted as it is served."),
-    "tuned": ("Tuned model", "The base model with the trained adapter, prompted without examples."),
-}
 
 
 class BaselineReport(TypedDict):
@@ -103,14 +90,14 @@ def render(
 
     loader = ChoiceLoader([PackageLoader(name, ".") for name in dict.fromkeys((package, PACKAGE))])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"percent": percent, "label": label}
+    environment.filters |= {"percent": percent, "title_of": title}
     variants = report["variants"]
     measured = {name for figures in variants.values() for name in figures["metrics"]}
     text: str = environment.get_template(template).render(
         heading=heading,
         report=report,
         lead=lead,
-        variants=[(name, *LABELS.get(name, (name, "")), figures) for name, figures in variants.items()],
+        variants=[(name, described(name), figures) for name, figures in variants.items()],
         metrics=[metric for metric in METRICS if metric.name in measured],
         exact=EXACT,
         valid=VALID,
@@ -130,7 +117,7 @@ def headline(report: BaselineReport) -> str:
 def best_prompt_reaches(report: BaselineReport) -> list[str]:
     """The sentence on the best prompt; none where no prompt was evaluated."""
     best = report["best_prompted"]
-    return variant_reaches(report, best, f"The best prompt ({label(best).lower()})") if best else []
+    return variant_reaches(report, best, f"The best prompt ({title(best).lower()})") if best else []
 
 
 def variant_reaches(report: BaselineReport, variant: str, subject: str) -> list[str]:
@@ -144,11 +131,6 @@ def exactly(figures: VariantFigures) -> str:
     low, high = figures["interval"]
     count = round(figures["exact"] * figures["rows"])
     return f"{count} ({percent(figures['exact'])}; 95 % interval {percent(low)} to {percent(high)})"
-
-
-def label(variant: str) -> str:
-    """The name of a variant for people."""
-    return LABELS.get(variant, (variant, ""))[0]
 
 
 def as_summary(report: BaselineReport) -> Mapping[str, int | float | str | None]:

@@ -28,7 +28,7 @@ from finetune_pipeline.clean.duplicates import (
 from finetune_pipeline.clean.row_cleaner import RowCleaner, RowDropped
 from finetune_pipeline.clean.row_rules import ROW_RULES, RowRule
 from finetune_pipeline.config import AnswerFormat, Clean
-from finetune_pipeline.records import Drop, Example, Fix, Json, Reporter, Silent
+from finetune_pipeline.records import SILENT, Drop, Example, Fix, Json, Reporter
 
 _ALIVE_EVERY = 500  # rows
 
@@ -73,14 +73,13 @@ def clean(
     answer: AnswerFormat,
     system: str,
     count: lengths.Counter,
-    report: Reporter | None = None,
+    report: Reporter = SILENT,
     row_rules: Sequence[tuple[str, RowRule]] = ROW_RULES,
 ) -> Cleaned:
     """Apply every rule. `system` is the task's system prompt and `count` counts tokens, both for the lengths.
 
     AssertionError when the kept and dropped rows are not exactly the input rows: a bug in this code, never in the data.
     """
-    report = report or Silent()
     result = Cleaned()
     fixed = _clean_rows(rows, RowCleaner(rules, answer, row_rules), result, report)
     within = _within_bounds(fixed, rules, system, count, result)

@@ -38,12 +38,12 @@ def code_location_sensor(names: Iterable[str]) -> dg.SensorDefinition:
         if not changes:
             return dg.SkipReason("every task is loaded as declared")
         seen = content_id(*(part for state in sorted(now.items()) for part in state))
-        said = f"{'; '.join(changes)}: press Reload beside {LOCATION} under Deployment, Code locations"
+        message = f"{'; '.join(changes)}: press Reload beside {LOCATION} under Deployment, Code locations"
         if context.cursor != seen:
             context.update_cursor(seen)
-            context.log.warning(said)
-            said = request_reload() or said
-        return dg.SkipReason(said)
+            context.log.warning(message)
+            message = request_reload() or message
+        return dg.SkipReason(message)
 
     return sensor
 

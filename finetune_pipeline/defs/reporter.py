@@ -10,7 +10,7 @@ from typing import Protocol
 import dagster as dg
 
 from finetune_pipeline.errors import FinetuneError, JobCancelled
-from finetune_pipeline.records import Artifact, Reporter, Silent
+from finetune_pipeline.records import SILENT, Artifact, Reporter
 
 
 class Terminal(Reporter, Protocol):
@@ -35,7 +35,7 @@ class DagsterReporter:
 
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context = context
-        self._console = console.get() or Silent()
+        self._console = console.get() or SILENT
         self._logged = self._plotted = self._asked = time.monotonic()
 
     def log(self, text: str) -> None:

@@ -95,13 +95,13 @@ def traffic_alarm(name: str, job_name: str, assets: Sequence[str]) -> dg.SensorD
 def _report_alarm(name: str, report: Artifact, cursor: Cursor) -> dg.SensorResult:
     """An alarm without new data: the skip reason of every tick, and one event of the asset."""
     alarm = report.verdict.summary if report.verdict else ""
-    said = (
+    message = (
         f"alarm: {alarm}. No retraining is started: the sources have no new data, and the same data would give the "
         "same model. Add examples of what changed to the sources"
     )
-    event = dg.AssetObservation(dg.AssetKey([name, "traffic_report"]), description=said, metadata={"alarm": alarm})
+    event = dg.AssetObservation(dg.AssetKey([name, "traffic_report"]), description=message, metadata={"alarm": alarm})
     return dg.SensorResult(
-        skip_reason=said,
+        skip_reason=message,
         cursor=replace(cursor, reported=report.content_hash).dump(),
         asset_events=[event] if cursor.reported != report.content_hash else [],
     )

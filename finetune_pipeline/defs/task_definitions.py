@@ -37,10 +37,10 @@ def task_definitions(name: str) -> dg.Definitions:
 
 def _broken(name: str, error: Exception) -> dg.AssetSpec:
     problems = error.problems if isinstance(error, DeclarationError) else ()
-    said = error.message if isinstance(error, FinetuneError) else str(error)
+    reason = error.message if isinstance(error, FinetuneError) else str(error)
     hint = error.hint if isinstance(error, FinetuneError) else ""
     next_step = f"Correct {name}/task.yaml, then reload the definitions."
-    lines = (f"The task `{name}` is not loaded: {said}", *(f"- {problem}" for problem in problems), hint, next_step)
+    lines = (f"The task `{name}` is not loaded: {reason}", *(f"- {problem}" for problem in problems), hint, next_step)
     return dg.AssetSpec(
         key=dg.AssetKey([GROUP, key_part(name)]),
         group_name=GROUP,

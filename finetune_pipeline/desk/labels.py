@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
+from finetune_pipeline.baseline.variants import VARIANTS
+
 ASSETS = {
     "base_model": ("Base model", "The language model that is fine-tuned."),
     "raw_examples": ("Rows read", "Every row of every declared source, as read."),
@@ -45,16 +47,6 @@ STATES = {
     "waiting": "Waiting for you",
     "others": "Waiting for others",
     "ready": "Ready for the next run",
-}
-
-VARIANTS = {
-    "zero_shot": "Base model, instruction only",
-    "few_shot": "Base model, fixed examples in the prompt",
-    "few_shot_retrieved": "Base model, similar examples in the prompt",
-    "classical": "Classical model (no language model)",
-    "champion": "Live version",
-    "larger": "Larger model over an API",
-    "tuned": "Tuned model",
 }
 
 OUTCOMES = {
@@ -169,7 +161,7 @@ def state(name: str) -> str:
 
 def variant(name: str) -> str:
     """The title of a variant of an evaluation."""
-    return VARIANTS.get(name) or spelled(name)
+    return VARIANTS[name].title if name in VARIANTS else spelled(name)
 
 
 def spelled(slug: str) -> str:

@@ -1,5 +1,6 @@
-"""Sign in and out. An unknown name and a wrong password have the same response and response time; both delay the next
-try (attempts.py).
+"""Sign in and out.
+
+An unknown name and a wrong password have the same response and response time; both delay the next try (attempts.py).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from finetune_pipeline.desk.review_pages import Rejection, finished_page, row_pa
 from finetune_pipeline.desk.review_session import ReviewSession, open_review
 from finetune_pipeline.desk.session import CheckedForm, SignedIn, flash, text_of
 from finetune_pipeline.desk.tasks import Known
-from finetune_pipeline.records import Example, Review, Silent
+from finetune_pipeline.records import SILENT, Example, Review
 from finetune_pipeline.review import history, verdict_store
 from finetune_pipeline.review.edits import Edits, without_personal
 from finetune_pipeline.store import machine_lock
@@ -56,7 +56,7 @@ def show(request: Request, user: SignedIn, task: Known, row: str = "", after: st
 
 @router.post("/tasks/{task}/review")
 def record_verdict(request: Request, user: SignedIn, task: Known, form: CheckedForm) -> Response:
-    with machine_lock(f"{task}-verdicts", Silent(), ""):  # no other verdict is saved between check and saving
+    with machine_lock(f"{task}-verdicts", SILENT, ""):  # no other verdict is saved between check and saving
         return _record(request, user, task, form)
 
 

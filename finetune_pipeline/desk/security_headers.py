@@ -1,5 +1,4 @@
-"""Security headers: one Content Security Policy for the desk, one for the quality report, one for the other
-reports.
+"""Security headers: a Content Security Policy each for the desk, the quality report and the other reports.
 
 Artifacts contain text from untrusted data. Reports are shown in a sandbox without scripts, like pages of another site.
 The quality report may use styles, inline and from files beside them; the quality gate writes them without scripts, and

@@ -106,23 +106,29 @@ def batched_attention(
     batch.layers += 1
     scale = scaling if scaling is not None else float(query.shape[-1]) ** -0.5
     keys, values = batch.cache.layer(module.layer_idx, key, value)
-    prefix = batch.cache.prefix.get(module.layer_idx)
-    outputs = [_prefill(part, query, key, value, keys, values, prefix, scale) for part in batch.prefills]
+    layer = _Layer(query, key, value, keys, values, batch.cache.prefix.get(module.layer_idx), scale)
+    outputs = [_prefill(part, layer) for part in batch.prefills]
     if batch.decoding:
-        outputs.insert(0, _decode(batch, query, key, value, keys, values, prefix, scale))
+        outputs.insert(0, _decode(batch, layer))
     return torch.cat(outputs, dim=0).unsqueeze(0), None
 
 
-def _decode(
-    batch: BatchLayout,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    prefix: tuple[Tensor, Tensor] | None,
-    scale: float,
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The tensors of one attention layer in this forward pass: `query`, `key` and `value` of the new tokens (as in
+    `batched_attention`), `keys` and `values` of the cache [slots, kv heads, capacity, size], and those of the shared
+    prefix [kv heads, prefix, size]. `scale` is multiplied with the scores."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    keys: Tensor
+    values: Tensor
+    prefix: tuple[Tensor, Tensor] | None
+    scale: float
+
+
+def _decode(batch: BatchLayout, layer: _Layer) -> Tensor:
     """One new token for each of the first n sequences; returns [n, heads, size].
 
     Query heads that share a key-value head (grouped-query attention) are one dimension of a matrix product, instead of
@@ -130,12 +136,13 @@ def _decode(
     """
     import torch
 
+    query, keys, values, prefix = layer.query, layer.keys, layer.values, layer.prefix
     n, length = batch.decoding, batch.longest + 1
     slots = torch.arange(n, device=query.device)
-    keys[slots, :, batch.lengths] = key[0, :, :n].transpose(0, 1)
-    values[slots, :, batch.lengths] = value[0, :, :n].transpose(0, 1)
+    keys[slots, :, batch.lengths] = layer.key[0, :, :n].transpose(0, 1)
+    values[slots, :, batch.lengths] = layer.value[0, :, :n].transpose(0, 1)
     heads, size = keys.shape[1], query.shape[-1]
-    queries = query[0, :, :n].transpose(0, 1).reshape(n, heads, -1, size) * scale  # [n, heads, group, size]
+    queries = query[0, :, :n].transpose(0, 1).reshape(n, heads, -1, size) * layer.scale  # [n, heads, group, size]
     scores = queries @ keys[:n, :, :length].transpose(-1, -2)
     if prefix is not None:
         flat = queries.transpose(0, 1).reshape(heads, -1, size)  # [heads, n * group, size]
@@ -150,20 +157,12 @@ def _decode(
     return out.reshape(n, -1, values.shape[-1])
 
 
-def _prefill(
-    part: PrefillSlice,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    prefix: tuple[Tensor, Tensor] | None,
-    scale: float,
-) -> Tensor:
+def _prefill(part: PrefillSlice, layer: _Layer) -> Tensor:
     """A prompt or a chunk of it; returns [tokens, heads, size]."""
     import torch
 
-    q, k, v = (t[:, :, part.start : part.stop] for t in (query, key, value))
+    keys, values, prefix = layer.keys, layer.values, layer.prefix
+    q, k, v = (t[:, :, part.start : part.stop] for t in (layer.query, layer.key, layer.value))
     end = part.done + part.stop - part.start
     if part.slot is not None:
         keys[part.slot, :, part.done : end] = k[0]
@@ -174,6 +173,6 @@ def _prefill(
         k = torch.cat((prefix[0].unsqueeze(0), k), dim=2)
         v = torch.cat((prefix[1].unsqueeze(0), v), dim=2)
     out = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=part.mask, is_causal=part.mask is None, scale=scale, enable_gqa=True
+        q, k, v, attn_mask=part.mask, is_causal=part.mask is None, scale=layer.scale, enable_gqa=True
     )
     return out[0].transpose(0, 1)

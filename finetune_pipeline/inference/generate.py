@@ -23,7 +23,7 @@ from finetune_pipeline.inference.label_choice import LabelChoice
 from finetune_pipeline.inference.loading import Loaded
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.inference.stopping import StopRule, final
-from finetune_pipeline.records import Answer, Reporter, Silent
+from finetune_pipeline.records import SILENT, Answer, Reporter
 
 Messages = Sequence[Mapping[str, str]]
 PREFILL_TOKENS = 1024  # in one step of the decoder
@@ -48,7 +48,7 @@ def generate(
     spec: AnswerFormat,
     settings: Generation,
     on_answer: Callable[[Answer], None] = lambda answer: None,
-    report: Reporter | None = None,
+    report: Reporter = SILENT,
     done: int = 0,
     choice: LabelChoice | None = None,
 ) -> list[Answer]:
@@ -58,7 +58,6 @@ def generate(
     the progress report. `Answer.seconds` is the row's share of the time of its steps, so that the sum over all rows is
     the total time. DataError when a prompt does not fit, or a next token cannot be chosen.
     """
-    report = report or Silent()
     ids = {key: encode(loaded.tokenizer, messages) for key, messages in prompts.items()}
     if not ids:
         return []
@@ -68,7 +67,7 @@ def generate(
     decoder.add_request(requests)
     collector = _AnswerCollector(loaded, {key: len(tokens) for key, tokens in ids.items()}, spec, settings, choice)
     remaining = _RemainingTime([len(request.prompt_ids) - len(prefix) for request in requests], settings.max_new_tokens)
-    total, began = done + len(ids), time.perf_counter()
+    began = time.perf_counter()
     while decoder.running or decoder.waiting:
         report.alive()
         start = time.perf_counter()
@@ -76,14 +75,11 @@ def generate(
         completed = collector.add(tokens, time.perf_counter() - start)
         for answer in completed:
             on_answer(answer)
-        elapsed, count = time.perf_counter() - began, len(collector.answers)
         remaining.step(len(requests) - decoder.waiting, len(tokens), completed)
+        elapsed, count = time.perf_counter() - began, len(collector.answers)
+        figures = {"answers_per_second": count / elapsed, "seconds_left": remaining.ratio * elapsed}
         report.progress(
-            settings.variant,
-            done + count,
-            total,
-            answers_per_second=round(count / elapsed, 4),
-            seconds_left=round(remaining.ratio * elapsed, 4),
+            settings.variant, done + count, done + len(ids), **{name: round(each, 4) for name, each in figures.items()}
         )
     return collector.answers
 

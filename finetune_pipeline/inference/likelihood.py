@@ -21,7 +21,7 @@ from finetune_pipeline.inference.loading import Loaded
 from finetune_pipeline.inference.model_family import max_sequence_tokens
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.device import autocast
-from finetune_pipeline.records import Reporter, Silent
+from finetune_pipeline.records import SILENT, Reporter
 
 BATCH_TOKENS = 512  # in one forward pass: enough for the full speed of a CPU, with small logits
 
@@ -30,11 +30,10 @@ def losses(
     loaded: Loaded,
     rows: Mapping[str, tuple[Messages, str]],
     what: str = "losses",
-    report: Reporter | None = None,
+    report: Reporter = SILENT,
     bf16: bool = False,
 ) -> dict[str, float]:
     """Loss by row id. `rows`: (prompt messages, completion) by id; rows with an empty completion are left out."""
-    report = report or Silent()
     prompts = {key: encode(loaded.tokenizer, messages) for key, (messages, _) in rows.items()}
     completions = {key: _tokens(loaded, completion) for key, (_, completion) in rows.items()}
     result: dict[str, float] = {}

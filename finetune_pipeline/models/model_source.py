@@ -26,7 +26,7 @@ from finetune_pipeline.config import Base, Task
 from finetune_pipeline.errors import ModelError, StorageError
 from finetune_pipeline.models import licenses, model_files
 from finetune_pipeline.models.gguf import ConversionSpec
-from finetune_pipeline.records import Artifact, Reporter, Silent
+from finetune_pipeline.records import SILENT, Artifact, Reporter
 from finetune_pipeline.store import TaskStore, data_root, machine_lock, models_folder
 from finetune_pipeline.store.file_hashes import file_hash
 
@@ -76,7 +76,7 @@ def source_fingerprint(task: Task, store: TaskStore) -> str:
     return ""
 
 
-def folder_of(artifact: Artifact, base: Base, report: Reporter | None = None) -> Path:
+def folder_of(artifact: Artifact, base: Base, report: Reporter = SILENT) -> Path:
     """The local folder that holds exactly the model `artifact` describes; converts or downloads it again if it is gone.
 
     ModelError when the declared source is gone too, or its weights or tokenizer are not those of the artifact.
@@ -86,7 +86,7 @@ def folder_of(artifact: Artifact, base: Base, report: Reporter | None = None) ->
         folder = models_folder() / _folder_name(expected["id"], expected["revision"] or expected["weights_sha256"])
         if folder.exists():
             return folder
-    folder, facts = prepare(base, str(artifact.manifest["task"]), report or Silent())
+    folder, facts = prepare(base, str(artifact.manifest["task"]), report)
     _require_equal(folder, artifact, "weights_sha256", facts["weights_sha256"], expected["weights_sha256"])
     _require_equal(folder, artifact, "tokenizer_sha256", facts["tokenizer_sha256"], expected["tokenizer_sha256"])
     return folder

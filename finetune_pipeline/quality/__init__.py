@@ -1,0 +1,1 @@
+"""Stage 4: checks the cleaned rows with Great Expectations; the gate requires 95 % of them to pass."""

@@ -5,7 +5,8 @@
     validation_result.json   Great Expectations' own results, without texts
     docs/index.html          the steward's page
 
-A verdict that does not pass is a result, not an error: it is stored, and the steps that need the gate refuse by it.
+A verdict that does not pass is a result, not an error: it is stored, and the steps that require the gate raise
+GateRefused.
 """
 
 from __future__ import annotations

@@ -97,14 +97,14 @@ def is_echo(prompt: str, completion: str) -> bool:
     question that is taken up in the answer ("Nauru is the smallest country ...") is no echo."""
     if len(completion) < len(prompt) / 2:
         return False
-    asked, said = _WORD.findall(prompt.casefold()), _WORD.findall(completion.casefold())
-    if asked == said:
+    asked, answered = _WORD.findall(prompt.casefold()), _WORD.findall(completion.casefold())
+    if asked == answered:
         return len(asked) >= GREETING_WORDS
     if len(asked) < ECHO_WORDS:
         return False
-    if f" {' '.join(asked)} " in f" {' '.join(said)} ":
+    if f" {' '.join(asked)} " in f" {' '.join(answered)} ":
         return True
-    runs, repeated = _runs(asked), _runs(said)
+    runs, repeated = _runs(asked), _runs(answered)
     return len(runs & repeated) >= ECHO_SHARE * len(runs | repeated)
 
 

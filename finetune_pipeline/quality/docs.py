@@ -50,7 +50,7 @@ class Line:
 
     name: str
     tone: str
-    says: str
+    description: str
     observed: str
     type: str
     kwargs: str
@@ -166,8 +166,8 @@ def _lines(result: Mapping[str, Any], verdict: Verdict, shown: Mapping[str, Sequ
         tone = "good" if check.passed else "warning" if check.severity == "warning" else "bad"
         rows = broken.get(check.name, 0)
         kwargs = ", ".join(f"{key}: {_shown(value)}" for key, value in config["kwargs"].items())
-        says, seen = check.expected[:1].upper() + check.expected[1:], shown.get(check.name, [])
-        lines.append(Line(check.name, tone, says, check.observed, config["type"], kwargs, rows, seen))
+        description, seen = check.expected[:1].upper() + check.expected[1:], shown.get(check.name, [])
+        lines.append(Line(check.name, tone, description, check.observed, config["type"], kwargs, rows, seen))
     return lines
 
 

@@ -31,11 +31,11 @@ COLUMNS = ("column", "column_A", "column_B", "column_list")  # the kwargs that n
 _REGEX = ("regex", "regex_list")
 
 
-def expectation(rule: Rule, mostly: float, says: str) -> Any:
-    """The expectation of one rule, which `says` describes in reports."""
+def expectation(rule: Rule, mostly: float, description: str) -> Any:
+    """The expectation of one rule, with `description` in reports."""
     kwargs = dict(zip(("column",) if len(rule.columns) == 1 else ("column_A", "column_B"), rule.columns, strict=True))
     kind = implementation(rule.built_in) if rule.built_in else custom(rule)
-    return kind(**kwargs, **rule.kwargs, mostly=mostly, description=says, meta={"name": rule.name})
+    return kind(**kwargs, **rule.kwargs, mostly=mostly, description=description, meta={"name": rule.name})
 
 
 def implementation(type_: str) -> Any:

@@ -38,14 +38,14 @@ Check = Callable[..., Sequence[bool]]
 class Rule:
     """One respect in which a row has to be right.
 
-    `says` is what holds for a right row, in English. `check` takes a list of values for each of the `columns` (one or
-    two) and gives a bool for each row; `each` makes one of a function of one row. Where `built_in` names an expectation
-    of Great Expectations, that one checks the table, with `kwargs`, and `check` does the same for a single row where
+    `description` is what holds for a right row, in English. `check` takes a list of values for each of the `columns`
+    (one or two) and gives a bool for each row; `each` makes one of a function of one row. Where `built_in` names an
+    expectation of Great Expectations, that one checks the table, with `kwargs`, and `check` does the same for a single row where
     Great Expectations is not at hand (a correction in the desk).
     """
 
     name: str
-    says: str
+    description: str
     columns: tuple[str, ...]
     check: Check
     built_in: str = ""
@@ -112,40 +112,42 @@ def completion_valid(task: Task) -> Rule | None:
     answer = task.answer
     if answer.format == "label":
         labels = list(answer.labels)
-        says = f"the answer is one of the {len(labels)} declared labels"
+        description = f"the answer is one of the {len(labels)} declared labels"
         kwargs: dict[str, Json] = {"value_set": labels}
-        is_label = each(lambda said: said in answer.labels)
-        return Rule("completion_valid", says, ("completion",), is_label, "expect_column_values_to_be_in_set", kwargs)
+        is_label = each(lambda text: text in answer.labels)
+        return Rule(
+            "completion_valid", description, ("completion",), is_label, "expect_column_values_to_be_in_set", kwargs
+        )
     if answer.format == "json":
-        says = "the answer is valid JSON of the declared schema"
-        valid = each(lambda said: answers.problem(said, answer) is None)
-        return Rule("completion_valid", says, ("completion",), valid)
+        description = "the answer is valid JSON of the declared schema"
+        valid = each(lambda text: answers.problem(text, answer) is None)
+        return Rule("completion_valid", description, ("completion",), valid)
     return None
 
 
 def no_personal_data(task: Task) -> Rule | None:
     if task.clean.personal_data == "keep":
         return None
-    says = "no e-mail address, phone, card or account number is left"
-    return Rule("no_personal_data", says, ("turns",), each(_all(lambda text: not pii.mask(text)[1])))
+    description = "no e-mail address, phone, card or account number is left"
+    return Rule("no_personal_data", description, ("turns",), each(_all(lambda text: not pii.mask(text)[1])))
 
 
 def no_html(task: Task) -> Rule | None:
     """A task may be about HTML; so completions are never searched for it."""
     if not task.clean.html:
         return None
-    says = "no HTML tag or entity is left in the prompt"
-    return Rule("no_html", says, ("prompt",), each(lambda text: without_markup(text) == text))
+    description = "no HTML tag or entity is left in the prompt"
+    return Rule("no_html", description, ("prompt",), each(lambda text: without_markup(text) == text))
 
 
 def encoding_intact(task: Task) -> Rule:
-    says = "no text holds traces of a broken encoding"
-    return Rule("encoding_intact", says, ("turns",), each(_all(encoding.intact)))
+    description = "no text holds traces of a broken encoding"
+    return Rule("encoding_intact", description, ("turns",), each(_all(encoding.intact)))
 
 
 def no_secrets(task: Task) -> Rule | None:
-    says = "no key, token or password is left"
-    found = Rule("no_secrets", says, ("turns",), each(_all(lambda text: not secrets.find(text))))
+    description = "no key, token or password is left"
+    found = Rule("no_secrets", description, ("turns",), each(_all(lambda text: not secrets.find(text))))
     return None if "secrets" in task.quality.allow else found
 
 
@@ -164,8 +166,8 @@ def no_placeholder(task: Task) -> Rule | None:
     def filled(prompt: str, texts: Sequence[str]) -> bool:
         return all(found in prompt for text in texts for found in completions.placeholders(text))
 
-    says = "the answer holds no placeholder such as [insert name]"
-    return Rule("no_placeholder", says, ("prompt", "free_texts"), each(filled))
+    description = "the answer holds no placeholder such as [insert name]"
+    return Rule("no_placeholder", description, ("prompt", "free_texts"), each(filled))
 
 
 def no_echo(task: Task) -> Rule | None:
@@ -192,8 +194,8 @@ def prompt_unique(task: Task) -> Rule:
         times = Counter(values)
         return [times[value] == 1 for value in values]
 
-    says = f"the prompt is in no other row{both}"
-    return Rule("prompt_unique", says, ("conversation",), check, "expect_column_values_to_be_unique")
+    description = f"the prompt is in no other row{both}"
+    return Rule("prompt_unique", description, ("conversation",), check, "expect_column_values_to_be_unique")
 
 
 RULES: tuple[Callable[[Task], Rule | None], ...] = (
@@ -217,20 +219,20 @@ RULES: tuple[Callable[[Task], Rule | None], ...] = (
 _ROLES = "^s?(?:ua)+$"
 
 
-def _present(column: str, says: str) -> Rule:
+def _present(column: str, description: str) -> Rule:
     def check(values: Sequence[Any]) -> list[bool]:
         return [value is not None for value in values]
 
-    return Rule(f"{column}_present", says, (column,), check, NOT_NULL)
+    return Rule(f"{column}_present", description, (column,), check, NOT_NULL)
 
 
 def _at_most(column: str, what: str, most: int) -> Rule:
     check, built_in = each(lambda text: len(text) <= most), "expect_column_value_lengths_to_be_between"
-    says = f"{what} has at most {most:,} characters"
-    return Rule(f"{column}_fits", says, (column,), check, built_in, {"max_value": most})
+    description = f"{what} has at most {most:,} characters"
+    return Rule(f"{column}_fits", description, (column,), check, built_in, {"max_value": most})
 
 
 def _all(holds: Callable[[str], bool]) -> Callable[[Sequence[str]], bool]:
-    """Whether `holds` is true of every text; what it said of a text is kept for the next rows with the same text."""
+    """Whether `holds` is true of every text; the result is kept for the next rows with the same text."""
     known = lru_cache(20_000)(holds)
     return lambda texts: all(known(text) for text in texts)

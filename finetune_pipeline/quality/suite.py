@@ -92,7 +92,7 @@ def suite_of_rows(task: Task, rules: Sequence[Rule]) -> ExpectationSuite:
 
     q = task.quality
     most = f", in at least {percent(q.mostly)} of the rows"
-    own = [expectation(rule, q.mostly, rule.says + most) for rule in rules]
+    own = [expectation(rule, q.mostly, rule.description + most) for rule in rules]
     return gx.ExpectationSuite(name="rows", expectations=[*own, *declared(task)])
 
 
@@ -103,11 +103,11 @@ def suite_of_table(task: Task, losses: Losses) -> ExpectationSuite:
 
     q = task.quality
 
-    def about(name: str, says: str) -> dict[str, Any]:
-        return {"description": says, "meta": {"name": name}}
+    def about(name: str, description: str) -> dict[str, Any]:
+        return {"description": description, "meta": {"name": name}}
 
-    def at_most(name: str, most: float, says: str) -> Any:
-        return gxe.ExpectColumnMaxToBeBetween(column=name, max_value=most, **about(name, says))
+    def at_most(name: str, most: float, description: str) -> Any:
+        return gxe.ExpectColumnMaxToBeBetween(column=name, max_value=most, **about(name, description))
 
     right = about(ROW_OK, f"all rules hold, in at least {percent(q.mostly)} of the rows")
     enough = about(ENOUGH_ROWS, f"at least {q.min_rows:,} rows are left")
@@ -200,5 +200,5 @@ def _raise_faults(result: ExpectationSuiteValidationResult, columns: list[str]) 
 
 def _fault(info: Mapping[str, Any]) -> str | None:
     """The message of what was raised: `info` tells it itself, or holds a dict of the same form for each metric."""
-    told = (info, *(each for each in info.values() if isinstance(each, dict)))
-    return next((str(each["exception_message"]) for each in told if each.get("raised_exception")), None)
+    infos = (info, *(each for each in info.values() if isinstance(each, dict)))
+    return next((str(each["exception_message"]) for each in infos if each.get("raised_exception")), None)

@@ -3,7 +3,7 @@
     id                origin          source   prompt            completion             prompt_chars  roles  ...
     9f1c20e4a7b35d68  tickets.csv:12  tickets  where is hv 4…    {"intent": "deliv…               41  ua
 
-For teams (`quality.expectations`): id, origin, source; prompt (the last thing the user said) and completion, null where
+For teams (`quality.expectations`): id, origin, source; prompt (the last message of the user) and completion, null where
 blank; prompt_chars and completion_chars, their lengths; roles, `sua` for system, user, assistant; and for JSON answers
 `field.<name>` for each property of the schema (null where it is missing; lists and objects as JSON).
 
@@ -62,9 +62,9 @@ def _typed(name: str, values: list[Any]) -> Any:
 def _cells(task: Task) -> Mapping[str, Callable[[Example], Any]]:
     """How each column is read from an example."""
     by_completion = several_completions(task)
-    known = lru_cache(_REMEMBERED)(lambda said: _value(said, task.answer))
+    known = lru_cache(_REMEMBERED)(lambda completion: _value(completion, task.answer))
     enums = frozenset(_enums(task.answer.json_schema))
-    free = lru_cache(_REMEMBERED)(lambda said: _free_texts(said, task.answer, known(said), enums))
+    free = lru_cache(_REMEMBERED)(lambda completion: _free_texts(completion, task.answer, known(completion), enums))
     cells: dict[str, Callable[[Example], Any]] = {
         "id": lambda row: row.id,
         "origin": lambda row: row.origin,
@@ -86,13 +86,13 @@ def several_completions(task: Task) -> bool:
     return task.clean.contradictions == "keep" or task.answer.format == "text"
 
 
-def _text(said: str) -> str | None:
-    return said if said.strip() else None
+def _text(text: str) -> str | None:
+    return text if text.strip() else None
 
 
 def _conversation(row: Example, with_completion: bool) -> str:
-    said = row.messages if with_completion or not row.ends_with_completion else row.messages[:-1]
-    return content_id(*(part for message in said for part in (message.role, message.content)))
+    messages = row.messages if with_completion or not row.ends_with_completion else row.messages[:-1]
+    return content_id(*(part for message in messages for part in (message.role, message.content)))
 
 
 def _fields(answer: AnswerFormat) -> Sequence[str]:
@@ -109,19 +109,19 @@ def _field(name: str, known: Callable[[str], Any]) -> Callable[[Example], Any]:
     return cell
 
 
-def _value(said: str, answer: AnswerFormat) -> Any:
+def _value(completion: str, answer: AnswerFormat) -> Any:
     if answer.format != "json":
         return None
     try:
-        return json.loads(said)
+        return json.loads(completion)
     except (ValueError, RecursionError):
         return None  # the rule completion_valid says so
 
 
-def _free_texts(said: str, answer: AnswerFormat, value: Any, enums: frozenset[str]) -> tuple[str, ...]:
+def _free_texts(completion: str, answer: AnswerFormat, value: Any, enums: frozenset[str]) -> tuple[str, ...]:
     if answer.format == "json":
         return tuple(text for text in _strings(value) if text not in enums)
-    return (said,) if answer.format == "text" else ()
+    return (completion,) if answer.format == "text" else ()
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -5,7 +5,8 @@ ledger.py       Fix, Drop                              what happened to a row
 verdicts.py     Review, Check, Verdict                 what reviewers and gates decided
 evaluation.py   Answer, Score, ServedVersion, Decision
 artifacts.py    Artifact                               a finished folder with its manifest
-reporter.py     Reporter, Silent                       progress of a long step
+revisions.py    newest_first, revision_name, split_name  the names of an artifact's folders
+reporter.py     Reporter, Silent, SILENT               progress of a long step
 jsonl.py        Json, dumps, read_jsonl, write_jsonl
 hashing.py      content_id
 """
@@ -16,10 +17,11 @@ from finetune_pipeline.records.examples import Example, Message, PreferencePair
 from finetune_pipeline.records.hashing import content_id
 from finetune_pipeline.records.jsonl import Json, dumps, read_jsonl, write_jsonl
 from finetune_pipeline.records.ledger import Drop, Fix
-from finetune_pipeline.records.reporter import Reporter, Silent
+from finetune_pipeline.records.reporter import SILENT, Reporter, Silent
 from finetune_pipeline.records.verdicts import Check, Review, Verdict
 
 __all__ = [
+    "SILENT",
     "Answer",
     "Artifact",
     "Check",

@@ -17,6 +17,7 @@ from typing import Any
 from finetune_pipeline.errors import reading
 from finetune_pipeline.records.examples import Example
 from finetune_pipeline.records.jsonl import read_jsonl
+from finetune_pipeline.records.revisions import split_name
 from finetune_pipeline.records.verdicts import Verdict
 
 
@@ -35,9 +36,8 @@ class Artifact:
 
     @property
     def inputs_key(self) -> str:
-        """The hash of what it is made from: the key without the number of a forced run (store/revisions.py)."""
-        key, _, number = self.key.rpartition(".")
-        return key if key and number.isdecimal() else self.key
+        """The hash of what it is made from: the key without the number of a forced run."""
+        return split_name(self.key)[0]
 
     @property
     def summary(self) -> Mapping[str, Any]:

@@ -32,3 +32,6 @@ class Silent:
 
     def alive(self) -> None:
         return None
+
+
+SILENT = Silent()

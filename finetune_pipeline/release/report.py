@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_pipeline.baseline.report import label
+from finetune_pipeline.baseline.variants import described
 from finetune_pipeline.records import Check, Decision
 from finetune_pipeline.release.figures import DecisionFigures, figures_of, pair_of, reuse_of, slices_of
 from finetune_pipeline.release.formatting import points
@@ -96,7 +96,7 @@ def _variant(name: str, figures: DecisionFigures) -> tuple[str, ...]:
 
 def title(name: str, figures: DecisionFigures) -> str:
     """The name of a variant for people, and its key elsewhere: "Live version 3 (champion)"."""
-    return f"Live {figures['champion']} ({name})" if name == CHAMPION else f"{label(name)} ({name})"
+    return f"Live {figures['champion']} ({name})" if name == CHAMPION else f"{described(name).title} ({name})"
 
 
 def power_and_reuse(figures: DecisionFigures) -> str:

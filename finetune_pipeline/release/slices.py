@@ -1,4 +1,4 @@
-"""The criterion on slices: is a slice of the test rows harmed, though the mean is not?
+"""The criterion on slices: no slice of the test rows may be harmed, even if the mean is not.
 
 slices_unharmed("few_shot", tuned, few_shot, {"r1": "refund", ...}, groups, rules)       # two findings
 """

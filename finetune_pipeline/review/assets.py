@@ -17,7 +17,7 @@ from dataclasses import asdict
 from upath import UPath
 
 from finetune_pipeline.config import Task
-from finetune_pipeline.errors import DataError, WaitingForPeople
+from finetune_pipeline.errors import DataError
 from finetune_pipeline.records import Artifact, Example, Json, Verdict, write_jsonl
 from finetune_pipeline.review.edits import Edits, without_personal
 from finetune_pipeline.review.figures import ReviewFigures
@@ -28,6 +28,7 @@ from finetune_pipeline.review.outcome import ApplyEdit, ReviewedRows, apply_revi
 from finetune_pipeline.review.rounds import Decision, rules_hash
 from finetune_pipeline.review.sampling import Sample, draw
 from finetune_pipeline.review.verdict_store import Progress, by_row, load_all, load_for, progress, verdicts_folder
+from finetune_pipeline.review.waiting import waiting_for_experts
 from finetune_pipeline.store import StageContext, StageResult, TaskStore
 
 
@@ -109,7 +110,7 @@ def expert_review(context: StageContext) -> StageResult:
     reviews = [without_personal(review, context.task) for row in sampled for review in by_id[row.id]]
     state = progress(sampled, reviews, rules)
     if not state.complete:
-        raise waiting(context.task.name, state)
+        raise waiting_for_experts(context.task.name, state)
     review_round = round_of(sample)
     earlier = load_history(context.store).decisions_in(review_round.number)
     verdict = evaluate_review(sampled, reviews, rules, clean.content_hash, review_round, earlier)
@@ -144,14 +145,6 @@ def _edit_function(context: StageContext) -> ApplyEdit:
         return loaded[0].applied(row, completion)
 
     return apply_edit
-
-
-def waiting(task: str, state: Progress) -> WaitingForPeople:
-    """The exception that ends a run while rows of the sample have no verdict."""
-    return WaitingForPeople(
-        f"{state.done} of {state.total} rows of {task} are reviewed; {len(state.missing)} need a verdict",
-        f"open the desk, page Review of {task}, and review the remaining rows; the run continues afterwards",
-    )
 
 
 def _summary(state: Progress, reviewed: ReviewedRows, figures: ReviewFigures) -> dict[str, Json]:

@@ -41,7 +41,7 @@ class Edits:
                 raise RowDropped(*complaint)
         failed = broken_by(edited, self._task, self._rules)
         if failed:
-            raise RowDropped(failed[0].name.replace("_", "-"), f"required: {failed[0].says}")
+            raise RowDropped(failed[0].name.replace("_", "-"), f"required: {failed[0].description}")
         return edited, slugs
 
 

@@ -3,7 +3,8 @@
     require_review_complete(task, store)
     WaitingForPeople: support_tickets waits for its experts: 12 of 70 rows reviewed
 
-Used by `finetune run` and `finetune status`; the sensor `review_finished` starts the next run in Dagster.
+Used by the asset `expert_review`, `finetune run` and `finetune status`; in Dagster, the sensor `review_finished` starts
+the next run.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ def require_review_complete(task: Task, store: TaskStore) -> None:
         return
     progress = sample_progress(task, store, sample)
     if progress.done < progress.total:
-        raise WaitingForPeople(
-            f"{task.name} waits for its experts: {progress.done} of {progress.total} rows reviewed",
-            f"open the desk (`finetune up`) and review at /tasks/{task.name}/review; then run this command again",
-        )
+        raise waiting_for_experts(task.name, progress)
+
+
+def waiting_for_experts(task: str, progress: Progress) -> WaitingForPeople:
+    """The exception that ends a run while rows of the sample lack a verdict."""
+    return WaitingForPeople(
+        f"{task} waits for its experts: {progress.done} of {progress.total} rows reviewed",
+        f"open the desk (`finetune up`) and review at /tasks/{task}/review; the next run goes on from there",
+    )

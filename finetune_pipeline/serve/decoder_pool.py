@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from finetune_pipeline.inference.decoder import Decoder, Request, Token
 
 STEP_TOKENS = 256  # prompt tokens prefilled in one step: more would delay the requests that are being decoded
-PIECE_TOKENS = 512  # a longer prompt is prefilled in chunks of this size, so that others get their tokens in between
+CHUNK_TOKENS = 512  # a longer prompt is prefilled in chunks of this size, so that others get their tokens in between
 CACHED_TOKENS = 32_768  # of all rows of a decoder together: bounds its memory
 
 
@@ -50,7 +50,7 @@ class DecoderPool:
         if key not in self._decoders:
             self._adapters.activate(key.adapter)
             decoder = Decoder(
-                self._model, self._eos, key.prefix_ids, self._max_rows, STEP_TOKENS, CACHED_TOKENS, PIECE_TOKENS
+                self._model, self._eos, key.prefix_ids, self._max_rows, STEP_TOKENS, CACHED_TOKENS, CHUNK_TOKENS
             )
             with self._lock:
                 self._decoders[key] = decoder

@@ -1,5 +1,4 @@
-"""The deployment state of a task: which version of its model the endpoint serves. The pipeline writes it, every
-endpoint reads it.
+"""The deployment state of a task, written by the pipeline and read by every endpoint: which version is served.
 
     11_serve/deployment_state.json
     {"champion": {"version": 4, "adapter": "9be0…", "adapter_key": "3fa9…", "base": "77c1…", "registered": "0d2e…",

@@ -1,5 +1,4 @@
-"""The parity gate: is what is served what was evaluated? Compares the answers of the live endpoint to the held-out rows
-with the answers in the evaluation's report.
+"""The parity gate: compares the live endpoint's answers to the held-out rows with the evaluated answers.
 
     result = compare(examples, served, evaluated, base, answer_format)
     evaluate_parity(result, threshold=0.97, about=registered.content_hash)

@@ -6,11 +6,11 @@ def clean_examples(context: StageContext) -> StageResult: ...
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_pipeline.config import Task
-from finetune_pipeline.records import Artifact, Json, Reporter, Silent, Verdict
+from finetune_pipeline.records import SILENT, Artifact, Json, Reporter, Verdict
 from finetune_pipeline.store.task_store import TaskStore
 
 
@@ -30,7 +30,7 @@ class StageContext:
     out: Path
     key: str
     now: str
-    report: Reporter = field(default_factory=Silent)
+    report: Reporter = SILENT
     fingerprint: Json = ""
 
 

@@ -25,6 +25,7 @@ from upath import UPath
 
 from finetune_pipeline.errors import StorageError, reading
 from finetune_pipeline.records import Artifact, Reporter
+from finetune_pipeline.records.revisions import newest_first, revision_name, split_name
 from finetune_pipeline.store.files import LOCAL, Location, sha256_file, storage_error, write_atomic
 from finetune_pipeline.store.locks import machine_lock
 from finetune_pipeline.store.manifest import (
@@ -36,7 +37,6 @@ from finetune_pipeline.store.manifest import (
     read_manifest,
 )
 from finetune_pipeline.store.paths import STAGE_OF, data_root, home, stage_folder
-from finetune_pipeline.store.revisions import newest_first, revision_name, split_name
 
 KEY = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}")  # the name of a folder, not the path of another
 
@@ -106,7 +106,7 @@ class TaskStore:
 
     def latest(self, asset: str, key: str) -> Artifact | None:
         """The artifact to use for what `key` is the hash of: the current one if it was made from that, else that of the
-        last run (revisions.py); None where none is finished."""
+        last run (records/revisions.py); None where none is finished."""
         current = self.current(asset)
         return current if current is not None and current.inputs_key == key else next(self._revisions(asset, key), None)
 
@@ -187,7 +187,7 @@ class TaskStore:
         declaration, verdict, ...) are written into the manifest. StorageError when a file cannot be written.
 
         Files of a finished artifact are never replaced: if a forced run gave other files, they get a folder of their
-        own (revisions.py); if it gave the same ones, only the manifest is written again."""
+        own (records/revisions.py); if it gave the same ones, only the manifest is written again."""
         try:
             files = {
                 str(p.relative_to(scratch)): {"sha256": sha256_file(p), "bytes": p.stat().st_size}

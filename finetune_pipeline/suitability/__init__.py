@@ -1,0 +1,1 @@
+"""Stage 3: whether fine-tuning suits the task, with which method, and at what cost."""

@@ -1,4 +1,4 @@
-"""Make the asset suitability_report: should this task be fine-tuned, with which method, and at what cost?
+"""Make the asset suitability_report: whether to fine-tune this task, with which method, and at what cost.
 
     report.json   {"facts": …, "recommendation": …, "estimate": …, "machine": …, "override": null} (SuitabilityReport)
     report.md     the same for people (report.py)

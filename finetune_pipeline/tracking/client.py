@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_pipeline.config.credentials import hide_credentials, lacks_encoding, without_credentials
 from finetune_pipeline.errors import StorageError
-from finetune_pipeline.records import Silent
+from finetune_pipeline.records import SILENT
 from finetune_pipeline.store import machine_lock, mlflow_uri
 
 # An unresponsive MLflow is given up after two attempts of 20 s; MLflow's defaults are eight attempts of 120 s.
@@ -85,7 +85,7 @@ def connect() -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").addFilter(_hide_in_log)  # logs each failed connection with its address
     if mlflow.get_tracking_uri() != mlflow_uri():
-        with machine_lock("mlflow", Silent(), "MLflow's database is being created"):  # two processes would conflict
+        with machine_lock("mlflow", SILENT, "MLflow's database is being created"):  # two processes would conflict
             mlflow.set_tracking_uri(mlflow_uri())
             mlflow.set_registry_uri(mlflow_uri())
             mlflow.search_experiments(max_results=1)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.errors import JobCancelled
-from finetune_pipeline.records import Silent
+from finetune_pipeline.records import SILENT
 from finetune_pipeline.store import machine_lock, mlflow_artifacts, mlflow_uri
 from finetune_pipeline.tracking.client import connect, error_line, mlflow_call, mlflow_errors, none_if_missing
 from finetune_pipeline.tracking.outbox import Metrics, Outbox
@@ -89,7 +89,7 @@ def experiment_id(task: str) -> str:
     """The id of the task's experiment, created if necessary. With SQLite its artifacts are in the home folder; a server
     has its own artifact store."""
     mlflow = connect()
-    with machine_lock("mlflow", Silent(), "MLflow's database is in use"):
+    with machine_lock("mlflow", SILENT, "MLflow's database is in use"):
         experiment = mlflow.get_experiment_by_name(task)
         if experiment is not None:
             return str(experiment.experiment_id)

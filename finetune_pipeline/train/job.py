@@ -23,7 +23,7 @@ from finetune_pipeline.inference.model_family import decoder_parts, max_sequence
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.device import kind, name_of, uses_bf16
 from finetune_pipeline.models.model_files import writing
-from finetune_pipeline.records import Example, Reporter, Silent, read_jsonl, write_jsonl
+from finetune_pipeline.records import SILENT, Example, Reporter, read_jsonl, write_jsonl
 from finetune_pipeline.train import checkpoint, forward_check
 from finetune_pipeline.train.adapter import with_adapter
 from finetune_pipeline.train.audit import Audit, audit
@@ -82,7 +82,7 @@ class TrainingSetup:
         return Loop(self.packed, self.weights, self.rules, bf16, folder, report, log_metrics, self.replay)
 
 
-def assemble(spec: TrainingSpec, report: Reporter | None = None) -> TrainingSetup:
+def assemble(spec: TrainingSpec, report: Reporter = SILENT) -> TrainingSetup:
     """Load model and rows, audit them (audit.json in `out`), add the adapter, and check the packed loss.
 
     ModelError when the model cannot be trained; TrainingFailed when there are no rows, or the audit fails.
@@ -108,7 +108,7 @@ def assemble(spec: TrainingSpec, report: Reporter | None = None) -> TrainingSetu
     optimizer = torch.optim.AdamW(
         list(weights.values()), lr=rules.learning_rate, betas=BETAS, weight_decay=rules.weight_decay
     )
-    replay = replay_for(wrapped, packed, tokenizer, ends, rules, report or Silent())
+    replay = replay_for(wrapped, packed, tokenizer, ends, rules, report)
     return TrainingSetup(rules, wrapped, packed, weights, optimizer, rows, audited, replay)
 
 

@@ -1,3 +1,5 @@
+"""The classical baseline learns labels and the fields of an answer."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Metrics on answers that are right, wrong or malformed, and the figures of a variant."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Few-shot examples: which rows are selected, and where they stand in the prompt."""
+
 from __future__ import annotations
 
 from finetune_pipeline.baseline.prompts import fixed_shots, nearest_shots, prompts

@@ -1,3 +1,5 @@
+"""The report page of the baselines: escaped, one file, a column for every metric."""
+
 from __future__ import annotations
 
 import re

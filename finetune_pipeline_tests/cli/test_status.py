@@ -1,3 +1,5 @@
+"""The difference to the best prompt in `finetune status`."""
+
 from __future__ import annotations
 
 import json

@@ -1,5 +1,4 @@
-"""What Dagster loads: every task's assets in a chain that is the graph's, light to import, and told the same way by
-workspace.yaml and `[tool.dg]`."""
+"""What Dagster loads: the assets of every task with the edges of the graph, from workspace.yaml and `[tool.dg]`."""
 
 import subprocess
 import sys

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences, a line each)
 """Sample tasks in a store, with artifacts up to a given asset, made without running the stages.
 
     make("help_desk", until="review_sample")     a task whose sample waits for review
@@ -7,6 +6,8 @@
 
 Artifacts are committed in the order of the graph under the key of the plan, so that they are fresh.
 """
+
+# ruff: noqa: E501 (sentences, a line each)
 
 from __future__ import annotations
 

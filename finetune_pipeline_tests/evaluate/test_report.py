@@ -1,3 +1,5 @@
+"""The report page of the evaluation: escaped, one file, with figures and cases."""
+
 from __future__ import annotations
 
 import re

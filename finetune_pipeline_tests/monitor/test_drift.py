@@ -1,3 +1,5 @@
+"""The population stability index: its formula, its bins and its noise."""
+
 from __future__ import annotations
 
 import math

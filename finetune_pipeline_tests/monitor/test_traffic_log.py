@@ -1,3 +1,5 @@
+"""The traffic log is counted by day, status and version."""
+
 from __future__ import annotations
 
 import json

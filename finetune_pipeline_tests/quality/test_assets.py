@@ -1,3 +1,5 @@
+"""The asset data_quality with the real Great Expectations."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The report page of the quality gate: escaped, one file, what failed first."""
+
 from __future__ import annotations
 
 import re

@@ -1,3 +1,5 @@
+"""Each rule of the quality gate finds its fault, and no other rule does."""
+
 from __future__ import annotations
 
 import pytest

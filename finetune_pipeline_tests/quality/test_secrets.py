@@ -1,3 +1,5 @@
+"""Secrets are found and masked; texts that only look like one are not."""
+
 from __future__ import annotations
 
 import pytest

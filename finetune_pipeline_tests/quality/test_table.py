@@ -1,3 +1,5 @@
+"""The table that Great Expectations checks: its columns and their values."""
+
 from __future__ import annotations
 
 from finetune_pipeline.quality.table import columns_for_teams, frame_of

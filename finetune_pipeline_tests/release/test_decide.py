@@ -1,3 +1,5 @@
+"""The decision on a candidate: outcomes, figures and reasons."""
+
 from __future__ import annotations
 
 import json

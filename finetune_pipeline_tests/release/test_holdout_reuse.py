@@ -1,3 +1,5 @@
+"""Holdout reuse: which decisions count as made on the same test set."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Power: the rate of rejection, and the smallest gain that a test set can show."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Fieller's bounds of a relative rise."""
+
 from __future__ import annotations
 
 import numpy as np

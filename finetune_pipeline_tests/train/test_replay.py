@@ -1,5 +1,4 @@
-"""General texts in training: the divergence equals its definition, a resumed training is the same, the model stays
-closer to its base, and no text of the evaluation is used for training."""
+"""General texts in training: the divergence equals its definition, and the tuned model stays closer to its base."""
 
 from __future__ import annotations
 

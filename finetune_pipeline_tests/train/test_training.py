@@ -1,5 +1,4 @@
-"""Training with the tiny model: the packed loss equals the row-by-row loss, a resumed training an uninterrupted one,
-and faulty data, models and checkpoints are errors."""
+"""Training with the tiny model: the packed loss, resuming, and errors for faulty data, models and checkpoints."""
 
 from __future__ import annotations
 

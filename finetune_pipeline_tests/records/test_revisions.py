@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_pipeline.store.revisions import newest_first, revision_name, split_name
+from finetune_pipeline.records.revisions import newest_first, revision_name, split_name
 
 
 @pytest.mark.parametrize(("name", "key", "number"), [("3fa9", "3fa9", 1), ("3fa9.2", "3fa9", 2), ("a.b", "a.b", 1)])
