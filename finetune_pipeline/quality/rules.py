@@ -40,8 +40,8 @@ class Rule:
 
     `description` is what holds for a right row, in English. `check` takes a list of values for each of the `columns`
     (one or two) and gives a bool for each row; `each` makes one of a function of one row. Where `built_in` names an
-    expectation of Great Expectations, that one checks the table, with `kwargs`, and `check` does the same for a single row where
-    Great Expectations is not at hand (a correction in the desk).
+    expectation of Great Expectations, that one checks the table, with `kwargs`, and `check` does the same for a single
+    row where Great Expectations is not at hand (a correction in the desk).
     """
 
     name: str
