@@ -33,10 +33,10 @@ class ProgressEvent:
 
 @dataclass(frozen=True, slots=True)
 class ResultEvent:
-    """The job has finished. `result` is what its function returned: free-form, or None."""
+    """The job has finished. `result` is what its function returned, as JSON (job_data.py)."""
 
     event: ClassVar = "result"
-    result: dict[str, Any] | None
+    result: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ class ConversionSpec(JobData):
     folder: Path
 
 ConversionSpec(Path("a.gguf"), Path("out")).to_json()     # {"gguf": "a.gguf", "folder": "out"}
-ConversionSpec.from_json({"gguf": "a.gguf"})              # ValueError: ConversionSpec: folder: Field required
+ConversionSpec.from_json({"gguf": "a.gguf"})              # StorageError: ConversionSpec: folder: Field required
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from finetune_pipeline.errors import StorageError
+
 
 @dataclass(frozen=True)
 class JobData:
@@ -25,14 +27,15 @@ class JobData:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     def to_json(self) -> dict[str, Any]:
-        plain: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
+        plain: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json", by_alias=True)
         return plain
 
     @classmethod
     def from_json(cls, described: Mapping[str, Any]) -> Self:
-        """ValueError that names every key that is missing, unknown or of another type."""
+        """StorageError that names every key that is missing, unknown or of another type."""
         try:
             return TypeAdapter(cls).validate_python(dict(described))
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, line['loc']))}: {line['msg']}" for line in error.errors()]
-            raise ValueError(f"{cls.__name__}: {'; '.join(problems)}") from error
+            message = f"the file of a job is wrong: {cls.__name__}: {'; '.join(problems)}"
+            raise StorageError(message, "run again: it is written anew") from error

@@ -1,6 +1,6 @@
 """Run a job as a process group on this machine: follow its events, and end the whole group when the run is canceled.
 
-    result = run("finetune_pipeline.train.job", spec.to_json(), folder, report)
+    result = run("finetune_pipeline.train.job", spec, TrainingResult, folder, report)
 
 The description is written to `<folder>/job.json`; the job appends its events to `<folder>/events.jsonl` and its output
 to `<folder>/output.log`. These are files, not pipes, so that they remain when the reading process dies.
@@ -16,19 +16,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from finetune_pipeline import errors
 from finetune_pipeline.backends.events import ErrorEvent, Event, LogEvent, ProgressEvent, ResultEvent, from_line
+from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.backends.progress import GRACE_SECONDS, while_active
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.store import storage_error
 
+Result = TypeVar("Result", bound=JobData)
 POLL_SECONDS = 0.2
 FULL_BYTES = 2**20
 # By default, glibc returns every large block to the system and faults it in again page by page: an elementwise product
@@ -45,8 +47,8 @@ SPIN_COUNT = "1000"
 
 
 def run(
-    module: str, spec: Mapping[str, Any], folder: Path, report: Reporter, threads: int | None = None
-) -> dict[str, Any]:
+    module: str, spec: JobData, returns: type[Result], folder: Path, report: Reporter, threads: int | None = None
+) -> Result:
     """Start `python -m module <folder>/job.json <our pid>`, pass its events to `report`, and return its result.
 
     Raises the error that the job raised (a class of errors.py), or TrainingFailed with the end of its output when the
@@ -54,7 +56,7 @@ def run(
     processes that have become inactive.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "job.json").write_text(json.dumps(spec, ensure_ascii=False), "utf-8")
+    (folder / "job.json").write_text(json.dumps(spec.to_json(), ensure_ascii=False), "utf-8")
     events, log = folder / "events.jsonl", folder / "output.log"
     for file in (events, log):
         file.unlink(missing_ok=True)  # new files: the job of a killed run may still append to the old ones
@@ -69,7 +71,7 @@ def run(
             start_new_session=True,
         )
     try:
-        return _follow(process, events, log, report)
+        return returns.from_json(_follow(process, events, log, report))
     finally:
         end_group(process)
 

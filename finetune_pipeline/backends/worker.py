@@ -1,9 +1,9 @@
 """The entry point of a job's process: read the description, write events, stop at a checkpoint when canceled.
 
-    def run(described: dict[str, Any], report: Reporter) -> dict[str, Any]: ...
+    def run(spec: ConversionSpec, report: Reporter) -> ConversionResult: ...
 
     if __name__ == "__main__":
-        worker.main(run)
+        worker.main(run, ConversionSpec)
 
 SIGTERM sets a flag, and `report.alive()` then raises JobCancelled, so that a training can write its checkpoint. The
 same happens when the parent process ends, for whatever reason; a job that hangs then kills itself.
@@ -23,14 +23,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from finetune_pipeline.backends.events import ErrorEvent, Event, LogEvent, ProgressEvent, ResultEvent, to_line
+from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.backends.progress import GRACE_SECONDS, while_active
 from finetune_pipeline.errors import FinetuneError, JobCancelled
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.store import machine_lock
 
+Spec = TypeVar("Spec", bound=JobData)
 PARENT_CHECK_SECONDS = 0.5
 PROGRESS_SECONDS = 0.5
 
@@ -61,8 +63,9 @@ class EventFile:
             raise JobCancelled("stopped on request", "run again to resume from the last checkpoint")
 
 
-def main(run: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
-    """Call `run` with the description whose path is the first argument of the command line, and write its result.
+def main(run: Callable[[Spec, Reporter], JobData], kind: type[Spec]) -> None:
+    """Call `run` with the description, a `kind`, whose path is the first argument of the command line, and write its
+    result.
 
     The second argument is the id of the parent process (default: the actual parent): the job ends when it ends. An
     error of errors.py is written as an event, and its exit code is that of this process.
@@ -78,11 +81,11 @@ def main(run: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
         described = json.loads(path.read_text("utf-8"))  # before waiting: the next run may replace the file
         with machine_lock("compute", events, "another job is computing on this machine; waiting for it"):
             events.alive()
-            result = run(described, events)
+            result = run(kind.from_json(described), events)
     except FinetuneError as error:
         events.write(ErrorEvent(type(error).__name__, error.message, error.hint))
         sys.exit(error.exit_code)
-    events.write(ResultEvent(result))
+    events.write(ResultEvent(result.to_json()))
 
 
 def end_with(parent: int) -> None:

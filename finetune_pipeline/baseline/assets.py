@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from finetune_pipeline.backends import local
 from finetune_pipeline.baseline import classical
 from finetune_pipeline.baseline.answer_log import AnswerFile
-from finetune_pipeline.baseline.answering import ANSWERS, answer_request
+from finetune_pipeline.baseline.answering import ANSWERS, AnswerCounts, answer_request
 from finetune_pipeline.baseline.metrics import score_all
 from finetune_pipeline.baseline.report import Heading, as_summary, compile_report, page
 from finetune_pipeline.records import Answer, Score, dumps, write_jsonl
@@ -31,7 +31,7 @@ def baseline_report(context: StageContext) -> StageResult:
     variants = [v for v in task.baseline.variants if v != classical.VARIANT or classical.applies(task.answer)]
     partial = context.store.unfinished("baseline_report", "answers", context.key)
     request = answer_request(context, partial, variants)
-    local.run(JOB, request.to_json(), partial, context.report)
+    local.run(JOB, request, AnswerCounts, partial, context.report)
     tests = list(context.inputs["data_split"].examples("test.jsonl"))
     answers = AnswerFile(partial / ANSWERS).answers
     scores = score_all(tests, answers, task.answer)

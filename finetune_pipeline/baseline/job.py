@@ -6,22 +6,18 @@ complete, so that a killed job resumes where it stopped. Scores and report are m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from finetune_pipeline.backends import worker
 from finetune_pipeline.baseline import classical
 from finetune_pipeline.baseline.answer_log import AnswerFile
-from finetune_pipeline.baseline.answering import ANSWERS, AnswerRequest
+from finetune_pipeline.baseline.answering import ANSWERS, AnswerCounts, AnswerRequest
 from finetune_pipeline.baseline.prompts import PROMPTED, Chat, prompts
 from finetune_pipeline.inference.generate import Generation, encode, generate, label_choice
 from finetune_pipeline.inference.loading import Loaded, load
 from finetune_pipeline.records import Example, Reporter
 
 
-def run(spec: Mapping[str, Any], report: Reporter) -> dict[str, Any]:
-    """Answer what is not answered yet. Returns the numbers of answers made and reused."""
-    request = AnswerRequest.from_json(spec)
+def run(request: AnswerRequest, report: Reporter) -> AnswerCounts:
+    """Answer what is not answered yet."""
     return answer(request, load_model(request), report)
 
 
@@ -29,8 +25,8 @@ def load_model(request: AnswerRequest) -> Loaded:
     return load(request.base, request.adapter)
 
 
-def answer(request: AnswerRequest, loaded: Loaded, report: Reporter) -> dict[str, int]:
-    """Answer the test rows with every variant of the request. Returns the numbers of answers made and reused."""
+def answer(request: AnswerRequest, loaded: Loaded, report: Reporter) -> AnswerCounts:
+    """Answer the test rows with every variant of the request."""
     log = AnswerFile(request.partial / ANSWERS)
     reused = len(log.answers)
     if reused:
@@ -41,7 +37,7 @@ def answer(request: AnswerRequest, loaded: Loaded, report: Reporter) -> dict[str
             _generate(variant, request, loaded, log, train, tests, report)
         elif classical.applies(request.task.answer):
             _classify(request, log, train, tests, report)
-    return {"answers": len(log.answers) - reused, "reused": reused}
+    return AnswerCounts(len(log.answers) - reused, reused)
 
 
 def _classify(
@@ -81,4 +77,4 @@ def _generate(
 
 
 if __name__ == "__main__":
-    worker.main(run)
+    worker.main(run, AnswerRequest)

@@ -20,7 +20,7 @@ from typing import Any
 
 from finetune_pipeline.backends import local
 from finetune_pipeline.baseline.answer_log import AnswerFile
-from finetune_pipeline.baseline.answering import ANSWERS, answer_request
+from finetune_pipeline.baseline.answering import ANSWERS, AnswerCounts, answer_request
 from finetune_pipeline.baseline.assets import heading, write_report
 from finetune_pipeline.baseline.metrics import score_all
 from finetune_pipeline.baseline.report import as_summary, compile_report
@@ -74,7 +74,7 @@ def _run_jobs(context: StageContext, live: ServedVersion | None) -> tuple[Evalua
     request = evaluation_request(context, partial)
     for job in (request, opponent):
         if job is not None:
-            local.run(JOB, job.to_json(), partial, context.report)
+            local.run(JOB, job, AnswerCounts, partial, context.report)
     return request, partial
 
 

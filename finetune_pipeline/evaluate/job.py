@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from finetune_pipeline.backends import worker
-from finetune_pipeline.baseline.answering import AnswerRequest
+from finetune_pipeline.baseline.answering import AnswerCounts, AnswerRequest
 from finetune_pipeline.baseline.job import answer, load_model
 from finetune_pipeline.evaluate import general_ability
 from finetune_pipeline.evaluate.general_ability import GeneralLosses
@@ -28,9 +27,8 @@ from finetune_pipeline.store import write_atomic
 SEED = 19  # of the rows whose losses memorization compares
 
 
-def run(spec: Mapping[str, Any], report: Reporter) -> dict[str, Any]:
-    """Answer what is not answered yet, and measure what is declared. Returns the numbers of answers made and reused."""
-    request = EvaluationRequest.from_json(spec)
+def run(request: EvaluationRequest, report: Reporter) -> AnswerCounts:
+    """Answer what is not answered yet, and measure what is declared."""
     loaded = load_model(request.answers)
     counts = answer(request.answers, loaded, report)
     partial = request.answers.partial
@@ -71,4 +69,4 @@ def _once(path: Path, measure: Callable[[], GeneralLosses | MemorizationLosses])
 
 
 if __name__ == "__main__":
-    worker.main(run)
+    worker.main(run, EvaluationRequest)

@@ -5,31 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from finetune_pipeline.baseline.answering import AnswerRequest, reading_request
+from finetune_pipeline.backends.job_data import JobData
+from finetune_pipeline.baseline.answering import AnswerRequest
 
 GENERAL = "general.json"  # GeneralLosses, written by the job beside the answers
 MEMORIZATION = "memorization.json"  # MemorizationLosses, the same
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationRequest:
+@dataclass(frozen=True)
+class EvaluationRequest(JobData):
     """Answer the test rows (`answers`), and measure the loss on general texts and that on training and test rows. Both
     measures are of the model with its adapter."""
 
     answers: AnswerRequest
     general: bool = False
     memorization: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        return {"answers": self.answers.to_json(), "general": self.general, "memorization": self.memorization}
-
-    @staticmethod
-    def from_json(row: Mapping[str, Any]) -> EvaluationRequest:
-        """StorageError that names the key when one is missing or unknown; DeclarationError when the task is wrong."""
-        with reading_request(EvaluationRequest, row):
-            general, memorization = bool(row["general"]), bool(row["memorization"])
-        return EvaluationRequest(AnswerRequest.from_json(row["answers"]), general, memorization)

@@ -30,8 +30,15 @@ class ConversionSpec(JobData):
     folder: Path
 
 
-def run(spec: ConversionSpec, report: Reporter) -> dict[str, Any]:
-    """Write model and tokenizer; the number of parameters. ModelError when the file cannot be read or is damaged."""
+@dataclass(frozen=True)
+class ConversionResult(JobData):
+    """`parameters`: the number of parameters of the model."""
+
+    parameters: int
+
+
+def run(spec: ConversionSpec, report: Reporter) -> ConversionResult:
+    """Write model and tokenizer. ModelError when the file cannot be read or is damaged."""
     import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -61,7 +68,7 @@ def run(spec: ConversionSpec, report: Reporter) -> dict[str, Any]:
         folder.mkdir()
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return {"parameters": model.num_parameters()}
+    return ConversionResult(model.num_parameters())
 
 
 def _cache_parsing(gguf: Any) -> None:
@@ -83,4 +90,4 @@ def _cache_parsing(gguf: Any) -> None:
 
 
 if __name__ == "__main__":
-    worker.main(lambda described, report: run(ConversionSpec.from_json(described), report))
+    worker.main(run, ConversionSpec)

@@ -25,7 +25,7 @@ from finetune_pipeline.backends import local
 from finetune_pipeline.config import Base, Task
 from finetune_pipeline.errors import ModelError, StorageError
 from finetune_pipeline.models import licenses, model_files
-from finetune_pipeline.models.gguf import ConversionSpec
+from finetune_pipeline.models.gguf import ConversionResult, ConversionSpec
 from finetune_pipeline.records import SILENT, Artifact, Reporter
 from finetune_pipeline.store import TaskStore, data_root, machine_lock, models_folder
 from finetune_pipeline.store.file_hashes import file_hash
@@ -213,7 +213,7 @@ def _convert(source: Path, scratch: Path, report: Reporter) -> None:
             "free some space, or set FINETUNE_HOME to a larger disk",
         )
     log = models_folder() / ".jobs" / scratch.name.lstrip(".")
-    local.run("finetune_pipeline.models.gguf", ConversionSpec(source, scratch).to_json(), log, report)
+    local.run("finetune_pipeline.models.gguf", ConversionSpec(source, scratch), ConversionResult, log, report)
 
 
 def _download(name: str, revision: str, scratch: Path, report: Reporter) -> None:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, get_args
 
+from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.config import Suitability, Train
 from finetune_pipeline.suitability.facts import Facts
 
@@ -61,8 +62,8 @@ class BaseSize:
         return BaseSize(*(described[name] for name in ("parameters", "hidden", "layers", "vocabulary")))
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+@dataclass(frozen=True)
+class Machine(JobData):
     """The device that trains ("cpu" or "cuda") and the precision ("bf16" or "fp32"). `gflops`: speed of a matrix
     product in that precision, in 10^9 operations per second; `free_mb`: free memory."""
 

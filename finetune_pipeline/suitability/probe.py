@@ -9,14 +9,13 @@ at the same time), so that torch is not imported here.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from finetune_pipeline.backends import local, worker
+from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.config import Train
 from finetune_pipeline.models.device import kind, name_of, uses_bf16
 from finetune_pipeline.records import Reporter
@@ -28,27 +27,22 @@ ROWS = 512  # about the tokens of a training step
 WIDTH = {"cpu": 1536, "cuda": 8192}
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeJob:
+@dataclass(frozen=True)
+class ProbeSpec(JobData):
     """The job's description: `precision` is `train.precision` ("auto", "bf16" or "fp32")."""
 
     precision: str
 
-    @staticmethod
-    def from_json(spec: Mapping[str, Any]) -> ProbeJob:
-        return ProbeJob(**spec)
-
 
 def measure_machine(train: Train, folder: Path, report: Reporter) -> Machine:
     """Speed and free memory of the device that such a training uses; `folder` takes the job's files."""
-    job = ProbeJob(train.precision)
-    return Machine(**local.run(__name__, asdict(job), folder, report, train.threads))
+    return local.run(__name__, ProbeSpec(train.precision), Machine, folder, report, train.threads)
 
 
-def run(spec: Mapping[str, Any], report: Reporter) -> dict[str, Any]:
-    """The job: the fields of a `Machine`."""
-    device, bf16 = kind(), uses_bf16(ProbeJob.from_json(spec).precision)
-    return asdict(Machine(gflops(device, bf16), free_mb(device), device, name_of(bf16)))
+def run(spec: ProbeSpec, report: Reporter) -> Machine:
+    """The job."""
+    device, bf16 = kind(), uses_bf16(spec.precision)
+    return Machine(gflops(device, bf16), free_mb(device), device, name_of(bf16))
 
 
 def gflops(device: str, bf16: bool, seconds: float = SECONDS) -> float:
@@ -85,4 +79,4 @@ def free_mb(device: str) -> float:
 
 
 if __name__ == "__main__":
-    worker.main(run)
+    worker.main(run, ProbeSpec)

@@ -16,14 +16,14 @@ from finetune_pipeline.records import Check, Json, Verdict
 from finetune_pipeline.store import StageContext, StageResult
 from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
 
+JOB = "finetune_pipeline.train.job"
+
 
 def adapter(context: StageContext) -> StageResult:
     """Train, or resume from the last checkpoint with the same key. The files of the artifact are listed in job.py."""
     job = context.store.unfinished("adapter", "checkpoints", context.key)
     spec = _spec(context, job)
-    training = TrainingResult.from_json(
-        local.run("finetune_pipeline.train.job", spec.to_json(), job, context.report, context.task.train.threads)
-    )
+    training = local.run(JOB, spec, TrainingResult, job, context.report, context.task.train.threads)
     summary: dict[str, Json] = {
         "steps": training.steps,
         "seconds": training.seconds,

@@ -215,4 +215,4 @@ def _require_passed(audited: Audit, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    worker.main(lambda described, report: run(TrainingSpec.from_json(described), report).to_json())
+    worker.main(run, TrainingSpec)

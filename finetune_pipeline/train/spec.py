@@ -1,6 +1,6 @@
 """What a training job gets and returns: the description in job.json, and the content of training.json.
 
-result = TrainingResult.from_json(local.run("finetune_pipeline.train.job", spec.to_json(), folder, report))
+result = local.run("finetune_pipeline.train.job", spec, TrainingResult, folder, report)
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import pytest
 
 from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.config import Lora, Train
+from finetune_pipeline.errors import StorageError
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ def test_a_description_is_the_same_after_json() -> None:
 )
 def test_a_wrong_key_is_an_error_that_names_it(change: dict[str, object], message: str) -> None:
     described = Spec(Path("/a/b"), Train()).to_json()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(StorageError, match=message):
         Spec.from_json(described | change)
 
 
 def test_a_missing_key_is_an_error_that_names_it() -> None:
-    with pytest.raises(ValueError, match="Spec: folder: Field required"):
+    with pytest.raises(StorageError, match="Spec: folder: Field required"):
         Spec.from_json({"rules": {}})

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +24,10 @@ from finetune_pipeline.store import machine_lock
 
 JOB = """
 import os, signal, subprocess, sys, time
+from dataclasses import dataclass
 from finetune_pipeline import errors
 from finetune_pipeline.backends import worker
+from finetune_pipeline.backends.job_data import JobData
 
 worker.GRACE_SECONDS = 1.5
 
@@ -38,16 +41,29 @@ def wait(report):
         report.alive()
         time.sleep(0.05)
 
+@dataclass(frozen=True)
+class Toy(JobData):
+    do: str
+    numbers: tuple[int, ...] = ()
+    error: str = ""
+    mark: str = ""
+
+@dataclass(frozen=True)
+class Seen(JobData):
+    sum: int = 0
+    cores: str = ""
+    spins: str = ""
+    mark: bool = False
+
 def run(spec, report):
-    do = spec["do"]
+    do = spec.do
     if do == "add":
         report.log("adding")
         for done in range(1, 4):
             report.progress("sums", done, 3, loss=1.0 / done)
-        settings = {"cores": os.environ["OMP_NUM_THREADS"], "spins": os.environ["GOMP_SPINCOUNT"]}
-        return {"sum": sum(spec["numbers"]), **settings}
+        return Seen(sum(spec.numbers), os.environ["OMP_NUM_THREADS"], os.environ["GOMP_SPINCOUNT"])
     if do == "refuse":
-        raise getattr(errors, spec["error"])("the loss is not finite", "use a lower learning rate")
+        raise getattr(errors, spec.error)("the loss is not finite", "use a lower learning rate")
     if do == "break":
         print("reading weights", flush=True)
         raise KeyError("weights")
@@ -57,17 +73,17 @@ def run(spec, report):
     if do == "tear":
         with open(sys.argv[1].replace("job.json", "events.jsonl"), "a") as events:
             events.write('{"event": "progr\\n')
-        return {"sum": sum(spec["numbers"])}
+        return Seen(sum(spec.numbers))
     if do == "pause":
         report.log("begun")
         time.sleep(1.5)
-        return {"sum": sum(spec["numbers"])}
+        return Seen(sum(spec.numbers))
     if do == "leave":
-        return None
+        sys.exit(0)
     if do == "touch":
-        open(spec["mark"], "w").close()
+        open(spec.mark, "w").close()
     if do == "look":
-        return {"mark": os.path.exists(spec["mark"])}
+        return Seen(mark=os.path.exists(spec.mark))
     if do == "finish":
         report.log("begun")
         try:
@@ -76,7 +92,7 @@ def run(spec, report):
             end = time.process_time() + 2.5
             while time.process_time() < end:
                 pass
-            open(spec["mark"], "w").write("ended")
+            open(spec.mark, "w").write("ended")
     if do == "linger":  # until the next run's job has written to its own event file
         events = sys.argv[1].replace("job.json", "events.jsonl")
         first = os.stat(events).st_ino
@@ -89,7 +105,7 @@ def run(spec, report):
                 not os.path.exists(events) or os.stat(events).st_ino == first or not os.path.getsize(events)
             ):
                 sum(range(100_000))
-            open(spec["mark"], "w").write("ended")
+            open(spec.mark, "w").write("ended")
     if do == "hang":
         report.log("begun")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -101,10 +117,10 @@ def run(spec, report):
         try:
             wait(report)
         finally:
-            open(spec["mark"], "w").write("ended")
+            open(spec.mark, "w").write("ended")
 
 if __name__ == "__main__":
-    worker.main(run)
+    worker.main(run, Toy)
 """
 
 
@@ -130,12 +146,16 @@ class Listener(Silent):
 @pytest.fixture(autouse=True)
 def _job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "toy_job.py").write_text(JOB, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "toy_job", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path.cwd())]))
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
 
 
-def run(folder: Path, report: Any = None, threads: int | None = None, **spec: Any) -> dict[str, Any]:
-    return local.run("toy_job", spec, folder / "job", report or Listener(), threads)
+def run(folder: Path, report: Any = None, threads: int | None = None, **spec: Any) -> Any:
+    toy_job = import_module("toy_job")
+
+    return local.run("toy_job", toy_job.Toy(**spec), toy_job.Seen, folder / "job", report or Listener(), threads)
 
 
 def has_ended(pid: int) -> bool:
@@ -152,7 +172,7 @@ def has_ended(pid: int) -> bool:
 def test_a_job_returns_its_result_and_reports_progress(tmp_path: Path) -> None:
     report = Listener()
     result = run(tmp_path, report, threads=3, do="add", numbers=[1, 2, 3])
-    assert result == {"sum": 6, "cores": "3", "spins": "1000"}
+    assert (result.sum, result.cores, result.spins) == (6, "3", "1000")
     assert report.lines == ["adding"]
     assert report.steps[0] == ("sums", 1, 3, {"loss": 1.0})
     assert report.steps[-1] == ("sums", 3, 3, {"loss": 1 / 3})  # the last is never held back
@@ -194,7 +214,7 @@ def test_a_job_that_failed_on_a_full_disk_is_a_storage_error(tmp_path: Path, mon
 
 
 def test_an_incomplete_event_is_skipped(tmp_path: Path) -> None:
-    assert run(tmp_path, do="tear", numbers=[1]) == {"sum": 1}
+    assert run(tmp_path, do="tear", numbers=[1]).sum == 1
 
 
 def test_events_of_an_earlier_job_are_not_read(tmp_path: Path) -> None:
@@ -214,7 +234,7 @@ def test_late_events_of_the_job_of_a_killed_run_are_not_read(tmp_path: Path) -> 
                 earlier.write(json.dumps(stopped) + "\n")
                 earlier.flush()
 
-        assert run(tmp_path, Late(), do="pause", numbers=[1, 2]) == {"sum": 3}
+        assert run(tmp_path, Late(), do="pause", numbers=[1, 2]).sum == 3
 
 
 def test_a_cancelled_job_ends_with_all_processes_it_started(tmp_path: Path) -> None:
@@ -243,8 +263,8 @@ def test_an_inactive_cancelled_job_is_killed(tmp_path: Path, monkeypatch: pytest
 def start_run(folder: Path, do: str, mark: Path) -> subprocess.Popen[bytes]:
     """A run in a separate process, whose job has written its first event."""
     code = "import sys; from pathlib import Path; from finetune_pipeline.backends import local; "
-    code += "from finetune_pipeline.records import Silent; "
-    code += "local.run('toy_job', {'do': sys.argv[2], 'mark': sys.argv[3]}, Path(sys.argv[1]), Silent())"
+    code += "from finetune_pipeline.records import SILENT; from toy_job import Seen, Toy; "
+    code += "local.run('toy_job', Toy(sys.argv[2], mark=sys.argv[3]), Seen, Path(sys.argv[1]), SILENT)"
     parent = subprocess.Popen([sys.executable, "-c", code, str(folder), do, str(mark)])
     while not (folder / "events.jsonl").exists() or not (folder / "events.jsonl").read_text("utf-8"):
         assert parent.poll() is None
@@ -257,7 +277,7 @@ def test_a_run_waits_for_the_job_of_one_that_was_killed(tmp_path: Path) -> None:
     mark, report = tmp_path / "mark", Listener()
     parent = start_run(tmp_path / "job", "linger", mark)
     parent.send_signal(signal.SIGKILL)
-    assert run(tmp_path, report, do="look", mark=str(mark)) == {"mark": True}
+    assert run(tmp_path, report, do="look", mark=str(mark)).mark
     assert report.lines == ["another job is computing on this machine; waiting for it"]
     parent.wait()
 
