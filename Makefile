@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Where torch comes from besides the usual index. On Linux without a GPU this spares 3 GB:
+# Where torch comes from besides the usual index. On Linux without a GPU this spares 3 GB of CUDA libraries:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
@@ -33,12 +33,13 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/finetune docs --write
 
-# torch and uv by pip (which knows local wheels and TORCH_INDEX), the rest by uv (which is ten times as fast)
+# torch and uv by pip (which knows local wheels and TORCH_INDEX; with the CUDA libraries that this wheel of torch needs),
+# the rest by uv (which is ten times as fast)
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@echo "making the environment in $(VENV) (a minute or two) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install -q --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep -E '^(torch|uv)==' requirements.lock)
+	@$(BIN)/pip install -q -c requirements.lock $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep -E '^(torch|uv)==' requirements.lock)
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements.lock
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
 	@test -e .env || echo "DAGSTER_HOME=$(CURDIR)/.finetune/dagster" > .env

@@ -110,7 +110,7 @@ STEPS: tuple[Step, ...] = (
         make=f"{_P}.clean.assets:clean_examples",
         needs=("raw_examples", "base_model"),
         config_sections=("clean", "answer", "prompt"),
-        version="6",
+        version="7",
         check="ledger_reconciles",
         lines=(
             "one completion for a prompt",
@@ -125,8 +125,8 @@ STEPS: tuple[Step, ...] = (
         "suitability_report",
         make=f"{_P}.suitability.assets:suitability_report",
         needs=("raw_examples", "clean_examples", "base_model"),
-        config_sections=("suitability", "answer", "prompt", "train", "split", "use"),
-        version="3",
+        config_sections=("suitability", "answer", "prompt", "baseline", "train", "split", "use"),
+        version="4",
         check="worth_tuning",
         lines=(
             "usable examples",
@@ -145,11 +145,11 @@ STEPS: tuple[Step, ...] = (
         needs=("raw_examples", "clean_examples"),
         gates=(("suitability_report", "clean_examples"),),
         config_sections=("quality", "answer", "clean", "sources"),
-        version="4",
+        version="5",
         check="quality_gate",
         lines=f"{_P}.quality.suite:check_names",
         kinds=("greatexpectations",),
-        description="Great Expectations on the cleaned rows: the declared share has to be right in every respect.",
+        description="Great Expectations on the cleaned rows: the declared share of them has to pass every rule.",
     ),
     Step(
         "review_sample",

@@ -1,11 +1,11 @@
 """The asset `clean_examples`: cleaned rows, and the ledger of what was fixed and what was dropped, and why.
 
-examples.jsonl  the kept rows, in the order in which they were read
-fixes.jsonl     {"id": "9f1c…", "origin": "shop.csv:12", "stage": "clean", "rule": "html", "detail": ""}
-drops.jsonl     {"id": "77ab…", "origin": "shop.csv:31", "stage": "clean", "reason": "exact-duplicate", "detail": "…"}
-clusters.jsonl  {"kept": "9f1c…", "dropped": "77ab…", "similarity": 0.93}
-conflicts.jsonl {"rows": ["9f1c…", "0b3a…"], "origins": ["shop.csv:12", "shop.csv:40"], "similarity": 0.97}: both rows
-                are kept, and shown to the reviewers (nearly the same prompt, another completion)
+examples.jsonl    the kept rows, in the order in which they were read
+fixes.jsonl       {"id": "9f1c…", "origin": "shop.csv:12", "stage": "clean", "rule": "html", "detail": ""}
+drops.jsonl       {"id": "77ab…", "origin": "shop.csv:31", "stage": "clean", "reason": "exact-duplicate", "detail": "…"}
+duplicates.jsonl  {"kept": "9f1c…", "dropped": "77ab…", "similarity": 0.93}
+conflicts.jsonl   {"rows": ["9f1c…", "0b3a…"], "origins": ["shop.csv:12", "shop.csv:40"], "similarity": 0.97}: both
+                  rows are kept, and shown to the reviewers (nearly the same prompt, another completion)
 
 Rows are held in memory, about 2 kB each. The rules are applied in pipeline.py.
 """
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from finetune_pipeline.clean.pipeline import Cleaned, clean
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.records import Check, Verdict, write_jsonl
+from finetune_pipeline.records.ledger import counted
 from finetune_pipeline.store import StageContext, StageResult
 
 
@@ -24,18 +25,20 @@ def clean_examples(context: StageContext) -> StageResult:
     """Clean every raw example. DataError when no row is kept."""
     from finetune_pipeline.models import model_files, model_source
 
-    count = model_files.token_counter(
+    count_tokens = model_files.token_counter(
         model_source.folder_of(context.inputs["base_model"], context.task.base, context.report)
     )
     raw = context.inputs["raw_examples"]
     rows = list(raw.examples())
-    result = clean(rows, context.task.clean, context.task.answer, context.task.prompt.system, count, context.report)
+    result = clean(
+        rows, context.task.clean, context.task.answer, context.task.prompt.system, count_tokens, context.report
+    )
     if not result.kept:
         raise _no_rows_left(result)
     write_jsonl(context.out / "examples.jsonl", result.kept)
     write_jsonl(context.out / "fixes.jsonl", result.fixes)
     write_jsonl(context.out / "drops.jsonl", result.drops)
-    write_jsonl(context.out / "clusters.jsonl", result.pairs)
+    write_jsonl(context.out / "duplicates.jsonl", result.pairs)
     write_jsonl(context.out / "conflicts.jsonl", result.conflicts)
     context.report.log(f"{len(rows)} rows: {len(result.kept)} kept, {len(result.drops)} dropped")
     return StageResult(result.summary(), ledger(len(rows), result, raw.content_hash))
@@ -60,16 +63,15 @@ def _warnings(result: Cleaned) -> Iterator[Check]:
         observed = f"{len(result.conflicts)} pairs, in conflicts.jsonl; the first are shown to the reviewers"
         expected = "no two nearly identical prompts with different completions"
         yield Check("near duplicates agree", False, expected, observed, "warning")
-    if result.similarity.rows_of_templates:
-        observed = f"{result.similarity.rows_of_templates} rows come from a template and need a higher similarity"
+    if result.similarity.template_rows:
+        observed = f"{result.similarity.template_rows} rows come from a template and need a higher similarity"
         expected = "`clean.near_duplicate_threshold` for all rows"
         yield Check("near-duplicate threshold as declared", False, expected, observed, "warning")
 
 
 def _no_rows_left(result: Cleaned) -> DataError:
-    reasons = ", ".join(f"{reason}: {count}" for reason, count in result.drops_by_reason.items())
     first = next((f"{drop.origin}: {drop.reason} ({drop.detail})" for drop in result.drops), "there are no input rows")
     return DataError(
-        f"no row is left after cleaning ({reasons}); the first: {first}",
+        f"no row is left after cleaning ({counted(result.drops_by_reason)}); the first: {first}",
         "correct the rows, or the declaration: `answer` (their format), `clean.max_tokens` (their longest length)",
     )

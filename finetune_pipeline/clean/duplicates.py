@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune_pipeline.clean.normalize import identity, normalize
 from finetune_pipeline.clean.similarity import measure, resemblance
 from finetune_pipeline.config import AnswerFormat, Clean
-from finetune_pipeline.records import Drop, Example, Message
+from finetune_pipeline.records import Drop, Example
 
 STAGE = "clean"
 _SPELLING = 0.8  # SequenceMatcher's ratio from which two words are one, misspelled
@@ -39,7 +39,7 @@ _LIGHT = frozenset((
 
 @dataclass(frozen=True, slots=True)
 class DuplicatePair:
-    """A line of clusters.jsonl: the ids of a kept row and of its dropped duplicate, and their similarity (0 to 1)."""
+    """A line of duplicates.jsonl: the ids of a kept row and of its dropped duplicate, and their similarity (0 to 1)."""
 
     kept: str
     dropped: str
@@ -69,7 +69,7 @@ class SimilarityFigures:
     rows need a higher similarity since they come from a template."""
 
     ignored_grams: float = 0.0
-    rows_of_templates: int = 0
+    template_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,15 @@ def without_duplicates(examples: Sequence[Example], rules: Clean, answer: Answer
     exact = _exact_duplicates(rows)
     rows = _without(rows, {duplicate.dropped.id for duplicate in exact})
     same_prompt_groups = _same_prompt_groups(rows)
-    may_differ = answer.format == "text" or rules.contradictions == "keep"
+    may_differ = several_completions(rules, answer)
     contradictions = [drop for group in same_prompt_groups for drop in _contradictions(group)] if not may_differ else []
     rows = _without(rows, {drop.id for drop in contradictions})
+    equal = _equal_texts(rows) if rules.near_duplicate_threshold < 1 else []
+    rows = _without(rows, {duplicate.dropped.id for duplicate in equal})
     similarity = measure([prompt_text(row.example) for row in rows], rules.near_duplicate_threshold)
     near_pairs = list(similarity.pairs())
-    near = _near_duplicates(rows, near_pairs, rules.near_duplicate_threshold)
-    dropped = {duplicate.dropped.id for duplicate in near}
+    similar = _near_duplicates(rows, near_pairs, rules.near_duplicate_threshold)
+    dropped, near = {duplicate.dropped.id for duplicate in similar}, [*equal, *similar]
     conflicts = [] if may_differ else _conflicts(rows, near_pairs, dropped)
     kept_groups = same_prompt_groups if may_differ else []
     return Duplicates(
@@ -140,17 +142,18 @@ def without_duplicates(examples: Sequence[Example], rules: Clean, answer: Answer
     )
 
 
+def several_completions(rules: Clean, answer: AnswerFormat) -> bool:
+    """Whether one prompt may have several completions: where that is declared, and in free text."""
+    return rules.contradictions == "keep" or answer.format == "text"
+
+
 def prompt_text(row: Example) -> str:
     """All messages before the completion, normalized, as they are compared with those of other rows."""
-    return " ".join(normalize(m.content) for m in _before_completion(row))
+    return " ".join(normalize(m.content) for m in row.prompt_messages)
 
 
 def _prompt_identity(row: Example) -> str:
-    return "\n".join(f"{m.role}: {identity(m.content)}" for m in _before_completion(row))
-
-
-def _before_completion(row: Example) -> tuple[Message, ...]:
-    return row.messages[:-1] if row.ends_with_completion else row.messages
+    return "\n".join(f"{m.role}: {identity(m.content)}" for m in row.prompt_messages)
 
 
 def _without(rows: Sequence[_Row], ids: set[str]) -> list[_Row]:
@@ -158,8 +161,18 @@ def _without(rows: Sequence[_Row], ids: set[str]) -> list[_Row]:
 
 
 def _exact_duplicates(rows: Iterable[_Row]) -> list[_Duplicate]:
+    return _repeats(rows, lambda row: row.prompt)
+
+
+def _equal_texts(rows: Iterable[_Row]) -> list[_Duplicate]:
+    """Rows whose normalized prompt and whose completion are those of an earlier row. Of many equal texts, not every
+    pair is among `Similarity.pairs`."""
+    return _repeats(rows, lambda row: prompt_text(row.example))
+
+
+def _repeats(rows: Iterable[_Row], prompt: Callable[[_Row], str]) -> list[_Duplicate]:
     first: dict[tuple[str, str], _Row] = {}
-    pairs = ((first.setdefault((row.prompt, row.completion), row), row) for row in rows)
+    pairs = ((first.setdefault((prompt(row), row.completion), row), row) for row in rows)
     return [_Duplicate(kept.example, row.example) for kept, row in pairs if kept is not row]
 
 

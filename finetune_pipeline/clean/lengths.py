@@ -14,7 +14,7 @@ from typing import TypeAlias
 from finetune_pipeline.config import Clean
 from finetune_pipeline.records import Example
 
-Counter: TypeAlias = Callable[[Sequence[str]], list[int]]
+TokenCounter: TypeAlias = Callable[[Sequence[str]], list[int]]
 MESSAGE_TOKENS = 5  # what ChatML adds to a message: <|im_start|>, role, line end, <|im_end|>, line end
 
 
@@ -29,7 +29,7 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """p50 and p95 (nearest rank) and the maximum."""
+    """p50 and p95 (the lower of two neighbors, numpy's method "lower") and the maximum."""
 
     p50: int = 0
     p95: int = 0
@@ -45,11 +45,11 @@ class LengthQuantiles:
     whole: Quantiles = Quantiles()
 
 
-def measure(rows: Sequence[Example], system: str, count: Counter) -> list[Length]:
+def measure(rows: Sequence[Example], system: str, count_tokens: TokenCounter) -> list[Length]:
     """One Length for each row. Every distinct text is counted once."""
     chats = [[*(m["content"] for m in row.chat(system)), row.completion] for row in rows]
     distinct = list(dict.fromkeys(text for chat in chats for text in chat) | dict.fromkeys(row.prompt for row in rows))
-    tokens = dict(zip(distinct, count(distinct), strict=True))
+    tokens = dict(zip(distinct, count_tokens(distinct), strict=True))
     return [
         Length(
             tokens[row.prompt],

@@ -6,7 +6,7 @@
 Personal data is masked before duplicates are searched, so that rows which differ only in a phone number are
 duplicates.
 
-    result = clean(rows, task.clean, task.answer, task.prompt.system, count)
+    result = clean(rows, task.clean, task.answer, task.prompt.system, count_tokens)
     len(result.kept), result.drops[0]      # 8412, Drop("77ab…", "shop.csv:31", "clean", "exact-duplicate", "of 9f1c…")
 """
 
@@ -72,17 +72,17 @@ def clean(
     rules: Clean,
     answer: AnswerFormat,
     system: str,
-    count: lengths.Counter,
+    count_tokens: lengths.TokenCounter,
     report: Reporter = SILENT,
     row_rules: Sequence[tuple[str, RowRule]] = ROW_RULES,
 ) -> Cleaned:
-    """Apply every rule. `system` is the task's system prompt and `count` counts tokens, both for the lengths.
+    """Apply every rule. `system` is the task's system prompt and `count_tokens` counts tokens, both for the lengths.
 
     AssertionError when the kept and dropped rows are not exactly the input rows: a bug in this code, never in the data.
     """
     result = Cleaned()
     fixed = _clean_rows(rows, RowCleaner(rules, answer, row_rules), result, report)
-    within = _within_bounds(fixed, rules, system, count, result)
+    within = _within_bounds(fixed, rules, system, count_tokens, result)
     report.alive()
     unique = without_duplicates([row for row, _ in within], rules, answer)
     result.kept, result.pairs, result.conflicts = list(unique.kept), list(unique.pairs), list(unique.conflicts)
@@ -117,10 +117,10 @@ def _times(count: int) -> str:
 
 
 def _within_bounds(
-    rows: Sequence[Example], rules: Clean, system: str, count: lengths.Counter, result: Cleaned
+    rows: Sequence[Example], rules: Clean, system: str, count_tokens: lengths.TokenCounter, result: Cleaned
 ) -> list[tuple[Example, lengths.Length]]:
     within = []
-    for row, length in zip(rows, lengths.measure(rows, system, count), strict=True):
+    for row, length in zip(rows, lengths.measure(rows, system, count_tokens), strict=True):
         violation = lengths.out_of_bounds(length, rules)
         if violation is None:
             within.append((row, length))

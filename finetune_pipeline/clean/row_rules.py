@@ -142,7 +142,7 @@ def _validate(completion: str, answer: AnswerFormat) -> Dropped | None:
 
 
 def _mask_json(text: str) -> tuple[str, list[str]]:
-    """Masks each text and number inside a JSON completion, then the whole, as the endpoint's log does."""
+    """Masks each text and integer inside a JSON completion, then the whole, as the endpoint's log does."""
     kinds: list[str] = []
 
     def masked_value(value: Any) -> Any:

@@ -19,8 +19,8 @@ texts are similar as well (`resemblance`), and the split requires that enough is
 (`least_left`).
 
     alike = measure(["where is my order?", "Where is my orders", "refund!"], 0.6)
-    list(alike.pairs())          # [(0, 1, 0.86)]        alike.clusters()      # [[0, 1]]
-    list(alike.between([0], [1, 2]))                     # [(0, 1, 0.86)], every pair, found exactly
+    list(alike.pairs())          # [(0, 1, 0.93)]        alike.clusters()      # [[0, 1]]
+    list(alike.between([0], [1, 2]))                     # [(0, 1, 0.93)], every pair, found exactly
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ class Similarity:
         return {f"{value:g}": int(count) for value, count in zip(values, counts, strict=True)}
 
     def pairs(self) -> Iterator[tuple[int, int, float]]:
-        """(i, j, similarity), i < j, each once: all near duplicates (within the recall of minhash.py). Of more than 8
-        texts with the same set only the pairs with the first are formed, which is enough to link them."""
+        """(i, j, similarity), i < j, each once: the near duplicates (within the recall of minhash.py). Of texts with
+        equal sets, the first 8 are paired with each other, every later one with the first only; pairs with other sets
+        are formed for the first 8. That is enough to link clusters, but does not list every pair."""
         for group in self.groups:
             for n, j in enumerate(group[1:], 1):
                 yield from ((i, j, 1.0) for i in (group[:n] if n < _ALL_PAIRS else group[:1]))

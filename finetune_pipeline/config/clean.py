@@ -31,5 +31,6 @@ class Clean(Section):
     )
     personal_data: Literal["mask", "drop", "keep"] = Field(
         "mask",
-        description="E-mail, phone, card, IBAN, IP: mask replaces them by <EMAIL> and so on, drop drops the row.",
+        description="E-mail and IP addresses, phone and card numbers, IBANs, US social security numbers: mask replaces "
+        "them by <EMAIL> and so on, drop drops the row.",
     )

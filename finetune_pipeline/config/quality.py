@@ -58,7 +58,7 @@ class DeclaredExpectation(Section):
 class Quality(Section):
     """Expectations of the Great Expectations suite on the cleaned rows."""
 
-    mostly: Share = Field(0.95, gt=0, description="Share of rows (0 to 1) that have to pass every check.")
+    mostly: Share = Field(0.95, gt=0, description="Share of rows (0 to 1) that have to pass every rule.")
     min_rows: int = Field(200, ge=1, description="The gate fails with fewer cleaned rows.")
     max_prompt_chars: int = Field(8000, ge=1, description="Longest prompt, in characters.")
     max_completion_chars: int = Field(8000, ge=1, description="Longest completion, in characters.")

@@ -14,7 +14,11 @@ from finetune_pipeline.config.section import Section, Share
 class Source(Section):
     """A file, folder or data set with raw rows. Give exactly one of `path` and `hub`."""
 
-    name: str | None = Field(None, description="Name in ids and reports; default: the file's name without its ending.")
+    name: str | None = Field(
+        None,
+        description="Name in reports, and part of the rows' ids, which change with it; default: the file's name "
+        "without its ending.",
+    )
     path: str | None = Field(
         None, description="File, folder saved by `datasets`, or glob, relative to the task's folder, or any fsspec URL."
     )
@@ -30,7 +34,9 @@ class Source(Section):
         "auto", description="Encoding of a text file, e.g. cp1252 or shift_jis; auto: UTF-8, else detected."
     )
     rows: Literal["auto", "columns", "alpaca", "sharegpt", "messages", "preference"] = Field(
-        "auto", description="Layout of a row; auto: from its keys."
+        "auto",
+        description="Layout of a row; auto: from its keys. preference: the chosen completion is trained on, the "
+        "rejected one is kept in pairs.jsonl and not used.",
     )
     input: str | None = Field(None, description="Column of the prompt (rows: columns).")
     output: str | None = Field(None, description="Column of the completion (rows: columns).")

@@ -20,7 +20,7 @@ ASSETS = {
         "Suitability report",
         "Whether prompting, retrieval or fine-tuning fits the task, and the cost of each.",
     ),
-    "data_quality": ("Data quality gate", "Whether enough of the cleaned rows pass every check."),
+    "data_quality": ("Data quality gate", "Whether enough of the cleaned rows pass every rule."),
     "review_sample": ("Review sample", "A random sample of the cleaned rows, for review by experts."),
     "expert_review": ("Review gate", "Whether the experts find enough of the reviewed rows right."),
     "data_split": ("Split", "Training, validation and test rows, without overlap."),

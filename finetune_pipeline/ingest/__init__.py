@@ -3,6 +3,7 @@
 sources.py        which files a declared source has
 readers.py        the table of source formats, and how a file's format is recognized
                   csv_reader.py (csv_records.py), json_reader.py (json_rows.py), arrow_rows.py, saved_dataset.py
+rows.py           the types that all readers share
 encoding.py       the encoding of a text file (utf16.py: without a byte order mark)
 layouts.py        which columns hold prompt and completion
 conversations.py  row → messages, or the reason why it is not an example

@@ -21,6 +21,7 @@ from finetune_pipeline.ingest.examples import Record, SourceFile
 from finetune_pipeline.ingest.layouts import MissingColumns
 from finetune_pipeline.ingest.sources import fingerprint, opened_files
 from finetune_pipeline.records import Check, Drop, Example, Json, PreferencePair, Verdict, dumps
+from finetune_pipeline.records.ledger import counted
 from finetune_pipeline.store import StageContext, StageResult, TaskStore
 
 _ALIVE_EVERY = 5_000  # rows
@@ -28,7 +29,8 @@ _ALIVE_EVERY = 5_000  # rows
 
 @dataclass(frozen=True, slots=True)
 class FileSummary:
-    """The figures of one file, in the artifact's summary. `problem` is why no row of it is an example, if so."""
+    """The figures of one file, in the artifact's summary. `problem` is why no row of it is an example, if so;
+    `unreadable`: because no row can be read (it is not in the summary)."""
 
     file: str
     source: str
@@ -38,9 +40,12 @@ class FileSummary:
     encoding: str
     layout: str
     problem: str = ""
+    unreadable: bool = False
 
     def to_json(self) -> dict[str, Json]:
-        return {name: value for name, value in asdict(self).items() if name != "problem" or value}
+        values = asdict(self)
+        left_out = {"unreadable"} if self.problem else {"unreadable", "problem"}
+        return {name: value for name, value in values.items() if name not in left_out}
 
     def sentence(self) -> str:
         """A line for the log."""
@@ -109,6 +114,7 @@ def _summary(file: SourceFile, counts: Counter[str]) -> FileSummary:
         encoding=file.encoding,
         layout="" if isinstance(file.layout, MissingColumns) else str(file.layout),
         problem=file.problem if counts["read"] else "",
+        unreadable=bool(file.unreadable),
     )
 
 
@@ -118,9 +124,9 @@ def _no_examples(files: Sequence[FileSummary], reasons: Counter[str], task: str)
         names = ", ".join(file.file for file in files)
         return DataError(f"the data set is empty, no rows in: {names}", "put rows there, or correct `sources`")
     descriptions = [f"{file.file} {file.problem or _reading(file)}" for file in files]
-    why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+    why = counted(dict(reasons.most_common()))
     layouts = "declare the columns of each source with `input` and `output` (or `outputs`), or its layout with `rows`"
-    unreadable = all("no row that can be read" in file.problem for file in files)
+    unreadable = all(file.unreadable for file in files)
     return DataError(
         f"no row of {task} could be read as an example ({why}): " + "; ".join(descriptions),
         "correct the source files: one example in each row" if unreadable else layouts,

@@ -34,7 +34,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _CHUNK_BYTES = 1 << 20
-_HEAD_BYTES = 1 << 16
+HEAD_BYTES = 1 << 16  # from which encoding and format are recognized
 _SAMPLE_BYTES = 1 << 18  # charset-normalizer needs no more, and is slow
 _CLOSE = 0.1  # a difference of charset-normalizer's figures that is not significant
 _NO_LEAD = bytes(range(0xC2))  # in UTF-8, a byte from 0xC2 on begins a character of several bytes
@@ -89,7 +89,7 @@ def encoding_of(path: UPath, declared: str) -> str:
 def detect(path: UPath) -> str:
     """The file's encoding. Reads the whole file once, in chunks. DataError for a file that is not a text."""
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+        head = file.read(HEAD_BYTES)
     by_head = of_head(head)
     if by_head:
         return by_head

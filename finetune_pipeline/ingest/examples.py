@@ -1,7 +1,7 @@
 """Converts the rows of one file to examples, preference pairs and drops: one record for each row.
 
-An id is the hash of the file's name, the row's content, and how often that content occurred in the file before. It does
-not change when other rows are added, moved or removed.
+An id is the hash of the source's name, the file's name, the row's content, and how often that content occurred in the
+file before. It does not change when other rows are added, moved or removed.
 
     file = SourceFile("raw/a.csv", source, open_rows(path), task.answer)
     list(file.records())           # [Example(id="9f1c…", ...), Drop(id="77ab…", reason="no-prompt", ...)]
@@ -21,6 +21,7 @@ from finetune_pipeline.ingest.groups import group_of
 from finetune_pipeline.ingest.layouts import Layout, MissingColumns, layout_of
 from finetune_pipeline.ingest.rows import OpenedFile, Row, writable
 from finetune_pipeline.records import Drop, Example, PreferencePair, content_id
+from finetune_pipeline.records.ledger import counted
 
 STAGE = "ingest"
 PEEK_ROWS = 50  # the columns of a file without header are the keys of these rows; of all rows where these lack columns
@@ -46,7 +47,7 @@ class SourceFile:
     def problem(self) -> str:
         """Why no row of this file can be an example, as a sentence without its subject; empty where one can be."""
         if not self.columns:
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.unreadable.most_common())
+            reasons = counted(dict(self.unreadable.most_common()))
             return f"has no row that can be read ({reasons})" if reasons else "is empty"
         if isinstance(self.layout, MissingColumns):
             return f"lacks {self.layout.needed}; it has: {', '.join(self.columns)}"

@@ -26,6 +26,7 @@ from finetune_pipeline.ingest.layouts import Layout, MissingColumns
 from finetune_pipeline.ingest.readers import open_rows
 from finetune_pipeline.ingest.rows import Row, writable
 from finetune_pipeline.records import Drop, Example, PreferencePair
+from finetune_pipeline.records.ledger import counted
 
 SAMPLE_ROWS = 50_000
 CHARS_PER_TOKEN = 3.0  # a low estimate for English prose (4 and more); JSON and other languages take more tokens
@@ -74,7 +75,8 @@ def infer(path: UPath, input: str | None = None, output: str | None = None, outp
         raise DataError(f"{path} {file.problem}", named if file.columns else "put one example in each row")
     examples, dropped = _read(file)
     if not examples:
-        raise DataError(f"{path} holds no example ({dict(dropped) or 'it is empty'})", "check the file and its columns")
+        reasons = counted(dict(dropped.most_common())) or "it is empty"
+        raise DataError(f"{path} has no row that is an example ({reasons})", "check the file and its columns")
     return _inferred(file, file.layout, examples, dropped, _count_cells(sample))
 
 
@@ -137,7 +139,7 @@ def _median_and_max(values: Sequence[int]) -> tuple[int, int]:
 def _row_notes(rows: int, dropped: Counter[str]) -> list[str]:
     notes = [f"only the first {SAMPLE_ROWS} rows were read"] if rows >= SAMPLE_ROWS else []
     if dropped:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common())
+        reasons = counted(dict(dropped.most_common()))
         notes.append(f"{dropped.total()} of {rows} rows cannot be read and will be dropped ({reasons})")
     return notes
 

@@ -21,12 +21,11 @@ from upath import UPath
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest.arrow_rows import open_parquet
 from finetune_pipeline.ingest.csv_reader import open_csv
-from finetune_pipeline.ingest.encoding import of_head
+from finetune_pipeline.ingest.encoding import HEAD_BYTES, of_head
 from finetune_pipeline.ingest.json_reader import is_array, is_json_lines, open_json, open_jsonl
 from finetune_pipeline.ingest.rows import OpenedFile, ReadOptions, Row, Rows
 from finetune_pipeline.ingest.saved_dataset import is_saved, open_dataset
 
-_HEAD_BYTES = 1 << 16
 _DEFAULTS = ReadOptions()
 _PACKED = {
     b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV (UTF-8)"),
@@ -126,7 +125,7 @@ def recognize(path: UPath, formats: Sequence[Format] = FORMATS) -> Format:
             f"name its files, e.g. `path: {path.name}/*.jsonl`",
         )
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+        head = file.read(HEAD_BYTES)
     start = FileStart(path, head, head.decode(of_head(head) or "utf-8-sig", "replace").lstrip())
     file_format = _recognized(start, [known for known in formats if not known.folder])
     packed = next((note for mark, note in _PACKED.items() if head.startswith(mark)), None)

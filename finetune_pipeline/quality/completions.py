@@ -1,4 +1,4 @@
-"""What cleaning leaves in a completion although nobody wants a model to learn it. English patterns, and precise ones.
+"""Detects refusals, placeholders, echoes of the prompt and cut-off endings in completions (English patterns).
 
     is_refusal("I'm sorry, but I can't help with that.")             # True
     placeholders("Dear [insert name], ...")                          # ["[insert name]"]

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_pipeline.clean import pii
 from finetune_pipeline.quality import secrets
-from finetune_pipeline.quality.losses import percent
 from finetune_pipeline.quality.rules import ROW_OK
 from finetune_pipeline.quality.suite import Checked
 from finetune_pipeline.records import Json, Verdict
+from finetune_pipeline.statistics.formatting import percent_down
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -139,7 +139,7 @@ def page(result: Mapping[str, Any], verdict: Verdict, shown: Mapping[str, Sequen
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = percent
+    environment.filters["percent"] = percent_down
     lines = _lines(result, verdict, shown)
     text: str = environment.get_template("report.html.j2").render(
         title=title,

@@ -1,4 +1,4 @@
-"""Traces of a broken encoding in a text.
+"""Detects traces of a wrong decoding (mojibake) in a text.
 
 intact("naïve café")      # True
 intact("a schÃ¶ne lamp")   # False

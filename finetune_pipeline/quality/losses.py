@@ -7,7 +7,6 @@ losses.unreadable         # {"shop": 0.0194}
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,7 +39,7 @@ class Losses:
 
     @staticmethod
     def of(task: Task, kept: int, dropped: int, read: Mapping[str, Reading]) -> Losses:
-        """`kept` rows are left, `dropped` did not survive cleaning, `read` is about each source by its name."""
+        """`kept` rows are left, `dropped` were dropped by cleaning, `read` is about each source by its name."""
         lost = dropped + sum(reading.unreadable for reading in read.values())
         share = lost / (lost + kept) if kept else 1.0
         limits = {source.label: source.max_unreadable for source in task.sources}
@@ -49,14 +48,3 @@ class Losses:
     def columns(self) -> dict[str, float]:
         """As columns of the table that Great Expectations checks."""
         return {SHARE_DROPPED: self.share_dropped} | {UNREADABLE + name: it for name, it in self.unreadable.items()}
-
-
-def percent(share: float) -> str:
-    """One decimal, cut: 0.9496 is "94.9 %", 0.95 is "95 %"."""
-    cut = math.floor(share * 1000 + 1e-9) / 10
-    return f"{cut:g} %"
-
-
-def percent_up(share: float) -> str:
-    """One decimal, rounded up: a loss of 0.5001 is "50.1 %", more than the 50 % that are allowed."""
-    return f"{math.ceil(share * 1000 - 1e-9) / 10:g} %"

@@ -1,8 +1,8 @@
-"""What a right row is: the rules of the quality gate. Pure, no I/O.
+"""The rules of the quality gate: each is a condition on a single row. Pure, no I/O.
 
-A rule says of one row whether it is right in one respect. It names the columns (table.py) that it reads, and either the
+A rule is one respect in which a row has to be right. It names the columns (table.py) that it reads, and either the
 expectation of Great Expectations that checks them, or a function of ours, of which expectations.py makes a custom
-expectation. `row_ok` says whether a row is right in every respect, which is what the 95 % are about: two rules of which
+expectation. `row_ok` is whether a row passes every rule, which is what the 95 % are about: two rules of which
 each holds for 95 % of the rows may leave only 90 % of them right.
 
 To add a rule, write one function here and name it in RULES:
@@ -24,6 +24,7 @@ from functools import lru_cache
 from typing import Any
 
 from finetune_pipeline.clean import answers, pii
+from finetune_pipeline.clean.duplicates import several_completions
 from finetune_pipeline.clean.markup import without_markup
 from finetune_pipeline.config import Task
 from finetune_pipeline.quality import completions, encoding, secrets, table
@@ -31,7 +32,7 @@ from finetune_pipeline.records import Example, Json
 
 ROW_OK = "row_ok"
 NOT_NULL = "expect_column_values_to_not_be_null"
-Check = Callable[..., Sequence[bool]]
+ColumnCheck = Callable[..., Sequence[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +42,18 @@ class Rule:
     `description` is what holds for a right row, in English. `check` takes a list of values for each of the `columns`
     (one or two) and gives a bool for each row; `each` makes one of a function of one row. Where `built_in` names an
     expectation of Great Expectations, that one checks the table, with `kwargs`, and `check` does the same for a single
-    row where Great Expectations is not at hand (a correction in the desk).
+    row where Great Expectations is not loaded (a correction in the desk).
     """
 
     name: str
     description: str
     columns: tuple[str, ...]
-    check: Check
+    check: ColumnCheck
     built_in: str = ""
     kwargs: Mapping[str, Json] = field(default_factory=dict)
 
 
-def each(holds: Callable[..., bool]) -> Check:
+def each(holds: Callable[..., bool]) -> ColumnCheck:
     """A check of columns, made of a function of one row's values: called once for each different row, never with None
     (what is missing, `prompt_present` and `completion_present` find)."""
 
@@ -128,7 +129,7 @@ def completion_valid(task: Task) -> Rule | None:
 def no_personal_data(task: Task) -> Rule | None:
     if task.clean.personal_data == "keep":
         return None
-    description = "no e-mail address, phone, card or account number is left"
+    description = "no e-mail or IP address, phone, card, account (IBAN) or social security number is left"
     return Rule("no_personal_data", description, ("turns",), each(_all(lambda text: not pii.mask(text)[1])))
 
 
@@ -188,7 +189,7 @@ def not_cut_off(task: Task) -> Rule | None:
 
 
 def prompt_unique(task: Task) -> Rule:
-    both = " with the same answer" if table.several_completions(task) else ""
+    both = " with the same answer" if several_completions(task.clean, task.answer) else ""
 
     def check(values: Sequence[str]) -> list[bool]:
         times = Counter(values)

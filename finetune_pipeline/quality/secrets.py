@@ -1,4 +1,4 @@
-"""Keys, tokens and passwords in a text. A few formats that are unmistakable; no guess by entropy.
+"""Finds and masks keys, tokens and passwords in a text: a few unmistakable formats, no guess by entropy.
 
     find("use AKIA… for the bucket")     # ["AWS_KEY"]
     mask("postgres://app:hunter2@db/x")  # "<URL_PASSWORD>db/x"
@@ -26,7 +26,7 @@ _PATTERNS = {
     "HUGGING_FACE_TOKEN": r"\bhf_[A-Za-z]{34}\b",
     "NPM_TOKEN": r"\bnpm_[A-Za-z0-9]{36}\b",
     "JWT": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
-    # A password that is a name for one ("user:password@", "<pass>", "${PASS}", "***") gives nothing away.
+    # A password that is a name for one ("user:password@", "<pass>", "${PASS}", "***") is no secret.
     "URL_PASSWORD": r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@<>\"']{1,80}:"
     r"(?!(?i:pass(?:word|wd)?|pwd|secret|token|x+)@)[^\s/:@<>{}$*\[\]\"']{3,80}@(?=[\w\[])",
 }

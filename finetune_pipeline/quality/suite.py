@@ -8,7 +8,7 @@
 expectations may fail on different rows. So the first suite holds the rules and what the declaration adds; the rows that
 any of them names, and those with a null in a column that it reads, are not `row_ok`. The second suite requires the
 declared share of `row_ok`, enough rows, and few enough losses. The expectations for single rules cannot fail while
-`row_ok` passes; they say where the trouble is.
+`row_ok` passes; they show which rule fails.
 
 What it is not: the verdict (gate.py). Importing Great Expectations takes seconds: only inside functions.
 """
@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.quality.losses import SHARE_DROPPED, UNREADABLE, Losses, percent
+from finetune_pipeline.quality.losses import SHARE_DROPPED, UNREADABLE, Losses
 from finetune_pipeline.quality.rules import NOT_NULL, ROW_OK, Rule, declared_name, rules_of
+from finetune_pipeline.statistics.formatting import percent_down
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
@@ -91,7 +92,7 @@ def suite_of_rows(task: Task, rules: Sequence[Rule]) -> ExpectationSuite:
     from finetune_pipeline.quality.expectations import declared, expectation
 
     q = task.quality
-    most = f", in at least {percent(q.mostly)} of the rows"
+    most = f", in at least {percent_down(q.mostly)} of the rows"
     own = [expectation(rule, q.mostly, rule.description + most) for rule in rules]
     return gx.ExpectationSuite(name="rows", expectations=[*own, *declared(task)])
 
@@ -109,16 +110,16 @@ def suite_of_table(task: Task, losses: Losses) -> ExpectationSuite:
     def at_most(name: str, most: float, description: str) -> Any:
         return gxe.ExpectColumnMaxToBeBetween(column=name, max_value=most, **about(name, description))
 
-    right = about(ROW_OK, f"all rules hold, in at least {percent(q.mostly)} of the rows")
+    right = about(ROW_OK, f"every rule holds, in at least {percent_down(q.mostly)} of the rows")
     enough = about(ENOUGH_ROWS, f"at least {q.min_rows:,} rows are left")
-    lost = f"reading and cleaning dropped at most {percent(q.max_dropped)} of all rows"
+    lost = f"reading and cleaning dropped at most {percent_down(q.max_dropped)} of all rows"
     checks = [
         gxe.ExpectColumnValuesToBeInSet(column=ROW_OK, value_set=[True], mostly=q.mostly, **right),
         gxe.ExpectColumnValuesToNotBeNull(column=ROW_OK, **about(EVERY_ROW_CHECKED, "every row was checked")),
         gxe.ExpectTableRowCountToBeBetween(min_value=q.min_rows, **enough),
         at_most(SHARE_DROPPED, q.max_dropped, lost),
         *(
-            at_most(UNREADABLE + name, most, f"at most {percent(most)} of the rows of {name} could not be read")
+            at_most(UNREADABLE + name, most, f"at most {percent_down(most)} of the rows of {name} could not be read")
             for name, most in losses.limits.items()
         ),
         gxe.ExpectColumnValuesToNotBeNull(column="id", **about(ID_PRESENT, "every row has an id")),
@@ -186,7 +187,8 @@ def _strict(suite: ExpectationSuite, broken: DataFrame, mostly: float) -> list[s
 
 
 def _raise_faults(result: ExpectationSuiteValidationResult, columns: list[str]) -> None:
-    """Great Expectations reports a missing column as a failed expectation with a traceback inside: tell it apart."""
+    """DataError for an expectation that could not be evaluated: Great Expectations reports a missing column, for one,
+    as a failed expectation with a traceback inside."""
     faults = [
         f"{name_of(each)} ({fault})" for each in result.results if (fault := _fault(each.exception_info)) is not None
     ]
@@ -194,11 +196,11 @@ def _raise_faults(result: ExpectationSuiteValidationResult, columns: list[str]) 
         raise DataError(
             "the quality gate could not evaluate " + "; ".join(faults),
             f"the table has the columns {', '.join(columns)}; clean_examples is incomplete or made by another version: "
-            "make it again (or an expectation of `quality.expectations` does not fit its column)",
+            "materialize it again (or an expectation of `quality.expectations` does not fit its column)",
         )
 
 
 def _fault(info: Mapping[str, Any]) -> str | None:
-    """The message of what was raised: `info` tells it itself, or holds a dict of the same form for each metric."""
+    """The message of what was raised: `info` holds it, or a dict of the same form for each metric."""
     infos = (info, *(each for each in info.values() if isinstance(each, dict)))
     return next((str(each["exception_message"]) for each in infos if each.get("raised_exception")), None)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from finetune_pipeline.clean.duplicates import several_completions
 from finetune_pipeline.config import AnswerFormat, Task
 from finetune_pipeline.records import Example, content_id
 
@@ -61,7 +62,7 @@ def _typed(name: str, values: list[Any]) -> Any:
 
 def _cells(task: Task) -> Mapping[str, Callable[[Example], Any]]:
     """How each column is read from an example."""
-    by_completion = several_completions(task)
+    by_completion = several_completions(task.clean, task.answer)
     known = lru_cache(_REMEMBERED)(lambda completion: _value(completion, task.answer))
     enums = frozenset(_enums(task.answer.json_schema))
     free = lru_cache(_REMEMBERED)(lambda completion: _free_texts(completion, task.answer, known(completion), enums))
@@ -81,17 +82,12 @@ def _cells(task: Task) -> Mapping[str, Callable[[Example], Any]]:
     return cells | {FIELD + name: _field(name, known) for name in _fields(task.answer)}
 
 
-def several_completions(task: Task) -> bool:
-    """Whether one prompt may have several completions: where that is declared, and in free text."""
-    return task.clean.contradictions == "keep" or task.answer.format == "text"
-
-
 def _text(text: str) -> str | None:
     return text if text.strip() else None
 
 
 def _conversation(row: Example, with_completion: bool) -> str:
-    messages = row.messages if with_completion or not row.ends_with_completion else row.messages[:-1]
+    messages = row.messages if with_completion else row.prompt_messages
     return content_id(*(part for message in messages for part in (message.role, message.content)))
 
 
@@ -115,7 +111,7 @@ def _value(completion: str, answer: AnswerFormat) -> Any:
     try:
         return json.loads(completion)
     except (ValueError, RecursionError):
-        return None  # the rule completion_valid says so
+        return None  # the rule completion_valid reports it
 
 
 def _free_texts(completion: str, answer: AnswerFormat, value: Any, enums: frozenset[str]) -> tuple[str, ...]:

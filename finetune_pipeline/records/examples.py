@@ -58,10 +58,15 @@ class Example:
     def chat(self, system: str) -> list[dict[str, str]]:
         """All messages but the completion, as `apply_chat_template` takes them, preceded by `system` unless the row
         has a system message."""
-        prompt = self.messages[:-1] if self.ends_with_completion else self.messages
+        prompt = self.prompt_messages
         has_system = bool(prompt) and prompt[0].role == "system"
         head = [{"role": "system", "content": system}] if system and not has_system else []
         return head + [{"role": m.role, "content": m.content} for m in prompt]
+
+    @property
+    def prompt_messages(self) -> tuple[Message, ...]:
+        """All messages but the completion."""
+        return self.messages[:-1] if self.ends_with_completion else self.messages
 
     @property
     def ends_with_completion(self) -> bool:

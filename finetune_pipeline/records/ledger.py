@@ -1,11 +1,12 @@
 """The ledger: one line for each row that was dropped (drops.jsonl) and for each fix of a row (fixes.jsonl).
 
-{"id": "9f1c20e4a7b35d68", "origin": "tickets.csv:12", "stage": "clean", "reason": "too-long", "detail": ""}
-{"id": "77ab01c2d3e4f506", "origin": "tickets.csv:40", "stage": "clean", "rule": "pii-email", "detail": "1 time"}
+{"id": "9f1c20e4a7b35d68", "origin": "tickets.csv:12", "stage": "clean", "reason": "too-long", "detail": "…"}
+{"id": "77ab01c2d3e4f506", "origin": "tickets.csv:40", "stage": "clean", "rule": "pii-email", "detail": "2 times"}
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -30,3 +31,8 @@ class Drop:
     stage: str
     reason: str
     detail: str = ""
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """The reasons of drops with their counts, for messages: "invalid-json: 5, missing-column: 3"."""
+    return ", ".join(f"{reason}: {count}" for reason, count in reasons.items())

@@ -1,7 +1,7 @@
 """Verdicts: those of reviewers on single rows (`Review`) and those of gates on artifacts (`Verdict` with `Check`s).
 
 Verdict("data_quality", False, about="5b0a1c9e7f3d2468", summary="91.2 % of 754 rows pass, 95 % required",
-        checks=(Check("row_ok", False, "95 % of the rows pass every check", "91.2 %"),))
+        checks=(Check("row_ok", False, "95 % of the rows pass every rule", "91.2 %"),))
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Check:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The result of a gate. `about` is the content hash of the artifact that was checked: the next step reads the
-    verdict again and raises GateRefused when the hash differs from that of the data it uses."""
+    verdict again and raises GateRefused when the hash differs from that of the data it uses. A check of an artifact on
+    itself, which no step requires, has its key."""
 
     gate: str
     passed: bool

@@ -26,7 +26,7 @@ from finetune_pipeline.records import Drop, Example, Review
 class Edits:
     """The rules for one corrected row, for one declaration."""
 
-    def __init__(self, task: Task, count_tokens: lengths.Counter | None = None) -> None:
+    def __init__(self, task: Task, count_tokens: lengths.TokenCounter | None = None) -> None:
         self._task, self._count_tokens = task, count_tokens
         self._cleaner = RowCleaner(task.clean, task.answer)
         self._rules = rules_of(task)

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from finetune_pipeline.config import Suitability
 from finetune_pipeline.models.model_files import token_counter
 from finetune_pipeline.models.model_source import folder_of
-from finetune_pipeline.records import Check, Json, Verdict, read_jsonl
+from finetune_pipeline.records import Check, Drop, Json, Verdict, read_jsonl
 from finetune_pipeline.store import StageContext, StageResult
 from finetune_pipeline.suitability.estimates import BaseSize, Estimate, Machine, estimate_training
 from finetune_pipeline.suitability.facts import Facts, collect_facts
@@ -122,7 +122,7 @@ def _memory(estimate: Estimate, machine: Machine) -> Check:
 def _facts(context: StageContext) -> Facts:
     raw, clean, base = (context.inputs[name] for name in ("raw_examples", "clean_examples", "base_model"))
     raw_rows = sum(1 for name in ("examples.jsonl", "drops.jsonl") for _ in read_jsonl(raw.path(name)))
-    dropped = Counter(row["reason"] for row in read_jsonl(clean.path("drops.jsonl")))
+    dropped = Counter(Drop(**row).reason for row in read_jsonl(clean.path("drops.jsonl")))
     count_tokens = token_counter(folder_of(base, context.task.base, context.report))
     return collect_facts(list(clean.examples()), raw_rows, dropped, context.task, count_tokens)
 

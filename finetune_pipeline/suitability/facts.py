@@ -13,12 +13,11 @@ from statistics import fmean
 from typing import Any
 
 from finetune_pipeline.clean.answers import parse
-from finetune_pipeline.config import AnswerFormat, Task
+from finetune_pipeline.config import AnswerFormat, Baseline, Task
 from finetune_pipeline.records import Example, content_id, dumps
 
 MEASURED_ROWS = 2000  # token counts are means over at most this many rows: the standard error is then 2-3 %
 CLOSED_VALUES = 50  # a JSON field with at most this many distinct values is a choice, not free text
-SHOTS = 4  # examples in the few-shot prompt of the comparison: the default of `baseline.shots`
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,8 @@ class Facts:
     """Rows are counts, `*_tokens` means per row (`system_tokens`: of the one system prompt), shares are from 0 to 1.
 
     `distinct_completions` counts distinct completions; `closed_fields` of `fields` JSON fields take few values;
-    `train_share` of the usable rows is trained on, the others are validation and test.
+    `train_share` of the usable rows is trained on, the others are validation and test; `shots` is the number of
+    examples in the few-shot prompt of the comparison.
     """
 
     raw: int
@@ -40,6 +40,7 @@ class Facts:
     prompt_tokens: float
     completion_tokens: float
     train_share: float = 1.0
+    shots: int = Baseline().shots
 
     @property
     def tuned_prompt_tokens(self) -> float:
@@ -48,8 +49,8 @@ class Facts:
 
     @property
     def few_shot_prompt_tokens(self) -> float:
-        """Tokens of a prompt for a model that is not tuned: the same, with `SHOTS` examples."""
-        return self.tuned_prompt_tokens + SHOTS * (self.prompt_tokens + self.completion_tokens)
+        """Tokens of a prompt for a model that is not tuned: the same, with `shots` examples."""
+        return self.tuned_prompt_tokens + self.shots * (self.prompt_tokens + self.completion_tokens)
 
     @property
     def row_tokens(self) -> float:
@@ -72,7 +73,7 @@ def collect_facts(
     return Facts(
         raw=raw_rows,
         usable=len(rows),
-        contradictory=sum(n for reason, n in dropped.items() if reason.startswith("contradict")),
+        contradictory=dropped.get("contradiction", 0),
         answer_format=task.answer.format,
         distinct_completions=len({row.completion for row in rows}),
         fields=fields,
@@ -81,6 +82,7 @@ def collect_facts(
         prompt_tokens=fmean(count_tokens(prompts)) if prompts else 0.0,
         completion_tokens=fmean(count_tokens([row.completion for row in measured])) if measured else 0.0,
         train_share=1.0 - task.split.test - task.split.validation,
+        shots=task.baseline.shots,
     )
 
 

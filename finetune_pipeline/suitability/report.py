@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from finetune_pipeline.config import Suitability
 from finetune_pipeline.records import Check
 from finetune_pipeline.suitability.estimates import Estimate, Machine
-from finetune_pipeline.suitability.facts import SHOTS, Facts
+from finetune_pipeline.suitability.facts import Facts
 from finetune_pipeline.suitability.rules import Recommendation
 
 TOOLS = {
@@ -91,8 +91,8 @@ def _running(facts: Facts, estimate: Estimate, config: Suitability) -> list[tupl
         (
             "prompted model",
             f"{estimate.prompted_per_month:.2f} {config.currency} per month",
-            f"{config.requests_per_day} requests per day, {tokens:.0f} tokens per request with {SHOTS} examples in the "
-            f"prompt, {config.prompted_price} {config.currency} per million tokens",
+            f"{config.requests_per_day} requests per day, {tokens:.0f} tokens per request with {facts.shots} examples "
+            f"in the prompt, {config.prompted_price} {config.currency} per million tokens",
         ),
         ("tuned model", f"{estimate.tuned_per_month:.2f} {config.currency} per month", "hosting, as declared"),
         (

@@ -23,7 +23,7 @@ from typing import Literal, TypeAlias
 from finetune_pipeline.config import Suitability
 from finetune_pipeline.statistics.formatting import percent
 from finetune_pipeline.suitability.estimates import BaseSize, Estimate, Machine
-from finetune_pipeline.suitability.facts import SHOTS, Facts
+from finetune_pipeline.suitability.facts import Facts
 
 Tool: TypeAlias = Literal["prompting", "retrieval", "fine-tuning", "both"]
 Support: TypeAlias = Literal["prompting", "retrieval", "fine-tuning", ""]
@@ -154,7 +154,7 @@ def _prompt(facts: Facts) -> RuleResult:
     saved = 1 - tuned / few_shot if few_shot else 0.0
     return RuleResult(
         "length of the prompt saved",
-        f"{few_shot:.0f} tokens with {SHOTS} examples, {tuned:.0f} tuned: {percent(saved)} less",
+        f"{few_shot:.0f} tokens with {facts.shots} examples, {tuned:.0f} tuned: {percent(saved)} less",
         percent(SAVED_PROMPT),
         "fine-tuning" if saved >= SAVED_PROMPT else "",
         "examples in a prompt add cost and latency to every request",

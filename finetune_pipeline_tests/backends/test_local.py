@@ -171,7 +171,7 @@ def has_ended(pid: int) -> bool:
 
 def test_a_job_returns_its_result_and_reports_progress(tmp_path: Path) -> None:
     report = Listener()
-    result = run(tmp_path, report, threads=3, do="add", numbers=[1, 2, 3])
+    result = run(tmp_path, report, threads=3, do="add", numbers=(1, 2, 3))
     assert (result.sum, result.cores, result.spins) == (6, "3", "1000")
     assert report.lines == ["adding"]
     assert report.steps[0] == ("sums", 1, 3, {"loss": 1.0})
@@ -214,17 +214,17 @@ def test_a_job_that_failed_on_a_full_disk_is_a_storage_error(tmp_path: Path, mon
 
 
 def test_an_incomplete_event_is_skipped(tmp_path: Path) -> None:
-    assert run(tmp_path, do="tear", numbers=[1]).sum == 1
+    assert run(tmp_path, do="tear", numbers=(1,)).sum == 1
 
 
 def test_events_of_an_earlier_job_are_not_read(tmp_path: Path) -> None:
-    run(tmp_path, do="add", numbers=[1])
+    run(tmp_path, do="add", numbers=(1,))
     with pytest.raises(errors.TrainingFailed):
         run(tmp_path, do="die")
 
 
 def test_late_events_of_the_job_of_a_killed_run_are_not_read(tmp_path: Path) -> None:
-    run(tmp_path, do="add", numbers=[1])
+    run(tmp_path, do="add", numbers=(1,))
     stopped = {"event": "error", "type": "JobCancelled", "message": "stopped on request", "hint": "run again"}
     with (tmp_path / "job" / "events.jsonl").open("a", encoding="utf-8") as earlier:
 
@@ -234,7 +234,7 @@ def test_late_events_of_the_job_of_a_killed_run_are_not_read(tmp_path: Path) -> 
                 earlier.write(json.dumps(stopped) + "\n")
                 earlier.flush()
 
-        assert run(tmp_path, Late(), do="pause", numbers=[1, 2]).sum == 3
+        assert run(tmp_path, Late(), do="pause", numbers=(1, 2)).sum == 3
 
 
 def test_a_cancelled_job_ends_with_all_processes_it_started(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_run_waits_for_the_job_of_one_that_was_killed(tmp_path: Path) -> None:
 
 def test_a_job_that_waits_for_another_can_be_cancelled(tmp_path: Path) -> None:
     with machine_lock("compute", Silent(), ""), pytest.raises(errors.JobCancelled, match="stopped in the UI"):
-        run(tmp_path, Listener(cancel=True), do="add", numbers=[1])
+        run(tmp_path, Listener(cancel=True), do="add", numbers=(1,))
     assert '"JobCancelled"' in (tmp_path / "job" / "events.jsonl").read_text("utf-8")  # the job itself wrote it
 
 

@@ -71,6 +71,16 @@ def test_invalid_completions_are_dropped_each_with_its_reason() -> None:
     assert dropped(cleaned([("<br/> \u200b", "refund")])) == {"0": "empty-prompt"}
 
 
+def test_many_spellings_of_one_prompt_are_near_duplicates_of_the_first_with_that_completion() -> None:
+    """More of them than `Similarity.pairs` forms all pairs of."""
+    prompts = [f"{'Where' if n % 2 else 'where'} is my order{'?' * (n // 2 + 1)}" for n in range(14)]
+    completions = ["refund", *["delivery"] * 12, "refund"]
+    result = cleaned(list(zip(prompts, completions, strict=True)))
+    assert [row.id for row in result.kept] == ["0", "1"]
+    assert set(dropped(result).values()) == {"near-duplicate"}
+    assert len(result.pairs) == 12 and {pair.kept for pair in result.pairs} == {"0", "1"}
+
+
 def test_lengths_include_the_system_prompt_and_rows_outside_the_bounds_are_dropped() -> None:
     rows = [("word " * 20, "refund"), ("two words", "refund"), ("one", "refund")]
     result = cleaned(rows, system="be kind", min_tokens=1, max_tokens=24)

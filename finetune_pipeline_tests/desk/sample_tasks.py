@@ -181,14 +181,14 @@ class Maker:
         )
         write_jsonl(out / "rows.jsonl", failing)
         checks = (
-            Check("row_ok", good, "every row is right in every respect, in at least 95 % of the rows", "97.5 % of 120 rows" if good else "91.2 % of 120 rows"),
+            Check("row_ok", good, "every rule holds, in at least 95 % of the rows", "97.5 % of 120 rows" if good else "91.2 % of 120 rows"),
             Check("table: row count to be between", True, "at least 20 rows are left", "120 rows"),
             Check("completion_valid", good, "every answer is valid JSON of the declared schema, in at least 95 % of the rows", "97.5 % of 120 rows" if good else "91.2 % of 120 rows"),
         )  # fmt: skip
         summary = (
-            "97.5 % of 120 rows pass every check, 95 % required"
+            "97.5 % of 120 rows pass every rule, 95 % required"
             if good
-            else "91.2 % of 120 rows pass every check, 95 % required; failed: every answer is valid JSON of the declared schema: 91.2 % of 120 rows"
+            else "91.2 % of 120 rows pass every rule, 95 % required; failed: every answer is valid JSON of the declared schema: 91.2 % of 120 rows"
         )
         return {"passed": good}, self.verdict("data_quality", "clean_examples", summary, *checks)
 

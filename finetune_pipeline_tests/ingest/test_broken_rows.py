@@ -143,7 +143,7 @@ def test_detecting_the_encoding_copies_each_byte_a_few_times_for_any_line_length
     assert encoding.detect(UPath(path)) == "utf-8"
 
 
-def test_an_unclosed_quote_with_another_one_later_does_not_swallow_the_rows_between(tmp_path: Path) -> None:
+def test_an_unclosed_quote_with_another_one_later_keeps_the_rows_between(tmp_path: Path) -> None:
     text = "prompt,completion\none,x\n" + '"two,y\n' + "".join(f"row {n},z{n}\n" for n in range(20)) + 'last,"end"\n'
     found = read(tmp_path / "a.csv", text)
     assert found[:2] == ["x", "malformed-row"]

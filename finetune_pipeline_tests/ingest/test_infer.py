@@ -135,7 +135,7 @@ def test_errors_name_the_columns_of_the_file(tmp_path: Path) -> None:
         infer(path, "text", "category")
     with pytest.raises(DataError, match="does not exist"):
         infer(UPath(tmp_path / "none.csv"))
-    with pytest.raises(DataError, match="holds no example"):
+    with pytest.raises(DataError, match="has no row that is an example"):
         infer(write(tmp_path / "b.csv", ["text", "label"], []))
 
 

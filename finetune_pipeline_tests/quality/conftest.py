@@ -34,9 +34,9 @@ def declare(**sections: Any) -> Task:
 
 
 def row(number: int, prompt: str | None = None, completion: str = COMPLETION) -> Example:
-    said = f"where is parcel {_word(number)}" if prompt is None else prompt
+    text = f"where is parcel {_word(number)}" if prompt is None else prompt
     return Example(
-        f"row{number}", (Message("user", said), Message("assistant", completion)), "tickets", f"t.csv:{number}"
+        f"row{number}", (Message("user", text), Message("assistant", completion)), "tickets", f"t.csv:{number}"
     )
 
 

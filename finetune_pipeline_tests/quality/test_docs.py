@@ -69,7 +69,7 @@ def test_title_and_verdict_are_text_on_top(soup: BeautifulSoup) -> None:
     assert soup.h1 is not None and soup.h1.get_text() == "Quality of <tickets>"
     text = soup.get_text(" ", strip=True)
     assert "The data did not pass the gate" in text
-    assert "75.6 % of 41 rows are right in every respect, needed 95 %" in text
+    assert "75.6 % of 41 rows pass every rule, 95 % required" in text
     assert "Prompts are <long>" in text
 
 

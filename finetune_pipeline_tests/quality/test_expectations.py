@@ -26,7 +26,7 @@ def named(given: Verdict, number: int) -> Any:
     return next(check for check in given.checks if check.name.startswith(f"declared:{number}:"))
 
 
-def test_what_is_wrong_is_said_with_key_value_and_hint() -> None:
+def test_problems_have_key_value_and_hint() -> None:
     task = with_expectations(
         {"type": "expect_column_values_to_match_regexp", "kwargs": {"column": "prompt", "regex": "x"}},
         {"type": REGEX, "kwargs": {"column": "promt", "regex": "("}},
@@ -35,22 +35,24 @@ def test_what_is_wrong_is_said_with_key_value_and_hint() -> None:
         {"type": "expect_column_values_to_match_like_pattern", "kwargs": {"column": "prompt", "like_pattern": "x%"}},
         {"type": REGEX, "kwargs": {"column": "field.intent", "regex": "^r"}},
     )
-    said = expectations.problems(task)
+    problems = expectations.problems(task)
     assert any(
         "expectations.0.type: no expectation for a table in memory is called "
         f"expect_column_values_to_match_regexp. Did you mean {REGEX}?" in one
-        for one in said
+        for one in problems
     )
-    assert any("expectations.1.kwargs.column: there is no column 'promt'. Did you mean prompt?" in one for one in said)
-    assert any("expectations.1.kwargs.regex: '(' is no regular expression" in one for one in said)
-    assert any("expectations.2.kwargs.pattern: extra fields not permitted (it is 'x')" in one for one in said)
-    assert any("takes column, mostly, row_condition, condition_parser, regex" in one for one in said)
-    assert any("expectations.3.kwargs.min_value: value is not a valid integer (it is 'ten')" in one for one in said)
-    assert any("expectations.4.type: no expectation for a table in memory" in one for one in said)
-    assert not any("expectations.5" in one for one in said)
+    assert any(
+        "expectations.1.kwargs.column: there is no column 'promt'. Did you mean prompt?" in one for one in problems
+    )
+    assert any("expectations.1.kwargs.regex: '(' is no regular expression" in one for one in problems)
+    assert any("expectations.2.kwargs.pattern: extra fields not permitted (it is 'x')" in one for one in problems)
+    assert any("takes column, mostly, row_condition, condition_parser, regex" in one for one in problems)
+    assert any("expectations.3.kwargs.min_value: value is not a valid integer (it is 'ten')" in one for one in problems)
+    assert any("expectations.4.type: no expectation for a table in memory" in one for one in problems)
+    assert not any("expectations.5" in one for one in problems)
     with pytest.raises(DeclarationError) as error:
         check(rows(20), task)
-    assert error.value.problems == tuple(said)
+    assert error.value.problems == tuple(problems)
 
 
 def test_what_can_be_seen_without_great_expectations_is_refused_with_the_declaration() -> None:
@@ -60,10 +62,10 @@ def test_what_can_be_seen_without_great_expectations_is_refused_with_the_declara
             {"type": REGEX, "kwargs": {"result_format": "COMPLETE"}},
             {"type": REGEX, "severity": "fatal"},
         )
-    said = "\n".join(error.value.problems)
-    assert "quality.expectations.0.type" in said and "ExpectColumnToExist" in said
-    assert "quality.expectations.1.kwargs: result_format is no argument of an expectation" in said
-    assert "quality.expectations.2.severity: Input should be 'critical' or 'warning' (it is 'fatal')" in said
+    problems = "\n".join(error.value.problems)
+    assert "quality.expectations.0.type" in problems and "ExpectColumnToExist" in problems
+    assert "quality.expectations.1.kwargs: result_format is no argument of an expectation" in problems
+    assert "quality.expectations.2.severity: Input should be 'critical' or 'warning' (it is 'fatal')" in problems
 
 
 def test_no_declared_expectation_imports_no_great_expectations() -> None:
@@ -82,7 +84,7 @@ def test_a_critical_expectation_fails_the_gate_and_a_warning_does_not() -> None:
     warning = verdict(rows(100), with_expectations(expectation | {"severity": "warning"}))
     assert warning.passed and not named(warning, 0).passed and named(warning, 0).severity == "warning"
     assert warning.summary == (
-        "100 % of 100 rows are right in every respect, needed 95 %; warning: about a lamp: 0 % of 100 rows"
+        "100 % of 100 rows pass every rule, 95 % required; warning: about a lamp: 0 % of 100 rows"
     )
 
 
@@ -131,7 +133,7 @@ def test_texts_of_rows_do_not_get_into_stored_results() -> None:
     )
 
 
-def test_what_stands_in_great_expectations_is_checked_by_its_own_expectation() -> None:
+def test_built_in_expectations_are_used() -> None:
     types = {
         each.expectation_config.meta["name"]: each.expectation_config.type
         for each in check(rows(20), declare()).results

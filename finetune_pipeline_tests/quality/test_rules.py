@@ -117,8 +117,8 @@ def test_prompts_that_only_look_wrong_are_right(text: str) -> None:
 
 def talk(roles: str) -> Example:
     names = {"s": "system", "u": "user", "a": "assistant"}
-    said = [Message(names[role], COMPLETION if role == "a" else f"turn {n}") for n, role in enumerate(roles)]  # type: ignore[arg-type]
-    return Example(roles, tuple(said), "s", roles)
+    messages = [Message(names[role], COMPLETION if role == "a" else f"turn {n}") for n, role in enumerate(roles)]  # type: ignore[arg-type]
+    return Example(roles, tuple(messages), "s", roles)
 
 
 def test_roles_alternate_and_the_completion_is_last() -> None:
@@ -152,20 +152,25 @@ def test_one_prompt_with_two_completions_is_right_in_free_text() -> None:
 
 def test_the_same_last_word_in_two_conversations_is_no_repetition() -> None:
     def conversation(number: int, topic: str) -> Example:
-        said = (("user", topic), ("assistant", "Which one?"), ("user", "the blue one"), ("assistant", COMPLETION))
-        return Example(f"r{number}", tuple(Message(r, t) for r, t in said), "s", "o")  # type: ignore[arg-type]
+        messages = (("user", topic), ("assistant", "Which one?"), ("user", "the blue one"), ("assistant", COMPLETION))
+        return Example(f"r{number}", tuple(Message(r, t) for r, t in messages), "s", "o")  # type: ignore[arg-type]
 
     checked = check([conversation(1, "my lamp broke"), conversation(2, "my fan broke")], declare())
     assert not checked.broken["prompt_unique"].any()
 
 
 def test_an_earlier_turn_is_searched_as_well() -> None:
-    said = (("user", "mail jane.doe@example.org"), ("assistant", "Which?"), ("user", "blue"), ("assistant", COMPLETION))
-    example = Example("r", tuple(Message(r, t) for r, t in said), "s", "o")  # type: ignore[arg-type]
+    messages = (
+        ("user", "mail jane.doe@example.org"),
+        ("assistant", "Which?"),
+        ("user", "blue"),
+        ("assistant", COMPLETION),
+    )
+    example = Example("r", tuple(Message(r, t) for r, t in messages), "s", "o")  # type: ignore[arg-type]
     assert broken(example) == ["no_personal_data"]
 
 
-def test_rules_follow_what_cleaning_was_told() -> None:
+def test_rules_depend_on_the_clean_section() -> None:
     names = {rule.name for rule in rules_of(declare(clean={"personal_data": "keep", "html": False}))}
     assert {"no_personal_data", "no_html"}.isdisjoint(names)
     assert "completion_valid" in names

@@ -15,8 +15,14 @@ def test_the_columns_that_a_declaration_may_use() -> None:
 
 
 def test_a_row_of_the_table() -> None:
-    said = (("system", "be brief"), ("user", "a"), ("assistant", "b"), ("user", "cd"), ("assistant", '{"intent": "x"}'))
-    example = Example("i", tuple(Message(r, t) for r, t in said), "shop", "t.csv:1")  # type: ignore[arg-type]
+    messages = (
+        ("system", "be brief"),
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "cd"),
+        ("assistant", '{"intent": "x"}'),
+    )
+    example = Example("i", tuple(Message(r, t) for r, t in messages), "shop", "t.csv:1")  # type: ignore[arg-type]
     [found] = frame_of([example], declare()).to_dict("records")
     assert found["prompt"] == "cd" and found["prompt_chars"] == 2
     assert found["completion"] == '{"intent": "x"}' and found["field.intent"] == "x"

@@ -27,6 +27,8 @@ def test_rows_are_counted_and_tokens_averaged() -> None:
     assert facts.prompt_tokens == 2
     assert facts.completion_tokens == pytest.approx(7 / 3)
     assert facts.few_shot_prompt_tokens == pytest.approx(3 + 2 + 4 * (2 + 7 / 3))
+    three = collect_facts(rows, 10, {}, task(prompt={"system": "answer in short"}, baseline={"shots": 3}), words)
+    assert three.few_shot_prompt_tokens == pytest.approx(3 + 2 + 3 * (2 + 7 / 3))
 
 
 def test_without_rows_all_means_are_0() -> None:
