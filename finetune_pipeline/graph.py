@@ -285,6 +285,7 @@ STEPS: tuple[Step, ...] = (
         needs=("registered_model", "release_decision", "eval_report", "adapter", "data_split", "base_model"),
         gates=(("release_decision", "eval_report"),),
         config_sections=("serve", "prompt", "answer"),
+        version="2",
         check="parity",
         lines=("served equals evaluated", "the adapter has an effect", "not rolled back"),
         always_new=True,

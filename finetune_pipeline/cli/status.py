@@ -1,6 +1,6 @@
 """The state of tasks for the terminal. Reads artifacts; makes nothing, and does not load Dagster.
 
-summary("support_tickets")             rows, gates, results, decision, endpoint, next steps
+summary("support_tickets")             rows, gates, results, decision, endpoint, last move of the traffic, next steps
 overview()                             one line per task
 validation_report("support_tickets")   DeclarationError with every problem, else a confirmation
 """
@@ -8,7 +8,7 @@ validation_report("support_tickets")   DeclarationError with every problem, else
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,11 +16,13 @@ from rich.text import Text
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.config.addresses import address, mlflow_page
-from finetune_pipeline.desk.labels import variant
+from finetune_pipeline.desk.labels import variant, when
 from finetune_pipeline.errors import DeclarationError, FinetuneError, ModelError, WaitingForPeople
 from finetune_pipeline.graph import STEPS
 from finetune_pipeline.materialize import Plan, open_task, plan
 from finetune_pipeline.records import Artifact, read_jsonl
+from finetune_pipeline.serve import deployment_state
+from finetune_pipeline.serve.deployment_state import HistoryEntry
 from finetune_pipeline.store import TaskStore, data_root, task_names
 
 BAR_WIDTH = 18  # characters; with the longest title it fits into 80 columns
@@ -55,6 +57,8 @@ def _sections(task: Task, store: TaskStore) -> Iterable[tuple[str, RenderableTyp
     ):
         if asset in made:
             yield label, render(made[asset])
+    if history := deployment_state.read(store).history:
+        yield "traffic", _last_transition(history)
     yield "next", _next(task, store)
 
 
@@ -119,6 +123,20 @@ def _endpoint(artifact: Artifact) -> Text:
         text += Text(f"tuned   {sample['tuned']}\n", style="green")
         text += Text(f"base    {' '.join(sample['base'].split())[:160]}", style="blue")
     return text
+
+
+def _last_transition(history: Sequence[HistoryEntry]) -> str:
+    """The newest change of what serves: "rollback from version 4 to version 3, 5 Jan 2026, 10:00 UTC: wrong prices"."""
+    last = history[-1]
+    numbers = {entry.after: entry.version for entry in history if entry.action != "unhold"}
+    before = f" from version {numbers[last.before]}" if last.before in numbers and last.before != last.after else ""
+    about = {
+        "promote": f"{before} to version {last.version}",
+        "rollback": f"{before} to version {last.version}",
+        "settings": f" of version {last.version}",
+        "unhold": f" of version {last.version}",
+    }[last.action]
+    return f"{last.action}{about}, {when(last.at)}" + (f": {last.reason}" if last.reason else "")
 
 
 def _next(task: Task, store: TaskStore) -> str:

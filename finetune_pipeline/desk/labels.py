@@ -82,7 +82,7 @@ FAILED_GATES = {
     ),
     "data_split": (
         "The split gate failed: test and training rows overlap",
-        "Fix the groups of the rows named in the report, and run again.",
+        "Fix the groups of the rows named in the checks, and run again.",
     ),
     "adapter": ("The training gate failed", "Read the failed checks; change the declaration to train again."),
     "release_decision": (
@@ -91,7 +91,7 @@ FAILED_GATES = {
     ),
     "deployed_endpoint": (
         "The new version was not deployed",
-        "The previous version is still served. The report names the rows whose answers differ.",
+        "No traffic was moved. The checks below give the reason.",
     ),
     "traffic_report": ("The live traffic raised an alarm", "Read the traffic report for the figures that changed."),
 }

@@ -87,6 +87,11 @@ class TaskStatus:
     problem: FinetuneError | None = None
     problems: tuple[str, ...] = field(default=())
 
+    @property
+    def is_declaration_invalid(self) -> bool:
+        """Whether the declaration prevents reading the task, and not a damaged artifact, for example."""
+        return isinstance(self.problem, DeclarationError)
+
 
 def status_of(name: str, person: str) -> TaskStatus:
     """The status of a task for a user, read from the store. A FinetuneError becomes `problem`."""

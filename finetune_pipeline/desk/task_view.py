@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_pipeline.desk import ledger_rows
-from finetune_pipeline.desk.labels import capitalized, label, nonbreaking, spelled, variant
+from finetune_pipeline.desk.labels import capitalized, label, nonbreaking, number, spelled, variant
 from finetune_pipeline.desk.ledger_rows import count
 from finetune_pipeline.errors import StorageError
 from finetune_pipeline.records import Artifact, Check
@@ -138,8 +138,8 @@ def _check_row(check: Check) -> CheckRow:
 
 
 def _is_technical(name: str) -> bool:
-    """A column's name ("row_ok") or an expectation's ("table: row count to be between")."""
-    return ":" in name or ("_" in name and " " not in name)
+    """A rule's name ("row_ok") or a declared expectation's ("declared:0:expect_table_row_count_to_be_between")."""
+    return name.startswith("declared:") or ("_" in name and " " not in name)
 
 
 def comparison(report: Mapping[str, Any]) -> list[VariantRow]:
@@ -180,13 +180,7 @@ def plain(name: str, value: bool | float | str) -> str:
         return "yes" if value else "no"
     if isinstance(value, str):
         return value or "–"
-    if isinstance(value, float) and 0 <= value <= 1 and _is_share(name):
-        return percent(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
-
-
-def _is_share(name: str) -> bool:
-    return any(word in name for word in ("share", "rate", "exact", "valid", "bound", "accuracy", "parity", "invalid"))
+    return percent(value) if name == "parity" or name.endswith("_share") else number(value)
 
 
 def reports(artifacts: Mapping[str, Artifact | None]) -> list[tuple[str, str]]:

@@ -209,7 +209,7 @@ def _result(context: StageContext, version: Version, verdict: Verdict, sample: S
     (context.out / "endpoint.json").write_text(dumps(asdict(report)), "utf-8")
     summary: dict[str, Json] = {
         "model": version.served_as,
-        "version": champion.version if champion else 0,
+        "version": champion.version if champion else None,
         "candidate": version.version,
         "parity": verdict.figures.get("share"),
         "rows": verdict.figures.get("rows", 0),

@@ -150,7 +150,7 @@ def wait_until_served(endpoint: EndpointClient, task: str, role: str, adapter: s
         if version["rounds"] >= first["rounds"] + POLL_ROUNDS:
             raise ServingError(
                 f"the endpoint does not serve {adapter} as {role}: that is not the desired state of {task} any more",
-                "see `finetune status` for what moved the traffic (a rollback?), and run again",
+                f"see `finetune status {task}` for what moved the traffic (a rollback?), and run again",
             )
         return False
 

@@ -65,7 +65,10 @@ class TraceRecorder:
         self._record(trace, "abandoned")
 
     def refused(self, trace: RequestTrace, error: ApiError) -> None:
-        self._record(trace, "refused" if error.status < 500 or error.code == "starting" else "error", code=error.code)
+        """The response is an error. An answer that the policy rejected is recorded already, as `rejected`."""
+        if not trace.recorded:
+            status: Status = "refused" if error.status < 500 or error.code == "starting" else "error"
+            self._record(trace, status, code=error.code)
 
     def _record(
         self, trace: RequestTrace, status: Status, result: Result | None = None, code: str | None = None

@@ -18,7 +18,7 @@ import uvicorn
 
 from finetune_pipeline.backends.local import job_environment
 from finetune_pipeline.backends.worker import end_with
-from finetune_pipeline.config.addresses import listen
+from finetune_pipeline.config.addresses import DEFAULTS, host_and_port, in_url, listen
 from finetune_pipeline.errors import FinetuneError
 from finetune_pipeline.serve.api_keys import KEYS_VARIABLE, key_file, load_keys
 from finetune_pipeline.serve.app import create_app
@@ -42,7 +42,7 @@ def run(host: str, port: int, only: str | None = None, announce: Path | None = N
     logging.getLogger("httpx").setLevel(logging.WARNING)
     keys = load_keys(os.environ, home(), host)
     listening = listen(host, port, "FINETUNE_ENDPOINT_URL", "the endpoint")
-    url = f"http://{host}:{listening.getsockname()[1]}"
+    url = f"http://{in_url(host)}:{listening.getsockname()[1]}"
     metrics = Metrics()
     supervisor = Supervisor(metrics, only)
     endpoint = Endpoint(keys, supervisor, TrafficLog(metrics.lines_lost.inc), metrics, endpoint_identity())
@@ -92,8 +92,9 @@ def _exit_at_once() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8311)
+    host, port = host_and_port(DEFAULTS["FINETUNE_ENDPOINT_URL"])
+    parser.add_argument("--host", default=host)
+    parser.add_argument("--port", type=int, default=port)
     parser.add_argument("--only", help="serve this task only")
     parser.add_argument("--announce", type=Path, help="write the URL to this file (for --port 0)")
     parser.add_argument("--with-parent", type=int, metavar="PID", help="end when this process, the parent, ends")

@@ -43,7 +43,7 @@ def promote(state: DeploymentState, candidate: Version, expected: Version | None
         raise GateRefused(
             f"version {candidate.version} is not deployed: during the deployment the champion became {now} "
             f"(it was {then})",
-            "run `finetune status` for the reason, then run again",
+            "run `finetune status TASK` for the reason, then run again",
         )
     same = old is not None and old.registered == candidate.registered
     before = old.registered if old else None

@@ -37,7 +37,7 @@ def gate_hint(name: str) -> str:
         "expert_review": "fix the rejected rows and similar rows in the sources, and run again; the next round samples "
         "rows that nobody has reviewed yet",
         "data_split": "fix the groups of the rows named above, which are in training and test rows, and run again",
-        "adapter": "read the checks (`finetune status`, or the desk), change `train` in task.yaml, and run again",
+        "adapter": "read the checks in the desk, change `train` in task.yaml, and run again",
         "release_decision": "read the reasons of the decision; add data or change the declaration for a new candidate",
         "deployed_endpoint": "read the parity report for the rows that differ; the endpoint was rolled back",
     }.get(name, "read the gate's report")

@@ -237,7 +237,8 @@ def test_the_front_page_shows_all_tasks_with_invalid_ones(client: TestClient) ->
     declare("broken", {"answer": {"format": "jsn"}, "clen": {}})
     text = sign_in(client).get("/").text
     assert "12 rows to review" in text and "Did you mean `clean`?" in text and "answer.format" in text
-    assert client.get("/tasks/broken").status_code == 409
+    answer = client.get("/tasks/broken")
+    assert answer.status_code == 409 and "The declaration is invalid" in answer.text
     assert client.get("/tasks/broken/review").status_code == 409
     assert "Did you mean" in client.get("/tasks/broken/review").text
 
@@ -384,6 +385,8 @@ def test_a_damaged_artifact_is_shown_with_a_hint(client: TestClient) -> None:
     for path in ("/", "/tasks/parcels", "/tasks/parcels/review"):
         answer = client.get(path)
         assert answer.status_code in (200, 409) and "is damaged" in answer.text and "and run again" in answer.text, path
+        assert "declaration is invalid" not in answer.text, path
+    assert "The task cannot be read" in client.get("/tasks/parcels").text
 
 
 def test_a_damaged_file_of_one_task_does_not_hide_the_others(client: TestClient) -> None:

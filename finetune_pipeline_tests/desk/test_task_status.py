@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_pipeline.desk import ledger_rows, task_view
+from finetune_pipeline.desk import labels, ledger_rows, task_view
 from finetune_pipeline.desk.task_status import STEPS, status_of
 from finetune_pipeline.errors import StorageError
 from finetune_pipeline.records import Check
@@ -120,6 +120,34 @@ def test_checks_have_failures_first_and_plain_names() -> None:
         ("Test rows", "at least 30", "warning"),
         ("No overlap", "no pair", "good"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "technical"),
+    [
+        ("row_ok", True),
+        ("declared:0:expect_table_row_count_to_be_between", True),
+        ("declared:1:expect_prices", True),
+        ("no drift: kinds of answers", False),
+        ("no drift: length of the prompts (tokens)", False),
+        ("better than few_shot_retrieved", False),
+    ],
+)
+def test_only_names_of_rules_and_declared_expectations_are_replaced(name: str, technical: bool) -> None:
+    (row,) = task_view.check_rows([Check(name, True, "stability index at most 0.20", "0.05")])
+    assert (row.expected == "") is technical
+    assert (row.title == "Stability index at most 0.20") is technical
+
+
+def test_only_shares_are_shown_in_percent() -> None:
+    summary = {"parity": 0.985, "invalid_share": 0.012, "validation_loss": 0.5, "p95_seconds": 1.4, "requests": 1240}
+    assert [text for _, text in task_view.facts(summary)] == ["98.5 %", "1.2 %", "0.5", "1.4", "1,240"]
+
+
+def test_the_hint_of_a_failed_gate_names_a_report_only_where_there_is_one() -> None:
+    with_report = {asset for asset, (_, hint) in labels.FAILED_GATES.items() if "report" in hint}
+    assert with_report <= {*task_view.REPORTS}
+    assert labels.FAILED_GATES["deployed_endpoint"][1] == "No traffic was moved. The checks below give the reason."
 
 
 def test_comparison_ends_with_the_tuned_model() -> None:

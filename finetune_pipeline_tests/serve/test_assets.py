@@ -184,6 +184,7 @@ def test_parity_fails_for_an_adapter_without_effect(deployment: Deployment) -> N
         and "the adapter has an effect" in failed.verdict.summary
     )
     assert failed.verdict.figures["share"] == 1.0 and deployment_state.read(task.store).champion is None
+    assert failed.summary["version"] is None and failed.json("endpoint.json")["champion"] is None
 
 
 def test_a_changed_adapter_file_moves_no_traffic(deployment: Deployment) -> None:

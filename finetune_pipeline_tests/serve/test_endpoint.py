@@ -297,9 +297,12 @@ def test_every_policy_for_invalid_answers_takes_effect_without_a_restart(
 
     flagged = served.server.complete("sort").json()["choices"][0]["message"]["content"]
     policy("reject")
+    before = len(log_lines(served, "sorting"))
     for stream in (False, True):
         rejected = served.server.complete("sort", stream=stream)
         assert rejected.status_code == 422 and "not one of the 2 labels" in rejected.json()["error"]["message"]
+    assert [line["status"] for line in log_lines(served, "sorting")[before:]] == ["rejected", "rejected"]
+    assert 'finetune_answers_total{model="sort",status="refused"' not in served.server.get("/metrics").text
     policy("base")
     fallback = served.server.complete("sort").json()
     assert fallback["finetune"]["status"] == "fallback"
