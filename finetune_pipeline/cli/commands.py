@@ -67,7 +67,7 @@ def init(task: str, source: Path, input_: str | None, output: str | None, output
 @main.command()
 @click.argument("task")
 def validate(task: str) -> None:
-    """List every problem of TASK: declaration, sources, base model. Makes nothing."""
+    """List every problem of TASK: declaration, sources, expectations, base model, recorded verdicts. Makes nothing."""
     from finetune_pipeline.cli.status import validation_report
 
     show(validation_report(task))

@@ -207,7 +207,7 @@ def _failed_gate(plans: Iterable[Plan]) -> tuple[str, str] | None:
 
 def validation_report(name: str) -> str:
     """A confirmation with notes on files that will be dropped. DeclarationError lists every problem of declaration,
-    sources, base model and recorded verdicts."""
+    sources, expectations, base model and recorded verdicts."""
     from finetune_pipeline.ingest.sources import problems, remarks
     from finetune_pipeline.models.model_source import check_available
     from finetune_pipeline.quality import expectations

@@ -2,7 +2,7 @@
 
 On a terminal the progress line is updated in place; in a log file there is one every LINE_SECONDS.
 
-    ✓ clean_examples       2.1 s  kept 742 of 877
+    ✓ clean_examples        2.1 s  877 rows: 742 kept, 135 dropped with a reason
     ⠋ adapter             training 41 of 74, loss 0.31, 1 min 20 s left
 """
 

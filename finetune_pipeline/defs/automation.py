@@ -43,13 +43,13 @@ def task_automation(task: Task) -> dg.Definitions:
             sensors.traffic_alarm(name, prepare, PREPARE),
             observation_sensor(task),
         ],
-        schedules=[_weekly(task, prepare), _traffic_hourly(name, traffic)],
+        schedules=[_retraining(task, prepare), _traffic_hourly(name, traffic)],
     )
 
 
-def _weekly(task: Task, job_name: str) -> dg.ScheduleDefinition:
+def _retraining(task: Task, job_name: str) -> dg.ScheduleDefinition:
     @dg.schedule(
-        name=f"{task.name}_weekly",
+        name=f"{task.name}_retraining",
         job_name=job_name,
         cron_schedule=task.automation.schedule,
         description="Regular retraining: reads the sources again. Starts nothing while nothing changed.",

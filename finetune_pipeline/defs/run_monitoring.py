@@ -10,7 +10,7 @@ Without this Dagster shows a killed run as running for ever, and whatever waits 
 processes of this boot of this machine (or container) are checked: of others nothing can be known. A process id that
 the system gave to another process is recognized by the start time. A process of another user, which /proc may hide
 (`hidepid`), counts as dead only where no process has its id. The run's id is in the tag because Dagster copies tags
-when a run is executed again. Dagster's own run monitoring asks a run launcher; a run of `finetune run` has none.
+when a run is executed again. Dagster's own run monitoring uses a run launcher; a run of `finetune run` has none.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def started(pid: int) -> str | None:
 
 
 def _exists(pid: int) -> bool:
-    """Whether a process has this number. The kernel says so of every user's processes, whatever /proc hides."""
+    """Whether a process has this number. This works for the processes of every user, whatever /proc hides."""
     try:
         os.kill(pid, 0)  # signal 0 is not sent, only checked
     except PermissionError:

@@ -10,5 +10,6 @@
     users.py session.py open_sessions.py attempts.py security_headers.py private_files.py
                                                 sign-in and security
 
-It reads artifacts and writes only verdicts (through review/verdict_store.py), users and sessions. It makes no asset.
+It reads artifacts and makes no asset. It writes verdicts and the round they belong to (through review/), users and
+sessions.
 """

@@ -1,7 +1,8 @@
-"""Files with mode 0600: the users of the desk, and the secret that signs its cookies.
+"""Files with mode 0600: the users of the desk, their open sessions, and the secret that signs its cookies.
 
-    home()/desk_users.json     0600
-    home()/desk_secret         0600, 64 hexadecimal digits, created at the first start
+    home()/desk_users.json        0600
+    home()/desk_sessions.json     0600
+    home()/desk_secret            0600, 64 hexadecimal digits, created at the first start
 
 `store.write_atomic` writes files with mode 0644.
 """

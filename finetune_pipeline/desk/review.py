@@ -4,8 +4,8 @@
          ?row=9f1c20e4a7b35d68                         this row (back, or to change a verdict)
          ?after=9f1c20e4a7b35d68                       the next one after that row (skip)
          ?row=...&edit=1                               with the form for its answer
-    POST /tasks/support_tickets/review                 row, content_hash, decision, and the fields of the answer or a
-    note POST /tasks/support_tickets/review/undo            deletes the reviewer's last verdict
+    POST /tasks/support_tickets/review                 row, content_hash, decision, and the answer's fields or a note
+    POST /tasks/support_tickets/review/undo            deletes the reviewer's last verdict
 
 A verdict is valid for exactly the content that was shown: when the data changed meanwhile, nothing is saved, and the
 page says so. The same when other reviewers gave the row all its verdicts meanwhile: one more could turn a majority into

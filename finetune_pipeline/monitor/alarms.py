@@ -3,9 +3,9 @@
     evaluate_traffic(traffic, reference, task.monitor)       # Report(summary, checks, figures, drifts)
 
 An alarm needs evidence: the share of broken answers raises one when its exact lower bound exceeds what is declared,
-drift when it exceeds its own noise too (drift.py). Requests that failed, that the full endpoint refused, or whose
-client hung up are a warning only: a retraining does not fix the endpoint. With fewer than `min_requests` nothing is
-checked, and no traffic at all is no alarm.
+drift when it exceeds its own noise too (drift.py). Requests that failed, that the full endpoint refused, or
+that the client abandoned are a warning only: a retraining does not fix the endpoint. With fewer than `min_requests`
+nothing is checked, and no traffic at all is no alarm.
 """
 
 from __future__ import annotations

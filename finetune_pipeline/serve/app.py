@@ -9,9 +9,10 @@
     GET  /metrics               Prometheus
     GET  /health                no key required: status, identity, number of tasks that cannot be served as desired
 
-Errors are OpenAI's error objects: 400 (what is wrong, and what to do), 401, 404, 413, 422 (on_invalid: reject), 429
-with Retry-After, 503 while the first models load. One request is handled in endpoint.py, computed in engine.py;
-supervisor.py determines what is served.
+Errors are OpenAI's error objects, with what is wrong and what to do: 400, 401, 403 (the header x-finetune-purpose with
+another key than the pipeline's), 404, 405, 408 (the body stalled), 413, 422 (on_invalid: reject), 429 with Retry-After,
+500 (the model failed, or an unexpected error), 503 while the first models load. One request is handled in endpoint.py,
+computed in engine.py; supervisor.py determines what is served.
 """
 
 from __future__ import annotations

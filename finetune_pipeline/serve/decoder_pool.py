@@ -21,20 +21,21 @@ if TYPE_CHECKING:
 
 STEP_TOKENS = 256  # prompt tokens prefilled in one step: more would delay the requests that are being decoded
 CHUNK_TOKENS = 512  # a longer prompt is prefilled in chunks of this size, so that others get their tokens in between
-CACHED_TOKENS = 32_768  # of all rows of a decoder together: bounds its memory
+CACHED_TOKENS = 32_768  # of all sequences of a decoder together: bounds its memory
 
 
 class DecoderPool:
-    """See the module's docstring. `max_rows` is the batch size of one decoder."""
+    """See the module's docstring. `max_sequences` is the batch size of one decoder."""
 
-    def __init__(self, model: Any, eos_ids: Iterable[int], adapters: Adapters, max_rows: int) -> None:
-        self._model, self._eos, self._adapters, self._max_rows = model, frozenset(eos_ids), adapters, max_rows
+    def __init__(self, model: Any, eos_ids: Iterable[int], adapters: Adapters, max_sequences: int) -> None:
+        self._model, self._eos, self._adapters = model, frozenset(eos_ids), adapters
+        self._max_sequences = max_sequences
         self._decoders: dict[DecoderKey, Decoder] = {}
         self._lock = threading.Lock()
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many requests run, and how many wait for a row."""
+        """How many requests run, and how many wait for a slot."""
         with self._lock:
             decoders = list(self._decoders.values())
         return sum(decoder.running for decoder in decoders), sum(decoder.waiting for decoder in decoders)
@@ -50,7 +51,7 @@ class DecoderPool:
         if key not in self._decoders:
             self._adapters.activate(key.adapter)
             decoder = Decoder(
-                self._model, self._eos, key.prefix_ids, self._max_rows, STEP_TOKENS, CACHED_TOKENS, CHUNK_TOKENS
+                self._model, self._eos, key.prefix_ids, self._max_sequences, STEP_TOKENS, CACHED_TOKENS, CHUNK_TOKENS
             )
             with self._lock:
                 self._decoders[key] = decoder

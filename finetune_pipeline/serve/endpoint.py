@@ -2,7 +2,7 @@
 
     authorize, parse, lease the adapter, render the prompt, generate, check, respond, log
 
-The resources of a request (its row in the engine, the lease on its adapter) are released however it ends: with an
+The resources of a request (its slot in the engine, the lease on its adapter) are released however it ends: with an
 answer, an error, or a client that disconnected.
 """
 

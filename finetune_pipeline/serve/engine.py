@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Sink = Callable[[TokenEvent], None]
-MAX_ROWS = 64  # computed together per decoder; the cost per row falls with their number
+MAX_SEQUENCES = 64  # computed together per decoder; the cost of each falls with their number
 MAX_REQUESTS = 64  # running and waiting together; more are refused, since they would wait for minutes
 log = logging.getLogger("finetune.engine")
 
@@ -58,14 +58,14 @@ class _Pending:
 class Engine:
     """See the module's docstring. Every method may be called from any thread."""
 
-    def __init__(self, base: Path, max_rows: int = MAX_ROWS, max_requests: int = MAX_REQUESTS) -> None:
+    def __init__(self, base: Path, max_sequences: int = MAX_SEQUENCES, max_requests: int = MAX_REQUESTS) -> None:
         """Load the base model in the folder `base`. ModelError when it cannot be loaded."""
         from finetune_pipeline.inference.loading import load
 
         loaded = load(base)
         self.tokenizer = loaded.tokenizer
         self._adapters = Adapters(loaded.model)
-        self._decoders = DecoderPool(loaded.model, loaded.eos_ids, self._adapters, max_rows)
+        self._decoders = DecoderPool(loaded.model, loaded.eos_ids, self._adapters, max_sequences)
         declared = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or CACHED_TOKENS
         self.context = min(int(declared), CACHED_TOKENS)
         self._max_requests = max_requests
@@ -85,7 +85,7 @@ class Engine:
 
     @property
     def busy(self) -> tuple[int, int]:
-        """How many requests run, and how many wait for a row."""
+        """How many requests run, and how many wait for a slot."""
         with self._wake:
             running, waiting = self._decoders.counts
             return running, waiting + len(self._inbox)
@@ -160,8 +160,6 @@ class Engine:
         """Whether the thread has not ended."""
         return self._thread.is_alive()
 
-    # on the engine's thread ---------------------------------------------------------------------------------
-
     def _call(self, function: Callable[[], T]) -> T:
         """Run `function` on the engine's thread, between two steps."""
         future: Future[T] = Future()
@@ -178,6 +176,25 @@ class Engine:
             self._calls.append(call)
             self._wake.notify()
         return future.result()
+
+    def _fail_all(self, message: str) -> None:
+        with self._wake:
+            ids = list(self._pending)
+        for id_ in ids:
+            self._end(id_, TokenEvent(-1, "error", message))
+
+    def _end(self, id_: str, event: TokenEvent) -> None:
+        with self._wake:
+            pending = self._pending.pop(id_, None)
+        if pending is not None:
+            pending.sink(event)
+
+    def _schedule_unload(self, adapter: str) -> None:
+        """Called with the lock held."""
+        self._calls.append(lambda: self._unload(adapter))
+        self._wake.notify()
+
+    # on the engine's thread ---------------------------------------------------------------------------------
 
     def _run(self) -> None:
         import torch
@@ -252,27 +269,10 @@ class Engine:
         for id_ in failed:
             self._end(id_, TokenEvent(-1, "error", message))
 
-    def _fail_all(self, message: str) -> None:
-        with self._wake:
-            ids = list(self._pending)
-        for id_ in ids:
-            self._end(id_, TokenEvent(-1, "error", message))
-
-    def _end(self, id_: str, event: TokenEvent) -> None:
-        with self._wake:
-            pending = self._pending.pop(id_, None)
-        if pending is not None:
-            pending.sink(event)
-
     def _load(self, adapter: str, folder: Path) -> None:
         self._adapters.load(adapter, folder)
         with self._wake:
             self._leases.add(adapter)
-
-    def _schedule_unload(self, adapter: str) -> None:
-        """Called with the lock held."""
-        self._calls.append(lambda: self._unload(adapter))
-        self._wake.notify()
 
     def _unload(self, adapter: str) -> None:
         with self._wake:

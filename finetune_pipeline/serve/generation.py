@@ -47,7 +47,7 @@ class Result:
 
 
 class Generation:
-    """One request in the engine, read from the event loop. `close` frees its row; call it in any case."""
+    """One request in the engine, read from the event loop. `close` frees its slot; call it in any case."""
 
     def __init__(self, route: Route, request: GenerationRequest, stop: tuple[str, ...]) -> None:
         """Submit the request. EngineFull when too many are running or waiting."""
@@ -66,7 +66,7 @@ class Generation:
 
     @property
     def queued(self) -> float:
-        """Seconds that the request waited for a row in the engine."""
+        """Seconds that the request waited for a slot in the engine."""
         return self._ticket.queued
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-SIZES = (1024, 4096)  # upper bounds of the size classes, in tokens of a row without prefix: prompt and answer
+SIZES = (1024, 4096)  # upper bounds of the size classes, in tokens of a sequence without prefix: prompt and answer
 
 
 class EngineFull(Exception):
@@ -26,8 +26,8 @@ class AdapterGone(Exception):
 @dataclass(frozen=True, slots=True)
 class DecoderKey:
     """Requests that one decoder computes together: same adapter, same shared prefix, same class of size. A decoder's
-    cache has one length for all rows, that of the longest: one long row among short ones would leave room for a few
-    rows only, or wait until few are left."""
+    cache has one length for all slots, that of the longest sequence: a long one among short ones would leave room for a
+    few only, or wait until few are left."""
 
     adapter: str | None
     prefix_ids: tuple[int, ...]

@@ -20,11 +20,14 @@ class Metrics:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         by_model = ("model",)
+        statuses = "ok, invalid, fallback, rejected, error, refused, abandoned"
         self.answers = Counter(
-            "finetune_answers", "Answers by version and status (ok, invalid, fallback, rejected, error).",
-            ("model", "version", "status"), registry=registry,
-        )  # fmt: skip
-        self.refused = Counter("finetune_refused", "Requests refused, by error code.", ("code",), registry=registry)
+            "finetune_answers",
+            f"Requests by version and status ({statuses}).",
+            ("model", "version", "status"),
+            registry=registry,
+        )
+        self.refused = Counter("finetune_refused", "Error responses, by error code.", ("code",), registry=registry)
         self.abandoned = Counter(
             "finetune_abandoned", "Requests whose client disconnected before the answer.", by_model, registry=registry
         )
@@ -43,7 +46,9 @@ class Metrics:
             registry=registry,
         )
         self.prompt_tokens = Counter("finetune_prompt_tokens", "Prompt tokens.", by_model, registry=registry)
-        self.completion_tokens = Counter("finetune_answer_tokens", "Answer tokens.", by_model, registry=registry)
+        self.completion_tokens = Counter(
+            "finetune_completion_tokens", "Completion tokens.", by_model, registry=registry
+        )
         self.lines_lost = Counter(
             "finetune_traffic_lines_lost",
             "Traffic log lines not written: the disk is full, or too slow.",
@@ -53,7 +58,7 @@ class Metrics:
             "finetune_deploy_errors", "Errors of desired versions that cannot be served.", ("task",), registry=registry
         )
         self.running = Gauge("finetune_running_requests", "Requests in the engine's batch.", registry=registry)
-        self.waiting = Gauge("finetune_waiting_requests", "Requests waiting for a row in the batch.", registry=registry)
+        self.waiting = Gauge("finetune_waiting_requests", "Requests waiting for a slot.", registry=registry)
 
     def observe(self, busy: Callable[[], tuple[int, int]]) -> None:
         """Read (running, waiting) from `busy` at each scrape."""

@@ -32,8 +32,9 @@ class ResponseHead:
 
 @dataclass(frozen=True, slots=True)
 class AnswerTrace:
-    """The extension object `finetune`: which model answered, and whether the answer keeps the task's format (`valid`,
-    None without a declared format; `problem` is what breaks it)."""
+    """The extension object `finetune`: the version that the request was routed to (with `status` "fallback" the base
+    model answered), and whether the answer keeps the task's format (`valid`, None without a declared format; `problem`
+    is what breaks it)."""
 
     task: str
     version: int

@@ -1,10 +1,10 @@
 """Replays the held-out rows through the live endpoint, over HTTP, 48 at a time.
 
-    answers = replay(endpoint, "support_tickets@4", examples, report, log)      # {"9f2c…": "{\\"intent\\": …}", …}
+    answers = replay(endpoint, "support_tickets@4", examples, report, answer_log)    # {"9f2c…": "{\\"intent\\": …}"}
 
 The endpoint adds the system prompt and the limits, as for any client. There is no time limit: a replay ends with an
-error when the endpoint computes nothing any more. Answers are appended to `log` as they arrive, and an interrupted
-replay continues after them.
+error when the endpoint computes nothing any more. Answers are appended to `answer_log` as they arrive, and an
+interrupted replay continues after them.
 """
 
 from __future__ import annotations

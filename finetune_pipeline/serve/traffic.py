@@ -44,7 +44,7 @@ log = logging.getLogger("finetune.traffic")
 @dataclass(frozen=True, slots=True)
 class Line:
     """One request. `valid` is None where the task declares no format to check; `version` 0 is the base model; `code`
-    is that of the error; `queued_seconds` is how long it waited for a row in the engine (None: it was not submitted);
+    is that of the error; `queued_seconds` is how long it waited for a slot in the engine (None: it was not submitted);
     `first_token_seconds` is None when nothing was generated."""
 
     at: str

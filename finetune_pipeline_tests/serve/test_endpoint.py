@@ -145,14 +145,17 @@ def test_a_wrong_key_is_refused_everywhere_but_health(served: Served) -> None:
     for path in ("/v1/models", "/version", "/metrics"):
         assert served.server.get(path, key="wrong").status_code == 401
     without_key = httpx.post(served.server.url + "/v1/chat/completions", content=b"{}")
-    assert without_key.status_code == 401 and "there is no API key" in without_key.json()["error"]["message"]
+    error = without_key.json()["error"]
+    assert without_key.status_code == 401 and "there is no API key" in error["message"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
     health = httpx.get(served.server.url + "/health").json()
     assert health["status"] == "ok" and set(health) == {"status", "identity", "started", "failing_tasks"}
 
 
 def test_an_unknown_model_is_refused_with_the_known_names(served: Served) -> None:
-    with pytest.raises(openai.NotFoundError, match=r"no model 'unknown'; known: base, parcels, parcels@1"):
+    with pytest.raises(openai.NotFoundError, match=r"no model 'unknown'; known: base, parcels, parcels@1") as caught:
         answer_text(served, "unknown")
+    assert (caught.value.type, caught.value.code) == ("invalid_request_error", "model_not_found")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +194,8 @@ def test_too_many_requests_get_429_with_retry_after(served: Served) -> None:
     finally:
         engine._max_requests = before
     assert response.status_code == streamed.status_code == 429 and int(response.headers["retry-after"]) > 0
-    assert response.json()["error"]["type"] == "rate_limit_error"
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "busy")
     assert served.server.complete("parcels").status_code == 200
 
 
@@ -221,13 +225,13 @@ def disconnect(served: Served, model: str, stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_disconnected_client_frees_its_row_and_is_logged(
+def test_a_disconnected_client_frees_its_slot_and_is_logged(
     served: Served, make_adapter: MakeAdapter, stream: bool
 ) -> None:
     with long_answers(served, make_adapter):
         before = len(log_lines(served, "parcels"))
         disconnect(served, "parcels", stream)
-        served.server.wait_until(lambda: served.server.endpoint.supervisor.busy() == (0, 0), "the row to be free")
+        served.server.wait_until(lambda: served.server.endpoint.supervisor.busy() == (0, 0), "the slot to be free")
         served.server.wait_until(lambda: len(log_lines(served, "parcels")) > before, "its log line")
     line = log_lines(served, "parcels")[before]
     assert line["status"] == "abandoned" and line["valid"] is None and line["completion"] is None

@@ -20,7 +20,7 @@ PROMPT = tuple(range(20, 44))
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> Iterator[Engine]:
-    engine = Engine(tiny_model, max_rows=4, max_requests=32)
+    engine = Engine(tiny_model, max_sequences=4, max_requests=32)
     yield engine
     engine.stop()
 
@@ -202,7 +202,7 @@ def test_a_cancelled_request_frees_its_row(engine: Engine) -> None:
 
 
 def test_a_full_engine_refuses_at_once(tiny_model: Path) -> None:
-    engine = Engine(tiny_model, max_rows=1, max_requests=2)
+    engine = Engine(tiny_model, max_sequences=1, max_requests=2)
     tickets = [engine.submit(request(None, limit=1500), Collect()) for _ in range(2)]
     with pytest.raises(EngineFull):
         engine.submit(request(None), Collect())
@@ -222,7 +222,7 @@ def test_a_request_that_cannot_be_computed_fails_alone(engine: Engine) -> None:
 
 
 def test_long_requests_do_not_delay_short_ones(engine: Engine) -> None:
-    """All rows are taken by long requests; a short one is answered before they end."""
+    """All slots are taken by long requests; a short one is answered before they end."""
     sinks = [Collect() for _ in range(8)]
     tickets = [engine.submit(request(None, limit=1500), sink) for sink in sinks]
     tickets.append(engine.submit(request(None, prompt=tuple(PROMPT[0] + i % 300 for i in range(1900))), Collect()))
