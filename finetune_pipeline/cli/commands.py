@@ -67,7 +67,9 @@ def init(task: str, source: Path, input_: str | None, output: str | None, output
 @main.command()
 @click.argument("task")
 def validate(task: str) -> None:
-    """List every problem of TASK: declaration, sources, expectations, base model, recorded verdicts. Makes nothing."""
+    """List every problem of TASK; makes nothing.
+
+    It checks the declaration, the sources, the expectations, the base model and the recorded verdicts."""
     from finetune_pipeline.cli.status import validation_report
 
     show(validation_report(task))
@@ -103,13 +105,13 @@ def up() -> None:
     from finetune_pipeline.cli.services import up as start
     from finetune_pipeline.defs.run import instance
     from finetune_pipeline.defs.run_monitoring import fail_dead_runs
-    from finetune_pipeline.desk.users import first_start
+    from finetune_pipeline.desk.users import announce, first_start
 
     with instance() as dagster:  # creates DAGSTER_HOME
         fail_dead_runs(dagster)
     password = first_start()
-    if password:
-        show(f"created the first user of the desk: steward, password {password} (shown once)")
+    if password is not None:
+        show(announce(password))
     start(show)
 
 
@@ -153,22 +155,22 @@ def user(name: str, remove: bool) -> None:
 
 @main.command()
 @click.argument("task")
-@click.option("--why", default="", help="Reason, recorded in the history of deployments.")
-def rollback(task: str, why: str) -> None:
+@click.option("--reason", default="", help="Recorded in the history of deployments.")
+def rollback(task: str, reason: str) -> None:
     """Serve the previous version of TASK again; a running endpoint switches within seconds."""
     from finetune_pipeline.serve.rollback import rollback as move_back
 
-    show(move_back(task, why))
+    show(move_back(task, reason))
 
 
 @main.command()
 @click.argument("task")
-@click.option("--why", default="", help="Reason, recorded in the history of deployments.")
-def unhold(task: str, why: str) -> None:
+@click.option("--reason", default="", help="Recorded in the history of deployments.")
+def unhold(task: str, reason: str) -> None:
     """Remove the hold that a rollback set on TASK's current version; `finetune run` then deploys it."""
     from finetune_pipeline.serve.rollback import unhold as lift_hold
 
-    show(lift_hold(task, why))
+    show(lift_hold(task, reason))
 
 
 @main.command()

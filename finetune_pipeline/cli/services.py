@@ -59,7 +59,7 @@ def servers() -> list[Server]:
     return [
         Server("Dagster", "FINETUNE_DAGSTER_URL", "/server_info", dagster),
         *([] if mlflow_server() else [_mlflow()]),
-        Server("desk", "FINETUNE_DESK_URL", "/login", (python, "-m", "finetune_pipeline.cli.commands", "desk")),
+        Server("desk", "FINETUNE_DESK_URL", "/health", (python, "-m", "finetune_pipeline.cli.commands", "desk")),
         Server(
             "endpoint", "FINETUNE_ENDPOINT_URL", "/health", (python, "-m", "finetune_pipeline.cli.commands", "serve")
         ),

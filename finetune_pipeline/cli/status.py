@@ -14,15 +14,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from finetune_pipeline.baseline.variants import title
 from finetune_pipeline.config import Task
 from finetune_pipeline.config.addresses import address, mlflow_page
-from finetune_pipeline.desk.labels import variant, when
+from finetune_pipeline.desk.labels import plural, when
 from finetune_pipeline.errors import DeclarationError, FinetuneError, ModelError, WaitingForPeople
 from finetune_pipeline.graph import STEPS
 from finetune_pipeline.materialize import Plan, open_task, plan
 from finetune_pipeline.records import Artifact, read_jsonl
 from finetune_pipeline.serve import deployment_state
 from finetune_pipeline.serve.deployment_state import HistoryEntry
+from finetune_pipeline.statistics.formatting import percent
 from finetune_pipeline.store import TaskStore, data_root, task_names
 
 BAR_WIDTH = 18  # characters; with the longest title it fits into 80 columns
@@ -92,7 +94,7 @@ def _results(report: Artifact) -> RenderableType:
     table.add_row(Text(f"exactly right, of {figures['rows']} test rows", style="dim"), "", "")
     for name, figure in figures["variants"].items():
         bar = Text("█" * round(BAR_WIDTH * figure["exact"]), style="green" if name == "tuned" else "blue")
-        table.add_row(variant(name), f"{figure['exact']:6.1%}", bar)
+        table.add_row(title(name), f"{percent(figure['exact']):>6}", bar)
     return table
 
 
@@ -103,7 +105,7 @@ def _difference(decision: Artifact) -> str:
         return ""
     low, high = gain["interval"]
     return (
-        f"Tuned model minus {variant(gain['over'])}: {100 * gain['difference']:+.1f} points "
+        f"Tuned model minus {title(gain['over'])}: {100 * gain['difference']:+.1f} points "
         f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
     )
 
@@ -224,8 +226,7 @@ def validation_report(name: str) -> str:
     except FinetuneError as error:
         errors.append(f"{error.message} ({error.hint})")
     if errors:
-        count = "1 problem" if len(errors) == 1 else f"{len(errors)} problems"
-        raise DeclarationError(f"{name} has {count}", problems=tuple(errors))
-    sources = "1 source" if len(task.sources) == 1 else f"{len(task.sources)} sources"
+        raise DeclarationError(f"{name} has {plural(len(errors), 'problem')}", problems=tuple(errors))
+    sources = plural(len(task.sources), "source")
     valid = f"{name} is valid: declaration, {sources} and base model. Next: `finetune run {name}`"
     return "\n".join([valid, *(f"  note: {remark}" for remark in remarks(task, store))])

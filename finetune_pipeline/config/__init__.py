@@ -19,7 +19,7 @@ from finetune_pipeline.config.monitor import Monitor
 from finetune_pipeline.config.quality import DeclaredExpectation, Quality
 from finetune_pipeline.config.release import Release
 from finetune_pipeline.config.review import ReviewRules
-from finetune_pipeline.config.serve import Serve
+from finetune_pipeline.config.serve import OnInvalid, Serve
 from finetune_pipeline.config.sources import Source
 from finetune_pipeline.config.split import Split
 from finetune_pipeline.config.suitability import Suitability
@@ -38,6 +38,7 @@ __all__ = [
     "KeepGeneral",
     "Lora",
     "Monitor",
+    "OnInvalid",
     "Prompt",
     "Quality",
     "Release",

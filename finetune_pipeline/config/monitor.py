@@ -13,7 +13,9 @@ class Monitor(Section):
     window_days: int = Field(7, ge=1, description="Days of traffic that a report covers.")
     min_requests: int = Field(50, ge=1, description="No alarm is raised with fewer requests.")
     max_invalid: Share = Field(
-        0.05, description="Largest share of invalid answers (0 to 1); a larger one raises an alarm."
+        0.05,
+        description="Largest share (0 to 1) of invalid answers; a larger one raises an alarm. It also limits the share "
+        "of requests without an answer: a larger one is a warning.",
     )
     max_psi: float = Field(
         0.2,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import Field
 
 from finetune_pipeline.config.section import Section, Share
+
+OnInvalid: TypeAlias = Literal["flag", "retry", "base", "reject"]
 
 
 class Serve(Section):
     """Settings of the OpenAI-compatible endpoint."""
 
     alias: str | None = Field(None, description="Model name (`model` of a request); default: the task's name.")
-    on_invalid: Literal["flag", "retry", "base", "reject"] = Field(
+    on_invalid: OnInvalid = Field(
         "flag",
         description="For an answer that is not valid. flag: return it, marked as invalid; retry: generate once "
         "more; base: generate with the base model; reject: HTTP status 422.",

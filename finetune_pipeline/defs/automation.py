@@ -18,9 +18,9 @@ from finetune_pipeline.defs.source_assets import observation_sensor
 from finetune_pipeline.graph import STEPS
 from finetune_pipeline.materialize import open_task, plan
 
-PREPARE = [s.asset for s in STEPS[: [s.asset for s in STEPS].index("expert_review")]]
-TRAIN = [s.asset for s in STEPS if s.asset not in (*PREPARE, "traffic_report")]
 TRAFFIC = ["traffic_report"]
+PREPARE = [s.asset for s in STEPS[: [s.asset for s in STEPS].index("expert_review")]]
+TRAIN = [s.asset for s in STEPS if s.asset not in (*PREPARE, *TRAFFIC)]
 JOBS = {"prepare": PREPARE, "train": TRAIN, "traffic": TRAFFIC, "everything": [*PREPARE, *TRAIN]}
 
 

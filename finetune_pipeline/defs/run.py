@@ -12,11 +12,11 @@ from pathlib import Path
 import dagster as dg
 
 from finetune_pipeline.config import Task
-from finetune_pipeline.defs.automation import PREPARE, TRAIN
+from finetune_pipeline.defs.automation import PREPARE, TRAFFIC, TRAIN
 from finetune_pipeline.defs.reporter import Terminal, console
 from finetune_pipeline.defs.run_monitoring import fail_dead_runs, tag
 from finetune_pipeline.errors import FinetuneError, GateRefused
-from finetune_pipeline.graph import BY_NAME, STEPS
+from finetune_pipeline.graph import STEPS
 from finetune_pipeline.materialize import open_task, plan
 from finetune_pipeline.review.waiting import require_review_complete
 from finetune_pipeline.store import TaskStore, dagster_home, gate_hint, write_atomic
@@ -44,7 +44,7 @@ def run_task(name: str, terminal: Terminal) -> None:
     """Materialize all of the task that is missing or stale. Raises the stage's own error, GateRefused with the gate's
     reason, or WaitingForPeople when the experts have rows to review."""
     task, store = open_task(name)
-    if not stale(task, store, [*PREPARE, *TRAIN, "traffic_report"]):
+    if not stale(task, store, [*PREPARE, *TRAIN, *TRAFFIC]):
         require_review_complete(task, store)
         return
     from finetune_pipeline.definitions import build
@@ -55,7 +55,7 @@ def run_task(name: str, terminal: Terminal) -> None:
         _run(dagster, definitions, task, store, "prepare", PREPARE, terminal)
         require_review_complete(task, store)
         _run(dagster, definitions, task, store, "train", TRAIN, terminal)
-        _run(dagster, definitions, task, store, "traffic", ["traffic_report"], terminal)
+        _run(dagster, definitions, task, store, "traffic", TRAFFIC, terminal)
 
 
 def stale(task: Task, store: TaskStore, among: Sequence[str]) -> list[str]:
@@ -98,7 +98,7 @@ def _run(
 
 def _refuse_failed_gates(store: TaskStore, assets: Sequence[str]) -> None:
     """GateRefused for the first gate among these whose verdict is not passed."""
-    for step in (s for s in STEPS if s.asset in assets and s.check and BY_NAME[s.asset].blocking):
+    for step in (s for s in STEPS if s.asset in assets and s.check and s.blocking):
         artifact = store.current(step.asset)
         if artifact is not None and artifact.verdict is not None and not artifact.verdict.passed:
             raise GateRefused(f"{step.asset} failed: {artifact.verdict.summary}", gate_hint(step.asset))

@@ -66,8 +66,7 @@ def run(host: str, port: int) -> None:
     listening = listen(host, port, "FINETUNE_DESK_URL", "the desk")
     password = users.first_start()
     if password is not None:
-        print(f"The desk has no users yet. Sign in as `steward` with the password {password}", flush=True)
-        print("It is shown only once; `finetune user NAME` creates a user, or sets a new password.", flush=True)
+        print(users.announce(password), flush=True)
     config = uvicorn.Config(
         create_app(), log_level="warning", access_log=False, timeout_graceful_shutdown=5, server_header=False
     )

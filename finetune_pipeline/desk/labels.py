@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-from finetune_pipeline.baseline.variants import VARIANTS
+from finetune_pipeline.baseline.variants import VARIANTS, title
 
 ASSETS = {
     "base_model": ("Base model", "The language model that is fine-tuned."),
@@ -55,13 +55,14 @@ OUTCOMES = {
     "INCONCLUSIVE": "Inconclusive: not enough evidence to decide",
 }
 
+DECISIONS = {"approve": "approved", "reject": "rejected", "edit": "corrected"}
+
 _SHORT = {
     "completion": "answer",
     "pii": "personal data,",
     "html": "HTML",
     "json": "JSON",
-    "id": "id",
-    "ms": "ms",
+    "p50": "median",
     "p95": "95th percentile",
 }
 
@@ -159,9 +160,16 @@ def state(name: str) -> str:
     return STATES[name]
 
 
-def variant(name: str) -> str:
-    """The title of a variant of an evaluation."""
-    return VARIANTS[name].title if name in VARIANTS else spelled(name)
+def check_title(name: str) -> str:
+    """A check's name, with a variant's title: "better than few_shot" -> "Better than base model, fixed examples"."""
+    head, _, last = name.rpartition(" ")
+    text = f"{head} {title(last).lower()}" if head and last in VARIANTS else name
+    return capitalized(nonbreaking(text))
+
+
+def decision(name: str) -> str:
+    """The text of a reviewer's decision. KeyError for an unknown one."""
+    return DECISIONS[name]
 
 
 def spelled(slug: str) -> str:

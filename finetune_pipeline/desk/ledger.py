@@ -31,8 +31,8 @@ def ledger(
     at: int = 1,
 ) -> Response:
     _, store = open_task(task)
-    stages = ledger_rows.chain(store)
-    by_kind = {name: ledger_rows.entries(stages, name) for name in ledger_rows.FILES}
+    artifacts = ledger_rows.chain(store)
+    by_kind = {name: ledger_rows.entries(artifacts, name) for name in ledger_rows.FILES}
     matching = [entry for entry in by_kind[kind] if why in ("", entry.why)]
     pages = max(1, -(-len(matching) // ROWS))
     number = min(max(at, 1), pages)
@@ -42,7 +42,7 @@ def ledger(
         "ledger.html",
         "Ledger",
         task=task,
-        has_rows="raw_examples" in stages,
+        has_rows="raw_examples" in artifacts,
         kind=kind,
         why=why,
         rows=[ledger_rows.masked(entry) for entry in shown],
@@ -52,7 +52,7 @@ def ledger(
         pages=pages,
         sums={name: len(entries) for name, entries in by_kind.items()},
         reasons=Counter(entry.why for entry in by_kind[kind]).most_common(),
-        texts=ledger_rows.texts(stages["raw_examples"], [entry.id for entry in shown]) if shown else {},
+        texts=ledger_rows.texts(artifacts["raw_examples"], [entry.id for entry in shown]) if shown else {},
         address=lambda **changed: address(task, **{"kind": kind, "why": why, "at": 1, **changed}),
     )
 

@@ -24,13 +24,8 @@ from finetune_pipeline.errors import reading
 from finetune_pipeline.records import Artifact, Example, read_jsonl
 from finetune_pipeline.store import TaskStore
 
-STAGES = ("raw_examples", "clean_examples", "expert_review", "data_split")
+ROW_ASSETS = ("raw_examples", "clean_examples", "expert_review", "data_split")  # each is made from the one before
 FILES = {"dropped": "drops.jsonl", "fixed": "fixes.jsonl"}
-MADE_FROM = {
-    "clean_examples": "raw_examples",
-    "expert_review": "clean_examples",
-    "data_split": "expert_review",
-}
 HEAD = b'{"id": "'  # the beginning of a row as records.dumps writes it
 Offsets: TypeAlias = "tuple[array[int], array[int]]"
 
@@ -55,15 +50,15 @@ class Text:
 
 
 def chain(store: TaskStore) -> dict[str, Artifact]:
-    """The current artifacts of the row stages, by asset, each made from the one before. It ends before the first that
-    is missing or was made from older rows, so that the counts add up."""
+    """The current artifacts of ROW_ASSETS, by asset. It ends before the first that is missing or was made from older
+    rows, so that the counts add up."""
     chained: dict[str, Artifact] = {}
-    for asset in STAGES:
+    before: Artifact | None = None
+    for asset in ROW_ASSETS:
         artifact = store.current(asset)
-        before = MADE_FROM.get(asset)
-        if artifact is None or (before and artifact.manifest["inputs"].get(before) != chained[before].content_hash):
+        if artifact is None or (before and artifact.manifest["inputs"].get(before.asset) != before.content_hash):
             break
-        chained[asset] = artifact
+        chained[asset] = before = artifact
     return chained
 
 
@@ -72,19 +67,19 @@ def count(artifact: Artifact, name: str) -> int:
     return _count(str(artifact.path(name)), artifact.content_hash)
 
 
-def tally(stages: Mapping[str, Artifact], kind: str) -> Counter[tuple[str, str]]:
+def tally(artifacts: Mapping[str, Artifact], kind: str) -> Counter[tuple[str, str]]:
     """The number of rows for each (asset, reason or rule)."""
     counted: Counter[tuple[str, str]] = Counter()
-    for asset, artifact in stages.items():
+    for asset, artifact in artifacts.items():
         reasons = _reasons(str(artifact.path(FILES[kind])), artifact.content_hash, asset)
         counted.update({(asset, why): rows for why, rows in reasons.items()})
     return counted
 
 
-def entries(stages: Mapping[str, Artifact], kind: str) -> list[Entry]:
-    """All entries of `kind` ("dropped" or "fixed"), in the order of the stages."""
+def entries(artifacts: Mapping[str, Artifact], kind: str) -> list[Entry]:
+    """All entries of `kind` ("dropped" or "fixed"), in the order of the assets."""
     parts = [
-        _entries(str(artifact.path(FILES[kind])), artifact.content_hash, asset) for asset, artifact in stages.items()
+        _entries(str(artifact.path(FILES[kind])), artifact.content_hash, asset) for asset, artifact in artifacts.items()
     ]
     return [entry for part in parts for entry in part]
 

@@ -18,13 +18,13 @@ from finetune_pipeline.statistics.formatting import percent
 FILTERS = {
     "about": labels.about,
     "bare": labels.bare,
+    "decision": labels.decision,
     "violation": labels.violation,
     "label": labels.label,
     "number": labels.number,
     "percent": percent,
     "spelled": labels.spelled,
     "state": labels.state,
-    "variant": labels.variant,
     "when": labels.when,
 }
 

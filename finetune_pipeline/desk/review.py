@@ -24,9 +24,9 @@ from starlette.datastructures import FormData
 from finetune_pipeline.clean.row_cleaner import RowDropped
 from finetune_pipeline.desk.answer_form import EditedAnswer, read, shown, with_errors
 from finetune_pipeline.desk.form_fields import WHOLE, form_fields
-from finetune_pipeline.desk.labels import spelled
+from finetune_pipeline.desk.labels import DECISIONS, capitalized, spelled
 from finetune_pipeline.desk.page import page
-from finetune_pipeline.desk.review_pages import Rejection, finished_page, row_page
+from finetune_pipeline.desk.review_pages import MAX_NOTE, NotSaved, finished_page, row_page
 from finetune_pipeline.desk.review_session import ReviewSession, open_review
 from finetune_pipeline.desk.session import CheckedForm, SignedIn, flash, text_of
 from finetune_pipeline.desk.tasks import Known
@@ -36,8 +36,6 @@ from finetune_pipeline.review.edits import Edits, without_personal
 from finetune_pipeline.store import machine_lock
 
 router = APIRouter()
-DECISION_TEXT = {"approve": "Approved", "reject": "Rejected", "edit": "Corrected"}
-MAX_NOTE = 2000  # characters
 FIELD = "field:"  # prefix of the answer's fields in the posted form
 
 
@@ -68,7 +66,7 @@ def undo(request: Request, user: SignedIn, task: Known, form: CheckedForm) -> Re
         flash(request, "note", "There is no verdict to undo.")
         return RedirectResponse(f"/tasks/{task}/review", 303)
     verdict_store.withdraw(session.store, last)
-    flash(request, "note", f"Undone: your verdict “{DECISION_TEXT[last.decision].lower()}” on this row.")
+    flash(request, "note", f"Undone: your verdict “{DECISIONS[last.decision]}” on this row.")
     return RedirectResponse(f"/tasks/{task}/review?row={last.id}", 303)
 
 
@@ -98,7 +96,7 @@ def _too_late(request: Request, session: ReviewSession, row: Example, form: Form
     controls = form_fields(session.task.answer, row.completion) if is_edit else []
     typed = [(control.title, shown(control, text_of(form, FIELD + control.name))) for control in controls]
     unsaved = [(title, text) for title, text in (*typed, ("Note", text_of(form, "note"))) if text.strip()]
-    return row_page(request, session, row, [], Rejection(409, unsaved=unsaved, too_late=True))
+    return row_page(request, session, row, [], NotSaved(409, unsaved=unsaved, too_late=True))
 
 
 def _edit(request: Request, session: ReviewSession, row: Example, form: FormData) -> Response:
@@ -108,7 +106,7 @@ def _edit(request: Request, session: ReviewSession, row: Example, form: FormData
         edited, masked = _cleaned(session, row, edited.text)
     if edited.errors:
         controls = with_errors(form_fields(session.task.answer, row.completion), posted, edited)
-        return row_page(request, session, row, controls, Rejection(422, edited.errors, note))
+        return row_page(request, session, row, controls, NotSaved(422, edited.errors, note))
     if edited.text == row.completion:
         return _save(request, session, row, "approve", note)
     return _save(request, session, row, "edit", note, edited.text, masked)
@@ -141,5 +139,5 @@ def _save(
     history.open_round(session.store, session.sample)
     verdict_store.save(session.store, review)
     hidden = " Personal data was replaced in your text." if masked or review.note != note else ""
-    flash(request, "good", f"{DECISION_TEXT[decision]} row {session.queue.number(row)}.{hidden}")
+    flash(request, "good", f"{capitalized(DECISIONS[decision])} row {session.queue.number(row)}.{hidden}")
     return RedirectResponse(f"/tasks/{session.task.name}/review?after={row.id}", 303)

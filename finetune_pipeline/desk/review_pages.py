@@ -18,9 +18,11 @@ from finetune_pipeline.desk.review_session import ReviewSession, earlier_message
 from finetune_pipeline.records import Example
 from finetune_pipeline.review import verdict_store
 
+MAX_NOTE = 2000  # characters
+
 
 @dataclass(frozen=True)
-class Rejection:
+class NotSaved:
     """Why a posted verdict was not saved. `errors`: of an edit, by field. `unsaved`: what was typed, as (title, text),
     when other reviewers gave the row all its verdicts first (`too_late`)."""
 
@@ -31,11 +33,11 @@ class Rejection:
     too_late: bool = False
 
 
-SHOWN = Rejection(status=200)  # nothing was posted
+SHOWN = NotSaved(status=200)  # nothing was posted
 
 
 def row_page(
-    request: Request, session: ReviewSession, row: Example, form: Sequence[Field], rejection: Rejection = SHOWN
+    request: Request, session: ReviewSession, row: Example, form: Sequence[Field], not_saved: NotSaved = SHOWN
 ) -> Response:
     """The page of one row, with the form for its answer if `form` is not empty."""
     verdict, is_taken = session.verdict, session.queue.is_taken(row)
@@ -43,7 +45,7 @@ def row_page(
         request,
         "review.html",
         "Review",
-        rejection.status,
+        not_saved.status,
         task=session.task.name,
         session=session,
         row=row,
@@ -53,7 +55,8 @@ def row_page(
         form=[] if is_taken else form,
         is_taken=is_taken,
         reviewers=session.reviewers_of(row),
-        rejection=rejection,
+        not_saved=not_saved,
+        max_note=MAX_NOTE,
         whole=WHOLE,
         before=session.queue.before(row),
         own=session.queue.verdict_on(row),

@@ -14,15 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_pipeline.baseline.variants import title
 from finetune_pipeline.desk import ledger_rows
-from finetune_pipeline.desk.labels import capitalized, label, nonbreaking, number, spelled, variant
+from finetune_pipeline.desk.labels import capitalized, check_title, label, nonbreaking, number, spelled
 from finetune_pipeline.desk.ledger_rows import count
 from finetune_pipeline.errors import StorageError
 from finetune_pipeline.records import Artifact, Check
+from finetune_pipeline.split.quotas import SPLITS
 from finetune_pipeline.statistics.formatting import percent
 from finetune_pipeline.statistics.proportion import clopper_pearson
 
-SPLITS = ("train", "validation", "test")
 REPORTS: Mapping[str, tuple[str, str]] = {
     "suitability_report": ("report.md", label("suitability_report")),
     "baseline_report": ("report.html", label("baseline_report")),
@@ -88,32 +89,32 @@ class VariantRow:
     best_prompted: bool
 
 
-def counts(stages: Mapping[str, Artifact]) -> Counts | None:
+def counts(artifacts: Mapping[str, Artifact]) -> Counts | None:
     """None before rows are read."""
-    raw = stages.get("raw_examples")
+    raw = artifacts.get("raw_examples")
     if raw is None:
         return None
-    drops = ledger_rows.tally(stages, "dropped")
+    drops = ledger_rows.tally(artifacts, "dropped")
     dropped = tuple(DroppedRows(asset, reason, rows) for (asset, reason), rows in drops.most_common())
-    last, splits = list(stages)[-1], _splits(stages)
-    kept = sum(rows for _, rows in splits) if splits else count(stages[last], "examples.jsonl")
+    last, splits = list(artifacts)[-1], _splits(artifacts)
+    kept = sum(rows for _, rows in splits) if splits else count(artifacts[last], "examples.jsonl")
     kept_as = {
         "raw_examples": "read",
         "clean_examples": "kept after cleaning",
         "expert_review": "kept after the review",
     }
     read = count(raw, "examples.jsonl") + count(raw, "drops.jsonl")
-    fixed = len({entry.id for entry in ledger_rows.entries(stages, "fixed")})
+    fixed = len({entry.id for entry in ledger_rows.entries(artifacts, "fixed")})
     return Counts(read, kept, kept_as.get(last, "used for training, validation and test"), dropped, fixed, splits)
 
 
-def _splits(stages: Mapping[str, Artifact]) -> tuple[tuple[str, int], ...]:
-    split = stages.get("data_split")
+def _splits(artifacts: Mapping[str, Artifact]) -> tuple[tuple[str, int], ...]:
+    split = artifacts.get("data_split")
     return tuple((name, count(split, f"{name}.jsonl")) for name in SPLITS) if split else ()
 
 
 def by_reason(dropped: Sequence[DroppedRows]) -> list[tuple[str, int]]:
-    """(reason, rows) over all stages, the most frequent first."""
+    """(reason, rows) over all assets, the most frequent first."""
     total: Counter[str] = Counter()
     for group in dropped:
         total[group.reason] += group.rows
@@ -133,8 +134,8 @@ def _check_row(check: Check) -> CheckRow:
     expected, observed = nonbreaking(check.expected), nonbreaking(check.observed)
     if _is_technical(check.name) and expected:
         return CheckRow(capitalized(expected), "", observed, tone)
-    title = spelled(check.name) if _is_technical(check.name) else capitalized(nonbreaking(check.name))
-    return CheckRow(title, expected, observed, tone)
+    name = spelled(check.name) if _is_technical(check.name) else check_title(check.name)
+    return CheckRow(name, expected, observed, tone)
 
 
 def _is_technical(name: str) -> bool:
@@ -158,7 +159,7 @@ def _variant_row(name: str, figures: Mapping[str, Any], best: bool) -> VariantRo
     interval = figures.get("interval") or clopper_pearson(round(exact * rows), rows, 0.95)
     return VariantRow(
         name,
-        variant(name),
+        title(name),
         rows,
         exact,
         float(interval[0]),

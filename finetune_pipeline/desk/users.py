@@ -77,6 +77,14 @@ def first_start() -> str | None:
     return password
 
 
+def announce(password: str) -> str:
+    """The message about the user of the first start, to be shown once."""
+    return (
+        f"The desk has no users yet. Sign in as `steward` with the password {password}\n"
+        "It is shown only once; `finetune user NAME` creates a user, or sets a new password."
+    )
+
+
 def made_by_person() -> bool:
     """Whether a person created a user: the password of the first start is in a log, and not safe on a network."""
     return any(user["made_by"] == "person" for user in read_users().values())

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 BROKEN = ("invalid", "fallback", "rejected")  # the model's answer broke the format, whatever was served instead
-ANSWERED = ("ok", "invalid", "rejected")  # the text is the model's; that of a fallback is the base model's
+MODEL_ANSWERED = ("ok", "invalid", "rejected")  # the text is the model's; that of a fallback is the base model's
 UNANSWERED = ("error", "abandoned")
 
 
@@ -111,7 +111,7 @@ def _add_answer(traffic: Traffic, row: Mapping[str, Any], kind: Callable[[str], 
     traffic.seconds.append(row["seconds"])
     traffic.checked += row["valid"] is not None
     traffic.broken += row["status"] in BROKEN
-    if row["status"] not in ANSWERED:
+    if row["status"] not in MODEL_ANSWERED:
         return
     traffic.completion_tokens.append(row["completion_tokens"])
     answer = row["completion"]

@@ -20,7 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 from finetune_pipeline.serve.openai_schema import ApiError
 
 MAX_BODY = 4 << 20
-STALLED_SECONDS = 60.0  # without a byte read or written by the client: its connection is closed
+CLIENT_STALLED_SECONDS = 60.0  # without a byte read or written by the client: its connection is closed
 T = TypeVar("T")
 
 
@@ -37,7 +37,8 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_in_time(message: Message) -> None:
-            await asyncio.wait_for(send(message), STALLED_SECONDS)  # a client that reads nothing would keep its lease
+            # a client that reads nothing would keep its lease
+            await asyncio.wait_for(send(message), CLIENT_STALLED_SECONDS)
 
         try:
             await super().__call__(scope, receive, send_in_time)
@@ -48,12 +49,12 @@ class EventStream(StreamingResponse):
 
 
 async def read_body(http: Request) -> bytes:
-    """The body, up to 4 MB. ApiError 413 for a larger one, 408 when nothing arrives for STALLED_SECONDS;
+    """The body, up to 4 MB. ApiError 413 for a larger one, 408 when nothing arrives for CLIENT_STALLED_SECONDS;
     ClientDisconnected when the client closes the connection."""
     parts, size = [], 0
     stream = http.stream()
     try:
-        while (part := await asyncio.wait_for(anext(stream, None), STALLED_SECONDS)) is not None:
+        while (part := await asyncio.wait_for(anext(stream, None), CLIENT_STALLED_SECONDS)) is not None:
             size += len(part)
             if size > MAX_BODY:
                 raise ApiError(
@@ -63,7 +64,7 @@ async def read_body(http: Request) -> bytes:
     except ClientDisconnect:
         raise ClientDisconnected from None
     except TimeoutError:
-        message = f"no more of the body arrived for {STALLED_SECONDS:.0f} s; send the request again"
+        message = f"no more of the body arrived for {CLIENT_STALLED_SECONDS:.0f} s; send the request again"
         raise ApiError(408, message, "body_stalled", headers={"connection": "close"}) from None
     return b"".join(parts)
 

@@ -25,10 +25,10 @@ from typing import Any, Literal
 from filelock import FileLock
 from upath import UPath
 
+from finetune_pipeline.config import OnInvalid
 from finetune_pipeline.errors import reading
 from finetune_pipeline.store import TaskStore, home, write_atomic
 
-Policy = Literal["flag", "retry", "base", "reject"]
 Action = Literal["promote", "rollback", "settings", "unhold"]
 Unknown = tuple[tuple[str, str], ...]
 """Fields that a newer release wrote, as names and JSON texts: kept where the file is written again."""
@@ -48,7 +48,7 @@ class Version:
     evaluation: str
     served_as: str
     max_new_tokens: int
-    on_invalid: Policy
+    on_invalid: OnInvalid
     log_text: bool
     at: str
     unknown: Unknown = ()

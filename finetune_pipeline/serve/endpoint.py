@@ -27,12 +27,11 @@ from finetune_pipeline.serve.openai_responses import DONE, AnswerTrace, chunk, c
 from finetune_pipeline.serve.openai_schema import ApiError, ChatRequest, parse_request
 from finetune_pipeline.serve.request_trace import RequestTrace, TraceRecorder
 from finetune_pipeline.serve.supervisor import Supervisor
-from finetune_pipeline.serve.traffic import TrafficLog
+from finetune_pipeline.serve.traffic import PURPOSE_HEADER, TrafficLog
 
 RETRY_AFTER = {"retry-after": "2"}
 CHARACTERS_PER_TOKEN = 16  # a prompt with more characters per token of the context is refused before tokenization
 LOOKUPS = 5  # of a route whose adapter was unloaded between lookup and lease
-PURPOSE_HEADER = "x-finetune-purpose"
 
 
 class Endpoint:

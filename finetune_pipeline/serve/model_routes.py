@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline.config import AnswerFormat, Base, Prompt
+from finetune_pipeline.config import AnswerFormat, Base, OnInvalid, Prompt
 from finetune_pipeline.errors import StorageError
 from finetune_pipeline.inference.generate import encode, text_of
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.inference.stopping import StopRule
 from finetune_pipeline.records import Artifact
-from finetune_pipeline.serve.deployment_state import Policy, Version
+from finetune_pipeline.serve.deployment_state import Version
 from finetune_pipeline.serve.engine import Engine
 from finetune_pipeline.store import TaskStore
 
@@ -40,7 +40,7 @@ class Route:
     system: str
     prefix_ids: tuple[int, ...]
     answer: AnswerFormat | None
-    on_invalid: Policy
+    on_invalid: OnInvalid
     log_text: bool
     max_new_tokens: int
     since: str

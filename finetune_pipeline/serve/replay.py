@@ -20,6 +20,7 @@ from finetune_pipeline.baseline.answer_log import AnswerFile
 from finetune_pipeline.errors import ServingError
 from finetune_pipeline.records import Answer, Example, Reporter
 from finetune_pipeline.serve.client import EndpointClient, log_tail
+from finetune_pipeline.serve.traffic import PURPOSE_HEADER
 
 CONCURRENCY = 48  # leaves room for other clients (engine.MAX_REQUESTS)
 WATCH_SECONDS = 1.0
@@ -56,7 +57,7 @@ async def _replay(
 ) -> None:
     slots = asyncio.Semaphore(CONCURRENCY)
     limits = httpx.Limits(max_connections=CONCURRENCY)
-    headers = {**endpoint.headers, "x-finetune-purpose": "parity"}
+    headers = {**endpoint.headers, PURPOSE_HEADER: "parity"}
     async with httpx.AsyncClient(timeout=None, limits=limits, headers=headers) as client:  # noqa: S113
 
         async def replay_row(example: Example) -> None:

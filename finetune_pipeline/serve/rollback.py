@@ -1,7 +1,7 @@
 """The commands that move a task's traffic without a deployment: roll back, and remove the hold a rollback left.
 
 rollback("support_tickets", "wrong prices")
-"support_tickets: version 3 serves again, and running endpoints follow within a second; …"
+"support_tickets: version 3 serves again, and running endpoints follow within seconds; …"
 unhold("support_tickets")
 "support_tickets: version 4 may be deployed again; `finetune run support_tickets` deploys it after the parity check"
 """
@@ -24,7 +24,7 @@ def rollback(task: str, reason: str = "") -> str:
     if champion is None:
         raise GateRefused(f"{task} serves nothing", "deploy a version with `finetune run`")
     message = (
-        f"{task}: version {champion.version} serves again, and running endpoints follow within a second; the version "
+        f"{task}: version {champion.version} serves again, and running endpoints follow within seconds; the version "
         f"before is held until you run `finetune unhold {task}`"
     )
     warning = sync_alias(store)

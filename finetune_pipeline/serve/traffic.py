@@ -38,6 +38,7 @@ from finetune_pipeline.store import traffic_folder
 
 Status = Literal["ok", "invalid", "fallback", "rejected", "error", "abandoned", "refused"]
 MAX_QUEUED_LINES = 10_000
+PURPOSE_HEADER = "x-finetune-purpose"  # marks a request of the pipeline itself
 log = logging.getLogger("finetune.traffic")
 
 

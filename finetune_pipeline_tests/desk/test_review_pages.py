@@ -76,7 +76,7 @@ def test_skip_back_and_undo(client: TestClient) -> None:
     record_verdict(client, "approve")
     assert f"{PAGE}?row={first.id}" in client.get(PAGE).text, "the link back leads to the row before"
     again = client.get(f"{PAGE}?row={first.id}").text
-    assert ": right. A new verdict replaces it." in again
+    assert ": approved. A new verdict replaces it." in again
     record_verdict(client, "reject", page=f"{PAGE}?row={first.id}")
     assert [(review.id, review.decision) for review in saved(store)] == [(first.id, "reject")]
     answer = client.post(f"{PAGE}/undo", data={"csrf": token(client, PAGE)})
@@ -339,7 +339,7 @@ def test_rows_that_may_conflict_are_reviewed_beside_the_sample(client: TestClien
     page = client.get(f"{PAGE}?row={other.id}").text
     assert "Flagged row" in page and "Nearly the same prompt has another answer" in page and sampled.origin in page
     text = record_verdict(client, "reject", page=f"{PAGE}?row={other.id}")
-    assert "0 of 12 reviewed" in text and "(wrong)" in text
+    assert "0 of 12 reviewed" in text and "(rejected)" in text
     assert [review.id for review in verdict_store.load_for(store, task, [other])] == [other.id]
     for _ in range(12):
         text = record_verdict(client, "approve")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from finetune_pipeline.desk import labels, ledger_rows, task_view
 from finetune_pipeline.desk.task_status import STEPS, status_of
 from finetune_pipeline.errors import StorageError
+from finetune_pipeline.graph import BY_NAME
 from finetune_pipeline.records import Check
 from finetune_pipeline.store import STAGE_OF, STAGES
 
@@ -84,6 +86,11 @@ def test_a_missing_source_is_named(place: Path) -> None:
     assert "raw/shop.csv, which does not exist" in item.text
 
 
+def test_each_asset_of_the_counts_is_made_from_the_one_before() -> None:
+    for before, asset in pairwise(ledger_rows.ROW_ASSETS):
+        assert before in BY_NAME[asset].needs
+
+
 def test_counts_reconcile_over_all_stages(place: Path) -> None:
     _, store = make("parcels", until=UNTIL)
     counts = task_view.counts(ledger_rows.chain(store))
@@ -137,6 +144,16 @@ def test_only_names_of_rules_and_declared_expectations_are_replaced(name: str, t
     (row,) = task_view.check_rows([Check(name, True, "stability index at most 0.20", "0.05")])
     assert (row.expected == "") is technical
     assert (row.title == "Stability index at most 0.20") is technical
+
+
+def test_a_check_against_a_variant_has_its_title() -> None:
+    names = ("better than few_shot_retrieved", "no worse than classical", "no worse than live version 3")
+    rows = task_view.check_rows([Check(name, True, "", "") for name in names])
+    assert [row.title for row in rows] == [
+        "Better than base model, similar examples",
+        "No worse than classical model",
+        "No worse than live version 3",
+    ]
 
 
 def test_only_shares_are_shown_in_percent() -> None:

@@ -22,6 +22,7 @@ from finetune_pipeline.inference.generate import encode
 from finetune_pipeline.records import read_jsonl
 from finetune_pipeline.serve import deployment_state, endpoint, supervisor, transitions
 from finetune_pipeline.serve.api_keys import pipeline_key
+from finetune_pipeline.serve.traffic import PURPOSE_HEADER
 from finetune_pipeline.store import home, traffic_folder
 from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, Deployed, RunningEndpoint, declare, running
 
@@ -361,8 +362,8 @@ def test_the_time_in_the_queue_is_logged(served: Served) -> None:
 def test_only_the_pipeline_may_mark_a_request_as_check(served: Served) -> None:
     before = len(log_lines(served, "parcels"))
     body = {"model": "parcels", "messages": [{"role": "user", "content": "hi"}]}
-    refused = served.server.post(body, **{"x-finetune-purpose": "parity"})
-    assert refused.status_code == 403 and "x-finetune-purpose" in refused.json()["error"]["message"]
+    refused = served.server.post(body, **{PURPOSE_HEADER: "parity"})
+    assert refused.status_code == 403 and PURPOSE_HEADER in refused.json()["error"]["message"]
     served.server.complete("parcels@1")  # a versioned name is traffic as well
     assert [row["model"] for row in log_lines(served, "parcels")[before:]] == ["parcels@1"]
 
@@ -378,7 +379,7 @@ def test_checks_are_not_traffic_and_log_text_false_keeps_text_out(served: Served
     traffic, checks = len(log_lines(served, "parcels")), len(log_lines(served, "parcels", "checks"))
     for model in ("parcels@1", "parcels"):
         body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
-        served.server.post(body, pipeline_key(home()), **{"x-finetune-purpose": "parity"})
+        served.server.post(body, pipeline_key(home()), **{PURPOSE_HEADER: "parity"})
     assert len(log_lines(served, "parcels")) == traffic and len(log_lines(served, "parcels", "checks")) == checks + 2
     served.sorting.promote(7, make_adapter(2), log_text=False)
     served.server.wait_until(lambda: not served.server.endpoint.supervisor.table.routes["sort"].log_text, "log_text")

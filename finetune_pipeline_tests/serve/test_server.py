@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ def test_the_url_of_an_ipv6_address_has_brackets(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(server, "Server", NotServing)
     monkeypatch.setattr(server, "job_environment", dict)
-    monkeypatch.setattr(server.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         monkeypatch.setattr(server, "listen", lambda *_: listening)
         server.run("::1", 0, announce=tmp_path / "url")
@@ -32,6 +34,6 @@ def test_the_url_of_an_ipv6_address_has_brackets(tmp_path: Path, monkeypatch: py
 def test_the_default_address_is_that_of_the_declared_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     monkeypatch.setattr(server, "run", lambda host, port, *_: started.append(f"http://{host}:{port}"))
-    monkeypatch.setattr(server.sys, "argv", ["server"])
+    monkeypatch.setattr(sys, "argv", ["server"])
     server.main()
     assert started == [DEFAULTS["FINETUNE_ENDPOINT_URL"]]
