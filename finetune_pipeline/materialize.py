@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from finetune_pipeline.backends.peak_memory import PeakMemory
 from finetune_pipeline.config import Task, load_task
@@ -32,7 +32,7 @@ class Plan:
     `artifact` is the one that materializing would return if it exists, else the current one."""
 
     asset: str
-    state: str
+    state: Literal["fresh", "stale", "missing"]
     artifact: Artifact | None
     key: str | None = None
 
@@ -184,9 +184,9 @@ def plan(task: Task, store: TaskStore) -> list[Plan]:
             key = step_key(step, task, store, {name: known[name] for name in step.needs})
             fresh = artifact is not None and artifact.inputs_key == key
             found = artifact if fresh else store.latest(step.asset, key)
-            state = "fresh" if fresh else "stale" if artifact else "missing"
             if found:
                 known[step.asset] = found
+            state: Literal["fresh", "stale", "missing"] = "fresh" if fresh else "stale" if artifact else "missing"
             plans.append(Plan(step.asset, state, found or artifact, key))
         else:
             plans.append(Plan(step.asset, "stale" if artifact else "missing", artifact))

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from finetune_pipeline.baseline.report import BaselineReport
 from finetune_pipeline.baseline.variants import title
 from finetune_pipeline.config import Task
 from finetune_pipeline.config.addresses import address, mlflow_page
@@ -23,6 +24,7 @@ from finetune_pipeline.graph import STEPS
 from finetune_pipeline.materialize import Plan, open_task, plan
 from finetune_pipeline.records import Artifact, read_jsonl
 from finetune_pipeline.serve import deployment_state
+from finetune_pipeline.serve.deployment_report import DeploymentReport
 from finetune_pipeline.serve.deployment_state import HistoryEntry
 from finetune_pipeline.statistics.formatting import percent
 from finetune_pipeline.store import TaskStore, data_root, task_names
@@ -89,7 +91,7 @@ def _gate(name: str, artifact: Artifact) -> Text:
 
 
 def _results(report: Artifact) -> RenderableType:
-    figures = report.json("report.json")
+    figures: BaselineReport = report.json("report.json")
     table = Table.grid(padding=(0, 2))
     table.add_row(Text(f"exactly right, of {figures['rows']} test rows", style="dim"), "", "")
     for name, figure in figures["variants"].items():
@@ -118,7 +120,8 @@ def _decision(artifact: Artifact) -> Text:
 
 
 def _endpoint(artifact: Artifact) -> Text:
-    sample = artifact.json("endpoint.json").get("sample")
+    report: DeploymentReport = artifact.json("endpoint.json")
+    sample = report["sample"]
     text = Text(f"{artifact.verdict.summary if artifact.verdict else ''}\n")
     if sample:
         text += Text(f"prompt  {sample['prompt']}\n", style="dim")

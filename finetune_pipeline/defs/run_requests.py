@@ -14,7 +14,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from typing import Literal, TypeAlias
 
+RunStatus: TypeAlias = Literal["active", "failed", "canceled", "done"]
 ATTEMPTS = 3
 UNCHANGED = "nothing changed since the last run"
 WAIT = timedelta(minutes=5)  # after the first failure; four times as long after each further one
@@ -61,10 +63,10 @@ class InputState:
 
 @dataclass(frozen=True, slots=True)
 class LastRun:
-    """The run that was started for the cursor's run key. status: active, failed, canceled or done."""
+    """The run that was started for the cursor's run key."""
 
     id: str
-    status: str
+    status: RunStatus
     ended: datetime | None = None
 
 

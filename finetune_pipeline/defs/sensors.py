@@ -8,14 +8,14 @@ Training on unchanged data makes the same model again. So an alarm without new d
 reports it, and one observation of `traffic_report`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from finetune_pipeline.config import Task
-from finetune_pipeline.defs.run_requests import UNCHANGED, Cursor, InputState, LastRun, Tick, decide
+from finetune_pipeline.defs.run_requests import UNCHANGED, Cursor, InputState, LastRun, RunStatus, Tick, decide
 from finetune_pipeline.graph import BY_NAME
 from finetune_pipeline.ingest.sources import missing
 from finetune_pipeline.materialize import Plan, gather, open_task, plan, step_key
@@ -25,7 +25,7 @@ from finetune_pipeline.store import TaskStore
 
 # Tags that Dagster puts on the runs of a sensor
 RUN_KEY_TAG, SENSOR_NAME_TAG = "dagster/run_key", "dagster/sensor_name"
-STATUSES = {
+STATUSES: Mapping[dg.DagsterRunStatus, RunStatus] = {
     dg.DagsterRunStatus.SUCCESS: "done",
     dg.DagsterRunStatus.FAILURE: "failed",
     dg.DagsterRunStatus.CANCELED: "canceled",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.desk.labels import OUTCOMES, bare, capitalized, failed_gate, plural
@@ -28,7 +29,8 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     for stage, assets in STAGES.items()
     if stage != "models"
 }
-WORST_FIRST = ("failed", "waiting", "others", "ready", "stale", "missing", "fresh")
+State: TypeAlias = Literal["failed", "waiting", "others", "ready", "stale", "missing", "fresh"]  # worst first
+WORST_FIRST: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class AssetState:
     """The state of one asset, and its plan."""
 
     plan: Plan
-    state: str
+    state: State
 
     @property
     def asset(self) -> str:
@@ -58,7 +60,7 @@ class StepState:
     """The state of a stage."""
 
     name: str
-    state: str
+    state: State
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class TodoItem:
     `page`: its target, after /tasks/<task>."""
 
     task: str
-    tone: str
+    tone: Literal["you", "bad", "good"]
     title: str
     text: str
     action: str
@@ -134,7 +136,7 @@ def asset_states(plans: Sequence[Plan], review: ReviewState | None) -> tuple[Ass
     return tuple(AssetState(plan, _refined(plan, review if has_sample else None)) for plan in plans)
 
 
-def _refined(plan: Plan, review: ReviewState | None) -> str:
+def _refined(plan: Plan, review: ReviewState | None) -> State:
     if plan.asset == "expert_review" and plan.state != "fresh" and review is not None:
         if review.progress.complete:
             return "ready"

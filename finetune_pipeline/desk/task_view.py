@@ -3,8 +3,7 @@
     counts(chain)          Counts(read=877, kept=704, kept_as="used for training, validation and test", dropped=(...))
     comparison(report)     [VariantRow("few_shot", ..., exact=0.42, low=0.34, high=0.51), ...]
 
-All figures are read from the files of the artifacts. Only the exact interval of a share (Clopper-Pearson, 95 %) is
-computed here if a report does not contain it.
+All figures are read from the files of the artifacts.
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+from finetune_pipeline.baseline.figures import VariantFigures
+from finetune_pipeline.baseline.report import BaselineReport
 from finetune_pipeline.baseline.variants import title
 from finetune_pipeline.desk import ledger_rows
 from finetune_pipeline.desk.labels import capitalized, check_title, label, nonbreaking, number, spelled
@@ -22,8 +23,8 @@ from finetune_pipeline.errors import StorageError
 from finetune_pipeline.records import Artifact, Check
 from finetune_pipeline.split.quotas import SPLITS
 from finetune_pipeline.statistics.formatting import percent
-from finetune_pipeline.statistics.proportion import clopper_pearson
 
+Tone: TypeAlias = Literal["good", "warning", "bad"]
 REPORTS: Mapping[str, tuple[str, str]] = {
     "suitability_report": ("report.md", label("suitability_report")),
     "baseline_report": ("report.html", label("baseline_report")),
@@ -72,7 +73,7 @@ class CheckRow:
     title: str
     expected: str
     observed: str
-    tone: str
+    tone: Tone
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class VariantRow:
     exact: float
     low: float
     high: float
-    valid: float | None
+    valid: float
     best_prompted: bool
 
 
@@ -124,13 +125,13 @@ def by_reason(dropped: Sequence[DroppedRows]) -> list[tuple[str, int]]:
 def check_rows(checks: Sequence[Check]) -> list[CheckRow]:
     """Failed errors first, then warnings, then passed checks. A check with a technical name is shown by its
     expectation."""
-    order = {"bad": 0, "warning": 1, "good": 2}
+    order: Mapping[Tone, int] = {"bad": 0, "warning": 1, "good": 2}
     rows = [_check_row(check) for check in checks]
     return sorted(rows, key=lambda row: order[row.tone])
 
 
 def _check_row(check: Check) -> CheckRow:
-    tone = "good" if check.passed else "warning" if check.severity == "warning" else "bad"
+    tone: Tone = "good" if check.passed else "warning" if check.severity == "warning" else "bad"
     expected, observed = nonbreaking(check.expected), nonbreaking(check.observed)
     if _is_technical(check.name) and expected:
         return CheckRow(capitalized(expected), "", observed, tone)
@@ -143,30 +144,20 @@ def _is_technical(name: str) -> bool:
     return name.startswith("declared:") or ("_" in name and " " not in name)
 
 
-def comparison(report: Mapping[str, Any]) -> list[VariantRow]:
+def comparison(report: BaselineReport) -> list[VariantRow]:
     """The variants of a baseline or evaluation report by `exact`; the tuned model last. StorageError for a missing
     figure."""
-    best = report.get("best_prompted")
     try:
+        best = report["best_prompted"]
         rows = [_variant_row(name, figures, name == best) for name, figures in report["variants"].items()]
     except (KeyError, TypeError) as error:
         raise StorageError(f"report.json has no figure {error}", "materialize the report again") from error
     return sorted(rows, key=lambda row: (row.name == "tuned", row.exact))
 
 
-def _variant_row(name: str, figures: Mapping[str, Any], best: bool) -> VariantRow:
-    rows, exact = int(figures["rows"]), float(figures["exact"])
-    interval = figures.get("interval") or clopper_pearson(round(exact * rows), rows, 0.95)
-    return VariantRow(
-        name,
-        title(name),
-        rows,
-        exact,
-        float(interval[0]),
-        float(interval[1]),
-        figures.get("valid"),
-        best,
-    )
+def _variant_row(name: str, figures: VariantFigures, best: bool) -> VariantRow:
+    low, high = figures["interval"]
+    return VariantRow(name, title(name), figures["rows"], figures["exact"], low, high, figures["valid"], best)
 
 
 def facts(summary: Mapping[str, Any], leave_out: Sequence[str] = ()) -> list[tuple[str, str]]:

@@ -12,6 +12,8 @@ from finetune_pipeline.desk.session import SignedIn
 from finetune_pipeline.desk.task_status import TaskStatus, status_of
 from finetune_pipeline.materialize import open_task
 from finetune_pipeline.records import read_jsonl
+from finetune_pipeline.release.registration import ModelRecord
+from finetune_pipeline.serve.deployment_report import DeploymentReport
 from finetune_pipeline.store import TaskStore, task_names
 
 router = APIRouter()
@@ -50,6 +52,8 @@ def _overview_values(status: TaskStatus) -> dict[str, Any]:
     report = artifacts["eval_report"] or artifacts["baseline_report"]
     decision, model = artifacts["release_decision"], artifacts["registered_model"]
     endpoint, traffic = artifacts["deployed_endpoint"], artifacts["traffic_report"]
+    registered: ModelRecord | None = model.json("model.json") if model else None
+    deployed: DeploymentReport | None = endpoint.json("endpoint.json") if endpoint else None
     gates = [
         (asset, verdict)
         for asset in status.assets
@@ -63,9 +67,9 @@ def _overview_values(status: TaskStatus) -> dict[str, Any]:
         "compared_in": report.asset if report else "",
         "decision": decision.json("decision.json") if decision else None,
         "decision_checks": task_view.check_rows(decision.verdict.checks) if decision and decision.verdict else [],
-        "model": model.json("model.json") if model else None,
+        "model": registered,
         "endpoint": task_view.facts(endpoint.summary) if endpoint else [],
-        "sample": endpoint.json("endpoint.json").get("sample") if endpoint else None,
+        "sample": deployed["sample"] if deployed else None,
         "traffic": task_view.facts(traffic.summary) if traffic else [],
         "reports": task_view.reports(artifacts),
         "artifacts": artifacts,

@@ -20,6 +20,7 @@ from finetune_pipeline.monitor.figures import About, CheckFigures, TrafficReport
 from finetune_pipeline.monitor.report import page
 from finetune_pipeline.monitor.traffic_log import files, read, window
 from finetune_pipeline.records import Answer, Check, Json, Verdict, content_id, dumps, read_jsonl
+from finetune_pipeline.serve.deployment_report import DeploymentReport
 from finetune_pipeline.store import StageContext, StageResult, TaskStore, traffic_folder
 
 
@@ -34,7 +35,8 @@ def traffic_fingerprint(task: Task, store: TaskStore) -> str:
 def traffic_report(context: StageContext) -> StageResult:
     """Check the traffic of the version that serves. Without traffic there is no alarm."""
     task, deployment = context.task, context.inputs["deployed_endpoint"]
-    serving = deployment.json("endpoint.json")["champion"]
+    deployed: DeploymentReport = deployment.json("endpoint.json")
+    serving = deployed["champion"]
     days = window(context.now, task.monitor.window_days)
     adapter = serving["adapter"] if serving else ""
     traffic = read(files(traffic_folder(task.name), days), adapter, task.answer.slice_of)

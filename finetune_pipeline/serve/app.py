@@ -33,6 +33,7 @@ from finetune_pipeline.serve.connection import ClientDisconnected
 from finetune_pipeline.serve.endpoint import Endpoint
 from finetune_pipeline.serve.model_routes import Route
 from finetune_pipeline.serve.openai_schema import ApiError
+from finetune_pipeline.serve.version_response import VersionResponse
 
 log = logging.getLogger("finetune.endpoint")
 
@@ -66,7 +67,7 @@ def _add_routes(app: FastAPI, endpoint: Endpoint) -> None:
         return {"object": "list", "data": [_model(name, route) for name, route in sorted(routes.items())]}
 
     @app.get("/version", response_model=None)
-    async def version(http: Request) -> dict[str, Any]:
+    async def version(http: Request) -> VersionResponse:
         endpoint.authorize(http)
         return _version(endpoint)
 
@@ -86,12 +87,17 @@ def _model(name: str, route: Route) -> dict[str, Any]:
     return model | {"finetune": {"task": route.task, "version": route.version, "adapter": route.adapter}}
 
 
-def _version(endpoint: Endpoint) -> dict[str, Any]:
+def _version(endpoint: Endpoint) -> VersionResponse:
     supervisor = endpoint.supervisor
-    running, waiting = supervisor.busy()
-    progress = {"rounds": supervisor.rounds, "steps": supervisor.steps, "busy": running + waiting, "pid": os.getpid()}
-    tasks = {name: status.to_json() for name, status in supervisor.table.tasks.items()}
-    return {"identity": endpoint.identity, "started": endpoint.started, **progress, "tasks": tasks}
+    return {
+        "identity": endpoint.identity,
+        "started": endpoint.started,
+        "rounds": supervisor.rounds,
+        "steps": supervisor.steps,
+        "busy": sum(supervisor.busy()),
+        "pid": os.getpid(),
+        "tasks": {name: status.to_json() for name, status in supervisor.table.tasks.items()},
+    }
 
 
 def _health(endpoint: Endpoint) -> dict[str, Any]:

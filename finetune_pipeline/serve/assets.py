@@ -8,24 +8,23 @@
 When parity fails, no traffic moves and the verdict names the rows. When the endpoint does not serve the new champion,
 the deployment reverts its own promotion only: a rollback during the deployment is kept, and ends the deployment. A
 version that was rolled back is held; the asset then has a failed verdict that names what serves instead, and since
-when. The folder of the asset holds parity.jsonl (a `ParityRow` a line) and endpoint.json (a `DeploymentReport`):
-
-    {"task": "support_tickets", "served_as": "support_tickets", "candidate": {"version": 4, …}, "champion": {…},
-     "parity": {"gate": "deployed_endpoint", "passed": true, …}, "sample": {"id": "9f2c…", "prompt": "…", …}}
+when. The folder of the asset holds parity.jsonl (a `ParityRow` a line) and endpoint.json (a `DeploymentReport`).
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
 from finetune_pipeline.baseline.answer_log import AnswerFile
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import FinetuneError, GateRefused, ServingError
+from finetune_pipeline.evaluate.report import EvalReport
 from finetune_pipeline.records import Check, Json, ServedVersion, Verdict, dumps, read_jsonl, write_jsonl
+from finetune_pipeline.release.registration import ModelRecord
 from finetune_pipeline.serve import deployment_state, transitions
 from finetune_pipeline.serve.client import EndpointClient, live_endpoint, wait_until_served
+from finetune_pipeline.serve.deployment_report import DeploymentReport, Sample
 from finetune_pipeline.serve.deployment_state import DeploymentState, Version
 from finetune_pipeline.serve.parity import ParityResult, compare, evaluate_parity, select_examples
 from finetune_pipeline.serve.replay import replay
@@ -33,30 +32,6 @@ from finetune_pipeline.serve.rollback import sync_alias
 from finetune_pipeline.store import StageContext, StageResult, TaskStore
 
 BASE_ROWS = 4  # first replayed through the base model; more follow until an answer differs from the served one
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One test row: the answers of the champion and of the base model, and the completion of the data."""
-
-    id: str
-    prompt: str
-    tuned: str
-    base: str
-    reference: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeploymentReport:
-    """endpoint.json. `candidate` and `champion` are versions as in deployment_state.json, `parity` is the verdict;
-    `sample` is None when the candidate was not deployed."""
-
-    task: str
-    served_as: str
-    candidate: dict[str, Any]
-    champion: dict[str, Any] | None
-    parity: dict[str, Json]
-    sample: Sample | None
 
 
 def deployment_fingerprint(task: Task, store: TaskStore) -> str:
@@ -71,11 +46,15 @@ def deployment_fingerprint(task: Task, store: TaskStore) -> str:
 def live_version(task: Task, store: TaskStore) -> dict[str, Json] | None:
     """The live version that the current adapter is compared with (a ServedVersion), None if there is none. Part of the
     evaluation's key: another live version makes the evaluation stale, the candidate's own deployment does not."""
-    adapter = store.current("adapter")
-    live = transitions.live_version(deployment_state.read(store), adapter.content_hash if adapter else "")
+    live = _live(store)
     if live is None:
         return None
     return asdict(ServedVersion(live.version, live.adapter, live.adapter_key, live.base, live.max_new_tokens))
+
+
+def _live(store: TaskStore) -> Version | None:
+    adapter = store.current("adapter")
+    return transitions.live_version(deployment_state.read(store), adapter.content_hash if adapter else "")
 
 
 def deployed_endpoint(context: StageContext) -> StageResult:
@@ -110,7 +89,9 @@ def candidate(context: StageContext) -> Version:
     """The registered model as a version, with the serving settings of the present declaration. GateRefused when it was
     registered with another adapter than the current one."""
     model, adapter, serve = context.inputs["registered_model"], context.inputs["adapter"], context.task.serve
-    registered = model.json("model.json")
+    evaluation = context.inputs["eval_report"]
+    registered: ModelRecord = model.json("model.json")
+    report: EvalReport = evaluation.json("report.json")
     if registered["adapter"] != adapter.content_hash:
         raise GateRefused(
             f"version {registered['version']} was registered with adapter {registered['adapter']}, and the current "
@@ -118,14 +99,14 @@ def candidate(context: StageContext) -> Version:
             "materialize registered_model again",
         )
     return Version(
-        version=int(registered["version"]),
+        version=registered["version"],
         adapter=adapter.content_hash,
         adapter_key=adapter.key,
         base=context.inputs["base_model"].content_hash,
         registered=model.content_hash,
-        evaluation=context.inputs["eval_report"].content_hash,
+        evaluation=evaluation.content_hash,
         served_as=context.task.served_as,
-        max_new_tokens=int(context.inputs["eval_report"].json("report.json")["max_new_tokens"]),
+        max_new_tokens=report["max_new_tokens"],
         on_invalid=serve.on_invalid,
         log_text=serve.log_text,
         at=context.now,
@@ -134,11 +115,12 @@ def candidate(context: StageContext) -> Version:
 
 def _check_live_version(context: StageContext) -> None:
     """GateRefused when the candidate was evaluated against another version than the one that it would replace."""
-    compared = context.inputs["eval_report"].json("report.json").get("champion")
-    live = live_version(context.task, context.store)
-    if (compared or {}).get("adapter") == (live or {}).get("adapter"):
+    report: EvalReport = context.inputs["eval_report"].json("report.json")
+    compared, live = report.get("champion"), _live(context.store)
+    if (compared["adapter"] if compared else None) == (live.adapter if live else None):
         return
-    before, now = (f"version {version['version']}" if version else "no version" for version in (compared, live))
+    before = f"version {compared['version']}" if compared else "no version"
+    now = f"version {live.version}" if live else "no version"
     raise GateRefused(
         f"the evaluation compared the candidate with {before}, and now {now} is live",
         "run `finetune run`: it evaluates and decides again",
@@ -193,20 +175,26 @@ def _sample(context: StageContext, endpoint: EndpointClient, version: Version) -
     example = next(context.inputs["data_split"].examples("test.jsonl"))
     tuned = replay(endpoint, version.served_as, [example], context.report)[example.id]
     base = replay(endpoint, f"{version.served_as}@base", [example], context.report)[example.id]
-    return Sample(example.id, example.prompt, tuned, base, example.completion)
+    return {
+        "id": example.id,
+        "prompt": example.prompt,
+        "tuned": tuned,
+        "base": base,
+        "reference": example.completion,
+    }
 
 
 def _result(context: StageContext, version: Version, verdict: Verdict, sample: Sample | None) -> StageResult:
     champion = deployment_state.read(context.store).champion
-    report = DeploymentReport(
-        context.task.name,
-        version.served_as,
-        deployment_state.record_json(version),
-        deployment_state.record_json(champion) if champion else None,
-        verdict.to_json(),
-        sample,
-    )
-    (context.out / "endpoint.json").write_text(dumps(asdict(report)), "utf-8")
+    report: DeploymentReport = {
+        "task": context.task.name,
+        "served_as": version.served_as,
+        "candidate": deployment_state.version_record(version),
+        "champion": deployment_state.version_record(champion) if champion else None,
+        "parity": verdict.to_json(),
+        "sample": sample,
+    }
+    (context.out / "endpoint.json").write_text(dumps(report), "utf-8")
     summary: dict[str, Json] = {
         "model": version.served_as,
         "version": champion.version if champion else None,

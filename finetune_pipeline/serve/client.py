@@ -1,7 +1,7 @@
 """A client of the endpoint for the pipeline: of the running endpoint, or of a temporary one that it starts.
 
     with live_endpoint(task, store, report) as endpoint:
-        endpoint.get("/version")
+        endpoint.version()["tasks"]["support_tickets"]["champion"]
         httpx.post(endpoint.url + "/v1/chat/completions", headers=endpoint.headers, json=…)
 
 The running endpoint is used when it answers at $FINETUNE_ENDPOINT_URL with this installation's identity (same machine,
@@ -31,8 +31,10 @@ from finetune_pipeline.config.addresses import address
 from finetune_pipeline.errors import ServingError
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.serve.api_keys import pipeline_key
+from finetune_pipeline.serve.deployment_state import Role
 from finetune_pipeline.serve.identity import endpoint_identity
 from finetune_pipeline.serve.traffic import private
+from finetune_pipeline.serve.version_response import VersionResponse
 from finetune_pipeline.store import TaskStore, home
 
 STOP_SECONDS = 5.0  # without any activity, after which a temporary endpoint that was sent SIGTERM is killed
@@ -68,6 +70,11 @@ class EndpointClient:
         if response.status_code != 200:
             raise ServingError(f"GET {self.url}{path}: status {response.status_code}: {response.text[:300]}", _HINT)
         return response.json()
+
+    def version(self) -> VersionResponse:
+        """What the endpoint serves. ServingError as in `get`."""
+        response: VersionResponse = self.get("/version")
+        return response
 
 
 _HINT = "see the endpoint's log under the home folder's logs/, and run again"
@@ -133,20 +140,20 @@ def _announced_url(process: subprocess.Popen[bytes], announce: Path, log: Path, 
     )
 
 
-def wait_until_served(endpoint: EndpointClient, task: str, role: str, adapter: str, report: Reporter) -> None:
+def wait_until_served(endpoint: EndpointClient, task: str, role: Role, adapter: str, report: Reporter) -> None:
     """Return when `role` (champion or challenger) of the task is served with this adapter, however long it loads.
     ServingError when the endpoint reports why it cannot serve it, or when this is no longer the desired state."""
-    first = endpoint.get("/version")
+    first = endpoint.version()
 
     def served() -> bool:
-        version = endpoint.get("/version")
-        status = version["tasks"].get(task, {})
-        if ((status.get(role) or {}).get("adapter")) == adapter:
-            return True
-        desired = ((status.get("desired") or {}).get(role) or {}).get("adapter") == adapter  # else: an earlier error
-        errors = [text for subject, text in status.get("errors", {}).items() if subject in (role, "name", "state")]
-        if desired and errors:
-            raise ServingError(f"the endpoint does not serve {adapter} as {role}: {errors[0]}", _HINT)
+        version = endpoint.version()
+        if (status := version["tasks"].get(task)) is not None:
+            serving, desired = status[role], status["desired"][role]
+            if serving is not None and serving["adapter"] == adapter:
+                return True
+            errors = [text for subject, text in status["errors"].items() if subject in (role, "name", "state")]
+            if errors and desired is not None and desired["adapter"] == adapter:  # else they are about another version
+                raise ServingError(f"the endpoint does not serve {adapter} as {role}: {errors[0]}", _HINT)
         if version["rounds"] >= first["rounds"] + POLL_ROUNDS:
             raise ServingError(
                 f"the endpoint does not serve {adapter} as {role}: that is not the desired state of {task} any more",

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 from filelock import FileLock
 from upath import UPath
@@ -30,6 +30,7 @@ from finetune_pipeline.errors import reading
 from finetune_pipeline.store import TaskStore, home, write_atomic
 
 Action = Literal["promote", "rollback", "settings", "unhold"]
+Role = Literal["champion", "challenger"]
 Unknown = tuple[tuple[str, str], ...]
 """Fields that a newer release wrote, as names and JSON texts: kept where the file is written again."""
 
@@ -52,6 +53,22 @@ class Version:
     log_text: bool
     at: str
     unknown: Unknown = ()
+
+
+class VersionRecord(TypedDict):
+    """A `Version` as JSON: here, in endpoint.json, and in GET /version. It may have fields of a newer release, too."""
+
+    version: int
+    adapter: str
+    adapter_key: str
+    base: str
+    registered: str
+    evaluation: str
+    served_as: str
+    max_new_tokens: int
+    on_invalid: OnInvalid
+    log_text: bool
+    at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +126,10 @@ def record_json(record: Version | HistoryEntry | DeploymentState) -> dict[str, A
     """The record's own fields, then those that a newer release wrote."""
     known = {item.name: getattr(record, item.name) for item in fields(record) if item.name != "unknown"}
     return known | {name: json.loads(text) for name, text in record.unknown}
+
+
+def version_record(version: Version) -> VersionRecord:
+    return cast(VersionRecord, record_json(version))
 
 
 def state_file(store: TaskStore) -> UPath:

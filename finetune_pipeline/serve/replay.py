@@ -93,7 +93,7 @@ async def _watch(
         report.alive()
         await asyncio.sleep(WATCH_SECONDS)
         now = time.monotonic()
-        progress = len(answers), (await asyncio.to_thread(endpoint.get, "/version"))["steps"]
+        progress = len(answers), (await asyncio.to_thread(endpoint.version))["steps"]
         if progress != last:
             last, moved = progress, now
         if now - moved > STALLED_SECONDS:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from finetune_pipeline.errors import GateRefused, StorageError
+from finetune_pipeline.release.registration import ModelRecord
 from finetune_pipeline.serve import deployment_state, transitions
 from finetune_pipeline.store import TaskStore
 
@@ -41,7 +42,8 @@ def unhold(task: str, reason: str = "") -> str:
         raise GateRefused(
             f"{task}: the current model is not held: it was not rolled back", "run `finetune run` to deploy it"
         )
-    version = int(registered.json("model.json")["version"])
+    record: ModelRecord = registered.json("model.json")
+    version = record["version"]
     deployment_state.update(
         store,
         lambda state: transitions.remove_hold(
@@ -59,9 +61,9 @@ def sync_alias(store: TaskStore) -> str:
     set_to = None
     while (champion := deployment_state.read(store).champion) is not None and champion.version != set_to:
         registered = store.by_content("registered_model", champion.registered)
-        name = str(registered.json("model.json")["name"]) if registered else store.task
+        record: ModelRecord | None = registered.json("model.json") if registered else None
         try:
-            tracking.set_alias(name, "champion", champion.version)
+            tracking.set_alias(record["name"] if record else store.task, "champion", champion.version)
         except StorageError as error:
             return f"MLflow's alias `champion` was not updated: {error.message}"
         set_to = champion.version  # read again: the champion may have changed during the call to MLflow

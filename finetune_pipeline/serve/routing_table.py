@@ -5,22 +5,18 @@
     support_tickets@base      the base model with the task's system prompt
     base                      the base model without it, where all tasks share one
 
-A task's status in GET /version:
-
-    {"served_as": "support_tickets", "champion": {"version": 4, "adapter": "9be0…", "since": "2026-…"},
-     "challenger": null, "desired": {"champion": {"version": 5, …}, "challenger": null},
-     "errors": {"champion": "version 5 cannot be served: …"}}
+A task's status in GET /version is in version_response.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from finetune_pipeline.serve.deployment_state import DeploymentState, record_json
+from finetune_pipeline.serve.deployment_state import DeploymentState, Version, VersionRecord, version_record
 from finetune_pipeline.serve.engine import Engine
 from finetune_pipeline.serve.model_routes import BASE, Route
+from finetune_pipeline.serve.version_response import ServedRoute, TaskVersions
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +29,21 @@ class ServingStatus:
     desired: DeploymentState = field(default_factory=DeploymentState)
     errors: Mapping[str, str] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        def served(route: Route | None) -> dict[str, Any] | None:
-            if route is None:
-                return None
-            return {"version": route.version, "adapter": route.adapter, "since": route.since}
+    def to_json(self) -> TaskVersions:
+        def served(route: Route | None) -> ServedRoute | None:
+            return {"version": route.version, "adapter": route.adapter, "since": route.since} if route else None
 
-        desired = (("champion", self.desired.champion), ("challenger", self.desired.challenger))
+        def desired(version: Version | None) -> VersionRecord | None:
+            return version_record(version) if version else None
+
         return {
             "served_as": self.champion.model if self.champion else None,
             "champion": served(self.champion),
             "challenger": served(self.challenger),
-            "desired": {role: record_json(version) if version else None for role, version in desired},
+            "desired": {
+                "champion": desired(self.desired.champion),
+                "challenger": desired(self.desired.challenger),
+            },
             "errors": dict(self.errors),
         }
 

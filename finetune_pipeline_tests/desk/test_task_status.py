@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,11 +169,15 @@ def test_the_hint_of_a_failed_gate_names_a_report_only_where_there_is_one() -> N
 
 
 def test_comparison_ends_with_the_tuned_model() -> None:
-    figures = {"rows": 100, "exact": 0.5, "valid": 0.9}
+    prompted = {"rows": 100, "exact": 0.5, "valid": 0.9, "interval": [0.4, 0.6]}
     tuned = {"rows": 100, "exact": 0.4, "valid": 1.0, "interval": [0.3, 0.5]}
-    rows = task_view.comparison({"variants": {"tuned": tuned, "few_shot": figures}, "best_prompted": "few_shot"})
-    assert [(row.name, row.best_prompted) for row in rows] == [("few_shot", True), ("tuned", False)]
-    assert (round(rows[0].low, 3), round(rows[0].high, 3)) == (0.398, 0.602)
-    assert (rows[1].low, rows[1].high) == (0.3, 0.5)
+    report: Any = {"variants": {"tuned": tuned, "few_shot": prompted}, "best_prompted": "few_shot"}
+    rows = task_view.comparison(report)
+    assert [(row.name, row.title, row.best_prompted) for row in rows] == [
+        ("few_shot", "Base model, fixed examples", True),
+        ("tuned", "Tuned model", False),
+    ]
+    assert [(row.low, row.high) for row in rows] == [(0.4, 0.6), (0.3, 0.5)]
+    del tuned["exact"]
     with pytest.raises(StorageError, match="exact"):
-        task_view.comparison({"variants": {"tuned": {"rows": 3}}})
+        task_view.comparison(report)

@@ -18,6 +18,7 @@ from finetune_pipeline.serve import deployment_state, supervisor
 from finetune_pipeline.serve.api_keys import pipeline_key
 from finetune_pipeline.serve.assets import live_version
 from finetune_pipeline.serve.client import EndpointClient, wait_until_served
+from finetune_pipeline.serve.deployment_state import Role
 from finetune_pipeline.serve.replay import CONCURRENCY, replay
 from finetune_pipeline.serve.rollback import rollback, unhold
 from finetune_pipeline.store import home, traffic_folder
@@ -212,7 +213,7 @@ def test_a_rollback_during_a_deployment_is_kept(deployment: Deployment, monkeypa
         )
         deploy(task)
 
-    def wait_with_rollback(endpoint: EndpointClient, name: str, role: str, *rest: Any) -> None:
+    def wait_with_rollback(endpoint: EndpointClient, name: str, role: Role, *rest: Any) -> None:
         if role == rollback_at[0]:
             rollback("crossed", "wrong prices")
         return wait_until_served(endpoint, name, role, *rest)
