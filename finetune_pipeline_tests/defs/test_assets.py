@@ -37,16 +37,16 @@ SUFFIX: dict[str, str] = {}  # what a toy stage writes besides
 def toy(step: Step) -> Callable[[StageContext], StageResult]:
     """A stage whose files follow from its inputs; `always_new` ones hold something that no two runs share."""
 
-    def make(work: StageContext) -> StageResult:
+    def make(context: StageContext) -> StageResult:
         made = uuid.uuid4().hex if step.always_new else ""
         row: dict[str, object] = {"id": made or "1", "messages": [], "group": None, "text": SUFFIX.get(step.asset, "")}
-        read = {name: artifact.content_hash for name, artifact in work.inputs.items()}
+        read = {name: artifact.content_hash for name, artifact in context.inputs.items()}
         for name in step.rows or ("figures.jsonl",):
-            (work.out / name).write_text(json.dumps(row | read) + "\n", "utf-8")
+            (context.out / name).write_text(json.dumps(row | read) + "\n", "utf-8")
         if step.check is None:
             return StageResult({"rows": 1})
         about = next((about for other in STEPS for gate, about in other.gates if gate == step.asset), "")
-        about_hash = work.inputs[about].content_hash if about in work.inputs else work.key
+        about_hash = context.inputs[about].content_hash if about in context.inputs else context.key
         checks = (Check("test rows", True, "at least 30", "40", value=40),)
         return StageResult({}, Verdict(step.asset, True, about_hash, "fine", checks, {"rows": 1}))
 
@@ -90,11 +90,11 @@ def stale() -> dict[str, list[str]]:
     """What the UI shows as stale, each with its causes."""
     command = [sys.executable, "-c", CLIENT, "-m", "finetune_pipeline.definitions", "-t", QUERY]
     # not in the repository: Dagster reads the .env of the working directory, which names another DAGSTER_HOME
-    said = subprocess.run(
+    done = subprocess.run(
         command, capture_output=True, text=True, check=True, env=dict(os.environ), cwd=os.environ["FINETUNE_DATA"]
     )
     answer = next(
-        line for line in said.stdout.splitlines() if line.startswith("{")
+        line for line in done.stdout.splitlines() if line.startswith("{")
     )  # among the code server's log lines
     nodes = json.loads(answer)["data"]["assetNodes"]
     return {
@@ -106,7 +106,7 @@ def stale() -> dict[str, list[str]]:
     }
 
 
-def test_a_fresh_asset_says_that_nothing_was_made_and_can_be_forced(task: Path) -> None:
+def test_a_fresh_asset_is_reused_unless_forced(task: Path) -> None:
     first = metadata(run("raw_examples"), "raw_examples")
     again = metadata(run("raw_examples"), "raw_examples")
     assert (first["reused"], again["reused"]) == (False, True)

@@ -23,16 +23,16 @@ ROOT = Path(__file__).parents[2]
 def tick(sensor: dg.SensorDefinition, dagster: dg.DagsterInstance, cursor: str | None = None) -> tuple[str, str | None]:
     """What one tick says, and the cursor it leaves."""
     context = dg.build_sensor_context(instance=dagster, cursor=cursor)
-    said = sensor.evaluate_tick(context)
-    assert said.run_requests == []
-    return str(said.skip_message), said.cursor
+    skip = sensor.evaluate_tick(context)
+    assert skip.run_requests == []
+    return str(skip.skip_message), skip.cursor
 
 
 def test_nothing_changed(data: Path, dagster: dg.DagsterInstance) -> None:
     declare(data, "parcels")
     declare(data, "broken", unknown={})
-    said, _ = tick(code_location_sensor(["parcels", "broken"]), dagster)
-    assert said == "every task is loaded as declared"
+    reason, _ = tick(code_location_sensor(["parcels", "broken"]), dagster)
+    assert reason == "every task is loaded as declared"
 
 
 def test_what_changed_is_named_with_what_to_press(data: Path, dagster: dg.DagsterInstance) -> None:
@@ -43,8 +43,8 @@ def test_what_changed_is_named_with_what_to_press(data: Path, dagster: dg.Dagste
     (data / "gone" / "task.yaml").unlink()
     declare(data, "repaired")
     declare(data, "added")
-    said, _ = tick(sensor, dagster)
-    assert "`added` is new; the task `gone` is gone; the task `repaired` changed: press Reload" in said
+    reason, _ = tick(sensor, dagster)
+    assert "`added` is new; the task `gone` is gone; the task `repaired` changed: press Reload" in reason
 
 
 def test_an_edit_of_the_declaration_reloads_and_a_comment_does_not(data: Path, dagster: dg.DagsterInstance) -> None:
@@ -94,10 +94,10 @@ def test_the_reload_is_requested_once_for_each_change(
     asked: list[str] = []
     with dagster_ui(asked) as url:
         monkeypatch.setenv("FINETUNE_DAGSTER_URL", url)
-        said, cursor = tick(sensor, dagster)
-        assert "reloaded" in said
-        said, cursor = tick(sensor, dagster, cursor)  # where it did not help, a person is asked, and nothing loops
-        assert "press Reload" in said
+        reason, cursor = tick(sensor, dagster)
+        assert "reloaded" in reason
+        reason, cursor = tick(sensor, dagster, cursor)  # where it did not help, a person is asked, and nothing loops
+        assert "press Reload" in reason
         declare(data, "second")
         tick(sensor, dagster, cursor)
     assert asked == [LOCATION, LOCATION]

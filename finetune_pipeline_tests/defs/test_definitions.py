@@ -80,8 +80,8 @@ def test_sensors_and_schedules_that_start_runs_wait_to_be_switched_on(definition
 @pytest.mark.parametrize("module", ["finetune_pipeline.definitions", "finetune_pipeline.cli.commands"])
 def test_importing_is_light(module: str) -> None:
     code = f"import {module}, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert said.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
 
 
 def test_workspace_and_dg_load_the_same_code() -> None:

@@ -76,8 +76,8 @@ def test_the_run_of_a_killed_process_ends_and_that_of_a_live_one_does_not(home: 
             assert statuses == ["FAILURE", "FAILURE", "STARTED"]
             alive.kill()
             alive.wait()
-            said = run_monitoring_sensor().evaluate_tick(dg.build_sensor_context(instance=dagster))
-            assert third[:8] in str(said.skip_message)
+            skip = run_monitoring_sensor().evaluate_tick(dg.build_sensor_context(instance=dagster))
+            assert third[:8] in str(skip.skip_message)
     finally:
         for process in (killed, unreaped, alive):
             process.kill()
@@ -101,7 +101,9 @@ GONE = "999999999"  # beyond the largest process number
     ("place", "value", "ends"),
     [(3, GONE, True), (4, "1", True), (1, "other-host", False), (2, "other-boot", False), (0, "00000000", False)],
 )
-def test_only_what_can_be_known_is_judged(dagster: dg.DagsterInstance, place: int, value: str, ends: bool) -> None:
+def test_only_runs_of_this_machine_and_boot_are_checked(
+    dagster: dg.DagsterInstance, place: int, value: str, ends: bool
+) -> None:
     run = dagster.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
     parts = tag(run.run_id)[TAG].split("|")
     parts[place] = value
@@ -109,7 +111,7 @@ def test_only_what_can_be_known_is_judged(dagster: dg.DagsterInstance, place: in
     assert fail_dead_runs(dagster) == ([run.run_id] if ends else [])
 
 
-def test_a_run_that_ended_while_it_was_looked_at_is_left_alone(
+def test_a_run_that_ended_during_the_check_is_not_reported(
     dagster: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = dagster.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
@@ -173,13 +175,13 @@ def test_a_process_that_proc_hides_is_gone_only_where_its_number_is_free(
     assert asked == [(os.getpid(), 0)]
 
 
-def test_a_run_that_does_not_say_when_its_process_started_is_left_alone(dagster: dg.DagsterInstance) -> None:
+def test_a_run_without_a_start_time_is_not_reported(dagster: dg.DagsterInstance) -> None:
     run = dagster.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
     dagster.add_run_tags(run.run_id, {TAG: tag(run.run_id)[TAG].rpartition("|")[0] + "|"})
     assert fail_dead_runs(dagster) == []
 
 
-def test_where_there_is_no_proc_the_clock_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_proc_the_creation_time_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(run_monitoring, "BOOT", tmp_path / "none")
     assert str(started(os.getpid())).isdecimal()
     assert started(int(GONE)) == started(10**30) == ""

@@ -62,17 +62,17 @@ def test_a_run_that_failed_is_not_requested_when_its_work_is_done_since() -> Non
 
 
 @pytest.mark.parametrize(
-    ("state", "last", "said"),
+    ("state", "last", "reason"),
     [
         (replace(A, changed=False, gate_summary="91 % of the rows"), FAILED, "91 % of the rows"),
         (A, replace(FAILED, status="canceled"), "was canceled; start the job by hand"),
     ],
 )
-def test_a_refusal_and_a_persons_stop_are_kept(state: InputState, last: LastRun, said: str) -> None:
+def test_a_refusal_and_a_persons_stop_are_kept(state: InputState, last: LastRun, reason: str) -> None:
     cursor = decide(Cursor(), A, None, NOW).cursor
     tick = decide(cursor, state, last, NOW + timedelta(days=1))
     assert not tick.run
-    assert said in tick.reason
+    assert reason in tick.reason
 
 
 def test_a_run_that_was_never_started_is_requested_under_the_same_key() -> None:

@@ -117,12 +117,12 @@ def test_a_run_that_failed_is_requested_again_and_not_for_ever(
     put(folder, EMPTY)
     assert files.tick() == "failed"
     assert "the next attempt starts at" in files.tick()
-    said = []
+    reasons = []
     for hours in range(1, 8):
         later(timedelta(hours=hours))
-        said.append(files.tick())
-    assert said[:2] == ["failed", "failed"]
-    assert all("the last of 3 attempts" in text for text in said[2:])
+        reasons.append(files.tick())
+    assert reasons[:2] == ["failed", "failed"]
+    assert all("the last of 3 attempts" in text for text in reasons[2:])
     put(folder, ROWS)
     assert files.tick() == "started"
 
@@ -171,9 +171,9 @@ def test_an_alarm_on_unchanged_data_is_reported_once_and_starts_nothing(alarm: D
     assert alarm.tick() == "no traffic report yet"
     report(store, "9 % of the answers are invalid")
     for _ in range(3):
-        said = alarm.tick()
-        assert "alarm: 9 % of the answers are invalid. No retraining is started" in said
-        assert "Add examples" in said
+        reason = alarm.tick()
+        assert "alarm: 9 % of the answers are invalid. No retraining is started" in reason
+        assert "Add examples" in reason
     (event,) = alarm.events
     assert isinstance(event, dg.AssetObservation)
     assert event.asset_key == dg.AssetKey(["parcels", "traffic_report"])

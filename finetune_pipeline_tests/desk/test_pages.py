@@ -141,14 +141,20 @@ def test_personal_data_of_raw_rows_is_masked_on_every_page(client: TestClient) -
     raw = store.current("raw_examples")
     assert raw is not None
     with store.scratch("clean_examples") as out:
-        drop = {"id": "row5", "origin": "shop.csv:5", "stage": "clean", "reason": "answer-invalid", "detail": PERSONAL}
+        drop = {
+            "id": "row5",
+            "origin": "shop.csv:5",
+            "stage": "clean",
+            "reason": "invalid-completion",
+            "detail": PERSONAL,
+        }
         (out / "drops.jsonl").write_text(json.dumps(drop) + "\n")
-        change = {"id": "row6", "origin": "shop.csv:6", "stage": "clean", "rule": "pii-email", "detail": "1 time"}
-        (out / "fixes.jsonl").write_text(json.dumps(change) + "\n")
+        fix = {"id": "row6", "origin": "shop.csv:6", "stage": "clean", "rule": "pii-email", "detail": "1 time"}
+        (out / "fixes.jsonl").write_text(json.dumps(fix) + "\n")
         write_jsonl(out / "examples.jsonl", rows)
         store.commit("clean_examples", "newer", out, {"inputs": {"raw_examples": raw.content_hash}, "summary": {}})
     sign_in(client)
-    for path, rows_shown in (("/ledger?why=answer-invalid", 1), ("/ledger?kind=fixed", 1), ("/quality", 3)):
+    for path, rows_shown in (("/ledger?why=invalid-completion", 1), ("/ledger?kind=fixed", 1), ("/quality", 3)):
         text = client.get(f"/tasks/parcels{path}").text
         assert not [word for word in ("jane.doe", "bob.roe", "7946") if word in text], path
         assert text.count("please write to &lt;EMAIL&gt; or call &lt;PHONE&gt;") >= rows_shown, path
