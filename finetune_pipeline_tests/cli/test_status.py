@@ -42,7 +42,7 @@ def test_the_last_move_of_the_traffic_is_shown_with_its_reason(tmp_path: Path, m
             console.print(summary("parcels"))
         return captured.get()
 
-    assert "traffic" not in shown()
+    assert "traffic  " not in shown()
     once = promoted(1)
     rolled = transitions.roll_back(promoted(1, 2), "2026-02-01T10:00:00+00:00", "wrong prices")
     unheld = transitions.remove_hold(rolled, "adapter-2", 2, "registered-2", "2026-02-02T10:00:00+00:00", "")
@@ -55,7 +55,7 @@ def test_the_last_move_of_the_traffic_is_shown_with_its_reason(tmp_path: Path, m
         (settings, "settings of version 1, 1 Jan 2026"),
     ):
         deployment_state.update(store, lambda _, state=state: state)  # type: ignore[misc]
-        assert text in shown()
+        assert f"traffic  {text}" in shown()
 
 
 def test_the_hint_of_the_training_gate_names_a_place_that_lists_its_checks() -> None:

@@ -244,7 +244,7 @@ def evaluate(dagster: dg.DagsterInstance, name: str) -> dg.RunRequest | str:
 
 
 def test_the_schedules_start_what_is_not_up_to_date(folder: Path, dagster: dg.DagsterInstance) -> None:
-    request = evaluate(dagster, "weekly")
+    request = evaluate(dagster, "retraining")
     assert isinstance(request, dg.RunRequest)
     assert "raw_examples" in request.tags["finetune/reason"]
     assert evaluate(dagster, "traffic_hourly") == "nothing is deployed yet, so there is no traffic to report on"
