@@ -110,7 +110,7 @@ def _links(name: str, artifact: Artifact) -> dict[str, Any]:
         "desk": dg.MetadataValue.url(desk),
     }
     if artifact.asset == "data_quality":
-        links["data_docs"] = dg.MetadataValue.url(f"{desk}/docs/index.html")
+        links["report"] = dg.MetadataValue.url(f"{desk}/reports/data_quality/report.html")
     experiment, run = artifact.summary.get("mlflow_experiment_id"), artifact.summary.get("mlflow_run_id")
     if experiment:
         links["mlflow"] = dg.MetadataValue.url(mlflow_page(experiment, run))

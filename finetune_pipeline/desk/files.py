@@ -1,6 +1,5 @@
 """Serve reports from the artifacts. Only files that the manifest of the artifact names are served.
 
-    /tasks/support_tickets/docs/index.html               the report of the quality gate, without scripts
     /tasks/support_tickets/reports/eval_report           the report in a frame on a page of the desk
     /tasks/support_tickets/reports/eval_report/report.html      the report, sandboxed, without scripts
 
@@ -25,17 +24,6 @@ from finetune_pipeline.records import Artifact
 
 router = APIRouter()
 TYPES = {".html": "text/html", ".md": "text/plain", ".json": "text/plain", ".png": "image/png"}
-
-
-@router.get("/tasks/{task}/docs")
-def docs_index(user: SignedIn, task: Known) -> Response:
-    return RedirectResponse(f"/tasks/{task}/docs/index.html", 303)
-
-
-@router.get("/tasks/{task}/docs/{path:path}")
-def docs(user: SignedIn, task: Known, path: str) -> Response:
-    file = _file(_artifact(task, "data_quality"), f"docs/{path}")
-    return FileResponse(file, headers={security_headers.CSP: security_headers.DATA_DOCS})
 
 
 @router.get("/tasks/{task}/reports/{asset}")

@@ -1,8 +1,7 @@
-"""Security headers: a Content Security Policy each for the desk, the quality report and the other reports.
+"""Security headers: a Content Security Policy each for the desk and for reports.
 
 Artifacts contain text from untrusted data. Reports are shown in a sandbox without scripts, like pages of another site.
-The quality report may use styles, inline and from files beside them; the quality gate writes them without scripts, and
-the policy allows none, whatever the text of a row contains."""
+"""
 
 from __future__ import annotations
 
@@ -11,10 +10,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CSP = "Content-Security-Policy"
 DESK = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
-DATA_DOCS = (
-    "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
-)
 REPORT = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"

@@ -93,7 +93,7 @@ def quality(request: Request, user: SignedIn, task: Known) -> Response:
         made_at=artifact.manifest.get("made_at", ""),
         outdated=clean is None or artifact.verdict.about != clean.content_hash,
         checks=task_view.check_rows(artifact.verdict.checks),
-        docs="docs/index.html" in artifact.manifest["files"],
+        report="report.html" in artifact.manifest["files"],
         failing=shown,
         failing_count=len(failing),
         texts=ledger_rows.texts(clean, [row["id"] for row in shown]) if clean and shown else {},

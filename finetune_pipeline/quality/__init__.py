@@ -4,6 +4,6 @@ table.py          the table that is checked: a row for each example, a column fo
 rules.py          the rules for rows, with completions.py, encoding.py and secrets.py
 expectations.py   an expectation for each rule, and those that a declaration adds;  suite.py: the suites, and their run
 losses.py         the rows that were lost before
-gate.py           the verdict;  docs.py: the report for people
+gate.py           the verdict;  report.py: the report for people
 assets.py         the asset `data_quality`
 """

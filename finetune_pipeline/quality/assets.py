@@ -3,7 +3,7 @@
     verdict.json             records.Verdict
     rows.jsonl               {"id": "9f1c20e4a7b35d68", "origin": "tickets.csv:12", "rules": ["completion_valid"]}
     validation_result.json   Great Expectations' own results, without texts
-    docs/index.html          the steward's page
+    report.html              the report for people
 
 A verdict that does not pass is a result, not an error: it is stored, and the steps that require the gate raise
 GateRefused.
@@ -15,7 +15,7 @@ import json
 
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest.assets import FileSummary
-from finetune_pipeline.quality import docs, gate, suite
+from finetune_pipeline.quality import gate, report, suite
 from finetune_pipeline.quality.losses import Losses, Reading
 from finetune_pipeline.quality.table import frame_of
 from finetune_pipeline.records import Artifact, read_jsonl, write_jsonl
@@ -50,6 +50,6 @@ def data_quality(context: StageContext) -> StageResult:
     verdict = gate.evaluate_quality(checked, frame, losses, context.task.quality, clean.content_hash)
     (context.out / "verdict.json").write_text(json.dumps(verdict.to_json(), indent=1, ensure_ascii=False), "utf-8")
     write_jsonl(context.out / "rows.jsonl", gate.failing(checked, frame))
-    docs.write(checked, frame, verdict, context.out, f"Data quality of {context.task.name}")
+    report.write(checked, frame, verdict, context.out, f"Data quality of {context.task.name}")
     context.report.log(verdict.summary)
     return StageResult({"passed": verdict.passed, "summary": verdict.summary, **verdict.figures}, verdict)

@@ -200,12 +200,12 @@ def test_every_page_fits_the_screen_without_external_requests(
     assert all(url.startswith(desk_url) for url in visit.requests)
 
 
-def test_scripts_in_reports_and_data_docs_do_not_run(browser: Browser, desk_url: str) -> None:
+def test_scripts_in_reports_do_not_run(browser: Browser, desk_url: str) -> None:
     make("parcels", until="registered_model")
     visit = Visit(browser, desk_url)
     assert visit.goto("/tasks/parcels/reports/eval_report/report.html").title() == "Report"
-    page = visit.goto("/tasks/parcels/docs/index.html")
-    assert page.title() == "Data Docs"
+    page = visit.goto("/tasks/parcels/reports/data_quality/report.html")
+    assert page.title() == "Data quality"
     assert page.evaluate("getComputedStyle(document.querySelector('h1')).color") == "rgb(1, 2, 3)"
     page = visit.goto("/tasks/parcels/reports/eval_report")
     frame = page.frame_locator("iframe.report")

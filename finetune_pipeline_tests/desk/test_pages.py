@@ -38,9 +38,9 @@ def addresses() -> list[tuple[str, str]]:
 
 def test_every_page_requires_a_login(client: TestClient) -> None:
     make("parcels", until="review_sample")
-    assert len(addresses()) >= 12, addresses()
+    assert len(addresses()) >= 10, addresses()
     paths = ["/", "/tasks/parcels", "/tasks/parcels/quality", "/tasks/parcels/ledger", "/tasks/parcels/review"]
-    paths += ["/tasks/parcels/docs", "/tasks/parcels/docs/index.html", "/tasks/parcels/reports/eval_report"]
+    paths += ["/tasks/parcels/reports/data_quality", "/tasks/parcels/reports/eval_report"]
     paths += ["/tasks/parcels/reports/eval_report/report.html", "/tasks/nothing"]
     for path in [*paths, *(path for method, path in addresses() if method == "GET")]:
         answer = client.get(path)
@@ -321,15 +321,14 @@ def test_markup_in_rows_is_escaped_on_every_page(client: TestClient) -> None:
     assert MARKUP not in client.get(f"/tasks/{MARKUP}").text
 
 
-def test_reports_and_data_docs_are_sandboxed(client: TestClient) -> None:
+def test_reports_are_sandboxed(client: TestClient) -> None:
     make("parcels", until="registered_model")
     sign_in(client)
     report = client.get("/tasks/parcels/reports/eval_report/report.html")
     assert report.status_code == 200 and report.headers["content-security-policy"] == security_headers.REPORT
     assert security_headers.REPORT.startswith("sandbox;") and "script" not in security_headers.REPORT
-    docs = client.get("/tasks/parcels/docs/index.html")
-    assert docs.status_code == 200 and docs.headers["content-security-policy"] == security_headers.DATA_DOCS
-    assert client.get("/tasks/parcels/docs/static/a.css").headers["content-type"].startswith("text/css")
+    quality = client.get("/tasks/parcels/reports/data_quality/report.html")
+    assert quality.status_code == 200 and quality.headers["content-security-policy"] == security_headers.REPORT
     frame = client.get("/tasks/parcels/reports/eval_report").text
     assert '<iframe class="report" src="/tasks/parcels/reports/eval_report/report.html"' in frame
     document = client.get("/tasks/parcels/reports/suitability_report").text
@@ -339,13 +338,13 @@ def test_reports_and_data_docs_are_sandboxed(client: TestClient) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "docs/../verdict.json",
-        "docs/..%2fverdict.json",
-        "docs/%2e%2e/manifest.json",
-        "docs/..%2f..%2f..%2f..%2ftask.yaml",
-        "docs//etc/passwd",
-        "docs/%2fetc%2fpasswd",
-        "docs/static/..%2f..%2frows.jsonl",
+        "reports/data_quality/../verdict.json",
+        "reports/data_quality/..%2fverdict.json",
+        "reports/data_quality/%2e%2e/manifest.json",
+        "reports/data_quality/..%2f..%2f..%2f..%2ftask.yaml",
+        "reports/data_quality//etc/passwd",
+        "reports/data_quality/%2fetc%2fpasswd",
+        "reports/data_quality/rows.jsonl",
         "reports/eval_report/..%2f..%2ftask.yaml",
         "reports/eval_report/manifest.json",
         "reports/clean_examples/examples.jsonl",
@@ -363,10 +362,10 @@ def test_a_symlink_out_of_the_report_is_not_followed(client: TestClient) -> None
     _, store = make("parcels", until="data_quality")
     artifact = store.current("data_quality")
     assert artifact is not None
-    page = artifact.path("docs/index.html")
+    page = artifact.path("report.html")
     page.unlink()
     page.symlink_to("/etc/hostname")
-    assert sign_in(client).get("/tasks/parcels/docs/index.html").status_code == 404
+    assert sign_in(client).get("/tasks/parcels/reports/data_quality/report.html").status_code == 404
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_the_artifact_holds_verdict_rows_and_report(tmp_path: Path, capfd: pytes
     context = context_of(tmp_path, rows(100, bad=30), dropped=20)
     result = data_quality(context)
     files = sorted(str(path.relative_to(context.out)) for path in context.out.rglob("*") if path.is_file())
-    assert files == ["docs/index.html", "rows.jsonl", "validation_result.json", "verdict.json"]
+    assert files == ["report.html", "rows.jsonl", "validation_result.json", "verdict.json"]
     made = Artifact("data_quality", "k", "c", context.out, {})
     assert result.verdict == Verdict.from_json(made.json("verdict.json"))
     assert result.verdict is not None and not result.verdict.passed
@@ -40,7 +40,7 @@ def test_the_artifact_holds_verdict_rows_and_report(tmp_path: Path, capfd: pytes
     assert result.verdict.figures["failing"] == [f"row{n}" for n in range(20)]  # the first twenty
     assert result.summary["share"] == 0.7
     assert result.summary["share_dropped"] == pytest.approx(20 / 120)
-    assert result.verdict.summary in made.path("docs/index.html").read_text("utf-8")
+    assert result.verdict.summary in made.path("report.html").read_text("utf-8")
     assert capfd.readouterr().err == ""
 
 

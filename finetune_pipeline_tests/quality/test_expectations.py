@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finetune_pipeline.errors import DeclarationError
-from finetune_pipeline.quality import docs, expectations
+from finetune_pipeline.quality import expectations, report
 from finetune_pipeline.quality.rules import Rule, each, rules_of
 from finetune_pipeline.records import Verdict
 from finetune_pipeline_tests.quality.conftest import check, declare, row, rows, verdict
@@ -126,10 +126,10 @@ def test_texts_of_rows_do_not_get_into_stored_results() -> None:
         {"type": "expect_column_values_to_be_unique", "kwargs": {"column": "completion"}},
     )
     checked, given = check(secret, task), verdict(secret, task)
-    stored = json.dumps(docs.plain(checked)) + json.dumps(given.to_json())
+    stored = json.dumps(report.plain(checked)) + json.dumps(given.to_json())
     assert "swordfish" not in stored and "(25 values)" in stored
     assert "refund" not in json.dumps(
-        [each["result"] for suite in docs.plain(checked)["suites"] for each in suite["results"]]
+        [each["result"] for suite in report.plain(checked)["suites"] for each in suite["results"]]
     )
 
 

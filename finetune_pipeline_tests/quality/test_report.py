@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from finetune_pipeline.quality import docs
+from finetune_pipeline.quality import report
 from finetune_pipeline.quality.gate import evaluate_quality
 from finetune_pipeline.quality.losses import Losses
 from finetune_pipeline.quality.table import frame_of
@@ -40,17 +40,17 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checked, frame = check(examples, task, 4), frame_of(examples, task)
     folder = tmp_path_factory.mktemp("out")
     verdict = evaluate_quality(checked, frame, losses, task.quality, "c0ffee")
-    docs.write(checked, frame, verdict, folder, "Quality of <tickets>")
+    report.write(checked, frame, verdict, folder, "Quality of <tickets>")
     return folder
 
 
 @pytest.fixture(scope="module")
 def soup(out: Path) -> BeautifulSoup:
-    return BeautifulSoup((out / "docs" / "index.html").read_text("utf-8"), "html.parser")
+    return BeautifulSoup((out / "report.html").read_text("utf-8"), "html.parser")
 
 
 def test_the_page_fetches_and_runs_nothing(out: Path, soup: BeautifulSoup) -> None:
-    text = (out / "docs" / "index.html").read_text("utf-8")
+    text = (out / "report.html").read_text("utf-8")
     assert not soup.select("script, link, img, iframe, object, embed, a, [src], [srcset], [onclick], [style]")
     assert not re.search(r"url\(|@import|https?://", text)
     assert "default-src 'none'" in text
@@ -110,7 +110,7 @@ def test_the_stored_result_is_great_expectations_own_without_texts(out: Path) ->
 
 
 def test_a_long_text_is_shown_from_its_beginning_and_its_end() -> None:
-    shown = docs.excerpt("begin " + "x " * 500 + "the end")
+    shown = report.excerpt("begin " + "x " * 500 + "the end")
     assert shown.startswith("begin x") and shown.endswith("the end") and " … " in shown
     assert len(shown) < 400
-    assert docs.excerpt(None) == ""
+    assert report.excerpt(None) == ""

@@ -1,6 +1,6 @@
-"""The steward's page: what Great Expectations found, with example rows, as one file that can be read anywhere.
+"""The report of the quality gate: what Great Expectations found, with example rows, in one file that needs no server.
 
-    docs/index.html               rendered from the result's JSON (report.html.j2)
+    report.html                   rendered from the result's JSON (report.html.j2)
     validation_result.json        Great Expectations' own results, without times and texts
 
 The page fetches and runs nothing; a Content-Security-Policy in it forbids the browser to. Example rows show personal
@@ -62,8 +62,7 @@ def write(checked: Checked, frame: DataFrame, verdict: Verdict, out: Path, title
     """Write both files into `out`."""
     result = plain(checked)
     (out / "validation_result.json").write_text(json.dumps(result, indent=1, ensure_ascii=False), "utf-8")
-    (out / "docs").mkdir(parents=True, exist_ok=True)
-    (out / "docs" / "index.html").write_text(page(result, verdict, examples(checked, frame), title), "utf-8")
+    (out / "report.html").write_text(page(result, verdict, examples(checked, frame), title), "utf-8")
 
 
 def plain(checked: Checked) -> dict[str, Any]:
