@@ -15,12 +15,13 @@ import argparse
 import html
 import json
 import os
-import platform
 import random
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+from machine import machine
 
 from finetune_pipeline.clean.pipeline import clean
 from finetune_pipeline.config import AnswerFormat, Clean
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 100_000])
     options = parser.parse_args()
     figures: dict[str, Json] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": machine(),
         "load": round(os.getloadavg()[0], 1),
     }
     print(f"{figures['machine']}, load {figures['load']}")

@@ -21,13 +21,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from machine import machine
 from numpy.typing import NDArray
 from scipy.stats import beta, norm
 
@@ -52,9 +51,9 @@ def main() -> None:
     options = parser.parse_args()
     start = time.perf_counter()
     figures = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": machine(),
         "sets": options.sets,
-        "alpha": RULES.significance_level,
+        "significance_level": RULES.significance_level,
         "no_difference": no_difference(options.sets),
         "power": powers(options.sets),
         "opponents": opponents(options.sets),
@@ -242,10 +241,10 @@ def whole_decision(sets: int) -> list[dict[str, Any]]:
 
 
 def show(figures: dict[str, Any]) -> None:
-    lines, sets = figures["no_difference"], figures["sets"]
-    error = math.sqrt(0.05 * 0.95 / sets)
+    lines, sets, level = figures["no_difference"], figures["sets"], RULES.significance_level
+    error = math.sqrt(level * (1 - level) / sets)
     print(f"{figures['machine']}; {sets} simulated test sets a line; {figures['seconds']} s\n")
-    print(f"Promoted although no better (aim: at most {figures['alpha']:.0%}; standard error {error:.1%})")
+    print(f"Promoted although no better (aim: at most {figures['significance_level']:.0%}; standard error {error:.1%})")
     print(f"{'rows':>6}{'true share':>12}{'correlation':>13}  {'baselines':<20}{'ours':>7}{'bare means':>12}")
     for x in lines:
         print(

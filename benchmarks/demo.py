@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from machine import machine
 
 from finetune_pipeline.graph import STEPS
 from finetune_pipeline.store.paths import stage_folder
@@ -99,7 +99,8 @@ def prepared(folder: Path, options: argparse.Namespace, changes: dict[str, dict[
     """A data root and a home of their own in `folder`, with the task's declaration changed."""
     (folder / "data").mkdir()
     target = folder / "data" / options.task
-    shutil.copytree(ROOT / "data" / options.task, target, ignore=shutil.ignore_patterns("[0-9]_*", ".work"))
+    generated = shutil.ignore_patterns("[0-9][0-9]_*", ".work", "frozen_test.jsonl")
+    shutil.copytree(ROOT / "data" / options.task, target, ignore=generated)
     declaration = yaml.safe_load((target / "task.yaml").read_text("utf-8"))
     if options.precision:
         changes = {**changes, "train": {**changes.get("train", {}), "precision": options.precision}}
@@ -114,7 +115,7 @@ def prepared(folder: Path, options: argparse.Namespace, changes: dict[str, dict[
 
 
 def timed(task: str, folder: Path) -> float:
-    """Seconds of `finetune run`. Exit code 4 (a gate refused: the decision, say) is an outcome, not a failure."""
+    """Seconds of `finetune run`. Exit code 4 (a gate failed, such as the release decision) is an outcome."""
     env = {**os.environ, "FINETUNE_DATA": str(folder / "data"), "FINETUNE_HOME": str(folder / "home")}
     env.pop("DAGSTER_HOME", None)
     start = time.perf_counter()
@@ -165,13 +166,6 @@ def busy(loops: int) -> Iterator[None]:
         for loop in running:
             loop.kill()
             loop.wait()
-
-
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    bf16 = "bf16" if any("avx512_bf16" in line or "amx_bf16" in line for line in lines) else "no bf16"
-    return f"{name} ({bf16}), {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def show(figures: dict[str, Any]) -> None:

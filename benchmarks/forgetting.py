@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -24,6 +22,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 from finetune_pipeline.config import Train
 from finetune_pipeline.records import Silent
@@ -74,16 +74,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             run["ratio"] = round(run["seconds_a_step"] / first["seconds_a_step"], 3)
             runs.append(run)
             show(run)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
     for way in options.ways:
         mine = [run for run in runs if run["way"] == way]
         rises = [run["rise"]["general"][0] for run in mine]
         ratios = [run["ratio"] for run in mine]
         print(
             f"{way}: general loss {statistics.median(rises):+.1%} ({min(rises):+.1%} to {max(rises):+.1%}), "
-            f"{statistics.median(ratios):.2f} times the time ({min(ratios):.2f} to {max(ratios):.2f})   {machine}"
+            f"{statistics.median(ratios):.2f} times the time ({min(ratios):.2f} to {max(ratios):.2f})   {machine()}"
         )
-    return {"machine": machine, "task": options.task, "runs": runs}
+    return {"machine": machine(), "task": options.task, "runs": runs}
 
 
 def inputs(name: str) -> tuple[Any, Any, Path]:

@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sample_task import DATA, machine, sample_model, sample_rows
+from machine import machine
+from sample_task import DATA, sample_model, sample_rows
 
 NEW_TOKENS = 48
 BATCH = 32
@@ -54,6 +55,7 @@ def measure(folder: Path, rows: int, rounds: int, threads: int | None) -> dict[s
     kinds = {kind: prompts(loaded.tokenizer, kind, rows) for kind in ("zero_shot", "few_shot")}
     return {
         "machine": machine(),
+        "threads": torch.get_num_threads(),
         "model": folder.name,
         "rows": rows,
         "new_tokens": NEW_TOKENS,
@@ -150,7 +152,7 @@ def _until_end(ids: list[int], end: frozenset[int]) -> list[int]:
 
 def show(figures: dict[str, Any]) -> None:
     print(f"{figures['model']}, {figures['rows']} prompts, at most {figures['new_tokens']} new tokens each, fp32")
-    print(f"{figures['machine']}\n")
+    print(f"{figures['machine']}, {figures['threads']} threads\n")
     print(f"{'prompts':<11}{'tokens':>7}{'shared':>8}{'answers/s':>11}{'tokens/s':>10}{'peer':>8}{'ratio':>8}   same")
     for kind, f in figures["kinds"].items():
         spread = f"({f['ratio_spread'][0]} to {f['ratio_spread'][1]})"

@@ -16,7 +16,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import random
 import resource
 import subprocess
@@ -25,6 +24,8 @@ import time
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+
+from machine import machine
 
 from finetune_pipeline.records import Example, Message
 from finetune_pipeline.split.leakage import overlaps, row_similarity, user_text
@@ -46,11 +47,10 @@ def main() -> None:
         figures = {str(options.rows[0]): measured(options)}
     else:
         figures = {str(rows): in_subprocess(rows) for rows in options.rows}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     if len(options.rows) > 1 or not options.json:
-        show(figures, machine)
+        show(figures)
     if options.json:
-        print(json.dumps({**figures, "machine": machine, "load": round(os.getloadavg()[0], 1)}))
+        print(json.dumps({**figures, "machine": machine(), "load": round(os.getloadavg()[0], 1)}))
 
 
 def in_subprocess(rows: int) -> dict[str, float]:
@@ -137,8 +137,8 @@ def changed(text: Sequence[str], words: Sequence[str], share: float, random_: ra
     return " ".join(random_.choice(words) if random_.random() < share else word for word in text)
 
 
-def show(figures: dict[str, dict[str, float]], machine: str) -> None:
-    print(machine)
+def show(figures: dict[str, dict[str, float]]) -> None:
+    print(machine())
     print(f"{'rows':>10}" + "".join(f"{name:>24}" for name in next(iter(figures.values()))))
     for rows, line in figures.items():
         print(f"{int(rows):>10,}" + "".join(f"{value:>24,}" for value in line.values()))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import platform
 from pathlib import Path
 
 DATA = Path(__file__).parents[1] / "data" / "support_tickets"
@@ -29,10 +27,3 @@ def sample_rows() -> list[tuple[str, str]]:
     with (DATA / "raw" / "shop_export.csv").open(encoding="utf-8", errors="replace", newline="") as file:
         lines = [row for row in csv.DictReader(file) if len(row["message"] or "") > 20]
     return [(row["message"], json.dumps({name: row[name] or None for name in FIELDS})) for row in lines]
-
-
-def machine() -> str:
-    import torch
-
-    cores, threads = os.cpu_count(), torch.get_num_threads()
-    return f"{platform.machine()}, {cores} cores, {threads} threads, torch {torch.__version__}"

@@ -17,7 +17,6 @@ import asyncio
 import csv
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from machine import machine
 from rich.console import Console
 from rich.table import Table
 
@@ -268,7 +268,7 @@ def run() -> dict[str, dict[int, list[Measurement]]]:
 
 def summary(measurements: dict[str, dict[int, list[Measurement]]]) -> dict[str, Any]:
     """Medians over the rounds, and the ratio of the two servers per round: lowest, median, highest."""
-    figures: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "rounds": ROUNDS}
+    figures: dict[str, Any] = {"machine": machine(), "rounds": ROUNDS}
     for clients in CLIENTS:
         rows = {name: measurements[name][clients] for name in SERVERS}
         for server, rounds in rows.items():

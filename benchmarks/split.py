@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 from finetune_pipeline.config import Split
 from finetune_pipeline.records import Example, Message, content_id
@@ -67,8 +67,7 @@ def measure(parts: Sequence[list[Example]], threshold: float) -> dict[str, Any]:
         splits.append({"split": f"random, seed {seed}", **random_split(rows, threshold, seed)})
     for seed in SEEDS:
         splits.append({"split": f"ours, seed {seed}", **our_split(rows, threshold, seed)})
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    return {"rows": len(rows), "threshold": threshold, "splits": splits, "machine": machine}
+    return {"rows": len(rows), "threshold": threshold, "splits": splits, "machine": machine()}
 
 
 def random_split(rows: Sequence[Example], threshold: float, seed: int) -> dict[str, Any]:

@@ -24,7 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sample_task import DATA, machine, sample_model, sample_rows
+from machine import machine
+from sample_task import DATA, sample_model, sample_rows
 
 BATCH, RATE, SEED = 16, 1e-3, 13
 
@@ -75,6 +76,7 @@ def measure(
     last = len(ours.batches)  # steps of an epoch
     return {
         "machine": machine(),
+        "threads": torch.get_num_threads(),
         "model": folder.name,
         "layers": layers or "all",
         "rows": len(pairs),
@@ -212,7 +214,8 @@ def padded(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def show(figures: dict[str, Any]) -> None:
     """Print the report."""
-    print(f"\n{figures['model']}, layers tuned: {figures['layers']}; {figures['machine']}")
+    print(f"\n{figures['model']}, layers tuned: {figures['layers']}")
+    print(f"{figures['machine']}, {figures['threads']} threads")
     print(
         f"{figures['rows']} rows of {figures['tokens_per_row']} tokens, {figures['shared_tokens']} of them shared; "
         f"{figures['steps']} steps of {BATCH} rows\n"

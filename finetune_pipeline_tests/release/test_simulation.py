@@ -6,8 +6,6 @@ The rule for exact match is the part that could promote by chance; it runs vecto
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -16,17 +14,12 @@ import pytest
 from finetune_pipeline.config import Release
 from finetune_pipeline.release import paired_tests
 from finetune_pipeline.release.relative_change import relative_rise
+from finetune_pipeline_tests.benchmark import benchmark as load
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "decision.py"
-    spec = importlib.util.spec_from_file_location("benchmark_decision", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("decision")
 
 
 @pytest.mark.parametrize("rows", [100, 300])

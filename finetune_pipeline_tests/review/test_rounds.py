@@ -68,7 +68,9 @@ def test_rounds_are_stored_with_the_verdicts_and_survive_deleted_artifacts(store
     written = sorted(path.name for path in Path(str(history.rounds_folder(store))).iterdir())
     assert written == ["1.decided.json", "1.json"]
     assert history.rounds_folder(store).parent == store.root / "review" == verdict_store.verdicts_folder(store).parent
-    for folder in Path(str(store.root)).glob("[0-9]_*"):
+    artifacts = list(Path(str(store.root)).glob("[0-9][0-9]_*"))
+    assert artifacts
+    for folder in artifacts:
         shutil.rmtree(folder)
     finished(store, "base_model", {"base_model.json": {}})
     cleaned(store, ROWS[1:])
