@@ -13,6 +13,7 @@ from finetune_pipeline.baseline.answering import ANSWERS, AnswerCounts, AnswerRe
 from finetune_pipeline.baseline.prompts import PROMPTED, Chat, prompts
 from finetune_pipeline.inference.generate import Generation, encode, generate, label_choice
 from finetune_pipeline.inference.loading import Loaded, load
+from finetune_pipeline.inference.model_family import max_sequence_tokens
 from finetune_pipeline.records import Example, Reporter
 
 
@@ -63,10 +64,10 @@ def _generate(
     task, limit = request.task, request.max_new_tokens
     answered = log.of(variant)
     remaining = [row for row in tests if row.id not in answered]
-    window = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    longest = max_sequence_tokens(loaded.model.config)
 
     def fits(chat: Chat) -> bool:
-        return len(encode(loaded.tokenizer, chat)) + limit <= window
+        return len(encode(loaded.tokenizer, chat)) + limit <= longest
 
     chats = prompts(variant, train, remaining, task.prompt.system, task.answer, task.baseline.shots, fits)
     how = Generation(variant, limit, task.evaluate.batch_size)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_pipeline.errors import ModelError
 from finetune_pipeline.inference.attention import BatchLayout, PrefillSlice, attending
 from finetune_pipeline.inference.kv_cache import KVCache
-from finetune_pipeline.inference.model_family import HINT
+from finetune_pipeline.inference.model_family import HINT, max_sequence_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,9 +73,9 @@ class BatchedModel:
             self.cache.keep_as_prefix(len(self.prefix))
 
     @property
-    def context(self) -> int | None:
-        """The model's context in tokens; None when its configuration has none."""
-        return getattr(self._config, "max_position_embeddings", None)
+    def max_tokens(self) -> int:
+        """The longest sequence, prompt and answer, in tokens."""
+        return max_sequence_tokens(self._config)
 
     def base(self, prompt: Sequence[int]) -> int:
         """The number of the prompt's tokens that come from the prefix: all, or 0. One token or more is its own."""

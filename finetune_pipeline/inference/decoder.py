@@ -162,7 +162,7 @@ class Decoder:
         if request.seed not in SEEDS:
             raise DataError(f"request {request.id}: the seed {request.seed} is out of range", "use at most 64 bits")
         total = len(request.prompt_ids) + request.max_new_tokens
-        limit = min(self._max_cached, self._model.context or self._max_cached)
+        limit = min(self._max_cached, self._model.max_tokens)
         if not request.prompt_ids or request.max_new_tokens < 1:
             raise DataError(
                 f"request {request.id} has no prompt or no room for an answer", "use at least one token for each"

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from finetune_pipeline.inference.batched_forward import BatchedModel, PrefillSequence
 from finetune_pipeline.inference.generate import Messages, encode
 from finetune_pipeline.inference.loading import Loaded
-from finetune_pipeline.inference.model_family import max_sequence_tokens
+from finetune_pipeline.inference.model_family import within_limit
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import SILENT, Reporter
@@ -51,16 +51,12 @@ def fitting(
     loaded: Loaded, rows: Mapping[str, tuple[Messages, str]], what: str, report: Reporter
 ) -> dict[str, tuple[Messages, str]]:
     """The rows within the model's limit of tokens. The number of skipped rows is logged as `what`."""
-    limit = max_sequence_tokens(loaded.model.config)
-    lengths = {
-        key: len(encode(loaded.tokenizer, messages)) + len(_tokens(loaded, completion))
-        for key, (messages, completion) in rows.items()
-    }
-    kept = {key: row for key, row in rows.items() if lengths[key] <= limit}
-    if len(kept) < len(rows):
-        skipped = len(rows) - len(kept)
-        report.log(f"{skipped} of {len(rows)} {what} are skipped: longer than the model's {limit} tokens")
-    return kept
+
+    def tokens(key: str) -> int:
+        messages, completion = rows[key]
+        return len(encode(loaded.tokenizer, messages)) + len(_tokens(loaded, completion))
+
+    return {key: rows[key] for key in within_limit(rows, tokens, loaded.model.config, what, report)}
 
 
 def _tokens(loaded: Loaded, text: str) -> list[int]:

@@ -23,6 +23,7 @@ from finetune_pipeline.inference.adapter_files import adapter_config, adapter_er
 from finetune_pipeline.inference.chat_template import end_ids
 from finetune_pipeline.inference.fused_lora import use_fused_lora
 from finetune_pipeline.inference.weight_layout import column_major
+from finetune_pipeline.store import models_folder
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,31 @@ def load(base: Path, adapter: Path | None = None) -> Loaded:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
+    with base_errors(base):
         model = AutoModelForCausalLM.from_pretrained(
             base, dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
         tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the base model in {base} cannot be loaded: {error}", "run the asset base_model again"
-        ) from error
     eos_ids = end_ids(model, tokenizer)
     if adapter is not None:
         model = attach(model, adapter)
     column_major(model.eval())
     return Loaded(model, tokenizer, eos_ids)
+
+
+@contextmanager
+def base_errors(base: Path) -> Iterator[None]:
+    """A block that loads the base model in the folder `base`: what transformers and safetensors raise for missing,
+    damaged or unknown files becomes ModelError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        hint = "put its files back, or choose another base model"
+        if base.is_relative_to(models_folder()):
+            hint = f"delete the folder {base} and run again: it is converted or downloaded again"
+        raise ModelError(f"the base model in {base} cannot be loaded: {error}", hint) from error
 
 
 def attach(model: Any, adapter: Path, name: str = "tuned") -> Any:

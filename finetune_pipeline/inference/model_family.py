@@ -3,6 +3,7 @@
     parts = decoder_parts(model)                              # its decoder layers, final norm and output head
     require_plain_attention(module, {"softcap": 50.0}, 300)   # ModelError: Gemma2Attention uses `softcap` …
     max_sequence_tokens(model.config)                         # 8192
+    within_limit(rows, len, model.config, "rows", report)     # those of at most 8192 tokens
 
 Nothing else depends on the family: LoRA targets are found in the modules (train/adapter.py), attention goes through
 transformers' `AttentionInterface` (inference/attention.py, train/packed_attention.py), and before its first step a
@@ -12,13 +13,15 @@ that computes something else is refused, not trained wrongly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune_pipeline.errors import ModelError
+from finetune_pipeline.records import Reporter
 
+Row = TypeVar("Row")
 FAMILIES = "Llama, Qwen, Mistral, SmolLM, Phi"  # those that the tests cover
 HINT = f"choose a base model of one of these families: {FAMILIES}"
 # Settings that transformers passes to the attention function, and that the attention functions of this project do not
@@ -91,6 +94,19 @@ def max_sequence_tokens(config: Any) -> int:
     if window is None or (layer_types is not None and "sliding_attention" not in layer_types):
         return context
     return min(context, int(window))
+
+
+def within_limit(
+    rows: Iterable[Row], tokens: Callable[[Row], int], config: Any, what: str, report: Reporter
+) -> list[Row]:
+    """The rows of at most `max_sequence_tokens`; `tokens` counts those of a row. How many are left out is logged, with
+    `what` as their name."""
+    rows, limit = list(rows), max_sequence_tokens(config)
+    kept = [row for row in rows if tokens(row) <= limit]
+    if len(kept) < len(rows):
+        skipped = len(rows) - len(kept)
+        report.log(f"{skipped} of {len(rows)} {what} are skipped: longer than the model's {limit} tokens")
+    return kept
 
 
 def require_plain_attention(module: Any, arguments: Mapping[str, Any], longest: int) -> None:

@@ -1,8 +1,8 @@
 """The audit of the tokenized training rows before the first step: what will be learned, and which rows are faulty.
 
-    audit(rows, end_ids, context=8192, prefix_tokens=367).passed      # False: a row is longer than the context
+    audit(rows, end_ids, max_tokens=8192, prefix_tokens=367).passed      # False: a row is longer than the limit
 
-It finds faults that do not show in the loss curve: rows without supervised tokens or cut at the context, an
+It finds faults that do not show in the loss curve: rows without supervised tokens or beyond the model's limit, an
 end-of-turn token that is never trained (the model then never stops), and a chat template that differs between training
 and serving.
 """
@@ -40,16 +40,16 @@ class Audit:
         return asdict(self) | {"supervised_share": self.supervised_tokens / max(1, self.tokens)}
 
 
-def audit(rows: Sequence[TokenizedExample], end_ids: frozenset[int], context: int, prefix_tokens: int) -> Audit:
-    """Check every row. `end_ids`: the end-of-turn tokens; `context`: the model's limit in tokens."""
+def audit(rows: Sequence[TokenizedExample], end_ids: frozenset[int], max_tokens: int, prefix_tokens: int) -> Audit:
+    """Check every row. `end_ids`: the end-of-turn tokens; `max_tokens`: the model's limit (model_family.py)."""
     unsupervised = [row.id for row in rows if len(row.completion) < 2]  # nothing but the end-of-turn token
     without_end = [row.id for row in rows if not row.completion or row.completion[-1] not in end_ids]
-    too_long = [row.id for row in rows if len(row.ids) > context]
+    too_long = [row.id for row in rows if len(row.ids) > max_tokens]
     other_prompt = [row.id for row in rows if not row.prompt_matches]
     checks = (
         _no_rows("every row has supervised tokens", unsupervised),
         _no_rows("the end-of-turn token is trained in every row", without_end),
-        _no_rows(f"no row is longer than the model's {context} tokens", too_long),
+        _no_rows(f"no row is longer than the model's {max_tokens} tokens", too_long),
         _no_rows("training renders the prompt as serving does", other_prompt),
     )
     lengths = [len(row.completion) for row in rows]

@@ -19,7 +19,8 @@ from finetune_pipeline.backends.peak_memory import PeakMemory
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import TrainingFailed
 from finetune_pipeline.inference.chat_template import end_ids
-from finetune_pipeline.inference.model_family import decoder_parts, max_sequence_tokens
+from finetune_pipeline.inference.loading import base_errors
+from finetune_pipeline.inference.model_family import decoder_parts, max_sequence_tokens, within_limit
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.device import kind, name_of, uses_bf16
 from finetune_pipeline.models.model_files import writing
@@ -99,7 +100,7 @@ def assemble(spec: TrainingSpec, report: Reporter = SILENT) -> TrainingSetup:
     if not rows["train"]:
         raise TrainingFailed("there are no rows to train on", "read the accounting of data_split")
     prefix = common_prefix([row.prompt for split in rows.values() for row in split])
-    audited = audit(rows["train"], ends, model.config.max_position_embeddings, len(prefix))
+    audited = audit(rows["train"], ends, max_sequence_tokens(model.config), len(prefix))
     _require_passed(audited, spec.out)
     wrapped = with_adapter(model, rules)
     forward_check.check(model, prefix, [*rows["train"], *rows["validation"]])
@@ -133,14 +134,15 @@ def _train_in_mlflow_run(
 def load(base: Path, rules: Train) -> tuple[Any, Any, frozenset[int]]:
     """Base model (weights in bf16 only where that is fast), tokenizer, and the ids of the end-of-turn tokens.
 
-    ModelError when the layout of its modules is unknown."""
+    ModelError when they cannot be loaded, or the layout of the model's modules is unknown."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     dtype = torch.bfloat16 if uses_bf16(rules.precision) else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True, use_safetensors=True)
+    with base_errors(base):
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     decoder_parts(model)
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     return model.to(kind()), tokenizer, end_ids(model, tokenizer)
 
 
@@ -151,14 +153,11 @@ def replay_for(
     `train.keep_general.weight` is 0."""
     if not rules.keep_general.weight:
         return None
-    texts, limit = tokenize(general_texts(), tokenizer, "", end_ids), max_sequence_tokens(wrapped.config)
-    fitting = [text for text in texts if len(text.ids) <= limit]
-    if len(fitting) < len(texts):
-        skipped = len(texts) - len(fitting)
-        report.log(f"{skipped} of {len(texts)} general texts are skipped: longer than the model's {limit} tokens")
-    if not fitting:
+    texts = tokenize(general_texts(), tokenizer, "", end_ids)
+    texts = within_limit(texts, lambda text: len(text.ids), wrapped.config, "general texts", report)
+    if not texts:
         return None
-    return Replay(packed, fitting, rules.keep_general, rules.seed, wrapped.disable_adapter, uses_bf16(rules.precision))
+    return Replay(packed, texts, rules.keep_general, rules.seed, wrapped.disable_adapter, uses_bf16(rules.precision))
 
 
 def save_adapter(wrapped: Any, out: Path, base_id: str) -> None:

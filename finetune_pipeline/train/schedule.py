@@ -1,7 +1,7 @@
 """Batches and learning rate of every optimizer step, as functions of seed and step: a resumed training is the same.
 
-batch_at(0, rows=12, rules)                  # [7, 2, 11, 4]: indices of the rows
-learning_rate_at(40, total=94, rules)        # 0.00015
+batch_at(0, 12, Train(batch_size=4))         # [9, 5, 0, 3]: indices of the rows
+learning_rate_at(40, 94, Train())            # 0.000133
 """
 
 from __future__ import annotations

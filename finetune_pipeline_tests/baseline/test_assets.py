@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,27 @@ def test_every_variant_answers_every_test_row(
     assert result.summary["rows"] == TEST_ROWS
     assert result.unfinished == store.local_root / "07_baseline" / "answers" / "key"  # removed once stored
     assert "<svg" in (context.out / "report.html").read_text("utf-8")
+
+
+def test_few_shot_prompts_have_fewer_examples_where_the_attention_window_is_short(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny model as a Mistral, whose weights have the same names; its context is much longer than its window."""
+    folder, limit, window = Path(shutil.copytree(tiny_model, tmp_path / "windowed")), 8, 80
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    store, declared = task_store(tmp_path, monkeypatch), color_task(folder)
+    declared = declared.model_copy(
+        update={"evaluate": declared.evaluate.model_copy(update={"max_new_tokens": limit})},
+    )
+    context = stage_context(declared, store, tmp_path, **base_and_split(store, declared))
+    request = answer_request(context, tmp_path / "answers", ["zero_shot", "few_shot"])
+    job.run(request, Silent())
+    log = AnswerFile(tmp_path / "answers" / "answers.jsonl")
+    zero, few = ({id_: row.prompt_tokens for id_, row in log.of(name).items()} for name in request.variants)
+    assert len(few) == TEST_ROWS and all(few[id_] > zero[id_] for id_ in zero)
+    assert all(tokens + limit <= window for tokens in few.values())
 
 
 def test_a_cancelled_job_resumes_after_the_last_whole_line(

@@ -198,9 +198,8 @@ def test_a_sequence_longer_than_the_attention_window_is_refused() -> None:
     decoder = Decoder(MistralForCausalLM(config).eval(), {0})
     decoder.add_request([Request("short", [1, 2, 3], 2)])
     run(decoder)
-    decoder.add_request([Request("long", list(range(1, 13)), 2)])
-    with pytest.raises(ModelError, match="12 tokens is longer than the attention window of 8"):
-        decoder.step()
+    with pytest.raises(DataError, match="12 prompt tokens and 2 for the answer are more than the limit of 8"):
+        decoder.add_request([Request("long", list(range(1, 13)), 2)])
 
 
 def test_an_error_in_one_sequence_does_not_affect_the_others(loaded: Loaded) -> None:

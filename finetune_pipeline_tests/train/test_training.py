@@ -202,27 +202,37 @@ def test_a_checkpoint_folder_that_cannot_be_written_is_an_error(tiny_model: Path
         checkpoint.save(tmp_path / "file", checkpoint.TrainingState(step=1), setup.weights, setup.optimizer)
 
 
-@pytest.mark.parametrize("family", ["granite", "gemma2"])
-def test_the_job_refuses_a_family_with_another_loss(tiny_model: Path, tmp_path: Path, family: str) -> None:
-    base = tmp_path / family
+def spec_of(family: str, tiny_model: Path, folder: Path, count: int, **sizes: Any) -> TrainingSpec:
+    """A training of `count` rows with a model of the family and the tokenizer of the tiny model."""
+    base = folder / family
     shutil.copytree(tiny_model, base)
-    tiny(family, vocab_size=384).save_pretrained(base)
-    write_jsonl(tmp_path / "rows.jsonl", rows(4))
-    spec = TrainingSpec(
+    tiny(family, vocab_size=384, **sizes).save_pretrained(base)
+    write_jsonl(folder / "rows.jsonl", rows(count))
+    return TrainingSpec(
         task="colors",
         base=base,
         base_id=family,
-        train=tmp_path / "rows.jsonl",
-        validation=tmp_path / "rows.jsonl",
+        train=folder / "rows.jsonl",
+        validation=folder / "rows.jsonl",
         system=SYSTEM,
         rules=RULES,
-        checkpoints=tmp_path,
-        out=tmp_path,
+        checkpoints=folder,
+        out=folder,
         params={},
         dataset_name="colors",
         dataset_digest="d1",
     )
+
+
+@pytest.mark.parametrize("family", ["granite", "gemma2"])
+def test_the_job_refuses_a_family_with_another_loss(tiny_model: Path, tmp_path: Path, family: str) -> None:
     with pytest.raises(ModelError, match=f"(?i){family}ForCausalLM"):
+        job.assemble(spec_of(family, tiny_model, tmp_path, count=2))
+
+
+def test_the_audit_names_the_rows_that_are_longer_than_the_attention_window(tiny_model: Path, tmp_path: Path) -> None:
+    spec = spec_of("mistral_window", tiny_model, tmp_path, count=4, sliding_window=64)
+    with pytest.raises(TrainingFailed, match="no row is longer than the model's 64 tokens: 2 rows: row2, row3"):
         job.assemble(spec)
 
 
