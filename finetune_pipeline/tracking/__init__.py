@@ -1,6 +1,6 @@
 """MLflow: one experiment per task, one run per training, model versions with aliases. No other package imports mlflow.
 
-    with tracking.training_run("support_tickets", None, {"rank": 16}, {"dataset": "9f1c…"}) as run:
+    with tracking.training_run("support_tickets", None, {"lora.r": 16}, {"data": "9f1c…"}) as run:
         run.log_metrics({"loss": 0.31}, step=12)
         run.log_artifacts(folder, "adapter")
     version = tracking.register("support_tickets", run.run_id, "adapter", {"adapter": "4be0…"}, "description")
@@ -10,23 +10,7 @@ The server is $MLFLOW_TRACKING_URI, by default SQLite in the home folder; MLflow
 takes seconds, so it happens in the functions that need it.
 """
 
-from finetune_pipeline.tracking.registry import (
-    alias_version,
-    delete_alias,
-    find_version,
-    register,
-    set_alias,
-    version_tags,
-)
+from finetune_pipeline.tracking.registry import find_version, register, set_alias
 from finetune_pipeline.tracking.runs import Run, training_run
 
-__all__ = [
-    "Run",
-    "alias_version",
-    "delete_alias",
-    "find_version",
-    "register",
-    "set_alias",
-    "training_run",
-    "version_tags",
-]
+__all__ = ["Run", "find_version", "register", "set_alias", "training_run"]

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from finetune_pipeline.errors import StorageError
-from finetune_pipeline.tracking.client import connect, mlflow_call, none_if_missing, server
+from finetune_pipeline.tracking.client import connect, mlflow_call
 
 
 @mlflow_call("register a model")
@@ -44,29 +43,3 @@ def find_version(name: str, tag: str, value: str) -> int | None:
 @mlflow_call("set an alias")
 def set_alias(name: str, alias: str, version: int) -> None:
     connect().MlflowClient().set_registered_model_alias(name, alias, str(version))
-
-
-@mlflow_call("delete an alias")
-def delete_alias(name: str, alias: str) -> None:
-    """Delete an alias if it exists."""
-    if alias_version(name, alias) is not None:
-        connect().MlflowClient().delete_registered_model_alias(name, alias)
-
-
-@mlflow_call("look up an alias")
-def alias_version(name: str, alias: str) -> int | None:
-    """The version an alias points to, or None (no such alias, no such model)."""
-    models = connect().MlflowClient().search_registered_models(f"name = '{name}'")
-    version = models[0].aliases.get(alias) if models else None
-    return int(version) if version is not None else None
-
-
-@mlflow_call("read the tags of a version")
-def version_tags(name: str, version: int) -> dict[str, str]:
-    """The tags a version was registered with. StorageError when there is no such version."""
-    registered = none_if_missing(lambda: connect().MlflowClient().get_model_version(name, str(version)))
-    if registered is None:
-        raise StorageError(
-            f"MLflow at {server()} has no version {version} of {name}", "see `finetune status` for the versions"
-        )
-    return dict(registered.tags)

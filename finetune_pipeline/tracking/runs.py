@@ -1,6 +1,6 @@
 """One MLflow run per training: parameters, metrics, dataset, files; a resumed training continues its run.
 
-    with training_run("support_tickets", state.run_id, {"rank": 16}) as run:
+    with training_run("support_tickets", state.run_id, {"lora.r": 16}) as run:
         run.log_metrics({"loss": 0.31}, step=12)
 
 A run ends as FINISHED, FAILED, or KILLED (cancelled, to be resumed). An MLflow that stops or hangs during a run does
@@ -49,10 +49,6 @@ class Run:
         dataset = Dataset(name, digest[:36], "local", name, profile=f'{{"num_rows": {rows}}}')
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
         _warn_on_failure("the dataset", lambda: connect().MlflowClient().log_inputs(self.run_id, datasets=inputs))
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        for name, value in tags.items():
-            _warn_on_failure("a tag", lambda name=name, value=value: _set_tag(self.run_id, name, value))  # type: ignore[misc]
 
 
 @contextmanager
@@ -107,10 +103,6 @@ def _log_batch(run_id: str, item: Metrics) -> None:
 
     metrics = [Metric(name, value, item.timestamp_ms, item.step) for name, value in item.values.items()]
     connect().MlflowClient().log_batch(run_id, metrics)
-
-
-def _set_tag(run_id: str, name: str, value: str) -> None:
-    connect().MlflowClient().set_tag(run_id, name, value)
 
 
 def _warn_on_failure(what: str, send: Callable[[], object]) -> bool:

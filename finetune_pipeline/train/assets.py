@@ -8,7 +8,9 @@ training has finished; another run with the same key resumes from them.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from finetune_pipeline.backends import local
 from finetune_pipeline.models.model_source import folder_of
@@ -72,7 +74,16 @@ def _spec(context: StageContext, job: Path) -> TrainingSpec:
         rules=task.train,
         checkpoints=job / "steps",
         out=context.out.absolute(),
-        params={**task.train.model_dump(mode="json"), "base": base_id, "key": context.key},
+        params={**_flat(task.train.model_dump(mode="json")), "base": base_id, "key": context.key},
         dataset_name=f"{task.name}/data_split",
         dataset_digest=split.content_hash,
     )
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a section by their dotted names in task.yaml: {"lora.r": 16, …}. MLflow would keep a nested
+    section as one text."""
+    flat: dict[str, Any] = {}
+    for name, value in section.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

@@ -18,6 +18,7 @@ from finetune_pipeline.release.card import LANGUAGE
 from finetune_pipeline.release.evidence import dependent_rows
 from finetune_pipeline.store import StageContext, StageResult, TaskStore, require_verdict
 from finetune_pipeline_tests.artifacts import example, finished, stage_context, task, task_store
+from finetune_pipeline_tests.mlflow_registry import alias_version, version_tags
 from finetune_pipeline_tests.release.evidence import bits, losses, scores
 
 ROWS = 100
@@ -215,19 +216,17 @@ def test_registration_is_complete_and_happens_once(
 ) -> None:
     from huggingface_hub import ModelCard
 
-    from finetune_pipeline import tracking
-
     inputs = inputs_of(store, trained(store, "w1"), GOOD)
     decision = decided(inputs)
     registered = register(store, tmp_path, inputs, decision)
     facts = registered.json("model.json")
-    assert facts["version"] == tracking.alias_version(store.task, "challenger") == 1
+    assert facts["version"] == alias_version(store.task, "challenger") == 1
     assert facts["adapter"] == inputs["adapter"].content_hash
     assert facts["evaluation"] == inputs["eval_report"].content_hash
-    tags = tracking.version_tags(store.task, 1)
+    tags = version_tags(store.task, 1)
     assert (tags["adapter"], tags["decision"]) == (inputs["adapter"].content_hash, decision.content_hash)
     assert (tags["data"], tags["license"]) == (inputs["data_split"].content_hash, "apache-2.0")
-    assert tracking.alias_version(store.task, "champion") is None  # that is the deployment's, after parity
+    assert alias_version(store.task, "champion") is None  # that is the deployment's, after parity
 
     head = ModelCard.load(registered.path("MODEL_CARD.md")).data
     assert (head.base_model, head.license, head.language) == ("tiny/base", "apache-2.0", LANGUAGE)
@@ -241,7 +240,7 @@ def test_registration_is_complete_and_happens_once(
 
     other = inputs_of(store, trained(store, "w2"), GOOD)
     assert register(store, tmp_path, other, decided(other)).json("model.json")["version"] == 2
-    assert tracking.alias_version(store.task, "challenger") == 2
+    assert alias_version(store.task, "challenger") == 2
 
 
 def test_only_a_promotion_of_this_adapter_and_evaluation_is_registered(

@@ -23,6 +23,7 @@ from finetune_pipeline.serve.replay import CONCURRENCY, replay
 from finetune_pipeline.serve.rollback import rollback, unhold
 from finetune_pipeline.store import home, traffic_folder
 from finetune_pipeline.tracking.client import connect
+from finetune_pipeline_tests.mlflow_registry import alias_version
 from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, ROWS, TEST, Deployed, RunningEndpoint, declare, running
 
 MakeAdapter = Callable[[int], Path]
@@ -114,7 +115,7 @@ def test_first_deployment_then_a_second_then_rollback_then_unhold(deployment: De
     report = deployed_first.json("endpoint.json")
     assert report["champion"]["version"] == 1 and report["sample"]["tuned"] != report["sample"]["base"]
     assert len(list(deployed_first.path("parity.jsonl").read_text().splitlines())) == ROWS
-    assert tracking.alias_version("parcels", "champion") == 1
+    assert alias_version("parcels", "champion") == 1
     assert deploy(task).key == deployed_first.key  # unchanged: it is not deployed again
 
     candidate(task, 2, second, evaluated_answers(task, second))
@@ -124,7 +125,7 @@ def test_first_deployment_then_a_second_then_rollback_then_unhold(deployment: De
 
     assert "version 1 serves again" in rollback("parcels", "complaints")
     deployment.server.wait_until_serves("parcels", 1)
-    assert tracking.alias_version("parcels", "champion") == 1
+    assert alias_version("parcels", "champion") == 1
     held = deploy(task)
     assert held.key != deployed_second.key and held.verdict is not None and not held.verdict.passed
     assert (
@@ -169,7 +170,7 @@ def test_parity_fails_when_another_adapter_was_evaluated(deployment: Deployment)
     assert "served equals evaluated" in failed.verdict.summary and TEST[0].id in failed.verdict.summary
     assert deployment_state.read(task.store).champion.version == 1  # type: ignore[union-attr]
     assert deployment_state.read(task.store).challenger is None
-    assert tracking.alias_version("unlike", "champion") == 1
+    assert alias_version("unlike", "champion") == 1
     assert deployment.server.status("unlike")["champion"]["version"] == 1
     assert failed.json("endpoint.json")["champion"]["version"] == 1
 
@@ -230,7 +231,7 @@ def test_a_rollback_during_a_deployment_is_kept(deployment: Deployment, monkeypa
         assert state.champion is not None and state.champion.version == serves and len(state.held) == held
         assert state.challenger is None
         deployment.server.wait_until_serves("crossed", serves)
-        assert tracking.alias_version("crossed", "champion") == serves
+        assert alias_version("crossed", "champion") == serves
 
 
 def test_an_unreachable_registry_stops_no_rollback_and_no_deployment(
