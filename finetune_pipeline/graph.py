@@ -270,6 +270,7 @@ STEPS: tuple[Step, ...] = (
         needs=("release_decision", "eval_report", "adapter", "data_split", "base_model"),
         gates=(("release_decision", "eval_report"),),
         config_sections=("base", "use", "sources", "prompt", "description"),
+        version="2",
         always_new=True,
         kinds=("mlflow",),
         description="A version in MLflow's registry with model card, license, lineage and checksums.",

@@ -22,7 +22,9 @@ class Base(Section):
         description="SPDX identifier of the license of the weights, e.g. apache-2.0; checked against `use`."
     )
     license_approval: str | None = Field(
-        None, description="Who approved this license for this use, and why, if the built-in table does not list it."
+        None,
+        description="Who approved this license for this use, and why; needed where the built-in table does not list it "
+        "or does not allow the use.",
     )
 
     @model_validator(mode="after")

@@ -40,7 +40,9 @@ class Task(Section):
         description="Who answers for the task: `team:support`, or e-mail addresses. Shown with every asset in Dagster.",
     )
     use: Literal["research", "internal", "commercial"] = Field(
-        "internal", description="Use of the model; the licenses of base model and data have to permit it."
+        "internal",
+        description="Use of the model; the license of the base model is checked against it. The licenses of the data "
+        "are listed in the model card.",
     )
     prompt: Prompt = Prompt()
     answer: AnswerFormat = AnswerFormat()

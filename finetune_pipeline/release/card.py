@@ -26,10 +26,11 @@ from finetune_pipeline.statistics.formatting import percent
 
 LANGUAGE = "und"  # ISO 639 "undetermined": the declaration names no language, and a guess would read as a fact
 USES = {
-    "research": "Research only: the declared use is research, and licenses were checked for that use only.",
-    "internal": "Inside the organization that trained it; licenses were checked for internal use.",
-    "commercial": "Commercial use; the licenses of base model and data were checked for it.",
+    "research": "Research only; the license of the base model was checked for no other use.",
+    "internal": "Inside the organization that trained it; the license of the base model was checked for internal use.",
+    "commercial": "Commercial use; the license of the base model was checked for it.",
 }
+DATA_LICENSES = "The licenses of the data are listed below and were not checked."
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +100,11 @@ def _head(model: Registration) -> str:
 
 def _use(task: Task) -> str:
     formats = {"json": "one JSON object of the declared schema", "label": "one of the declared labels", "text": "text"}
+    approval = f" Approval of that license: {task.base.license_approval}." if task.base.license_approval else ""
     return (
-        f"{USES[task.use]} It answers one kind of message with {formats[task.answer.format]}, with the prompt "
-        "it was trained with. Other uses were not measured and are not intended: open conversation, advice to people, "
-        "decisions about people without human review."
+        f"{USES[task.use]}{approval} {DATA_LICENSES} It answers one kind of message with "
+        f"{formats[task.answer.format]}, with the prompt it was trained with. Other uses were not measured and are not "
+        "intended: open conversation, advice to people, decisions about people without human review."
     )
 
 

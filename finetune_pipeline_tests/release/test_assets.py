@@ -37,6 +37,7 @@ def declared() -> Task:
         description="Sorts messages about parcels.",
         answer={"format": "label", "labels": ["delivery", "returns"]},
         sources=[{"path": "raw/test.csv", "license": "CC0-1.0"}],
+        base={"path": "model", "license": "apache-2.0", "license_approval": "the legal department"},
     )
 
 
@@ -234,6 +235,7 @@ def test_registration_is_complete_and_happens_once(
     text = registered.path("MODEL_CARD.md").read_text("utf-8")
     assert inputs["adapter"].manifest["files"]["adapter_model.safetensors"]["sha256"] in text
     assert "| dropped by clean: html | 40 |" in text
+    assert "checked for internal use. Approval of that license: the legal department. The licenses of the data" in text
 
     again = register(store, tmp_path, inputs, decision)
     assert (again.json("model.json")["version"], again.summary["new"]) == (1, False)
