@@ -45,7 +45,7 @@ class Train(Section):
         2e-4,
         gt=0,
         le=1,
-        description="Peak learning rate; small models need a higher one (1e-3), large models a lower one.",
+        description="Peak learning rate; about 2e-3 at 100 million parameters, 2e-4 at billions.",
     )
     warmup_ratio: Share = Field(
         0.05,

@@ -245,14 +245,14 @@ def test_a_task_on_an_object_store_has_no_local_root() -> None:
 
 
 def test_write_atomic_replaces_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "desired.json"
+    path = tmp_path / "deployment_state.json"
     stores.write_atomic(path, "old")
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match=r"no room left to write .*desired\.json.*GB free"):
+    with pytest.raises(StorageError, match=r"no room left to write .*deployment_state\.json.*GB free"):
         stores.write_atomic(path, "new")
     assert path.read_text("utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
