@@ -61,13 +61,13 @@ class Engine:
     def __init__(self, base: Path, max_sequences: int = MAX_SEQUENCES, max_requests: int = MAX_REQUESTS) -> None:
         """Load the base model in the folder `base`. ModelError when it cannot be loaded."""
         from finetune_pipeline.inference.loading import load
+        from finetune_pipeline.inference.model_family import max_sequence_tokens
 
         loaded = load(base)
         self.tokenizer = loaded.tokenizer
         self._adapters = Adapters(loaded.model)
         self._decoders = DecoderPool(loaded.model, loaded.eos_ids, self._adapters, max_sequences)
-        declared = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or CACHED_TOKENS
-        self.context = min(int(declared), CACHED_TOKENS)
+        self.context = min(max_sequence_tokens(loaded.model.config), CACHED_TOKENS)
         self._max_requests = max_requests
         self._leases = AdapterLeases()
         self._pending: dict[str, _Pending] = {}
