@@ -11,9 +11,9 @@ becomes an external asset of the group `_broken_tasks` that reports the error. T
     review_sample   10 % for the experts
     expert_review   their verdicts                         gate: 95 % approved, with the exact bound
     data_split      train, validation, test                gate: no overlap
-    baseline_report what prompting reaches
+    baseline_report what prompting and a classical model reach
     adapter         LoRA                                   gate: learns and converges
-    eval_report     base, prompted, tuned
+    eval_report     prompts, classical model, live version, tuned model
     release_decision                                       gate: PROMOTE, REJECT or INCONCLUSIVE
     registered_model    a version in MLflow's registry
     deployed_endpoint                                      gate: parity of served and evaluated answers

@@ -3,7 +3,8 @@
     FinetuneError               exit 1   base class, never raised itself
     ├── DeclarationError        exit 2   task.yaml is invalid; lists every problem
     ├── DataError               exit 3   a source or another input cannot be read, or is empty
-    ├── GateRefused             exit 4   a gate failed, or has no verdict for this data yet
+    ├── GateRefused             exit 4   a gate failed or has no verdict for this data yet, or an input is missing or
+    │                                    belongs to another artifact
     ├── WaitingForPeople        exit 5   not a failure: rows have to be reviewed first
     ├── ModelError              exit 6   the base model is missing, not pinned, or its license forbids the use
     ├── TrainingFailed          exit 7   the training process stopped or diverged
@@ -57,7 +58,7 @@ class DataError(FinetuneError):
 
 
 class GateRefused(FinetuneError):
-    """A gate failed, has no verdict yet, or its verdict is about other data."""
+    """A gate failed or has no verdict for this data yet, or an input is missing or belongs to another artifact."""
 
     exit_code = 4
 

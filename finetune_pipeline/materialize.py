@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from finetune_pipeline.backends.peak_memory import PeakMemory
 from finetune_pipeline.config import Task, load_task
@@ -25,6 +25,8 @@ from finetune_pipeline.graph import BY_NAME, STEPS, Step
 from finetune_pipeline.records import SILENT, Artifact, Json, Reporter, content_id
 from finetune_pipeline.store import StageContext, StageResult, TaskStore, is_full, require_verdict, storage_error
 
+State: TypeAlias = Literal["fresh", "stale", "missing"]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -32,7 +34,7 @@ class Plan:
     `artifact` is the one that materializing would return if it exists, else the current one."""
 
     asset: str
-    state: Literal["fresh", "stale", "missing"]
+    state: State
     artifact: Artifact | None
     key: str | None = None
 
@@ -152,7 +154,7 @@ def _make(
         context = StageContext(task, store, inputs, out, key, now, report, fingerprint)
         try:
             with PeakMemory() as peak:
-                outcome: StageResult = function(step.make)(context)
+                result: StageResult = function(step.make)(context)
         except OSError as error:
             if is_full(error):
                 raise storage_error(error, str(out)) from error
@@ -165,12 +167,12 @@ def _make(
             "fingerprint": fingerprint,
             "inputs": {name: a.content_hash for name, a in inputs.items()},
             "declaration": declared_values(step, task),
-            "summary": dict(outcome.summary),
-            "verdict": outcome.verdict.to_json() if outcome.verdict else None,
+            "summary": dict(result.summary),
+            "verdict": result.verdict.to_json() if result.verdict else None,
         }
         artifact = store.commit(step.asset, key, out, facts)
-        if outcome.unfinished:  # only after the commit: on a full disk or after a kill, the next run continues from it
-            shutil.rmtree(outcome.unfinished, ignore_errors=True)
+        if result.unfinished:  # only after the commit: on a full disk or after a kill, the next run continues from it
+            shutil.rmtree(result.unfinished, ignore_errors=True)
         return artifact
 
 
@@ -184,9 +186,9 @@ def plan(task: Task, store: TaskStore) -> list[Plan]:
             key = step_key(step, task, store, {name: known[name] for name in step.needs})
             fresh = artifact is not None and artifact.inputs_key == key
             found = artifact if fresh else store.latest(step.asset, key)
+            state: State = "fresh" if fresh else "stale" if artifact else "missing"
             if found:
                 known[step.asset] = found
-            state: Literal["fresh", "stale", "missing"] = "fresh" if fresh else "stale" if artifact else "missing"
             plans.append(Plan(step.asset, state, found or artifact, key))
         else:
             plans.append(Plan(step.asset, "stale" if artifact else "missing", artifact))

@@ -196,7 +196,7 @@ def test_a_failed_stage_leaves_no_artifact(store: TaskStore, raw: str, error: ty
     with pytest.raises(error, match=message):
         make(store, declare())
     assert store.current("data_split") is None
-    assert list((store.local_root / ".work").iterdir()) == []
+    assert list((Path(str(store.root)) / ".work").iterdir()) == []
     RAW[:] = ["one", "two", "three"]
     assert make(store, declare()).path("half.txt").exists()
 
@@ -258,7 +258,7 @@ def test_a_task_is_opened_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "tickets" / "task.yaml").write_text(text, "utf-8")
     task, opened = open_task("tickets")
     assert task.name == "tickets" == opened.task
-    assert opened.local_root == tmp_path / "tickets"
+    assert Path(str(opened.root)) == tmp_path / "tickets"
 
 
 def test_the_graph_is_ordered_and_refers_to_existing_assets_and_sections() -> None:

@@ -8,7 +8,7 @@ editors are generated from them. Sections are frozen; an unknown key is an error
 the servers from the environment: they depend on the machine, not on the task.
 """
 
-from finetune_pipeline.config.answer import AnswerFormat, Prompt
+from finetune_pipeline.config.answer import AnswerFormat, FormatName, Prompt
 from finetune_pipeline.config.automation import Automation
 from finetune_pipeline.config.base import Base
 from finetune_pipeline.config.baseline import Baseline
@@ -35,6 +35,7 @@ __all__ = [
     "Clean",
     "DeclaredExpectation",
     "Evaluate",
+    "FormatName",
     "KeepGeneral",
     "Lora",
     "Monitor",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from finetune_pipeline.config.answer_schema import unresolved
 from finetune_pipeline.config.section import Section
 
 UNREADABLE = "(unreadable)"
+FormatName: TypeAlias = Literal["json", "label", "text"]
 
 
 class Prompt(Section):
@@ -22,7 +23,7 @@ class Prompt(Section):
 class AnswerFormat(Section):
     """The format of a valid answer; checked in cleaning, quality, review, evaluation and serving."""
 
-    format: Literal["json", "label", "text"] = Field(
+    format: FormatName = Field(
         "text", description="json: an object of `schema`; label: one of `labels`; text: any text that is not empty."
     )
     json_schema: dict[str, Any] | None = Field(

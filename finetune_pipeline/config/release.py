@@ -8,9 +8,9 @@ from finetune_pipeline.config.section import Section, Share
 
 
 class Release(Section):
-    """A tuned model is promoted if it is better than every prompted baseline (by more than `min_gain`), and worse than
-    the classical model and the live version by at most `non_inferiority_margin`. Gains and margins are differences of
-    the share of test rows that are exactly right (0 to 1)."""
+    """A tuned model is promoted if it is better than every prompted baseline (by more than `min_gain`), and not shown
+    to be worse than the classical model or the live version, with a loss of `non_inferiority_margin` or more excluded.
+    Gains and margins are differences of the share of test rows that are exactly right (0 to 1)."""
 
     significance_level: float = Field(
         0.05, gt=0, lt=0.5, description="Largest probability of promoting a model that is no better."
@@ -20,16 +20,18 @@ class Release(Section):
         0.05,
         gt=0,
         lt=0.5,
-        description="Largest loss against the classical model and the live version; the confidence interval has to "
-        "exclude a larger one. A smaller margin needs more test rows: with 200 of them, an equally good model passes "
-        "0.05 in 48 to 68 % of the cases, 0.03 in 25 to 37 %.",
+        description="Loss against the classical model and the live version that the confidence interval has to "
+        "exclude; a smaller loss that it shows is rejected as well. A smaller margin "
+        "needs more test rows: with 200 of them, an equally good model passes 0.05 in 48 to 68 % of the cases, 0.03 in "
+        "25 to 37 %.",
     )
     detectable_gain: float = Field(
         0.10,
         ge=0.01,
         lt=1,
         description="Smallest gain (beyond `min_gain`) that matters. With fewer test rows than are needed to detect it "
-        "with probability `power`, even if no row gets worse, the decision is INCONCLUSIVE: 66 rows with the defaults.",
+        "with probability `power`, even if no row gets worse, the decision is INCONCLUSIVE (harm on general texts "
+        "still means REJECT): 66 rows with the defaults.",
     )
     power: float = Field(0.8, gt=0.5, lt=1, description="Probability of detecting a true gain of `detectable_gain`.")
     general_margin: float = Field(

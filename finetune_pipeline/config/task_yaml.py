@@ -32,6 +32,8 @@ OCTAL_HINT = "write the number without the 0 before it, or put it in quotes if i
 BASE_60_HINT = "put it in quotes; a number is written without `:`"
 CHARACTER_HINT = "write the character itself instead of the escape"
 QUOTE_HINT = "put it in quotes"
+TWICE_HINT = "remove one of the two lines"
+FILE_HINT = "move the values into a file that `sources` names"
 
 _STR, _MERGE, _INT, _FLOAT, _BOOL, _DATE = (
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge", "int", "float", "bool", "timestamp")
@@ -98,7 +100,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         before = self._values
-        self._require(self._depth < MAX_DEPTH, event, f"it is nested more than {MAX_DEPTH} levels deep")
+        self._require(self._depth < MAX_DEPTH, event, f"it is nested more than {MAX_DEPTH} levels deep", FILE_HINT)
         tag = getattr(event, "tag", None)
         self._require(tag is None, event, f"the tag {tag} is not supported: write the plain value")
         self._depth += 1
@@ -109,7 +111,7 @@ class _Loader(yaml.SafeLoader):
             not alias or id(node) in self._sizes, event, f"*{event.anchor} is part of the value that it refers to"
         )
         self._values += self._sizes[id(node)] if alias else 1
-        self._require(self._values <= MAX_VALUES, event, f"it has more than {MAX_VALUES} values")
+        self._require(self._values <= MAX_VALUES, event, f"it has more than {MAX_VALUES} values", FILE_HINT)
         self._sizes[id(node)] = self._values - before
         return node
 
@@ -149,7 +151,7 @@ class _Loader(yaml.SafeLoader):
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             first = keys.setdefault((key.tag, key.value), key)
             problem = f"`{key.value}` occurs twice (first in line {first.start_mark.line + 1})"
-            self._require(first is key, key, problem)
+            self._require(first is key, key, problem, TWICE_HINT)
             self._require(key.tag in (_STR, _MERGE), key, f"the key `{key.value}` is not read as text", QUOTE_HINT)
         return node
 

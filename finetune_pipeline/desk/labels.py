@@ -29,7 +29,10 @@ ASSETS = {
         "Results of prompting and of a classical model on the test rows, before training.",
     ),
     "adapter": ("Training", "The tuned weights, with checks before and during training."),
-    "eval_report": ("Evaluation", "Base, prompted and tuned model on the same test rows."),
+    "eval_report": (
+        "Evaluation",
+        "Prompts, classical model, live version and tuned model on the same test rows.",
+    ),
     "release_decision": ("Release decision", "Promote, reject, or not enough evidence, with every reason."),
     "registered_model": ("Registered version", "The model with its card, license and checksums."),
     "deployed_endpoint": (

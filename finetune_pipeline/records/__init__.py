@@ -12,13 +12,13 @@ hashing.py      content_id
 """
 
 from finetune_pipeline.records.artifacts import Artifact
-from finetune_pipeline.records.evaluation import Answer, Decision, Score, ServedVersion
+from finetune_pipeline.records.evaluation import Answer, Decision, Outcome, Score, ServedVersion
 from finetune_pipeline.records.examples import Example, Message, PreferencePair
 from finetune_pipeline.records.hashing import content_id
 from finetune_pipeline.records.jsonl import Json, dumps, read_jsonl, write_jsonl
 from finetune_pipeline.records.ledger import Drop, Fix
 from finetune_pipeline.records.reporter import SILENT, Reporter, Silent
-from finetune_pipeline.records.verdicts import Check, Review, Verdict
+from finetune_pipeline.records.verdicts import Check, Review, ReviewDecision, Verdict
 
 __all__ = [
     "SILENT",
@@ -31,9 +31,11 @@ __all__ = [
     "Fix",
     "Json",
     "Message",
+    "Outcome",
     "PreferencePair",
     "Reporter",
     "Review",
+    "ReviewDecision",
     "Score",
     "ServedVersion",
     "Silent",

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from finetune_pipeline.records.verdicts import Check
+
+Outcome: TypeAlias = Literal["PROMOTE", "REJECT", "INCONCLUSIVE"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The comparison of one answer with the reference. `exact`: equal after lenient parsing; `valid`: in the declared
-    format without any repair; `fields`: for JSON answers, whether each field is equal."""
+    """The comparison of one answer with the completion of its row. `exact`: equal after lenient parsing; `valid`: in
+    the declared format without any correction; `fields`: for JSON answers, whether each field is equal."""
 
     id: str
     variant: str
@@ -56,7 +58,7 @@ class ServedVersion:
 class Decision:
     """PROMOTE, REJECT or INCONCLUSIVE, with a check for every reason. `adapter` and `evaluation` are content hashes."""
 
-    outcome: Literal["PROMOTE", "REJECT", "INCONCLUSIVE"]
+    outcome: Outcome
     adapter: str
     evaluation: str
     checks: tuple[Check, ...]

@@ -1,6 +1,6 @@
 """The identifier that the project derives from content: 64 bits of a SHA-256.
 
-content_id("where is my parcel?", "tickets")      # "5b0a1c9e7f3d2468"
+content_id("where is my parcel?", "tickets")      # "3bef7720c009aba1"
 """
 
 from __future__ import annotations

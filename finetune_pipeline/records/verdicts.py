@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from finetune_pipeline.records.jsonl import Json
+
+ReviewDecision: TypeAlias = Literal["approve", "reject", "edit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Review:
     id: str
     content_hash: str
     reviewer: str
-    decision: Literal["approve", "reject", "edit"]
+    decision: ReviewDecision
     at: str
     completion: str | None = None
     note: str = ""

@@ -39,5 +39,6 @@ def gate_hint(name: str) -> str:
         "data_split": "fix the groups of the rows named above, which are in training and test rows, and run again",
         "adapter": "read the checks in the desk, change `train` in task.yaml, and run again",
         "release_decision": "read the reasons of the decision; add data or change the declaration for a new candidate",
-        "deployed_endpoint": "read the parity report for the rows that differ; the endpoint was rolled back",
+        "deployed_endpoint": "read parity.jsonl in the artifact's folder for the rows that differ, or run `finetune "
+        "unhold` if the version was rolled back; no traffic was moved",
     }.get(name, "read the gate's report")

@@ -3,7 +3,8 @@
     read_manifest(folder)["files"]
     {"examples.jsonl": {"sha256": "9f86d0…", "bytes": 181023}, "drops.jsonl": {...}}
 
-Other keys: asset, task, key, content_hash, made_at, seconds, peak_mb, code, inputs, declaration, summary, verdict.
+Other keys: asset, task, key, content_hash, made_at, seconds, peak_mb, code, fingerprint, inputs, declaration, summary,
+verdict.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from finetune_pipeline.config import TASK_NAME
 from finetune_pipeline.errors import reading
 from finetune_pipeline.store.files import LOCAL
 
-# The stages in the order in which an example passes through them, each with its assets. A stage is named as its package
-# ("baseline" is made by evaluate/), and its folder is the name after two digits.
+# The stages in the order in which an example passes through them, each with its assets. A stage is named as its
+# package, and its folder is that name after two digits.
 STAGES: dict[str, tuple[str, ...]] = {
     "models": ("base_model",),
     "ingest": ("raw_examples",),

@@ -20,8 +20,8 @@ class StageContext:
 
     `out` becomes the artifact when the function returns, and is removed when it raises. `store` is for data beside the
     artifacts (checkpoints, reviewers' verdicts). `key` is the key of the artifact. `now` is the time of the run (UTC,
-    ISO 8601): stages do not read the clock for what they record. `fingerprint` is the value of `Step.fingerprint`, the
-    same that is part of the key.
+    ISO 8601): stages do not read the clock for what they record. `fingerprint` is the value of the function that
+    `Step.external.fingerprint` names, the same that is part of the key.
     """
 
     task: Task

@@ -42,25 +42,17 @@ KEY = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}")  # the name of a fold
 
 
 class TaskStore:
-    """The artifacts of one task. `root` is the folder of all tasks (default: the data root)."""
+    """The artifacts of one task. `data` is the folder of all tasks (default: the data root), `root` that of this
+    task."""
 
-    def __init__(self, task: str, root: Location | None = None) -> None:
+    def __init__(self, task: str, data: Location | None = None) -> None:
         self.task = task
-        self.root = UPath(root if root is not None else data_root()) / task
+        self.root = UPath(data if data is not None else data_root()) / task
 
     @property
     def is_local(self) -> bool:
         """Whether the data root is a folder of this machine."""
         return self.root.protocol in LOCAL
-
-    @property
-    def local_root(self) -> Path:
-        """The task's folder as a local path. StorageError when it is on an object store."""
-        if not self.is_local:
-            raise StorageError(
-                f"{self.root} is not on this machine's disk", "use full URLs for the sources in task.yaml"
-            )
-        return Path(str(self.root))
 
     def folder(self, asset: str) -> UPath:
         """The folder of all artifacts of an asset."""
@@ -114,10 +106,10 @@ class TaskStore:
         names = newest_first((folder.name for folder in self._artifact_folders(asset)), key)
         yield from (found for name in names if (found := self.find(asset, name)) is not None)
 
-    def by_content(self, asset: str, content: str) -> Artifact | None:
+    def by_content(self, asset: str, content_hash: str) -> Artifact | None:
         """The artifact of this asset with this content hash, current or older (for rollback and lineage); else None."""
         artifacts = (self.find(asset, folder.name) for folder in self._artifact_folders(asset))
-        return next((a for a in artifacts if a is not None and a.content_hash == content), None)
+        return next((a for a in artifacts if a is not None and a.content_hash == content_hash), None)
 
     def manifests(self, asset: str) -> Iterator[Mapping[str, Any]]:
         """The manifests of all finished artifacts of this asset, current and older."""

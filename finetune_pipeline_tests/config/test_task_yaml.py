@@ -62,6 +62,20 @@ def test_yaml_that_is_invalid_or_ambiguous_is_an_error_with_its_line(text: str, 
 
 
 @pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("a: 1\na: 2\n", "remove one of the two lines"),
+        ("a: " + "[" * 150, "move the values into a file that `sources` names"),
+        (BILLION_LAUGHS, "move the values into a file that `sources` names"),
+    ],
+)
+def test_the_hint_says_what_to_do(text: str, hint: str) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        parse(text.encode(), "task.yaml")
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
     ("value", "expected", "hint"),
     [
         ("010", "`010` is read as an octal number", "without the 0 before it, or put it in quotes"),

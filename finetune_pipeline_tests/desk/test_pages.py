@@ -403,7 +403,7 @@ def test_a_damaged_file_of_one_task_does_not_hide_the_others(client: TestClient)
     for path, content in (
         (decision.folder.parent / "current", b"../x"),
         (decision.path("decision.json"), b"[]"),
-        (damaged.local_root / "11_serve" / "deployment_state.json", b"\xff"),
+        (Path(str(damaged.root)) / "11_serve" / "deployment_state.json", b"\xff"),
     ):
         before = path.read_bytes() if path.exists() else None
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,12 +21,12 @@ from finetune_pipeline_tests.artifacts import stage_context, task, task_store
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskStore:
     store = task_store(tmp_path, monkeypatch)
-    (store.local_root / "raw").mkdir(parents=True)
+    (Path(str(store.root)) / "raw").mkdir(parents=True)
     return store
 
 
 def write_raw(store: TaskStore, name: str, text: str) -> None:
-    (store.local_root / "raw" / name).write_text(text, "utf-8")
+    (Path(str(store.root)) / "raw" / name).write_text(text, "utf-8")
 
 
 def run_asset(

@@ -172,7 +172,7 @@ def test_a_key_that_first_occurs_in_a_later_row_is_found(tmp_path: Path) -> None
 
 def test_problems_and_infer_find_a_key_of_a_later_row_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = task_store(tmp_path, monkeypatch)
-    path = store.local_root / "raw" / "a.jsonl"
+    path = Path(str(store.root)) / "raw" / "a.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text("no json\n" * 60 + f"{GOOD}\n" * 10, "utf-8")
     assert problems(task(sources=[{"path": "raw/a.jsonl"}]), store) == []

@@ -61,9 +61,9 @@ def test_a_changed_chat_template_changes_the_fingerprint_and_is_refused(store: T
 
 
 def test_a_relative_path_is_relative_to_the_tasks_folder(store: TaskStore, tiny_model: Path) -> None:
-    shutil.copytree(tiny_model, store.local_root / "my_model")
+    shutil.copytree(tiny_model, Path(str(store.root)) / "my_model")
     folder, facts = prepare(Base(path="my_model", license="mit"), store.task, Silent())
-    assert folder == store.local_root / "my_model"
+    assert folder == Path(str(store.root)) / "my_model"
     assert facts["source"] == "my_model"
 
 

@@ -239,11 +239,6 @@ def test_an_object_store_holds_artifacts_like_a_folder(tmp_path: Path) -> None:
     assert remade is not None and remade.path("examples.jsonl").read_text("utf-8") == "three"
 
 
-def test_a_task_on_an_object_store_has_no_local_root() -> None:
-    with pytest.raises(StorageError, match="not on this machine"):
-        _ = TaskStore("tickets", UPath("memory://x")).local_root
-
-
 def test_write_atomic_replaces_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "deployment_state.json"
     stores.write_atomic(path, "old")
