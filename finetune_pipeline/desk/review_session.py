@@ -43,8 +43,8 @@ class ReviewSession:
         """The result of the gate for the rows that have all their verdicts now."""
         about = str(self.sample.manifest["inputs"].get("clean_examples", ""))
         drawn = history.round_of(self.sample)
-        decided = history.load_history(self.store).decisions_in(drawn.number)
-        return gate.evaluate_review(self.queue.rows, self.reviews, self.task.review, about, drawn, decided)
+        earlier = history.load_history(self.store).results_in(drawn.number)
+        return gate.evaluate_review(self.queue.rows, self.reviews, self.task.review, about, drawn, earlier)
 
     @property
     def is_outdated(self) -> bool:

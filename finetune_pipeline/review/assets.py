@@ -23,9 +23,9 @@ from finetune_pipeline.review.edits import Edits, without_personal
 from finetune_pipeline.review.figures import ReviewFigures
 from finetune_pipeline.review.flagged import FILE, flag
 from finetune_pipeline.review.gate import evaluate_review
-from finetune_pipeline.review.history import ROUND, load_history, open_round, record_decision, round_of
+from finetune_pipeline.review.history import ROUND, load_history, open_round, record_gate_result, round_of
 from finetune_pipeline.review.outcome import ApplyEdit, ReviewedRows, apply_reviews
-from finetune_pipeline.review.rounds import Decision, rules_hash
+from finetune_pipeline.review.rounds import GateResult, rules_hash
 from finetune_pipeline.review.sampling import Sample, draw
 from finetune_pipeline.review.verdict_store import Progress, by_row, load_all, load_for, progress, verdicts_folder
 from finetune_pipeline.review.waiting import waiting_for_experts
@@ -112,7 +112,7 @@ def expert_review(context: StageContext) -> StageResult:
     if not state.complete:
         raise waiting_for_experts(context.task.name, state)
     review_round = round_of(sample)
-    earlier = load_history(context.store).decisions_in(review_round.number)
+    earlier = load_history(context.store).results_in(review_round.number)
     verdict = evaluate_review(sampled, reviews, rules, clean.content_hash, review_round, earlier)
     reviewed = apply_reviews(rows, by_id, _edit_function(context), context.task)
     write_jsonl(context.out / "examples.jsonl", reviewed.kept)
@@ -128,8 +128,8 @@ def expert_review(context: StageContext) -> StageResult:
 
 def _record(context: StageContext, sample: Artifact, verdict: Verdict, figures: ReviewFigures) -> None:
     rules = rules_hash(context.task.review)
-    decision = Decision(verdict.passed, figures.right, figures.rows, verdict.about, rules, context.now)
-    record_decision(context.store, sample, decision)
+    result = GateResult(verdict.passed, figures.right, figures.rows, verdict.about, rules, context.now)
+    record_gate_result(context.store, sample, result)
 
 
 def _edit_function(context: StageContext) -> ApplyEdit:
@@ -152,13 +152,13 @@ def _summary(state: Progress, reviewed: ReviewedRows, figures: ReviewFigures) ->
         "rows": len(reviewed.kept),
         "round": figures.round,
         "reviewed": state.done,
-        "right": state.approved,
+        "right": state.right,
         "share": figures.share,
         "lower_bound": figures.lower_bound,
-        "fresh_rows_needed": figures.fresh_rows_none_wrong,
+        "fresh_rows_none_wrong": figures.fresh_rows_none_wrong,
         "edited": sum(fix.rule == "expert-edit" for fix in reviewed.fixes),
         "dropped": len(reviewed.drops),
         "dropped_by_reason": dict(Counter(drop.reason for drop in reviewed.drops)),
         "recorded": state.recorded,
-        "verdicts": state.given,
+        "verdicts": state.verdicts,
     }

@@ -19,9 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from finetune_pipeline.config import ReviewRules
-from finetune_pipeline.statistics.proportion import lower_bound
-
-MAX_ROWS = 10_000_000  # a number of rows beyond this is no useful advice
+from finetune_pipeline.statistics.proportion import MOST_ROWS, lower_bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +50,14 @@ def rows_needed(share: float, rules: ReviewRules, analysis: int) -> RowsNeeded:
 
 
 def _smallest(condition: Callable[[int], bool]) -> int | None:
-    """The smallest n >= 0 that meets a condition that all larger n meet as well; None beyond MAX_ROWS."""
-    high = 1
+    """The smallest n >= 0 that meets a condition that all larger n meet as well; None beyond MOST_ROWS."""
+    low, high = 0, 1
     if condition(0):
         return 0
     while not condition(high):
-        high *= 2
-        if high > MAX_ROWS:
+        if high == MOST_ROWS:
             return None
-    low = high // 2
+        low, high = high, min(2 * high, MOST_ROWS)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if condition(middle) else (middle, high)

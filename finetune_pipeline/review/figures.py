@@ -36,9 +36,9 @@ class ReviewFigures:
 
     `analysis`: number of the interim analysis (bounds.py); `rows`: reviewed rows and those that are `gone` (drawn and
     no longer in the data); `sample`: rows of the sample; `right`: rows that the majority approved; `population`: rows
-    that nobody had reviewed when the round began (None: unknown); `fresh_rows_*`: rows of a new sample that reach the
-    threshold, if none is wrong and if the same share is right (None: no number does); `recorded` of the `verdicts` were
-    not given in the desk.
+    that nobody had reviewed when the round began (None: unknown); `fresh_rows_*`: rows of a new sample that reach
+    `min_approved`, if none is wrong and if the same share is right (None: no number does); `recorded` of the `verdicts`
+    were not given in the desk.
     """
 
     round: int
@@ -50,7 +50,7 @@ class ReviewFigures:
     share: float
     lower_bound: float
     interval: list[float]
-    threshold: float
+    min_approved: float
     confidence: float
     round_confidence: float
     population: int | None
@@ -76,7 +76,7 @@ def review_figures(
     given = by_row(rows, reviews)
     state = progress(rows, reviews, rules)
     incomplete = set(state.missing)
-    n, k = state.done + review_round.gone, state.approved
+    n, k = state.done + review_round.gone, state.right
     share = k / n if n else 0.0
     confidence = round_confidence(rules.confidence, review_round.analysis)
     population = review_round.population
@@ -95,14 +95,14 @@ def review_figures(
         share=share,
         lower_bound=bound,
         interval=list(clopper_pearson(k, n, rules.confidence)),
-        threshold=rules.min_approved,
+        min_approved=rules.min_approved,
         confidence=rules.confidence,
         round_confidence=confidence,
         population=population,
         fresh_rows_none_wrong=needed.none_wrong,
         fresh_rows_same_share=needed.same_share,
         recorded=state.recorded,
-        verdicts=state.given,
+        verdicts=state.verdicts,
         reviewers=sorted({review.reviewer for group in given.values() for review in group}),
         wrong=[_wrong_row(row, given[row.id]) for row in wrong],
         agreement=agreement(rows, given),

@@ -21,10 +21,8 @@ from typing import Literal
 from finetune_pipeline.config import ReviewRules
 from finetune_pipeline.records import Check, Example, Review, Verdict
 from finetune_pipeline.review.figures import ReviewFigures, reaches_threshold, review_figures
-from finetune_pipeline.review.rounds import Decision, Round
-from finetune_pipeline.statistics.formatting import percent, percent_down
-
-NAMED = 5  # wrong rows that the check's text names; the figures list all
+from finetune_pipeline.review.rounds import GateResult, Round
+from finetune_pipeline.statistics.formatting import listed, percent, percent_down
 
 
 def evaluate_review(
@@ -33,12 +31,12 @@ def evaluate_review(
     rules: ReviewRules,
     about: str,
     review_round: Round | None = None,
-    earlier: Sequence[Decision] = (),
+    earlier: Sequence[GateResult] = (),
 ) -> Verdict:
     """The gate's verdict on the sample's `rows`; `about` is the content hash of the data they were drawn from.
 
     Rows without all their verdicts are not counted, and fail the gate by a check of their own. `earlier`: the gate's
-    decisions in this round so far.
+    results in this round so far.
     """
     review_round, reviews = review_round or Round(), list(reviews)
     figures = review_figures(rows, reviews, rules, review_round)
@@ -61,12 +59,11 @@ def _complete_check(figures: ReviewFigures, rules: ReviewRules) -> Check:
 
 
 def _share_check(figures: ReviewFigures, rules: ReviewRules) -> Check:
-    named = ", ".join(f"{row.id} ({row.origin})" for row in figures.wrong[:NAMED])
-    rest = f" and {len(figures.wrong) - NAMED} more" if len(figures.wrong) > NAMED else ""
+    wrong = listed([f"{row.id} ({row.origin})" for row in figures.wrong])
     share = percent_down(figures.share)
     observed = f"{figures.right} of {figures.rows} ({share}) in round {figures.round}"
-    if figures.wrong:
-        observed += f"; wrong: {named}{rest}"
+    if wrong:
+        observed += f"; wrong: {wrong}"
     if figures.gone:
         observed += f"; {figures.gone} drawn and no longer in the data, which count as wrong"
     passed = figures.rows > 0 and figures.share >= rules.min_approved
@@ -107,9 +104,9 @@ def _advice(figures: ReviewFigures, rules: ReviewRules) -> str:
     return text + (f" (review.max_rows allows {rules.max_rows})" if none_wrong > rules.max_rows else "")
 
 
-def _changed_check(reviews: Sequence[Review], about: str, earlier: Sequence[Decision]) -> tuple[Check, ...]:
+def _changed_check(reviews: Sequence[Review], about: str, earlier: Sequence[GateResult]) -> tuple[Check, ...]:
     """A warning where verdicts were changed after the gate had failed on this same data."""
-    failed = [decision for decision in earlier if not decision.passed and decision.about == about]
+    failed = [result for result in earlier if not result.passed and result.about == about]
     if not failed:
         return ()
     last = failed[-1]

@@ -1,7 +1,7 @@
-"""Store the review's rounds and the gate's decisions in the task's `review/` folder, which is committed.
+"""Store the review's rounds and the gate's results in the task's `review/` folder, which is committed.
 
     review/rounds/1.json            the draw: {"number": 1, "analysis": 1, "salt": "7", "cutoff": "1f3a…", "drawn": …}
-    review/rounds/1.decided.json    the gate's decisions: [{"passed": false, "right": 60, "rows": 72, …}]
+    review/rounds/1.decided.json    the gate's results: [{"passed": false, "right": 60, "rows": 72, …}]
 
 A round is stored with its first verdict (or when the gate fails, where all verdicts are recorded ones). Until then it
 may be drawn again. What rounds mean for the draw: sampling.py.
@@ -18,7 +18,7 @@ from upath import UPath
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import StorageError, reading
 from finetune_pipeline.records import Artifact, content_id, dumps
-from finetune_pipeline.review.rounds import Decision, History, Round, rules_hash
+from finetune_pipeline.review.rounds import GateResult, History, Round, rules_hash
 from finetune_pipeline.store import TaskStore, write_atomic
 
 ROUND = "round.json"  # in the artifact review_sample
@@ -36,15 +36,15 @@ def load_history(store: TaskStore) -> History:
     with reading(folder):
         paths = sorted(folder.iterdir(), key=lambda path: path.name) if folder.exists() else []
     rounds: list[Round] = []
-    decisions: dict[int, tuple[Decision, ...]] = {}
+    results: dict[int, tuple[GateResult, ...]] = {}
     for path in (path for path in paths if path.name.endswith(".json") and not path.name.startswith(".")):
         with reading(f"{path}, a round of the review,", RESTORE):
             plain = json.loads(path.read_text(encoding="utf-8"))
             if path.name.endswith(_DECIDED):
-                decisions[int(path.name.removesuffix(_DECIDED))] = tuple(Decision(**decision) for decision in plain)
+                results[int(path.name.removesuffix(_DECIDED))] = tuple(GateResult(**result) for result in plain)
             else:
                 rounds.append(Round.from_json(plain))
-    return History(tuple(sorted(rounds, key=lambda stored: stored.number)), decisions)
+    return History(tuple(sorted(rounds, key=lambda stored: stored.number)), results)
 
 
 def round_of(sample: Artifact) -> Round:
@@ -68,17 +68,17 @@ def open_round(store: TaskStore, sample: Artifact) -> None:
         write_atomic(rounds_folder(store) / f"{drawn.number}.json", dumps(stored.to_json()))
 
 
-def record_decision(store: TaskStore, sample: Artifact, decision: Decision) -> None:
-    """Store the gate's decision, unless it repeats the last one. A round that passed with recorded verdicts alone is
+def record_gate_result(store: TaskStore, sample: Artifact, result: GateResult) -> None:
+    """Store the gate's result, unless it repeats the last one. A round that passed with recorded verdicts alone is
     not stored: it follows from files that are committed anyway."""
     number = round_of(sample).number
     history = load_history(store)
-    if decision.passed and number not in {stored.number for stored in history.rounds}:
+    if result.passed and number not in {stored.number for stored in history.rounds}:
         return
     open_round(store, sample)
-    earlier = history.decisions_in(number)
-    if not earlier or replace(earlier[-1], at="") != replace(decision, at=""):
-        lines: list[dict[str, Any]] = [asdict(stored) for stored in (*earlier, decision)]
+    earlier = history.results_in(number)
+    if not earlier or replace(earlier[-1], at="") != replace(result, at=""):
+        lines: list[dict[str, Any]] = [asdict(stored) for stored in (*earlier, result)]
         write_atomic(rounds_folder(store) / f"{number}{_DECIDED}", json.dumps(lines, indent=1))
 
 
@@ -87,6 +87,6 @@ def ended_fingerprint(task: Task, store: TaskStore) -> str:
     While both are unchanged, a round in which the gate failed has not ended."""
     clean = store.current("clean_examples")
     current = (clean.content_hash if clean else "", rules_hash(task.review))
-    last = {number: decided[-1] for number, decided in load_history(store).decisions.items() if decided}
-    ended = [str(n) for n, d in sorted(last.items()) if not d.passed and (d.about, d.rules) != current]
+    last = {number: results[-1] for number, results in load_history(store).gate_results.items() if results}
+    ended = [str(n) for n, r in sorted(last.items()) if not r.passed and (r.about, r.rules_hash) != current]
     return content_id(*ended)

@@ -1,7 +1,7 @@
-"""The records of review rounds: a round (one random draw), the gate's decisions in it, and the history of both. Pure.
+"""The records of review rounds: a round (one random draw), the gate's results in it, and the history of both. Pure.
 
     Round(number=2, analysis=2, seed=7, salt="7:2:3fa9…", cutoff="1f3a…", drawn=frozenset({("9f1c…", "77ab…")}))
-    Decision(passed=False, right=60, rows=72, about="3fa9…", rules="51c2…", at="2026-01-05T10:00:00+00:00")
+    GateResult(passed=False, right=60, rows=72, about="3fa9…", rules_hash="51c2…", at="2026-01-05T10:00:00+00:00")
 
 Rows are drawn by sampling.py; history.py stores the records.
 """
@@ -47,27 +47,27 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class GateResult:
     """The gate's result at the end of a round: `right` of `rows` rows, for the data with content hash `about`, by the
-    rules with hash `rules` (`rules_hash`), at a time (UTC, ISO 8601)."""
+    rules with this hash, at a time (UTC, ISO 8601)."""
 
     passed: bool
     right: int
     rows: int
     about: str
-    rules: str
+    rules_hash: str
     at: str
 
 
 @dataclass(frozen=True)
 class History:
-    """The rounds with at least one verdict, in order, and the gate's decisions by the number of the round."""
+    """The rounds with at least one verdict, in order, and the gate's results by the number of the round."""
 
     rounds: tuple[Round, ...] = ()
-    decisions: Mapping[int, tuple[Decision, ...]] = field(default_factory=dict)
+    gate_results: Mapping[int, tuple[GateResult, ...]] = field(default_factory=dict)
 
-    def decisions_in(self, number: int) -> tuple[Decision, ...]:
-        return self.decisions.get(number, ())
+    def results_in(self, number: int) -> tuple[GateResult, ...]:
+        return self.gate_results.get(number, ())
 
     def with_round(self, added: Round) -> History:
         """The history with this round. A round whose verdicts are all recorded ones may not be stored."""

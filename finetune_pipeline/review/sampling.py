@@ -101,9 +101,9 @@ def _continued(
     content_hash: str,
 ) -> Sample | None:
     """The sample of the last round, or None when that round has ended."""
-    decided = history.decisions_in(last.number)
+    results = history.results_in(last.number)
     current = (content_hash, rules_hash(rules))
-    if decided and not decided[-1].passed and (decided[-1].about, decided[-1].rules) != current:
+    if results and not results[-1].passed and (results[-1].about, results[-1].rules_hash) != current:
         return None
     ordered = _ordered(_unreviewed(rows, history, last, reviews) or rows, last.salt)
     sample = [row for row in ordered if _sort_key(row, last.salt) <= last.cutoff]
@@ -121,8 +121,8 @@ def _sample(rows: Sequence[Example], of: Round, population: int) -> Sample:
 def _next_analysis(history: History, last: Round, rules: ReviewRules) -> int:
     """The number of the next interim analysis. Data that passed (by the current rules) starts a new count: its error is
     spent from the start. If the gate failed after that, this was the first analysis of the new count."""
-    decided = history.decisions_in(last.number)
-    passed = [decision.passed and decision.rules == rules_hash(rules) for decision in decided]
+    results = history.results_in(last.number)
+    passed = [result.passed and result.rules_hash == rules_hash(rules) for result in results]
     if passed and passed[-1]:
         return 1
     return 2 if any(passed) else last.analysis + 1

@@ -23,30 +23,30 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from upath import UPath
 
 from finetune_pipeline.config import ReviewRules, Task
 from finetune_pipeline.errors import DataError, reading
-from finetune_pipeline.records import Artifact, Example, Review, content_id, dumps
+from finetune_pipeline.records import Artifact, Example, Review, ReviewDecision, content_id, dumps
 from finetune_pipeline.review.rounds import RowVersion
 from finetune_pipeline.store import TaskStore, write_atomic
 
-DECISIONS = ("approve", "reject", "edit")
+DECISIONS: tuple[ReviewDecision, ...] = get_args(ReviewDecision)
 RESTORE = "restore it from version control, or remove it and review again"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of the review: `done` of `total` rows have as many verdicts as the rules require; `approved` of them
-    count as right; there are `given` verdicts, `recorded` of them from elsewhere; `missing`: ids of the rows that need
-    more verdicts, in the sample's order."""
+    """The progress of the review: `done` of `total` rows have as many verdicts as the rules require; `right` of them
+    count as right; `recorded` of the `verdicts` were given elsewhere; `missing`: ids of the rows that need more
+    verdicts, in the sample's order."""
 
     done: int
     total: int
-    approved: int
-    given: int
+    right: int
+    verdicts: int
     recorded: int
     missing: tuple[str, ...]
 
@@ -120,10 +120,10 @@ def progress(rows: Sequence[Example], reviews: Iterable[Review], rules: ReviewRu
     given = by_row(rows, reviews)
     missing = tuple(row.id for row in rows if len(given[row.id]) < rules.reviewers)
     incomplete = set(missing)
-    approved = sum(is_right(row, given[row.id]) for row in rows if row.id not in incomplete)
+    right = sum(is_right(row, given[row.id]) for row in rows if row.id not in incomplete)
     verdicts = [review for group in given.values() for review in group]
     recorded = sum(review.recorded for review in verdicts)
-    return Progress(len(rows) - len(missing), len(rows), approved, len(verdicts), recorded, missing)
+    return Progress(len(rows) - len(missing), len(rows), right, len(verdicts), recorded, missing)
 
 
 def todo(rows: Sequence[Example], reviews: Iterable[Review], rules: ReviewRules, reviewer: str) -> list[Example]:

@@ -1,16 +1,20 @@
-"""Format shares as percentages for reports, messages and web pages: one decimal at most.
+"""Format shares as percentages for reports, messages and web pages, with one decimal at most; and lists of names.
 
     percent(0.834)               "83.4 %"
     percent(0.9996)              "99.9 %"
     percent_down(0.9496)         "94.9 %"
+    listed("abcdefg")            "a, b, c, d, e and 2 more"
 
-Rounding never shows 100 % unless the share is 1, and never shows that a threshold is reached when it is not.
+`percent` shows 100 % only for 1. A value that is compared with a threshold is written with `percent_down` (a minimum)
+or `percent_up` (a maximum), so that rounding never crosses it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+NAMED = 5  # names that a text lists
 _EPSILON = 1e-9  # 0.95 * 1000 is a little less than 950
 
 
@@ -31,4 +35,15 @@ def percent_down(share: float) -> str:
 
 def percent_up(share: float) -> str:
     """The share rounded up to one decimal: for a value that must not exceed a threshold."""
-    return f"{math.ceil(share * 1000 - _EPSILON) / 10:g} %"
+    return f"{round_up(share):g} %"
+
+
+def round_up(share: float) -> float:
+    """The share in percent, rounded up to one decimal."""
+    return math.ceil(share * 1000 - _EPSILON) / 10
+
+
+def listed(names: Sequence[str], separator: str = ", ") -> str:
+    """The first five names, and how many more there are; "" for none."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return separator.join(names[:NAMED]) + more

@@ -9,6 +9,8 @@ Biometrika 26, 1934, 404-413.
 
 from __future__ import annotations
 
+MOST_ROWS = 1_000_000  # a number of rows needed beyond this is no useful advice
+
 
 def clopper_pearson(successes: int, rows: int, confidence: float) -> tuple[float, float]:
     """The two-sided interval, by scipy's binomtest; (0, 1) without rows."""

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -239,7 +240,7 @@ def test_recorded_verdicts_are_shown(client: TestClient) -> None:
     _, store = make(
         "parcels", sections={"review": {"min_rows": 12, "recorded": "review/verdicts.jsonl"}}, until="clean_examples"
     )
-    folder = store.local_root / "review"
+    folder = Path(str(store.root)) / "review"
     folder.mkdir()
     rows = [Review(example(n).id, example(n).content_hash, "carla", "approve", "2026-01-01") for n in range(12)]
     (folder / "verdicts.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
@@ -278,7 +279,7 @@ def test_personal_data_in_a_correction_or_a_note_is_masked_before_it_is_saved(cl
     assert "Personal data was replaced in your text." in text
     (review,) = saved(store)
     assert (review.completion, review.note) == ("write to <EMAIL>", "<EMAIL> confirmed it")
-    files = "".join(path.read_text("utf-8") for path in (store.local_root / "review").rglob("*.json"))
+    files = "".join(path.read_text("utf-8") for path in (Path(str(store.root)) / "review").rglob("*.json"))
     assert "jo@example.com" not in files
 
 
@@ -306,7 +307,7 @@ def test_the_first_verdict_starts_a_round_and_the_page_shows_its_number(client: 
     _, store = make("parcels")
     sign_in(client)
     record_verdict(client, "approve")
-    rounds = store.local_root / "review" / "rounds"
+    rounds = Path(str(store.root)) / "review" / "rounds"
     assert [path.name for path in rounds.iterdir()] == ["1.json"]
     rows = [example(number) for number in range(40, 52)]
     with store.scratch("review_sample") as out:

@@ -10,7 +10,7 @@ from finetune_pipeline.config import ReviewRules
 from finetune_pipeline.records import Example, Review, Verdict
 from finetune_pipeline.review.bounds import RowsNeeded, round_confidence, rows_needed
 from finetune_pipeline.review.gate import evaluate_review
-from finetune_pipeline.review.rounds import Decision, Round
+from finetune_pipeline.review.rounds import GateResult, Round
 from finetune_pipeline.statistics.proportion import lower_bound
 from finetune_pipeline_tests.artifacts import example
 
@@ -146,7 +146,7 @@ def test_rows_that_were_removed_after_they_were_drawn_count_as_wrong() -> None:
 
 def test_verdicts_changed_after_the_gate_failed_are_a_warning() -> None:
     rows, reviews = reviewed(20, 20)
-    failed = Decision(False, 18, 20, "hash", "rules", "2026-01-04T10:00:00+00:00")
+    failed = GateResult(False, 18, 20, "hash", "rules", "2026-01-04T10:00:00+00:00")
     verdict = evaluate_review(rows, reviews, RULES, "hash", Round(), [failed])
     assert verdict.passed
     (changed,) = [check for check in verdict.checks if not check.passed and "unchanged" in check.name]

@@ -14,7 +14,7 @@ from finetune_pipeline.config import ReviewRules
 from finetune_pipeline.records import Example, Review
 from finetune_pipeline.review.bounds import round_confidence, rows_needed
 from finetune_pipeline.review.gate import evaluate_review
-from finetune_pipeline.review.rounds import Decision, History, Round, rules_hash
+from finetune_pipeline.review.rounds import GateResult, History, Round, rules_hash
 from finetune_pipeline.review.sampling import draw
 from finetune_pipeline.statistics.proportion import lower_bound
 from finetune_pipeline_tests.artifacts import example
@@ -41,9 +41,9 @@ class RepeatedReview:
             self.reviews[row.id, row.content_hash] = [verdict(row, "reject" if row.id in self.bad else "approve")]
         given = [review for row in sample.rows for review in self.reviews[row.id, row.content_hash]]
         passed = evaluate_review(sample.rows, given, self.rules, about, sample.round).passed
-        decision = Decision(passed, 0, 0, about, rules_hash(self.rules), "")
+        result = GateResult(passed, 0, 0, about, rules_hash(self.rules), "")
         self.history = History(
-            (*self.history.rounds, sample.round), {**self.history.decisions, sample.round.number: (decision,)}
+            (*self.history.rounds, sample.round), {**self.history.gate_results, sample.round.number: (result,)}
         )
         self.previous = sample.round
         rejected = {row.id for row in sample.rows} & self.bad

@@ -10,7 +10,7 @@ import pytest
 from finetune_pipeline.config import ReviewRules
 from finetune_pipeline.records import Example
 from finetune_pipeline.review.gate import evaluate_review
-from finetune_pipeline.review.rounds import Decision, History, ReviewsByRow, rules_hash
+from finetune_pipeline.review.rounds import GateResult, History, ReviewsByRow, rules_hash
 from finetune_pipeline.review.sampling import Sample, draw
 from finetune_pipeline_tests.artifacts import example
 from finetune_pipeline_tests.review.verdicts import verdict
@@ -24,9 +24,9 @@ def reviews_of(rows: Sequence[Example], wrong: Callable[[Example], bool] = lambd
 
 
 def stored(sample: Sample, passed: bool | None = None, about: str = "v1", rules: ReviewRules = RULES) -> History:
-    """The history once the sample's round has a verdict, and the gate's decision if there is one."""
-    decided = {} if passed is None else {sample.round.number: (Decision(passed, 0, 0, about, rules_hash(rules), "t"),)}
-    return History((replace(sample.round, gone=0, population=None),), decided)
+    """The history once the sample's round has a verdict, and the gate's result if there is one."""
+    results = () if passed is None else (GateResult(passed, 0, 0, about, rules_hash(rules), "t"),)
+    return History((replace(sample.round, gone=0, population=None),), {sample.round.number: results})
 
 
 def first(rows: Sequence[Example] = ROWS, rules: ReviewRules = RULES) -> Sample:
@@ -179,8 +179,8 @@ def test_data_that_passed_starts_a_new_count_of_analyses() -> None:
     reviews = reviews_of(sample.rows)
     same = rules_hash(RULES)
     for rules, analysis in ((same, 2), ("others", 4)):
-        decided = (Decision(True, 0, 0, "v1", rules, ""), Decision(False, 0, 0, "v2", same, ""))
-        history = History((replace(sample.round, analysis=3),), {1: decided})
+        results = (GateResult(True, 0, 0, "v1", rules, ""), GateResult(False, 0, 0, "v2", same, ""))
+        history = History((replace(sample.round, analysis=3),), {1: results})
         assert draw(ROWS[1:], history, None, reviews, RULES, "v3").round.analysis == analysis
 
 

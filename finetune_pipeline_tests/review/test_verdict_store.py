@@ -134,7 +134,7 @@ def test_progress_counts_rows_with_all_their_verdicts() -> None:
     rules = ReviewRules(reviewers=2)
     given = [verdict(ROWS[0]), verdict(ROWS[0], "approve", "bob"), verdict(ROWS[1]), verdict(ROWS[2], "reject")]
     state = verdict_store.progress(ROWS, [*given, verdict(ROWS[2], "approve", "bob")], rules)
-    assert (state.done, state.total, state.approved, state.given) == (2, 4, 1, 5), "a tie is not right"
+    assert (state.done, state.total, state.right, state.verdicts) == (2, 4, 1, 5), "a tie is not right"
     assert state.missing == ("r1", "r3")
     assert not state.complete
 

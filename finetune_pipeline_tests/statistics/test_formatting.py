@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_pipeline.statistics.formatting import percent, percent_down, percent_up
+from finetune_pipeline.statistics.formatting import listed, percent, percent_down, percent_up
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,8 @@ def test_a_missing_share_is_a_dash() -> None:
 )
 def test_percent_down_and_up_never_cross_a_threshold(share: float, down: str, up: str) -> None:
     assert (percent_down(share), percent_up(share)) == (down, up)
+
+
+def test_a_text_lists_five_names() -> None:
+    assert (listed(""), listed("abcde"), listed("abcdefg")) == ("", "a, b, c, d, e", "a, b, c, d, e and 2 more")
+    assert listed("ab", "; ") == "a; b"
