@@ -31,12 +31,12 @@ from numpy.typing import NDArray
 from scipy.stats import beta, norm
 
 from finetune_pipeline.baseline.prompts import PROMPTED
+from finetune_pipeline.baseline.variants import CHAMPION, CLASSICAL, TUNED
 from finetune_pipeline.config import Release
 from finetune_pipeline.records import Score
 from finetune_pipeline.release import paired_tests
 from finetune_pipeline.release.decide import Evidence, decide
 from finetune_pipeline.release.relative_change import relative_rise
-from finetune_pipeline.release.summary import CHAMPION, CLASSICAL
 
 RULES = Release()
 SEED = 20260105
@@ -194,7 +194,7 @@ def general(sets: int) -> list[dict[str, Any]]:
 
 
 def scores(
-    right: Bits, valid: float, random: np.random.Generator, names: Sequence[str] = ("tuned", *PROMPTED)
+    right: Bits, valid: float, random: np.random.Generator, names: Sequence[str] = (TUNED, *PROMPTED)
 ) -> list[Score]:
     """Scores of `right` [models, rows] as the evaluation writes them, in ten slices."""
     simulated = []
@@ -233,7 +233,7 @@ def whole_decision(sets: int) -> list[dict[str, Any]]:
             base = random.gamma(9, 0.35, 60)
             tuned = base * (1 + rise + 0.10 * random.standard_normal(60))
             pairs = list(zip(map(float, base), map(float, tuned), strict=True))
-            simulated = scores(right[:, index], 0.99, random, ("tuned", *PROMPTED, CHAMPION, CLASSICAL))
+            simulated = scores(right[:, index], 0.99, random, (TUNED, *PROMPTED, CHAMPION, CLASSICAL))
             outcomes[decide(Evidence(simulated, pairs, {}, "a", "e", champion="version 1"), RULES).outcome] += 1
         line = {"gain": gain, "rise": rise, "live_ahead": ahead, "error": gain == 0 or rise >= 0.1 or ahead >= margin}
         lines.append({**line, **{name: count / sets for name, count in outcomes.items()}})

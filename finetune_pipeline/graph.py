@@ -40,8 +40,8 @@ class Step:
     config_sections: sections of the declaration that change its result
     version: raised when the code returns another result for the same inputs
     check, blocking: name of its gate, an asset check in Dagster, and whether a failure stops the run
-    lines: names of the gate's single checks (`records.Check.name`) that do not depend on the data, or the function
-        that returns them for a task, as "module:function"
+    check_names: names of the gate's single checks (`records.Check.name`) that do not depend on the data, or the
+        function that returns them for a task, as "module:function"
     rows: files that hold its rows
     always_new: no two runs give the same files, because these hold times or measurements; so a change of any input
         changes this asset as well
@@ -58,7 +58,7 @@ class Step:
     version: str = "1"
     check: str | None = None
     blocking: bool = True
-    lines: tuple[str, ...] | str = ()
+    check_names: tuple[str, ...] | str = ()
     rows: tuple[str, ...] = ()
     always_new: bool = False
     kinds: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ STEPS: tuple[Step, ...] = (
         config_sections=("clean", "answer", "prompt"),
         version="7",
         check="ledger_reconciles",
-        lines=(
+        check_names=(
             "one completion for a prompt",
             "near duplicates agree",
             "near-duplicate threshold as declared",
@@ -128,7 +128,7 @@ STEPS: tuple[Step, ...] = (
         config_sections=("suitability", "answer", "prompt", "baseline", "train", "split", "use"),
         version="4",
         check="worth_tuning",
-        lines=(
+        check_names=(
             "usable examples",
             "examples for a reliable result",
             "tool",
@@ -147,7 +147,7 @@ STEPS: tuple[Step, ...] = (
         config_sections=("quality", "answer", "clean", "sources"),
         version="5",
         check="quality_gate",
-        lines=f"{_P}.quality.suite:check_names",
+        check_names=f"{_P}.quality.suite:check_names",
         kinds=("greatexpectations",),
         description="Great Expectations on the cleaned rows: the declared share of them has to pass every rule.",
     ),
@@ -178,9 +178,9 @@ STEPS: tuple[Step, ...] = (
         needs=("clean_examples", "review_sample", "base_model"),
         gates=(("data_quality", "clean_examples"),),
         config_sections=("review", "answer", "clean", "quality", "prompt"),
-        version="5",
+        version="6",
         check="review_gate",
-        lines=(
+        check_names=(
             "every row reviewed",
             "share of rows that are right",
             "lower bound of that share",
@@ -196,9 +196,9 @@ STEPS: tuple[Step, ...] = (
         needs=("raw_examples", "clean_examples", "expert_review"),
         gates=(("expert_review", "clean_examples"),),
         config_sections=("split", "answer"),
-        version="5",
+        version="6",
         check="no_overlap",
-        lines=(
+        check_names=(
             "no overlap between test and training",
             "test rows",
             "share of test rows",
@@ -230,7 +230,7 @@ STEPS: tuple[Step, ...] = (
         config_sections=("train", "prompt", "answer"),
         version="3",
         check="learns_and_converges",
-        lines=("the loss is finite", "the validation loss fell"),
+        check_names=("the loss is finite", "the validation loss fell"),
         always_new=True,
         kinds=("pytorch", "mlflow"),
         description="The LoRA adapter: what is learned is checked before, the loss is watched during, training.",
@@ -256,10 +256,10 @@ STEPS: tuple[Step, ...] = (
         "release_decision",
         make=f"{_P}.release.assets:release_decision",
         needs=("eval_report", "adapter", "data_split"),
-        config_sections=("release",),
-        version="5",
+        config_sections=("release", "split"),
+        version="6",
         check="release_gate",
-        lines=f"{_P}.release.decide:check_names",
+        check_names=f"{_P}.release.decide:check_names",
         always_new=True,
         kinds=("report",),
         description="PROMOTE, REJECT or INCONCLUSIVE, with every reason.",
@@ -288,7 +288,7 @@ STEPS: tuple[Step, ...] = (
         config_sections=("serve", "prompt", "answer"),
         version="2",
         check="parity",
-        lines=("served equals evaluated", "the adapter has an effect", "not rolled back"),
+        check_names=("served equals evaluated", "the adapter has an effect", "not rolled back"),
         always_new=True,
         kinds=("endpoint",),
         description="The version behind the endpoint, after the held-out rows were replayed through it.",
@@ -305,7 +305,7 @@ STEPS: tuple[Step, ...] = (
         config_sections=("monitor", "serve", "answer"),
         version="3",
         check="no_alarm",
-        lines=(
+        check_names=(
             "enough traffic",
             "answers keep the format",
             "answers come in time",
@@ -331,11 +331,11 @@ def downstream(asset: str) -> list[str]:
 
 
 def drawn_upstream(step: Step) -> tuple[str, ...]:
-    """The assets of `step.upstream` to draw an edge from: those that no longer way implies.
+    """The assets to draw an edge from: the assets of `step.upstream`, without those that a longer path implies.
 
     Dagster calls an asset stale when the data version of an asset at the other end of an edge changed. So an asset that
-    is read keeps its edge unless the longer way carries every change of it: every asset on that way is `always_new`.
-    One that only comes first, or is a gate, carries nothing and needs no edge where there is any longer way.
+    is read keeps its edge unless the longer path carries every change of it: every asset on that path is `always_new`.
+    One that only comes first, or is a gate, carries nothing and needs no edge where there is any longer path.
     """
     drawn = [name for name in step.upstream if name in step.needs or not _implied(name, step.upstream, _ancestors)]
     return tuple(name for name in drawn if name not in step.needs or not _implied(name, drawn, _carried))

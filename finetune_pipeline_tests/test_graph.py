@@ -23,10 +23,10 @@ def texts_of(step: Step) -> set[str]:
     return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
-@pytest.mark.parametrize("step", [step for step in STEPS if isinstance(step.lines, tuple)], ids=lambda s: s.asset)
-def test_the_lines_of_a_gate_are_the_names_that_its_code_gives(step: Step) -> None:
+@pytest.mark.parametrize("step", [step for step in STEPS if isinstance(step.check_names, tuple)], ids=lambda s: s.asset)
+def test_the_check_names_of_a_gate_are_those_that_its_code_gives(step: Step) -> None:
     texts = texts_of(step)
-    assert {*step.lines} <= {*texts, *(head + tail for head, tail in product({"no drift: "} & texts, texts))}
+    assert {*step.check_names} <= {*texts, *(head + tail for head, tail in product({"no drift: "} & texts, texts))}
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.asset)
@@ -34,6 +34,6 @@ def test_every_function_of_the_table_exists(step: Step) -> None:
     named = [
         step.make,
         step.external and step.external.fingerprint,
-        step.lines if isinstance(step.lines, str) else None,
+        step.check_names if isinstance(step.check_names, str) else None,
     ]
     assert all(callable(function(name)) for name in named if name)

@@ -19,6 +19,7 @@ from finetune_pipeline.baseline.answer_log import AnswerFile
 from finetune_pipeline.baseline.answering import ANSWERS, AnswerCounts, answer_request
 from finetune_pipeline.baseline.metrics import score_all
 from finetune_pipeline.baseline.report import Heading, as_summary, compile_report, page
+from finetune_pipeline.baseline.variants import CLASSICAL
 from finetune_pipeline.records import Answer, Score, dumps, write_jsonl
 from finetune_pipeline.store import StageContext, StageResult
 
@@ -28,7 +29,7 @@ JOB = "finetune_pipeline.baseline.job"
 def baseline_report(context: StageContext) -> StageResult:
     """Answer the test rows with every declared prompt and the classical model. ModelError, DataError, JobCancelled."""
     task = context.task
-    variants = [v for v in task.baseline.variants if v != classical.VARIANT or classical.applies(task.answer)]
+    variants = [v for v in task.baseline.variants if v != CLASSICAL or classical.applies(task.answer)]
     partial = context.store.unfinished("baseline_report", "answers", context.key)
     request = answer_request(context, partial, variants)
     local.run(JOB, request, AnswerCounts, partial, context.report)

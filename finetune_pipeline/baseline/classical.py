@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_pipeline.baseline.metrics import canonical, json_object
+from finetune_pipeline.baseline.variants import CLASSICAL
 from finetune_pipeline.clean.answers import dump, load
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.records import Answer, Example, Reporter
 
 MAX_VALUES = 100  # a field with more different values is not classified
 MIN_ROWS_PER_VALUE = 3  # nor is a field with fewer rows per value on average
-VARIANT = "classical"
 
 
 def applies(spec: AnswerFormat) -> bool:
@@ -51,7 +51,7 @@ def answers(train: Sequence[Example], tests: Sequence[Example], spec: AnswerForm
     predicted = {name: model.predict(test_features) for name, model in models.items()}
     seconds = (time.perf_counter() - start) / max(len(tests), 1)
     texts = [_text({name: predicted[name][i] for name in predicted}, spec) for i in range(len(tests))]
-    return [Answer(row.id, VARIANT, text, seconds=round(seconds, 6)) for row, text in zip(tests, texts, strict=True)]
+    return [Answer(row.id, CLASSICAL, text, seconds=round(seconds, 6)) for row, text in zip(tests, texts, strict=True)]
 
 
 def _vectorizer() -> Any:

@@ -11,6 +11,7 @@ from finetune_pipeline.baseline import classical
 from finetune_pipeline.baseline.answer_log import AnswerFile
 from finetune_pipeline.baseline.answering import ANSWERS, AnswerCounts, AnswerRequest
 from finetune_pipeline.baseline.prompts import PROMPTED, Chat, prompts
+from finetune_pipeline.baseline.variants import CLASSICAL
 from finetune_pipeline.inference.generate import Generation, encode, generate, label_choice
 from finetune_pipeline.inference.loading import Loaded, load
 from finetune_pipeline.inference.model_family import max_sequence_tokens
@@ -34,7 +35,7 @@ def answer(request: AnswerRequest, loaded: Loaded, report: Reporter) -> AnswerCo
         report.log(f"{reused} answers of an earlier run are reused")
     train, tests = request.rows("train"), request.rows("test")
     for variant in request.variants:
-        if variant != classical.VARIANT:
+        if variant != CLASSICAL:
             _generate(variant, request, loaded, log, train, tests, report)
         elif classical.applies(request.task.answer):
             _classify(request, log, train, tests, report)
@@ -44,12 +45,12 @@ def answer(request: AnswerRequest, loaded: Loaded, report: Reporter) -> AnswerCo
 def _classify(
     request: AnswerRequest, log: AnswerFile, train: list[Example], tests: list[Example], report: Reporter
 ) -> None:
-    answered = log.of(classical.VARIANT)
+    answered = log.of(CLASSICAL)
     if len(answered) < len(tests):
         for row in classical.answers(train, tests, request.task.answer, report):
             if row.id not in answered:
                 log.append(row)
-        report.progress(classical.VARIANT, len(tests), len(tests))
+        report.progress(CLASSICAL, len(tests), len(tests))
 
 
 def _generate(

@@ -20,14 +20,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 from finetune_pipeline.clean.answers import lenient, load, parse, problem
-from finetune_pipeline.config import AnswerFormat
+from finetune_pipeline.config import AnswerFormat, FormatName
 from finetune_pipeline.records import Answer, Example, Score
 
-Format = Literal["json", "label", "text"]
-FORMATS: tuple[Format, ...] = ("json", "label", "text")
+FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 
 
 def mean(values: Sequence[float]) -> float:
@@ -48,7 +47,7 @@ class Metric:
     value: Callable[[str, str, AnswerFormat], Any]
     combine: Callable[[Sequence[Any]], float] = mean
     higher_is_better: bool = True
-    formats: tuple[Format, ...] = FORMATS
+    formats: tuple[FormatName, ...] = FORMATS
 
     def figure(self, completions: Sequence[str], answers: Sequence[str], spec: AnswerFormat) -> float:
         """The figure of a variant, from the completions and its answers in the same order of rows."""

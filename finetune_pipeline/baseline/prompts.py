@@ -18,10 +18,11 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
+from finetune_pipeline.baseline.variants import FEW_SHOT, FEW_SHOT_RETRIEVED, ZERO_SHOT
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.records import Example
 
-PROMPTED = ("zero_shot", "few_shot", "few_shot_retrieved")  # the variants of this module, from simple to complex
+PROMPTED = (ZERO_SHOT, FEW_SHOT, FEW_SHOT_RETRIEVED)  # the variants of this module, from simple to complex
 Chat = list[dict[str, str]]
 SEED = 17  # of the fixed examples. One draw: to keep the best of several would be to select on the test set
 ROWS_PER_BLOCK = 256  # test rows whose similarities [rows, training rows] are a dense matrix at the same time
@@ -82,10 +83,10 @@ def prompts(
 ) -> Mapping[str, Chat]:
     """Test row id -> its prompt for a variant. A variant that is not in PROMPTED (the tuned model, the live version)
     has the prompt of zero_shot. `fits` says whether a prompt fits into the model's context."""
-    if variant == "few_shot":
+    if variant == FEW_SHOT:
         fixed = fixed_shots(train, spec, shots)
         selected = {row.id: fixed for row in tests}
-    elif variant == "few_shot_retrieved":
+    elif variant == FEW_SHOT_RETRIEVED:
         selected = nearest_shots(train, tests, shots)
     else:
         selected = {row.id: [] for row in tests}

@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from finetune_pipeline.baseline import classical
 from finetune_pipeline.baseline.figures import VariantFigures, best_prompted, variant_figures
 from finetune_pipeline.baseline.metrics import EXACT, METRICS, VALID
-from finetune_pipeline.baseline.variants import described, title
+from finetune_pipeline.baseline.variants import CLASSICAL, described, title
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.records import Answer, Example, Score
 from finetune_pipeline.statistics.formatting import percent
@@ -71,7 +70,7 @@ def compile_report(
 
 def page(heading: Heading, report: BaselineReport) -> str:
     """report.html of the baselines."""
-    shown = (report["best_prompted"], classical.VARIANT)
+    shown = (report["best_prompted"], CLASSICAL)
     return render(PACKAGE, "report.html.j2", heading, report, headline(report), shown, cost=None)
 
 
@@ -111,26 +110,24 @@ def render(
 
 def headline(report: BaselineReport) -> str:
     """The result in a sentence or two."""
-    return " ".join([*best_prompt_reaches(report), *variant_reaches(report, classical.VARIANT, "A classical model")])
+    return " ".join([*best_prompt_result(report), *variant_result(report, CLASSICAL, "The classical model")])
 
 
-def best_prompt_reaches(report: BaselineReport) -> list[str]:
+def best_prompt_result(report: BaselineReport) -> list[str]:
     """The sentence on the best prompt; none where no prompt was evaluated."""
     best = report["best_prompted"]
-    return variant_reaches(report, best, f"The best prompt ({title(best).lower()})") if best else []
+    return variant_result(report, best, f"The best prompt ({title(best).lower()})") if best else []
 
 
-def variant_reaches(report: BaselineReport, variant: str, subject: str) -> list[str]:
-    """The sentence on one variant; none where it was not evaluated."""
+def variant_result(report: BaselineReport, variant: str, subject: str) -> list[str]:
+    """The sentence on one variant: "… has 9 of 12 (75 %; 95 % interval 42.8 % to 94.5 %) test rows exactly right."
+    None where it was not evaluated."""
     figures = report["variants"].get(variant)
-    return [f"{subject} reaches {exactly(figures)}."] if figures else []
-
-
-def exactly(figures: VariantFigures) -> str:
-    """Count, share and interval: "9 (75 %; 95 % interval 42.8 % to 94.5 %)"."""
-    low, high = figures["interval"]
-    count = round(figures["exact"] * figures["rows"])
-    return f"{count} ({percent(figures['exact'])}; 95 % interval {percent(low)} to {percent(high)})"
+    if not figures:
+        return []
+    (low, high), rows = figures["interval"], figures["rows"]
+    share = f"{percent(figures['exact'])}; 95 % interval {percent(low)} to {percent(high)}"
+    return [f"{subject} has {round(figures['exact'] * rows)} of {rows} ({share}) test rows exactly right."]
 
 
 def as_summary(report: BaselineReport) -> Mapping[str, int | float | str | None]:

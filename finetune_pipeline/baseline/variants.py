@@ -1,12 +1,15 @@
-"""Title and description of each variant that answers the test rows, for reports, decisions and the desk.
+"""The variants that answer the test rows: their names, and a title and description for reports, decisions and the desk.
 
-title("few_shot")        "Base model, fixed examples"
+title(FEW_SHOT)          "Base model, fixed examples"
 title("my_variant")      "my_variant": the name itself where no title is known
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+ZERO_SHOT, FEW_SHOT, FEW_SHOT_RETRIEVED = "zero_shot", "few_shot", "few_shot_retrieved"
+CLASSICAL, CHAMPION, TUNED = "classical", "champion", "tuned"  # champion: the live version, as in MLflow's aliases
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,16 +21,16 @@ class Variant:
 
 
 VARIANTS = {
-    "zero_shot": Variant(
+    ZERO_SHOT: Variant(
         "Base model, instruction only", "The base model gets the task's system prompt and the row's prompt."
     ),
-    "few_shot": Variant("Base model, fixed examples", "The same training examples come before every prompt."),
-    "few_shot_retrieved": Variant(
+    FEW_SHOT: Variant("Base model, fixed examples", "The same training examples come before every prompt."),
+    FEW_SHOT_RETRIEVED: Variant(
         "Base model, similar examples", "The training examples most similar to the prompt come before it."
     ),
-    "classical": Variant("Classical model", "TF-IDF and logistic regression: no language model."),
-    "champion": Variant("Live version", "The version that the endpoint serves now, prompted as it is served."),
-    "tuned": Variant("Tuned model", "The base model with the trained adapter, prompted without examples."),
+    CLASSICAL: Variant("Classical model", "TF-IDF and logistic regression: no language model."),
+    CHAMPION: Variant("Live version", "The version that the endpoint serves now, prompted as it is served."),
+    TUNED: Variant("Tuned model", "The base model with the trained adapter, prompted without examples."),
 }
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_pipeline.baseline.report import BaselineReport
-from finetune_pipeline.baseline.variants import title
+from finetune_pipeline.baseline.variants import TUNED, title
 from finetune_pipeline.config import Task
 from finetune_pipeline.config.addresses import address, mlflow_page
 from finetune_pipeline.desk.labels import plural, when
@@ -26,6 +26,7 @@ from finetune_pipeline.records import Artifact, read_jsonl
 from finetune_pipeline.serve import deployment_state
 from finetune_pipeline.serve.deployment_report import DeploymentReport
 from finetune_pipeline.serve.deployment_state import HistoryEntry
+from finetune_pipeline.split.accounting import account_of
 from finetune_pipeline.statistics.formatting import percent
 from finetune_pipeline.store import TaskStore, data_root, task_names
 
@@ -74,10 +75,10 @@ def _rows(made: Mapping[str, Artifact], clean: Artifact) -> str:
         kept = sum(1 for _ in clean.examples())
         splits = ""
     else:
-        accounting = split.json("accounting.json")
-        drops = Counter({reason: n for reasons in accounting["dropped"].values() for reason, n in reasons.items()})
-        kept = sum(accounting["splits"].values())
-        splits = " (" + ", ".join(f"{rows} {name}" for name, rows in accounting["splits"].items()) + ")"
+        account = account_of(split)
+        drops = account.dropped_by_reason
+        kept = sum(account.splits.values())
+        splits = " (" + ", ".join(f"{rows} {name}" for name, rows in account.splits.items()) + ")"
     reasons = ", ".join(f"{rows} {reason}" for reason, rows in drops.most_common())
     return f"{kept + drops.total()} rows read, {kept} kept{splits}, {drops.total()} dropped: {reasons or 'none'}"
 
@@ -95,7 +96,7 @@ def _results(report: Artifact) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_row(Text(f"exactly right, of {figures['rows']} test rows", style="dim"), "", "")
     for name, figure in figures["variants"].items():
-        bar = Text("█" * round(BAR_WIDTH * figure["exact"]), style="green" if name == "tuned" else "blue")
+        bar = Text("█" * round(BAR_WIDTH * figure["exact"]), style="green" if name == TUNED else "blue")
         table.add_row(title(name), f"{percent(figure['exact']):>6}", bar)
     return table
 

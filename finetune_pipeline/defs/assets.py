@@ -1,6 +1,6 @@
 """The rows of graph.py as Dagster assets, one set a task: a shell opens the task, makes one asset, reports metadata.
 
-    task_assets(task)      <task>/base_model … <task>/traffic_report, with a check for each gate and each of its lines
+    task_assets(task)      <task>/base_model … <task>/traffic_report, with a check for each gate and each of its checks
 
 The declaration is read again at run time, so that an edit of task.yaml counts without a reload of the code location.
 Staleness in the UI is that of `finetune status`: the code version holds the declared sections that an asset depends on,

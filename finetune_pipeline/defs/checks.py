@@ -1,9 +1,9 @@
-"""Asset checks: one for a gate, which may block, and one for each of its lines, whose number Dagster plots over runs.
+"""Asset checks: one for a gate, which may block, and one for each of its checks, whose number Dagster plots over runs.
 
-    data_quality    quality_gate                 blocking: the verdict, with all lines as a table
+    data_quality    quality_gate                 blocking: the verdict, with all checks as a table
                     row_ok, prompt_fits, ...     not blocking: what was expected and observed, `value` as a number
 
-A line that depends on the data (a drift of one log, a live version's number) is in the table only.
+A check that depends on the data (a drift of one log, a live version's number) is in the table only.
 """
 
 import re
@@ -19,27 +19,27 @@ from finetune_pipeline.records import Artifact, Check, Verdict, content_id
 
 
 def check_specs(step: Step, task: Task, key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
-    """The gate and its lines; nothing for a step without a gate."""
+    """The gate and its checks; nothing for a step without a gate."""
     if step.check is None:
         return []
-    gate = dg.AssetCheckSpec(step.check, asset=key, blocking=step.blocking, description="The gate: all of its lines.")
-    lines = line_names(step, task).items()
-    return [gate, *(dg.AssetCheckSpec(name, asset=key, description=text) for name, text in lines)]
+    gate = dg.AssetCheckSpec(step.check, asset=key, blocking=step.blocking, description="The gate: all of its checks.")
+    names = dagster_names(step, task).items()
+    return [gate, *(dg.AssetCheckSpec(name, asset=key, description=text) for name, text in names)]
 
 
-def line_names(step: Step, task: Task) -> dict[str, str]:
-    """The lines that a gate has in every run: Dagster's name of each, and the line's own."""
-    texts = function(step.lines)(task) if isinstance(step.lines, str) else step.lines
+def dagster_names(step: Step, task: Task) -> dict[str, str]:
+    """The checks that a gate has in every run: Dagster's name of each, and its own (`records.Check.name`)."""
+    texts = function(step.check_names)(task) if isinstance(step.check_names, str) else step.check_names
     names: dict[str, str] = {}
     for text in texts:
-        name = check_name(text)
+        name = dagster_name(text)
         names[name if name not in {*names, step.check} else f"{name}_{content_id(text)[:4]}"] = text
     return names
 
 
-def check_name(text: str) -> str:
-    """A line's name as Dagster takes it: "fits into this machine's memory" is fits_into_this_machine_s_memory."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or f"line_{content_id(text)[:4]}"
+def dagster_name(text: str) -> str:
+    """A check's name as Dagster takes it: "fits into this machine's memory" is fits_into_this_machine_s_memory."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or f"check_{content_id(text)[:4]}"
 
 
 def check_results(step: Step, task: Task, artifact: Artifact) -> list[dg.AssetCheckResult]:
@@ -48,8 +48,8 @@ def check_results(step: Step, task: Task, artifact: Artifact) -> list[dg.AssetCh
         return []
     verdict = artifact.verdict
     found = {check.name: check for check in verdict.checks} if verdict else {}
-    lines = (_line(step, name, found.get(text)) for name, text in line_names(step, task).items())
-    return [_gate(step, step.check, verdict), *lines]
+    results = (_result(step, name, found.get(text)) for name, text in dagster_names(step, task).items())
+    return [_gate(step, step.check, verdict), *results]
 
 
 def _gate(step: Step, name: str, verdict: Verdict | None) -> dg.AssetCheckResult:
@@ -65,8 +65,8 @@ def _gate(step: Step, name: str, verdict: Verdict | None) -> dg.AssetCheckResult
     )
 
 
-def _line(step: Step, name: str, check: Check | None) -> dg.AssetCheckResult:
-    """A line that the verdict does not have was not asked about this artifact, or found nothing to warn of."""
+def _result(step: Step, name: str, check: Check | None) -> dg.AssetCheckResult:
+    """A check that the verdict does not have does not apply to this artifact, or found nothing to warn of."""
     if check is None:
         return dg.AssetCheckResult(
             check_name=name, passed=True, description="nothing to report", metadata={"reported": False}

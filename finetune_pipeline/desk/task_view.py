@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from finetune_pipeline.baseline.figures import VariantFigures
 from finetune_pipeline.baseline.report import BaselineReport
-from finetune_pipeline.baseline.variants import title
+from finetune_pipeline.baseline.variants import TUNED, title
 from finetune_pipeline.desk import ledger_rows
 from finetune_pipeline.desk.labels import capitalized, check_title, label, nonbreaking, number, spelled
 from finetune_pipeline.desk.ledger_rows import count
@@ -152,7 +152,7 @@ def comparison(report: BaselineReport) -> list[VariantRow]:
         rows = [_variant_row(name, figures, name == best) for name, figures in report["variants"].items()]
     except (KeyError, TypeError) as error:
         raise StorageError(f"report.json has no figure {error}", "materialize the report again") from error
-    return sorted(rows, key=lambda row: (row.name == "tuned", row.exact))
+    return sorted(rows, key=lambda row: (row.name == TUNED, row.exact))
 
 
 def _variant_row(name: str, figures: VariantFigures, best: bool) -> VariantRow:

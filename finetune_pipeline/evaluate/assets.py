@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from finetune_pipeline.baseline.answering import ANSWERS, AnswerCounts, answer_r
 from finetune_pipeline.baseline.assets import heading, write_report
 from finetune_pipeline.baseline.metrics import score_all
 from finetune_pipeline.baseline.report import as_summary, compile_report
+from finetune_pipeline.baseline.variants import CHAMPION, TUNED
 from finetune_pipeline.errors import GateRefused, reading
 from finetune_pipeline.evaluate import champion, general_ability
 from finetune_pipeline.evaluate.cost import cost
 from finetune_pipeline.evaluate.memorization import memorized
-from finetune_pipeline.evaluate.report import TUNED, EvalReport, page, select_cases
+from finetune_pipeline.evaluate.report import EvalReport, page, select_cases
 from finetune_pipeline.evaluate.request import GENERAL, MEMORIZATION, EvaluationRequest
 from finetune_pipeline.records import Answer, Example, Json, Score, ServedVersion, read_jsonl, write_jsonl
 from finetune_pipeline.store import StageContext, StageResult
@@ -53,7 +55,7 @@ def eval_report(context: StageContext) -> StageResult:
     answers = [*baseline_answers, *new]
     baseline_scores = [Score(**row) for row in read_jsonl(baseline.path("scores.jsonl"))]
     scores = [*baseline_scores, *score_all(tests, new, context.task.answer)]
-    variants = [*baseline.json("report.json")["variants"], *([champion.VARIANT] if live else []), TUNED]
+    variants = [*baseline.json("report.json")["variants"], *([CHAMPION] if live else []), TUNED]
     report = _report(context, request, tests, answers, scores, variants, live)
     cases = select_cases(tests, answers, scores, report["best_prompted"])
     write_report(context, answers, scores, report, page(heading(context), report, cases))
@@ -108,13 +110,7 @@ def _report(
         "cost": cost(compared["variants"], task.suitability),
     }
     if live:
-        report["champion"] = {
-            "version": live.version,
-            "adapter": live.adapter,
-            "adapter_key": live.adapter_key,
-            "base": live.base,
-            "max_new_tokens": live.max_new_tokens,
-        }
+        report["champion"] = asdict(live)
     if request.general:
         losses = _measured(partial / GENERAL)
         rows = general_ability.compared(losses["base"], losses["tuned"])

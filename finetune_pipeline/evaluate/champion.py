@@ -14,21 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.baseline.answering import AnswerRequest
+from finetune_pipeline.baseline.variants import CHAMPION
 from finetune_pipeline.config import Base, Prompt
 from finetune_pipeline.errors import StorageError
 from finetune_pipeline.models import model_source
 from finetune_pipeline.records import Artifact, Json, ServedVersion
 from finetune_pipeline.store import StageContext
 
-VARIANT = "champion"
 
-
-def served_version(fingerprint: Json) -> ServedVersion | None:
-    """The live version from the step's fingerprint; None when nothing is live."""
-    if not isinstance(fingerprint, Mapping):
+def served_version(fields: Json) -> ServedVersion | None:
+    """The live version in the step's fingerprint or in report.json; None when nothing is live."""
+    if not isinstance(fields, Mapping):
         return None
-    fields: dict[str, Any] = dict(fingerprint)
-    return ServedVersion(**fields)
+    values: dict[str, Any] = dict(fields)
+    return ServedVersion(**values)
 
 
 def answer_request(context: StageContext, partial: Path, version: ServedVersion) -> AnswerRequest:
@@ -42,7 +41,7 @@ def answer_request(context: StageContext, partial: Path, version: ServedVersion)
         split=context.inputs["data_split"].folder,
         partial=partial,
         task=context.task.model_copy(update={"prompt": prompt}),
-        variants=(VARIANT,),
+        variants=(CHAMPION,),
         max_new_tokens=version.max_new_tokens,
     )
 

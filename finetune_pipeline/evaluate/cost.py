@@ -14,8 +14,8 @@ from typing import TypedDict
 
 from finetune_pipeline.baseline.figures import VariantFigures
 from finetune_pipeline.baseline.prompts import PROMPTED
+from finetune_pipeline.baseline.variants import CHAMPION, TUNED
 from finetune_pipeline.config import Suitability
-from finetune_pipeline.evaluate import champion
 
 DAYS_PER_MONTH = 365 / 12
 
@@ -39,7 +39,7 @@ def cost(variants: Mapping[str, VariantFigures], prices: Suitability) -> CostFig
     }
     if prices.requests_per_day:
         hosting = round(1000 * prices.hosting_per_month / (DAYS_PER_MONTH * prices.requests_per_day), 4)
-        per_1000 |= dict.fromkeys(("tuned", *({champion.VARIANT} & variants.keys())), hosting)
+        per_1000 |= dict.fromkeys((TUNED, *({CHAMPION} & variants.keys())), hosting)
     return {
         "currency": prices.currency,
         "per_1000": per_1000,

@@ -15,43 +15,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired
 
-from finetune_pipeline.baseline import classical
-from finetune_pipeline.baseline.report import (
-    BaselineReport,
-    Heading,
-    best_prompt_reaches,
-    exactly,
-    render,
-    variant_reaches,
-)
-from finetune_pipeline.evaluate import champion
+from finetune_pipeline.baseline.report import BaselineReport, Heading, best_prompt_result, render, variant_result
+from finetune_pipeline.baseline.variants import CHAMPION, CLASSICAL, TUNED
+from finetune_pipeline.evaluate.champion import served_version
 from finetune_pipeline.evaluate.cost import CostFigures
 from finetune_pipeline.evaluate.general_ability import GeneralFigures
 from finetune_pipeline.evaluate.memorization import MemorizationFigures
 from finetune_pipeline.records import Answer, Example, Score
 
-TUNED = "tuned"
 MAX_CASES = 10  # rows of each kind on the page
 
 
-class ChampionFigures(TypedDict):
-    """`champion` in report.json: the fields of records.ServedVersion."""
-
-    version: int
-    adapter: str
-    adapter_key: str
-    base: str
-    max_new_tokens: int
-
-
 class EvalReport(BaselineReport):
-    """report.json. `champion` is absent where nothing is live; `general` and `memorization` where they are not declared
-    (`general` also where the model can read no text as a whole)."""
+    """report.json. `champion` has the fields of a ServedVersion (`champion.served_version` reads them), and is absent
+    where nothing is live; `general` and `memorization` where they are not declared (`general` also where the model can
+    read no text as a whole)."""
 
     cost: CostFigures
-    champion: NotRequired[ChampionFigures]
+    champion: NotRequired[dict[str, Any]]
     general: NotRequired[GeneralFigures]
     memorization: NotRequired[MemorizationFigures]
 
@@ -78,7 +61,7 @@ class Cases:
 
 def page(heading: Heading, report: EvalReport, cases: Cases) -> str:
     """report.html of the evaluation."""
-    shown = (report["best_prompted"], classical.VARIANT, champion.VARIANT, TUNED)
+    shown = (report["best_prompted"], CLASSICAL, CHAMPION, TUNED)
     return render(
         "finetune_pipeline.evaluate",
         "eval_report.html.j2",
@@ -95,13 +78,11 @@ def page(heading: Heading, report: EvalReport, cases: Cases) -> str:
 
 def headline(report: EvalReport) -> str:
     """The result in a few sentences, without a decision."""
-    tuned, rows, live = report["variants"][TUNED], report["rows"], report.get("champion")
-    sentences = [f"The tuned model answers {exactly(tuned)} of {rows} test rows exactly right."]
-    sentences += best_prompt_reaches(report)
+    live = served_version(report.get("champion"))
+    sentences = [*variant_result(report, TUNED, "The tuned model"), *best_prompt_result(report)]
     if live:
-        sentences += variant_reaches(report, champion.VARIANT, f"Live version {live['version']}")
-    sentences += variant_reaches(report, classical.VARIANT, "A classical model")
-    return " ".join(sentences)
+        sentences += variant_result(report, CHAMPION, f"Live version {live.version}")
+    return " ".join([*sentences, *variant_result(report, CLASSICAL, "The classical model")])
 
 
 def select_cases(

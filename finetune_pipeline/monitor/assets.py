@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from finetune_pipeline.baseline.variants import TUNED
 from finetune_pipeline.config import Task
 from finetune_pipeline.monitor.alarms import Reference, Report, evaluate_traffic
 from finetune_pipeline.monitor.figures import About, CheckFigures, TrafficReport
@@ -71,7 +72,7 @@ def reference(context: StageContext) -> Reference:
 
     tests = {row.id: row for row in context.inputs["data_split"].examples("test.jsonl")}
     rows = (Answer(**row) for row in read_jsonl(context.inputs["eval_report"].path("answers.jsonl")))
-    answers = [answer for answer in rows if answer.variant == "tuned" and answer.id in tests]
+    answers = [answer for answer in rows if answer.variant == TUNED and answer.id in tests]
     return Reference(
         prompt_chars=[len(mask(tests[answer.id].prompt)[0]) for answer in answers],
         completion_chars=[len(mask(answer.text)[0]) for answer in answers],

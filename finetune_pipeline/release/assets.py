@@ -80,7 +80,7 @@ def _headline(decision: Decision) -> dict[str, Json]:
         "over": gain["over"] if gain else None,
         "smallest_gain_shown": figures["smallest_gain_shown"],
         "rows_needed": figures["rows_needed"],
-        "test_set_decisions": reuse_of(figures)["adapters"],
+        "adapters_on_test_set": reuse_of(figures)["adapters"],
     }
 
 

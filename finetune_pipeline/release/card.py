@@ -13,16 +13,20 @@ of huggingface_hub's ModelCardData. Every number is copied from an artifact: not
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from finetune_pipeline.baseline.variants import TUNED
 from finetune_pipeline.config import Task
 from finetune_pipeline.evaluate.memorization import MemorizationFigures
+from finetune_pipeline.models.model_source import ModelFacts
 from finetune_pipeline.records import Decision
 from finetune_pipeline.release.figures import figures_of, general_of
+from finetune_pipeline.release.formatting import bullets
 from finetune_pipeline.release.report import checks_table, opponents, power_and_reuse
-from finetune_pipeline.release.summary import TUNED
+from finetune_pipeline.split.accounting import Account
 from finetune_pipeline.statistics.formatting import percent
+from finetune_pipeline.train.spec import TrainingResult
 
 LANGUAGE = "und"  # ISO 639 "undetermined": the declaration names no language, and a guess would read as a fact
 USES = {
@@ -35,16 +39,15 @@ DATA_LICENSES = "The licenses of the data are listed below and were not checked.
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """The values of the card. `base`: base_model.json; `accounting`: the split's accounting.json; `training`: the
-    adapter's training.json; `checksums`: file name -> SHA-256; `lineage`: artifact -> content hash or id;
+    """The values of the card. `checksums`: file name -> SHA-256; `lineage`: artifact -> content hash or id;
     `memorization`: the evaluation's figures, where it was measured; `at`: time of the registration (UTC, ISO 8601)."""
 
     task: Task
     version: int
     decision: Decision
-    base: Mapping[str, Any]
-    accounting: Mapping[str, Any]
-    training: Mapping[str, Any]
+    base: ModelFacts
+    accounting: Account
+    training: TrainingResult
     memorization: MemorizationFigures | None
     checksums: Mapping[str, str]
     lineage: Mapping[str, str]
@@ -62,9 +65,9 @@ def card(model: Registration) -> str:
         f"## Results\n\n{opponents(figures)}\n\n{power_and_reuse(figures)}",
         f"## Why it was promoted\n\n{model.decision.summary}\n\n{checks_table(model.decision.checks)}",
         f"## Limits\n\n{_limits(model)}",
-        f"## Training\n\n{_list(_plain(model.training))}",
-        f"## Lineage\n\n{_list(model.lineage)}",
-        f"## Checksums (SHA-256)\n\n{_list({f'`{name}`': f'`{sha}`' for name, sha in model.checksums.items()})}",
+        f"## Training\n\n{bullets(_plain(asdict(model.training)))}",
+        f"## Lineage\n\n{bullets(model.lineage)}",
+        f"## Checksums (SHA-256)\n\n{bullets({f'`{name}`': f'`{sha}`' for name, sha in model.checksums.items()})}",
     )
     return "\n\n".join(parts) + "\n"
 
@@ -84,7 +87,7 @@ def _head(model: Registration) -> str:
         metric_value=round(exact, 4),
     )
     head = ModelCardData(
-        base_model=str(model.base["id"]),
+        base_model=model.base["id"],
         license=task.base.license,
         language=LANGUAGE,
         library_name="peft",
@@ -109,13 +112,13 @@ def _use(task: Task) -> str:
 
 
 def _data(model: Registration) -> str:
-    splits: Mapping[str, int] = model.accounting["splits"]
-    lines = [f"{model.accounting['raw']} raw rows, every one accounted for:\n", "| use | rows |", "|---|---|"]
-    lines += [f"| {split} | {count} |" for split, count in splits.items()]
-    for stage, reasons in model.accounting["dropped"].items():
+    account = model.accounting
+    lines = [f"{account.raw} raw rows, every one accounted for:\n", "| use | rows |", "|---|---|"]
+    lines += [f"| {split} | {count} |" for split, count in account.splits.items()]
+    for stage, reasons in account.dropped.items():
         lines += [f"| dropped by {stage}: {reason} | {count} |" for reason, count in reasons.items()]
     licenses = {source.label: source.license or "not declared" for source in model.task.sources}
-    return "\n".join(lines) + "\n\nLicenses of the sources:\n\n" + _list(licenses)
+    return "\n".join(lines) + "\n\nLicenses of the sources:\n\n" + bullets(licenses)
 
 
 def _limits(model: Registration) -> str:
@@ -140,7 +143,3 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flat(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in _plain(values).items())
-
-
-def _list(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in values.items())

@@ -1,7 +1,7 @@
 """The criteria that a candidate has to meet, one function each. Each returns a Finding (figures.py).
 
     superiority("few_shot", tuned, few_shot, groups, rules)               # holds, harm or undecided
-    non_inferiority("live version 3", tuned, champion, groups, rules)     # `rows`: how many would decide it
+    non_inferiority("live version 3", tuned, champion, groups, rules)     # `rows_needed`: how many would decide it
 
 Only a criterion that *holds* counts for a release; what follows from all of them together is in decide.py, the tests
 themselves are in paired_tests.py, the criterion on slices in slices.py.
@@ -27,16 +27,23 @@ from finetune_pipeline.release.figures import (
     RowFigures,
     State,
 )
-from finetune_pipeline.release.formatting import count_and_share, interval_name, paired_difference, points, signed
+from finetune_pipeline.release.formatting import (
+    count_and_share,
+    interval_name,
+    paired_difference,
+    points,
+    signed,
+    signed_up,
+)
 from finetune_pipeline.release.holdout_reuse import HoldoutReuse
 from finetune_pipeline.release.paired_tests import Paired
 from finetune_pipeline.release.relative_change import relative_rise
-from finetune_pipeline.statistics.formatting import percent
+from finetune_pipeline.statistics.formatting import percent, percent_down
 from finetune_pipeline.statistics.proportion import clopper_pearson
 
 SEED = 0  # of the bootstraps; they are a function of the data and this
 REPORT_CONFIDENCE = 0.95  # of the interval in reports; the decision's own bounds are one-sided, at 1 - alpha
-MAX_ADAPTERS = 5  # decisions on one test set from which the check on holdout reuse warns
+MAX_ADAPTERS = 5  # evaluated on one test set: from this number on the check on holdout reuse warns
 
 
 def enough_rows(rows: Collection[str], groups: Groups, rules: Release) -> Finding:
@@ -150,7 +157,7 @@ def general_ability(losses: Sequence[tuple[float, float]] | None, rules: Release
     state: State = "holds" if rise.high <= margin else "undecided"
     if rise.low > margin:
         state = "harm"
-    between = f"between {signed(rise.low)} and {signed(rise.high)}" if rise.rows > 1 else "of unknown spread"
+    between = f"between {signed_up(rise.low)} and {signed_up(rise.high)}" if rise.rows > 1 else "of unknown spread"
     measured = f"{signed(rise.rise)} on {rise.rows} texts, {between} ({interval_name(alpha)})"
     figures: GeneralChange = {
         "measured": True,
@@ -167,38 +174,39 @@ def general_ability(losses: Sequence[tuple[float, float]] | None, rules: Release
 
 def format_kept(valid: Outcomes, rules: Release) -> Finding:
     """Do enough answers have the declared format? The observed share decides; harm is shown where even the upper bound
-    is below the bar, and where only the lower bound is below it, the check says so.
+    is below `min_valid_rate`, and where only the lower bound is below it, the check says so.
 
     The share, not the lower bound, because a miss does not go unnoticed: the endpoint checks every answer and the
     traffic report watches the share, whereas the bound would refuse a model with 30 of 30 answers valid.
     """
-    alpha, bar = rules.significance_level, rules.min_valid_rate
+    alpha, least = rules.significance_level, rules.min_valid_rate
     right, rows = sum(valid.values()), len(valid)
     low, high = clopper_pearson(right, rows, 1 - 2 * alpha)
-    passed = rows > 0 and right / rows >= bar
-    state: State = "holds" if passed else "harm" if high < bar else "undecided"
-    observed = f"{count_and_share(valid)}, between {percent(low)} and {percent(high)} ({interval_name(alpha)})"
-    if passed and low < bar:
-        observed += f"; this number of rows cannot exclude a share below {percent(bar)}"
-    needed = power.share_rows_needed(right, rows, bar, alpha, rules.power) if state == "undecided" else None
-    figures: FormatFigures = {"rows": rows, "valid": right, "low": low, "high": high, "bar": bar}
-    expected = f"at least {percent(bar)} of the answers valid"
+    passed = rows > 0 and right / rows >= least
+    state: State = "holds" if passed else "harm" if high < least else "undecided"
+    share = count_and_share(valid, percent_down)
+    observed = f"{share}, between {percent_down(low)} and {percent_down(high)} ({interval_name(alpha)})"
+    if passed and low < least:
+        observed += f"; this number of rows cannot exclude a share below {percent(least)}"
+    needed = power.share_rows_needed(right, rows, least, alpha, rules.power) if state == "undecided" else None
+    figures: FormatFigures = {"rows": rows, "valid": right, "low": low, "high": high, "min_valid_rate": least}
+    expected = f"at least {percent(least)} of the answers valid"
     check = Check("answers keep the format", passed, expected, observed, value=right / rows if rows else None)
     return Finding(check, state, figures, needed)
 
 
 def limited_reuse(reuse: HoldoutReuse, rules: Release) -> Finding:
-    """A warning once the test set has decided so often that one of its decisions may well be luck."""
+    """A warning once so many adapters were evaluated on the test set that a promotion may well be luck."""
     limited = reuse.adapters < MAX_ADAPTERS
     luck = 1 - (1 - rules.significance_level) ** reuse.adapters
-    observed = "first decision on this test set" if reuse.adapters == 1 else f"{reuse.adapters} adapters so far"
+    observed = "the first adapter on this test set" if reuse.adapters == 1 else f"{reuse.adapters} adapters so far"
     if not limited:
         observed += f"; if none of them is better, one is promoted with a chance of up to {percent(luck)}: add rows"
-    if reuse.rules > 1:
-        observed += f"; this adapter was evaluated by {reuse.rules} sets of rules: set them before the evaluation"
-    expected = f"fewer than {MAX_ADAPTERS} adapters decided on the same test set"
-    check = Check("holdout reuse", limited and reuse.rules == 1, expected, observed, "warning", reuse.adapters)
-    figures: ReuseFigures = {"adapters": reuse.adapters, "rules": reuse.rules, "chance_of_luck": luck}
+    if reuse.rule_sets > 1:
+        observed += f"; this adapter was evaluated by {reuse.rule_sets} sets of rules: set them before the evaluation"
+    expected = f"fewer than {MAX_ADAPTERS} adapters evaluated on the same test set"
+    check = Check("holdout reuse", limited and reuse.rule_sets == 1, expected, observed, "warning", reuse.adapters)
+    figures: ReuseFigures = {"adapters": reuse.adapters, "rule_sets": reuse.rule_sets, "chance_of_luck": luck}
     return Finding(check, "holds", figures)
 
 

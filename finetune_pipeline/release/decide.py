@@ -5,7 +5,8 @@
     PROMOTE        every criterion of criteria.py holds, by the interval and not by the mean alone
     REJECT         a criterion is shown to be violated: no gain, worse than the classical model or the live version,
                    general ability lost, a slice harmed, the format broken
-    INCONCLUSIVE   neither, or fewer test rows than the declared power needs; it says how many rows are needed
+    INCONCLUSIVE   neither, or fewer test rows than the declared power needs (harm on general texts still means REJECT);
+                   it says how many rows are needed
 
 The opponents, on the same test rows: the tuned model has to be *superior* to each prompted baseline (without tuning,
 the team would prompt), and *not inferior* by the declared margin to the classical model and the live version (they are
@@ -25,17 +26,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+from finetune_pipeline.baseline import classical
 from finetune_pipeline.baseline.figures import best_prompted as most_exact
 from finetune_pipeline.baseline.prompts import PROMPTED
+from finetune_pipeline.baseline.variants import CHAMPION, CLASSICAL, TUNED
 from finetune_pipeline.config import Release, Task
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.records import Check, Decision, Score
+from finetune_pipeline.records import Check, Decision, Outcome, Score
 from finetune_pipeline.release import criteria
 from finetune_pipeline.release.figures import DecisionFigures, Finding, Gain, Groups, Outcomes
 from finetune_pipeline.release.holdout_reuse import HoldoutReuse
 from finetune_pipeline.release.power import smallest_gain
 from finetune_pipeline.release.slices import slices_unharmed
-from finetune_pipeline.release.summary import CHAMPION, CLASSICAL, TUNED, Outcome, outcome_of, rows_needed, summary
+from finetune_pipeline.release.summary import outcome_of, rows_needed, summary
 
 EVALUATE_AGAIN = "materialize eval_report again"
 
@@ -84,10 +87,11 @@ def check_names(task: Task) -> tuple[str, ...]:
     name holds the version's number."""
     variants = task.baseline.variants
     gains = [f"better than {name}" for name in PROMPTED if name in variants] or ["better than a prompt"]
-    classical = [f"no worse than {CLASSICAL}", f"worth more than {CLASSICAL}"] if CLASSICAL in variants else []
+    compared = CLASSICAL in variants and classical.applies(task.answer)
+    no_worse = [f"no worse than {CLASSICAL}", f"worth more than {CLASSICAL}"] if compared else []
     slices = ["no slice harmed", "slices without doubt"] if set(PROMPTED) & set(variants) else []
     always = ("enough test rows", "general ability kept", "answers keep the format", "holdout reuse")
-    return (*always, *gains, *classical, *slices)
+    return (*always, *gains, *no_worse, *slices)
 
 
 def by_variant(scores: Sequence[Score]) -> dict[str, Outcomes]:

@@ -5,14 +5,16 @@ evidence(context, tests, reuse)       # decide.Evidence; raises when the evaluat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from finetune_pipeline.baseline.variants import TUNED
 from finetune_pipeline.config import Split
 from finetune_pipeline.errors import DataError, GateRefused
+from finetune_pipeline.evaluate.champion import served_version
 from finetune_pipeline.records import Artifact, Example, Score, read_jsonl
 from finetune_pipeline.release.decide import EVALUATE_AGAIN, Evidence
 from finetune_pipeline.release.holdout_reuse import HoldoutReuse
-from finetune_pipeline.release.summary import TUNED
+from finetune_pipeline.split.quotas import SPLITS
 from finetune_pipeline.store import StageContext
 
 
@@ -23,26 +25,40 @@ def evidence(context: StageContext, tests: Sequence[Example], reuse: HoldoutReus
     _require_adapter(evaluation, adapter)
     scores = [Score(**row) for row in read_jsonl(evaluation.path("scores.jsonl"))]
     _require_rows(tests, scores)
-    live = evaluation.json("report.json").get("champion")
+    live = served_version(evaluation.json("report.json").get("champion"))
     return Evidence(
         scores=scores,
         general=_general_losses(evaluation),
-        groups=dependent_rows(tests, context.task.split),
+        groups=dependent_rows(_split_rows(context), {row.id for row in tests}, context.task.split),
         adapter=adapter.content_hash,
         evaluation=evaluation.content_hash,
         reuse=reuse,
-        champion=f"version {live['version']}" if live else None,
+        champion=f"version {live.version}" if live else None,
     )
 
 
-def dependent_rows(rows: Sequence[Example], rules: Split) -> dict[str, str | None]:
-    """Row id -> the id of the first row of its unit by the split's own definition (a declared group, or near
-    duplicates); None for a row alone. The rows of a unit are right or wrong together, so they are not independent."""
+def dependent_rows(rows: Sequence[Example], tests: Collection[str], rules: Split) -> dict[str, str | None]:
+    """Id of each test row -> the id of the first test row of its unit; None where it is the only one. `rows`: all rows
+    of the split; `tests`: the ids of its test rows.
+
+    The rows of a unit (a declared group, or near duplicates) are right or wrong together, so they are not independent.
+    Units are those of the split, so similarity is measured over all of its rows: text that many of them share does not
+    make two similar, and the test rows alone are too few to show that many share it.
+    """
     from finetune_pipeline.split.assignment import units
     from finetune_pipeline.split.leakage import row_similarity
 
     near = row_similarity(rows, rules.near_duplicate_threshold).texts.clusters()
-    return {rows[i].id: rows[unit[0]].id if len(unit) > 1 else None for unit in units(rows, near) for i in unit}
+    groups: dict[str, str | None] = {}
+    for unit in units(rows, near):
+        ids = [rows[i].id for i in unit if rows[i].id in tests]
+        groups |= dict.fromkeys(ids, ids[0] if len(ids) > 1 else None)
+    return groups
+
+
+def _split_rows(context: StageContext) -> list[Example]:
+    split = context.inputs["data_split"]
+    return [row for name in SPLITS for row in split.examples(f"{name}.jsonl")]
 
 
 def _require_adapter(evaluation: Artifact, adapter: Artifact) -> None:

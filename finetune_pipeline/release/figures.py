@@ -29,18 +29,18 @@ class Finding:
     """What one criterion found: a check for people, its state, and its figures (one of the TypedDicts below).
 
     *holds*: the criterion is shown to be met. *harm*: the opposite is itself shown. *undecided*: this test set is too
-    small for the difference that was observed. `rows`: how many rows of `unit` would decide it in all, None where no
-    number is known.
+    small for the difference that was observed. `rows_needed`: how many rows of `unit` would decide it in all, None
+    where no number is known.
     """
 
     check: Check
     state: State
     figures: Mapping[str, Any] = field(default_factory=dict)
-    rows: int | None = None
+    rows_needed: int | None = None
     unit: str = TEST_ROWS
 
     def to_json(self) -> dict[str, Any]:
-        return {"state": self.state, "rows_needed": self.rows, **self.figures}
+        return {"state": self.state, "rows_needed": self.rows_needed, **self.figures}
 
 
 class RowFigures(TypedDict):
@@ -87,13 +87,14 @@ class GeneralChange(TypedDict):
 
 
 class FormatFigures(TypedDict):
-    """`format`: valid answers of the tuned model; `low` and `high` bound their share, `bar` is the least one."""
+    """`format`: valid answers of the tuned model; `low` and `high` bound their share, which has to be at least
+    `min_valid_rate`."""
 
     rows: int
     valid: int
     low: float
     high: float
-    bar: float
+    min_valid_rate: float
 
 
 class SliceComparison(TypedDict):
@@ -127,11 +128,11 @@ class UndecidedSlicesFigures(TypedDict):
 
 
 class ReuseFigures(TypedDict):
-    """`reuse`: how many adapters this test set has decided on, by how many sets of rules this one; `chance_of_luck`:
-    probability that one of so many adapters is promoted though none is better."""
+    """`reuse`: how many adapters were evaluated on this test set, by how many sets of rules this one;
+    `chance_of_luck`: probability that one of so many adapters is promoted though none is better."""
 
     adapters: int
-    rules: int
+    rule_sets: int
     chance_of_luck: float
 
 

@@ -3,28 +3,36 @@
 percent(0.834)                    "83.4 %"
 points(0.05)                      "5.0 points"
 count_and_share({"r1": True, ...})    "112 of 135 (83 %)"
+bullets({"seed": 0})              "- seed: 0"
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from finetune_pipeline.release.paired_tests import Paired
-from finetune_pipeline.statistics.formatting import percent
+from finetune_pipeline.statistics.formatting import percent, round_up
 
 
 def points(value: float) -> str:
     return f"{100 * value:.1f} points"
 
 
-def count_and_share(outcomes: Mapping[str, bool]) -> str:
-    """Count and share of the rows that are right (or valid)."""
+def count_and_share(outcomes: Mapping[str, bool], written: Callable[[float], str] = percent) -> str:
+    """Count and share of the rows that are right (or valid). `written`: percent_down for a share with a minimum."""
     count, rows = sum(outcomes.values()), len(outcomes)
-    return f"{count} of {rows} ({percent(count / rows)})" if rows else "no rows"
+    return f"{count} of {rows} ({written(count / rows)})" if rows else "no rows"
 
 
 def signed(value: float) -> str:
     return f"{100 * value:+.1f} %"
+
+
+def signed_up(value: float) -> str:
+    """As `signed`, rounded up: for a value that has a maximum."""
+    return f"{round_up(value) if math.isfinite(value) else value:+.1f} %"
 
 
 def between_points(low: float, high: float) -> str:
@@ -34,6 +42,11 @@ def between_points(low: float, high: float) -> str:
 def interval_name(alpha: float) -> str:
     """The two-sided interval whose ends are one-sided bounds at level `alpha`."""
     return f"{percent(1 - 2 * alpha)} interval"
+
+
+def bullets(values: Mapping[str, Any]) -> str:
+    """A list in Markdown."""
+    return "\n".join(f"- {name}: {value}" for name, value in values.items())
 
 
 def paired_difference(pair: Paired, low: float, high: float, p: float, alpha: float) -> str:

@@ -1,10 +1,10 @@
-"""Holdout reuse: how many decisions were made on the same test set.
+"""Holdout reuse: how many adapters were evaluated on the same test set.
 
-    10_release/decisions/<adapter>-<rules>-<test set>.json
-    {"at": "2026-01-05T10:00:00+00:00", "adapter": "9be0…", "rules": "c01f…", "evaluation": "51aa…",
+    10_release/decisions/<adapter>-<rules hash>-<test set>.json
+    {"at": "2026-01-05T10:00:00+00:00", "adapter": "9be0…", "rules_hash": "c01f…", "evaluation": "51aa…",
      "outcome": "PROMOTE", "ids": ["0a1b…", …]}
 
-    count_reuse(recorded_uses(store), HoldoutUse("9be0…", "c01f…", ids))       # HoldoutReuse(adapters=3, rules=1)
+    count_reuse(recorded_uses(store), HoldoutUse("9be0…", "c01f…", ids))       # HoldoutReuse(adapters=3, rule_sets=1)
 
 Several adapters tried on one test set are several chances of a lucky promotion, and so is one adapter under several
 sets of rules. Both are counted; deleting an artifact does not lower the count. The rows' ids are stored, not only their
@@ -37,12 +37,12 @@ class HoldoutUse:
     """One decision: which adapter (content hash), by which rules (hash), on which test rows (ids)."""
 
     adapter: str
-    rules: str
+    rules_hash: str
     ids: frozenset[str]
 
     @property
     def name(self) -> str:
-        return f"{self.adapter}-{self.rules}-{content_id(*sorted(self.ids))}"
+        return f"{self.adapter}-{self.rules_hash}-{content_id(*sorted(self.ids))}"
 
 
 class UseRecord(TypedDict):
@@ -50,7 +50,7 @@ class UseRecord(TypedDict):
 
     at: str
     adapter: str
-    rules: str
+    rules_hash: str
     evaluation: str
     outcome: str
     ids: list[str]
@@ -58,11 +58,11 @@ class UseRecord(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class HoldoutReuse:
-    """How many adapters a test set has decided on, the current one included, and under how many sets of `rules` the
-    current adapter was evaluated, these included."""
+    """How many adapters were evaluated on a test set, the current one included, and by how many sets of rules the
+    current adapter was evaluated, the current ones included."""
 
     adapters: int = 1
-    rules: int = 1
+    rule_sets: int = 1
 
 
 def rules_hash(rules: Release) -> str:
@@ -73,7 +73,7 @@ def count_reuse(past: Iterable[HoldoutUse], now: HoldoutUse) -> HoldoutReuse:
     """The decisions on (mostly) these rows, `now` included: each adapter once, and each set of rules for this adapter
     once."""
     same = [use for use in past if len(use.ids & now.ids) >= SAME * len(now.ids)]
-    pairs = {(use.adapter, use.rules) for use in (*same, now)}
+    pairs = {(use.adapter, use.rules_hash) for use in (*same, now)}
     adapters = {adapter for adapter, _ in pairs}
     return HoldoutReuse(len(adapters), sum(adapter == now.adapter for adapter, _ in pairs))
 
@@ -90,9 +90,9 @@ def recorded_uses(store: TaskStore) -> list[HoldoutUse]:
 
 
 def _read(path: UPath) -> HoldoutUse:
-    with reading(path, f"restore {path} from a backup; without it the count of decisions on this test set is too low"):
+    with reading(path, f"restore {path} from a backup; without it the count of adapters on this test set is too low"):
         row: UseRecord = json.loads(path.read_text(encoding="utf-8"))
-        return HoldoutUse(row["adapter"], row["rules"], frozenset(row["ids"]))
+        return HoldoutUse(row["adapter"], row["rules_hash"], frozenset(row["ids"]))
 
 
 def record_use(store: TaskStore, use: HoldoutUse, decision: Decision, at: str) -> None:
@@ -102,7 +102,7 @@ def record_use(store: TaskStore, use: HoldoutUse, decision: Decision, at: str) -
         row: UseRecord = {
             "at": at,
             "adapter": use.adapter,
-            "rules": use.rules,
+            "rules_hash": use.rules_hash,
             "evaluation": decision.evaluation,
             "outcome": decision.outcome,
             "ids": sorted(use.ids),

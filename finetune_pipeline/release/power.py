@@ -1,6 +1,7 @@
 """Power: what gain a test set of this size could have shown, and how many rows would be needed.
 
     fewest_rows(gain=0.10, shift=0.0, alpha=0.05, wanted=0.8)       # 66: with fewer rows the decision is INCONCLUSIVE
+                                                                    # (harm on general texts still means REJECT)
     smallest_gain(rows=135, losses=4, alpha=0.05, wanted=0.8)       # 0.084: smaller gains have less power
     rows_needed(pair, shift=0.0, alpha=0.05, wanted=0.8)            # 468: rows in all, with 9 won and 4 lost of 135
 
@@ -17,8 +18,8 @@ from typing import Any
 
 from finetune_pipeline.release.paired_tests import Paired, mcnemar, score_z
 from finetune_pipeline.release.relative_change import Rise
+from finetune_pipeline.statistics.proportion import MOST_ROWS
 
-MOST_ROWS = 1_000_000  # beyond this, "add rows" is no useful advice
 MOST_EXACT = 20_000  # above, the normal approximation is as good as the exact sum, and immediate
 
 
@@ -137,14 +138,15 @@ def texts_needed(rise: Rise, margin: float, alpha: float, wanted: float) -> int 
     return max(rise.rows + 1, math.ceil(rows)) if rows <= MOST_ROWS else None
 
 
-def share_rows_needed(right: int, rows: int, bar: float, alpha: float, wanted: float) -> int | None:
-    """Rows in all with which a share as observed is distinguished from `bar` with probability `wanted` (normal
+def share_rows_needed(right: int, rows: int, threshold: float, alpha: float, wanted: float) -> int | None:
+    """Rows in all with which a share as observed is distinguished from `threshold` with probability `wanted` (normal
     approximation)."""
     from scipy.stats import norm
 
-    share = right / rows if rows else bar
-    if share == bar:
+    share = right / rows if rows else threshold
+    if share == threshold:
         return None
-    spread = norm.isf(alpha) * math.sqrt(bar * (1 - bar)) + norm.isf(1 - wanted) * math.sqrt(share * (1 - share))
-    needed = math.ceil((spread / (share - bar)) ** 2)
+    spread = norm.isf(alpha) * math.sqrt(threshold * (1 - threshold))
+    spread += norm.isf(1 - wanted) * math.sqrt(share * (1 - share))
+    needed = math.ceil((spread / (share - threshold)) ** 2)
     return max(rows + 1, needed) if needed <= MOST_ROWS else None

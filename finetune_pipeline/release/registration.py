@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import TypedDict
 
 from finetune_pipeline.errors import GateRefused
+from finetune_pipeline.models.model_source import ModelFacts
 from finetune_pipeline.records import Artifact, Check, Decision
 from finetune_pipeline.release.card import Registration
+from finetune_pipeline.split.accounting import account_of
 from finetune_pipeline.store import StageContext
+from finetune_pipeline.train.spec import TrainingResult
 
 MAX_DESCRIPTION = 1000  # characters; the registry's column holds 5000 on a server's database
 
@@ -88,17 +91,18 @@ def model_record(context: StageContext, version: int, run_id: str) -> ModelRecor
 
 def registration(context: StageContext, version: int, run_id: str, decision: Decision) -> Registration:
     """The values of the model card."""
-    adapter, base = context.inputs["adapter"], context.inputs["base_model"].json("base_model.json")
+    adapter = context.inputs["adapter"]
+    base: ModelFacts = context.inputs["base_model"].json("base_model.json")
     checksums = {name: str(file["sha256"]) for name, file in adapter.manifest["files"].items()}
     return Registration(
         task=context.task,
         version=version,
         decision=decision,
         base=base,
-        accounting=context.inputs["data_split"].json("accounting.json"),
-        training=adapter.json("training.json"),
+        accounting=account_of(context.inputs["data_split"]),
+        training=TrainingResult.from_json(adapter.json("training.json")),
         memorization=context.inputs["eval_report"].json("report.json").get("memorization"),
-        checksums={**checksums, "base model weights": str(base["weights_sha256"])},
+        checksums={**checksums, "base model weights": base["weights_sha256"]},
         lineage={**lineage(context), "mlflow run": run_id},
         at=context.now,
     )

@@ -7,14 +7,10 @@ The tuned model has 112 of 135 (83 %) test rows exactly right, …
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from finetune_pipeline.baseline.variants import described
+from finetune_pipeline.baseline.variants import CHAMPION, CLASSICAL, TUNED, described
 from finetune_pipeline.records import Check, Decision
 from finetune_pipeline.release.figures import DecisionFigures, figures_of, pair_of, reuse_of, slices_of
-from finetune_pipeline.release.formatting import points
-from finetune_pipeline.release.summary import CHAMPION, CLASSICAL, TUNED
+from finetune_pipeline.release.formatting import bullets, points
 from finetune_pipeline.statistics.formatting import percent
 
 SHOWN = {"holds": "yes", "undecided": "**not shown**"}
@@ -36,7 +32,7 @@ def markdown(decision: Decision, at: str) -> str:
         _slices(figures),
         "## What this test set can show\n\n" + power_and_reuse(figures),
         f"## What was evaluated\n\nAdapter `{decision.adapter}`, evaluation `{decision.evaluation}`, at {at}, "
-        f"by these rules:\n\n" + _list(figures["rules"]),
+        f"by these rules:\n\n" + bullets(figures["rules"]),
     )
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -85,9 +81,9 @@ def _variant(name: str, figures: DecisionFigures) -> tuple[str, ...]:
         return title(name, figures), right, "", "", "", ""
     low, high = pair["bounds"]
     least = figures["rules"]["min_gain"]
-    required = f"no worse (by at most {points(no_worse['margin'])})" if no_worse else "better"
-    if gain and least:
-        required += f" by more than {points(least)}"
+    required = "better" + (f" by more than {points(least)}" if least else "")
+    if no_worse:
+        required = f"not shown to be worse, a loss of {points(no_worse['margin'])} or more excluded"
     criterion = "gain" if gain else "no_worse"
     shown = SHOWN.get(figures["findings"][f"{criterion}:{name}"]["state"]) or HARM[criterion]
     between = f"{100 * low:+.1f} to {100 * high:+.1f}"
@@ -109,7 +105,7 @@ def power_and_reuse(figures: DecisionFigures) -> str:
         if smallest is not None
         else f"{rows} test rows cannot show any gain with a power of {chance}."
     )
-    text += f" {adapters} adapter{'s were' if adapters != 1 else ' was'} decided on with them so far."
+    text += f" {adapters} adapter{'s were' if adapters != 1 else ' was'} evaluated on them so far."
     enough = figures["findings"]["rows"]
     if enough["state"] != "holds":
         return text + f" At least {enough['rows_needed']} are needed to decide."
@@ -133,10 +129,6 @@ def _slices(figures: DecisionFigures) -> str:
         cells = (_cell(name), row["rows"], row["tuned"], row["baseline"], between, row["state"] + needs)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
-
-
-def _list(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in values.items())
 
 
 def _sentence(summary: str) -> str:

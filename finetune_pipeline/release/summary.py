@@ -9,13 +9,11 @@ summary("INCONCLUSIVE", exact, "few_shot", None, findings)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
 
+from finetune_pipeline.baseline.variants import CHAMPION, CLASSICAL, TUNED
+from finetune_pipeline.records import Outcome
 from finetune_pipeline.release.figures import TEST_ROWS, Finding, Outcomes
 from finetune_pipeline.release.formatting import count_and_share
-
-TUNED, CLASSICAL, CHAMPION = "tuned", "classical", "champion"
-Outcome: TypeAlias = Literal["PROMOTE", "REJECT", "INCONCLUSIVE"]
 
 
 def outcome_of(findings: Mapping[str, Finding]) -> Outcome:
@@ -66,13 +64,13 @@ def advice(findings: Mapping[str, Finding]) -> str:
     """What is needed to decide the undecided findings."""
     rows = findings["rows"]
     if rows.state == "undecided":
-        return f"at least {rows.rows} test rows are needed to decide, and there are {rows.figures['rows']}"
+        return f"at least {rows.rows_needed} test rows are needed to decide, and there are {rows.figures['rows']}"
     needed = rows_needed(findings)
     if not needed:
         return "no number of rows decides at the observed rates: train a better model"
     undecided = [finding for finding in findings.values() if finding.state == "undecided"]
     counts = " and ".join(f"{count} {unit}" for unit, count in needed.items())
-    part = "" if all(finding.rows is not None for finding in undecided) else ", which decide a part of it"
+    part = "" if all(finding.rows_needed is not None for finding in undecided) else ", which decide a part of it"
     return f"about {counts} in all are needed, at the observed rates{part}"
 
 
@@ -80,10 +78,10 @@ def rows_needed(findings: Mapping[str, Finding]) -> dict[str, int]:
     """The largest number that any undecided finding needs, in all, by unit: {"test rows": 410}. Where there are too few
     rows to decide anything, the rates observed on them are no basis either: it is the least declared number then."""
     rows = findings["rows"]
-    if rows.rows is not None:
-        return {TEST_ROWS: rows.rows}
+    if rows.rows_needed is not None:
+        return {TEST_ROWS: rows.rows_needed}
     needed: dict[str, int] = {}
     for finding in findings.values():
-        if finding.state == "undecided" and finding.rows is not None:
-            needed[finding.unit] = max(needed.get(finding.unit, 0), finding.rows)
+        if finding.state == "undecided" and finding.rows_needed is not None:
+            needed[finding.unit] = max(needed.get(finding.unit, 0), finding.rows_needed)
     return needed

@@ -17,8 +17,10 @@ import shutil
 from dataclasses import asdict
 
 from finetune_pipeline.baseline.answer_log import AnswerFile
+from finetune_pipeline.baseline.variants import TUNED
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import FinetuneError, GateRefused, ServingError
+from finetune_pipeline.evaluate.champion import served_version
 from finetune_pipeline.evaluate.report import EvalReport
 from finetune_pipeline.records import Check, Json, ServedVersion, Verdict, dumps, read_jsonl, write_jsonl
 from finetune_pipeline.release.registration import ModelRecord
@@ -115,12 +117,11 @@ def candidate(context: StageContext) -> Version:
 
 def _check_live_version(context: StageContext) -> None:
     """GateRefused when the candidate was evaluated against another version than the one that it would replace."""
-    report: EvalReport = context.inputs["eval_report"].json("report.json")
-    compared, live = report.get("champion"), _live(context.store)
-    if (compared["adapter"] if compared else None) == (live.adapter if live else None):
+    compared = served_version(context.inputs["eval_report"].json("report.json").get("champion"))
+    live = served_version(live_version(context.task, context.store))
+    if (compared and compared.adapter) == (live and live.adapter):
         return
-    before = f"version {compared['version']}" if compared else "no version"
-    now = f"version {live.version}" if live else "no version"
+    before, now = (f"version {version.version}" if version else "no version" for version in (compared, live))
     raise GateRefused(
         f"the evaluation compared the candidate with {before}, and now {now} is live",
         "run `finetune run`: it evaluates and decides again",
@@ -131,7 +132,7 @@ def _replay_test_rows(
     context: StageContext, endpoint: EndpointClient, version: Version, answer_log: AnswerFile
 ) -> ParityResult:
     rows = read_jsonl(context.inputs["eval_report"].path("answers.jsonl"))
-    evaluated = {row["id"]: row["text"] for row in rows if row["variant"] == "tuned"}
+    evaluated = {row["id"]: row["text"] for row in rows if row["variant"] == TUNED}
     test = list(context.inputs["data_split"].examples("test.jsonl"))
     examples = select_examples(test, evaluated, context.task.serve.parity_rows)
     if not examples:

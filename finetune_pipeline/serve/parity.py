@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_pipeline.baseline.metrics import canonical, score
+from finetune_pipeline.baseline.variants import TUNED
 from finetune_pipeline.clean.answers import parse
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.records import Answer, Check, Example, Json, Verdict
-from finetune_pipeline.statistics.formatting import percent
+from finetune_pipeline.statistics.formatting import percent, percent_down
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def compare(
             served[e.id],
             evaluated[e.id],
             score(e, Answer(e.id, "served", served[e.id]), answer_format).exact,
-            score(e, Answer(e.id, "tuned", evaluated[e.id]), answer_format).exact,
+            score(e, Answer(e.id, TUNED, evaluated[e.id]), answer_format).exact,
         )
         for e in examples
     )
@@ -101,7 +102,7 @@ def evaluate_parity(parity: ParityResult, threshold: float, about: str) -> Verdi
     checks = (
         Check(
             "served equals evaluated", parity.share >= threshold, f"at least {percent(threshold)} of the replayed rows",
-            f"{equal} of {total} ({percent(parity.share)})", value=parity.share,
+            f"{equal} of {total} ({percent_down(parity.share)})", value=parity.share,
         ),
         Check(
             "the adapter has an effect", parity.base_differs > 0, "an answer that differs from the base model's",

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.records import Drop
-
-NAMED = 5  # ids that an error message lists
+from finetune_pipeline.records import Artifact, Drop
+from finetune_pipeline.statistics.formatting import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,21 @@ class Account:
 
     @property
     def dropped_rows(self) -> int:
-        return sum(sum(reasons.values()) for reasons in self.dropped.values())
+        return self.dropped_by_reason.total()
+
+    @property
+    def dropped_by_reason(self) -> Counter[str]:
+        """The counts over all stages: two of them may drop rows for the same reason."""
+        counts: Counter[str] = Counter()
+        for reasons in self.dropped.values():
+            counts.update(reasons)
+        return counts
+
+
+def account_of(split: Artifact) -> Account:
+    """The account in a split's accounting.json. StorageError when the file is missing or damaged."""
+    with split.reading("accounting.json"):
+        return Account(**split.json("accounting.json"))
 
 
 def account(raw: Iterable[str], splits: Mapping[str, Iterable[str]], drops: Iterable[Drop]) -> Account:
@@ -52,9 +65,7 @@ def account(raw: Iterable[str], splits: Mapping[str, Iterable[str]], drops: Iter
 
 def _raise_if_any(rows: Counter[str], problem: str) -> None:
     if rows:
-        ids = sorted(rows)
-        more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
         raise DataError(
-            f"the rows do not reconcile: {rows.total()} rows {problem} ({', '.join(ids[:NAMED])}{more})",
+            f"the rows do not reconcile: {rows.total()} rows {problem} ({listed(sorted(rows))})",
             "run again from raw_examples; if the error stays, report it: a stage lost or added rows without a record",
         )

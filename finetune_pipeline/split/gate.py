@@ -15,18 +15,17 @@ from finetune_pipeline.config import Split
 from finetune_pipeline.records import Check, Example, Verdict
 from finetune_pipeline.split.leakage import Overlap, RowSimilarity
 from finetune_pipeline.split.quotas import SPLITS, SplitName
-from finetune_pipeline.statistics.formatting import percent
+from finetune_pipeline.statistics.formatting import listed, percent
 
 FEW_TEST_ROWS = 30  # with these, a rise from 70 % to 90 % is missed two times in three (exact McNemar, two-sided 5 %)
-NAMED = 5  # pairs and slices that a text lists
 LISTED = 100  # overlaps that the figures list
 
 
 @dataclass(frozen=True, slots=True)
 class SplitFigures:
     """The figures of the verdict: rows per split, overlapping pairs (the first 100 in full), the share of 5-grams that
-    many rows share and that were ignored (0 to 1), and rows that come from one template, by the similarity that they
-    require instead of the declared one ({"0.7": 310})."""
+    many rows share and that were ignored (0 to 1), and the numbers of rows that come from one template, by the
+    similarity that they require instead of the declared one ({"0.7": 310})."""
 
     train: int
     validation: int
@@ -34,7 +33,7 @@ class SplitFigures:
     overlaps: list[Overlap]
     overlap_pairs: int
     ignored_grams: float
-    rows_of_templates: dict[str, int]
+    template_rows_by_similarity: dict[str, int]
 
 
 def evaluate_split(
@@ -54,7 +53,7 @@ def evaluate_split(
             "slices present in test",
             not missing_slices,
             "all",
-            _names(missing_slices) or "all",
+            listed(missing_slices) or "all",
             "warning",
             len(missing_slices),
         ),
@@ -69,7 +68,7 @@ def evaluate_split(
         overlaps=list(found[:LISTED]),
         overlap_pairs=len(found),
         ignored_grams=similarity.texts.ignored,
-        rows_of_templates=similarity.texts.raised(),
+        template_rows_by_similarity=similarity.texts.raised(),
     )
     return Verdict("data_split", not found, about, summary, checks, asdict(figures))
 
@@ -103,9 +102,5 @@ def _template_check(similarity: RowSimilarity, rules: Split) -> Check:
 
 
 def _pairs(found: Sequence[Overlap]) -> str:
-    named = [f"{o.test} (test) and {o.other}: {o.kind}, {o.similarity:.2f}" for o in found[:NAMED]]
-    return "; ".join(named) + (f"; and {len(found) - NAMED} more" if len(found) > NAMED else "") or "none"
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    pairs = [f"{o.test} (test) and {o.other}: {o.kind}, {o.similarity:.2f}" for o in found]
+    return listed(pairs, "; ") or "none"

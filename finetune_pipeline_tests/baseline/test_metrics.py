@@ -57,7 +57,7 @@ def test_a_fence_or_words_around_the_object_do_not_count(text: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["zero_shot", "few_shot", "few_shot_retrieved", "classical", "tuned", "champion"])
-def test_every_variantis_read_by_the_same_rules(variant: str) -> None:
+def test_every_variant_is_read_by_the_same_rules(variant: str) -> None:
     row = example("l", "q", "refund")
     for text in ("Refund", "refund.", '"refund"'):
         result = score(row, Answer("l", variant, text), LABEL)
@@ -96,7 +96,7 @@ def test_the_figures_of_a_variant() -> None:
 
 
 def test_macro_f1_weighs_every_label_the_same() -> None:
-    """Refund: precision 2/3, recall 1; delivery: precision 1, recall 1/2. No label of the reference is left out."""
+    """Refund: precision 2/3, recall 1; delivery: precision 1, recall 1/2. No label of the completions is left out."""
     completions = ["refund", "refund", "delivery", "delivery"]
     answers = ["Refund.", "refund", "refund", "delivery"]
     (macro_f1,) = (metric for metric in METRICS if metric.name == "macro_f1")

@@ -58,4 +58,4 @@ def test_baselines_have_no_cases_and_no_side_effects() -> None:
 def test_without_a_prompted_variant_there_is_no_best_prompt() -> None:
     classical = report("classical")
     assert classical["best_prompted"] is None
-    assert headline(classical).startswith("A classical model reaches 0 (0 %;")
+    assert headline(classical).startswith("The classical model has 0 of 12 (0 %;")

@@ -1,4 +1,4 @@
-"""`finetune status`: the difference to the best prompt, and what moved the traffic last."""
+"""`finetune status`: rows, the difference to the best prompt, and what moved the traffic last."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from finetune_pipeline.cli.status import _difference, summary
+from finetune_pipeline.cli.status import _difference, _rows, summary
 from finetune_pipeline.records import Artifact
 from finetune_pipeline.serve import deployment_state, transitions
 from finetune_pipeline.store import gate_hint
@@ -20,6 +20,15 @@ from finetune_pipeline_tests.serve.versions import promoted, version
 def decision(folder: Path, gain: object) -> Artifact:
     (folder / "decision.json").write_text(json.dumps({"figures": {"gain": gain}}), "utf-8")
     return Artifact("release_decision", "k", "c", folder, {})
+
+
+def test_the_reasons_of_all_stages_are_summed(tmp_path: Path) -> None:
+    dropped = {"clean": {"near-duplicate": 3}, "review": {"expert-rejected": 1, "near-duplicate": 2}}
+    accounting = {"raw": 26, "splits": {"train": 14, "validation": 2, "test": 4}, "dropped": dropped}
+    (tmp_path / "accounting.json").write_text(json.dumps(accounting), "utf-8")
+    split = Artifact("data_split", "k", "c", tmp_path, {})
+    rows = _rows({"data_split": split}, split)
+    assert rows.startswith("26 rows read, 20 kept (14 train, 2 validation, 4 test), 6 dropped: 5 near-duplicate,")
 
 
 def test_the_difference_to_the_best_prompt_is_shown(tmp_path: Path) -> None:

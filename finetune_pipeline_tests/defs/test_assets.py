@@ -19,7 +19,7 @@ import pytest
 
 from finetune_pipeline import materialize
 from finetune_pipeline.definitions import build
-from finetune_pipeline.defs.checks import check_name
+from finetune_pipeline.defs.checks import dagster_name
 from finetune_pipeline.defs.run import QUIET, instance
 from finetune_pipeline.graph import BY_NAME, STEPS, Step
 from finetune_pipeline.materialize import function, open_task
@@ -146,13 +146,13 @@ def test_metadata_under_the_keys_of_the_ui(task: Path) -> None:
         assert line.startswith(f"def {step.make.rpartition(':')[2]}("), step.asset
 
 
-def test_every_line_of_a_gate_is_a_check_with_its_number(task: Path) -> None:
+def test_every_check_of_a_gate_is_an_asset_check_with_its_number(task: Path) -> None:
     result = run("base_model", "raw_examples", "clean_examples", *UP_TO_SPLIT)
     results = {each.check_name: each for each in result.get_asset_check_evaluations()}
-    gate, line = results["no_overlap"], results["test_rows"]
-    assert gate.blocking and not line.blocking
-    assert line.metadata["value"].value == 40.0
-    assert line.metadata["observed"].value == "40"
+    gate, check = results["no_overlap"], results["test_rows"]
+    assert gate.blocking and not check.blocking
+    assert check.metadata["value"].value == 40.0
+    assert check.metadata["observed"].value == "40"
     assert results["share_of_test_rows"].passed and not results["share_of_test_rows"].metadata["reported"].value
     assert "prompt_fits" in results, "the rules of the declaration have checks"
 
@@ -160,16 +160,16 @@ def test_every_line_of_a_gate_is_a_check_with_its_number(task: Path) -> None:
 UP_TO_SPLIT = ("suitability_report", "data_quality", "review_sample", "expert_review", "data_split")
 
 
-def test_lines_that_stand_in_the_table_are_those_of_the_stages() -> None:
+def test_check_names_in_the_table_are_those_of_the_stages() -> None:
     root = Path(materialize.__file__).parent
     for step in STEPS:
         text = "".join(path.read_text("utf-8") for path in (root / step.stage).glob("*.py"))
-        for line in step.lines if isinstance(step.lines, tuple) else ():
-            assert f'"{line}"' in text or line.startswith("no drift: "), (step.asset, line)
+        for name in step.check_names if isinstance(step.check_names, tuple) else ():
+            assert f'"{name}"' in text or name.startswith("no drift: "), (step.asset, name)
 
 
-def test_names_of_lines_are_names_for_dagster(data: Path) -> None:
-    assert check_name("fits into this machine's memory") == "fits_into_this_machine_s_memory"
+def test_names_of_checks_are_names_for_dagster(data: Path) -> None:
+    assert dagster_name("fits into this machine's memory") == "fits_into_this_machine_s_memory"
     declare(data, "parcels", sources=[{"path": "raw/rows.csv", "name": "Übersicht"}, {"path": "a.csv", "name": "ü!"}])
     dg.Definitions.validate_loadable(build(["parcels"]))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Any, cast
 
 from finetune_pipeline.evaluate.report import EvalReport, headline, page, select_cases
+from finetune_pipeline.records import ServedVersion
 from finetune_pipeline_tests.baseline.test_report import HEADING, TESTS, report, simulated
 
 VARIANTS = ("zero_shot", "few_shot", "classical", "tuned")
@@ -44,7 +46,7 @@ def test_the_page_loads_nothing_from_elsewhere() -> None:
 
 def test_figures_and_cases_of_both_kinds_are_on_the_page() -> None:
     html = html_of(FULL)
-    assert "9 (75 %; 95 % interval 42.8 % to 94.5 %) of 12 test rows exactly right" in html
+    assert "The tuned model has 9 of 12 (75 %; 95 % interval 42.8 % to 94.5 %) test rows exactly right." in html
     assert html.count('class="case"') == 3 + 9
     assert "(+5.0 %; lower is better)" in html
     assert "EUR per 1000 answers" in html
@@ -52,8 +54,8 @@ def test_figures_and_cases_of_both_kinds_are_on_the_page() -> None:
 
 
 def test_the_live_version_is_named() -> None:
-    live = evaluated(*VARIANTS, "champion", champion={"version": 3})
-    assert "Live version 3 reaches 0 (0 %;" in headline(live)
+    live = evaluated(*VARIANTS, "champion", champion=asdict(ServedVersion(3, "9be0", "3fa9", "77c1", 20)))
+    assert "Live version 3 has 0 of 12 (0 %;" in headline(live)
 
 
 def test_without_a_prompted_variant_the_page_has_no_comparison_with_one() -> None:

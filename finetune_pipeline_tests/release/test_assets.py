@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError, GateRefused, StorageError
-from finetune_pipeline.records import Artifact, Example, Verdict, write_jsonl
+from finetune_pipeline.records import Artifact, Example, ServedVersion, Verdict, write_jsonl
 from finetune_pipeline.release.assets import registered_model, release_decision
 from finetune_pipeline.release.card import LANGUAGE
 from finetune_pipeline.release.evidence import dependent_rows
 from finetune_pipeline.store import StageContext, StageResult, TaskStore, require_verdict
+from finetune_pipeline.train.spec import TrainingResult
 from finetune_pipeline_tests.artifacts import example, finished, stage_context, task, task_store
 from finetune_pipeline_tests.mlflow_registry import alias_version, version_tags
 from finetune_pipeline_tests.release.evidence import bits, losses, scores
@@ -41,18 +43,25 @@ def declared() -> Task:
     )
 
 
-def holdout_rows() -> list[Example]:
-    """Rows that are near duplicates of none of the others."""
-    random = np.random.default_rng(0)
+HEADER = (
+    "Notice: this message was sent through the contact form of our web shop. Do not answer the sender by telephone; "
+    "use the mail address that is stored with the order, attach the invoice where it is missing, and copy the "
+    "warehouse if goods have to be collected. Questions about vouchers belong to accounting. The customer writes: "
+)
+
+
+def holdout_rows(prefix: str = "r", seed: int = 0, headers: int = 0) -> list[Example]:
+    """Rows that are near duplicates of none of the others; the first ones begin with HEADER."""
+    random = np.random.default_rng(seed)
     words = ["".join(random.choice(list("abcdefghijklmnopqrstuvwxyz"), 9)) for _ in range(6 * ROWS)]
     texts = [f"{TOPICS[i % 10]} {' '.join(words[6 * i : 6 * i + 6])}" for i in range(ROWS)]
-    return [example(f"r{i:04}", text, "delivery") for i, text in enumerate(texts)]
+    return [example(f"{prefix}{i:04}", (i < headers) * HEADER + t, "delivery") for i, t in enumerate(texts)]
 
 
 def commit_eval(
     store: TaskStore, adapter: Artifact, right: dict[str, Sequence[bool]], general: bool = True
 ) -> Artifact:
-    live = {"version": 3, "adapter": "9be0"} if "champion" in right else None
+    live = asdict(ServedVersion(3, "9be0", "3fa9", "77c1", 20)) if "champion" in right else None
     with store.scratch("eval_report") as folder:
         write_jsonl(folder / "scores.jsonl", scores(right, slices=2))
         if general:
@@ -66,12 +75,19 @@ def commit_eval(
 
 
 def adapter_of(store: TaskStore, weights: str, run_id: str = "0" * 32) -> Artifact:
-    training = {"mlflow_run_id": run_id, "steps": 12, "seconds": 3.5, "losses": [2.0, 1.0]}
+    training = TrainingResult(run_id, "1", 12, 3.5, 900.0, 700, 2.0, 1.0, 1.9, 1.1, None, 0, 4000, "fp32", 20, 8000)
     with store.scratch("adapter") as folder:
         (folder / "adapter_model.safetensors").write_bytes(weights.encode())
         (folder / "adapter_config.json").write_text("{}", "utf-8")
-        (folder / "training.json").write_text(json.dumps(training), "utf-8")
+        (folder / "training.json").write_text(json.dumps(training.to_json()), "utf-8")
         return store.commit("adapter", f"key-{weights}", folder, {"summary": {}, "inputs": {}, "verdict": None})
+
+
+def split_of(
+    store: TaskStore, tests: list[Example], accounting: dict[str, Any], train: Sequence[Example] = ()
+) -> Artifact:
+    files: dict[str, Any] = {"train.jsonl": train, "validation.jsonl": [], "test.jsonl": tests}
+    return finished(store, "data_split", {**files, "accounting.json": accounting})
 
 
 def inputs_of(store: TaskStore, adapter: Artifact, right: dict[str, Sequence[bool]], general: bool = True) -> Inputs:
@@ -80,7 +96,7 @@ def inputs_of(store: TaskStore, adapter: Artifact, right: dict[str, Sequence[boo
         "splits": {"train": 700, "validation": 60, "test": ROWS},
         "dropped": {"clean": {"html": 40}},
     }
-    split = finished(store, "data_split", {"test.jsonl": holdout_rows(), "accounting.json": accounting})
+    split = split_of(store, holdout_rows(), accounting)
     base = {"id": "tiny/base", "weights_sha256": "ab" * 32, "license": "apache-2.0"}
     return {
         "adapter": adapter,
@@ -95,7 +111,7 @@ BAD: dict[str, Sequence[bool]] = {"zero_shot": bits(ROWS, 5), "few_shot": bits(R
 
 
 def commit(store: TaskStore, context: StageContext, result: StageResult, asset: str) -> Artifact:
-    """What `materialize` does with an result."""
+    """What `materialize` does with a result."""
     facts: dict[str, Any] = {"summary": dict(result.summary), "inputs": {}, "verdict": None}
     if result.verdict:
         facts["verdict"] = result.verdict.to_json()
@@ -146,7 +162,7 @@ def test_a_candidate_worse_than_the_live_version_is_rejected_on_the_page_too(
     assert "no worse than live version 3" in decision.verdict.summary
     page = decision.path("decision.md").read_text("utf-8")
     assert "| Live version 3 (champion) | 97 of 100 (97 %) | -12.0 points |" in page
-    assert "| no worse (by at most 5.0 points) | **no: shown to be worse** |" in page
+    assert "| not shown to be worse, a loss of 5.0 points or more excluded | **no: shown to be worse** |" in page
 
 
 def test_without_general_texts_the_decision_warns(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
@@ -158,7 +174,7 @@ def test_the_fifth_adapter_on_one_test_set_is_a_warning(
     store: TaskStore, decided: Callable[[Inputs], Artifact]
 ) -> None:
     decisions = [decided(inputs_of(store, adapter_of(store, f"w{i}"), GOOD)) for i in range(5)]
-    assert [a.summary["test_set_decisions"] for a in decisions] == [1, 2, 3, 4, 5]
+    assert [a.summary["adapters_on_test_set"] for a in decisions] == [1, 2, 3, 4, 5]
     assert "holdout reuse" not in decisions[3].summary["reason"]
     assert "holdout reuse" in decisions[4].summary["reason"]
 
@@ -172,7 +188,7 @@ def test_an_evaluation_of_another_adapter_is_an_error(store: TaskStore, decided:
 
 def test_an_evaluation_of_other_rows_is_an_error(store: TaskStore, decided: Callable[[Inputs], Artifact]) -> None:
     inputs = inputs_of(store, adapter_of(store, "w"), GOOD)
-    other = finished(store, "data_split", {"test.jsonl": holdout_rows()[1:]})
+    other = split_of(store, holdout_rows()[1:], {})
     with pytest.raises(DataError, match="r0000"):
         decided({**inputs, "data_split": other})
 
@@ -184,9 +200,22 @@ def test_rows_are_dependent_by_group_and_by_near_duplicate() -> None:
         example("c", "where is my parcel? It should have been here on Monday morning!", "x"),
         example("d", "how do I reset the password of my account", "x", group="carl"),
     ]
-    groups = dependent_rows(rows, declared().split)
+    groups = dependent_rows(rows, "abcd", declared().split)
     assert groups["a"] == groups["b"] == groups["c"] is not None
     assert groups["d"] is None
+    assert dependent_rows(rows, "ad", declared().split) == {"a": None, "d": None}, "b and c are not test rows"
+
+
+def test_test_rows_that_share_only_a_header_are_independent(
+    store: TaskStore, decided: Callable[[Inputs], Artifact]
+) -> None:
+    """30 test rows have it, too few to cut it from them; 130 rows of the split have it, so the split cut it."""
+    tests = holdout_rows(headers=30)
+    split = split_of(store, tests, {}, train=holdout_rows("t", seed=1, headers=ROWS))
+    decision = decided({**inputs_of(store, adapter_of(store, "w"), GOOD), "data_split": split})
+    assert decision.json("decision.json")["figures"]["findings"]["rows"]["independent"] == ROWS
+    alone = dependent_rows(tests, {row.id for row in tests}, declared().split)
+    assert sum(group is not None for group in alone.values()) == 30
 
 
 # the registry -----------------------------------------------------------------------------------------------
@@ -236,6 +265,7 @@ def test_registration_is_complete_and_happens_once(
     assert inputs["adapter"].manifest["files"]["adapter_model.safetensors"]["sha256"] in text
     assert "| dropped by clean: html | 40 |" in text
     assert "checked for internal use. Approval of that license: the legal department. The licenses of the data" in text
+    assert "- steps: 12\n- seconds: 3.5\n" in text
 
     again = register(store, tmp_path, inputs, decision)
     assert (again.json("model.json")["version"], again.summary["new"]) == (1, False)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
-from finetune_pipeline.config import Release, task_from
+from finetune_pipeline.baseline.prompts import PROMPTED
+from finetune_pipeline.baseline.variants import CLASSICAL
+from finetune_pipeline.config import Release
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.records import Check, Decision
 from finetune_pipeline.release.decide import check_names, decide
 from finetune_pipeline.release.holdout_reuse import HoldoutReuse
+from finetune_pipeline_tests.artifacts import task
 from finetune_pipeline_tests.release.evidence import bits, evidence, losses
 
 RULES = Release()
@@ -95,7 +99,7 @@ def test_general_ability_not_measured_is_a_warning() -> None:
     assert check(decision, "general ability kept").severity == "warning"
 
 
-def test_the_share_of_valid_answers_has_a_bar() -> None:
+def test_the_share_of_valid_answers_has_a_threshold() -> None:
     right = {"few_shot": bits(100, 40), "tuned": bits(100, 80)}
     assert decide(evidence(right, valid=0.97), RULES).outcome == "PROMOTE"
     assert "cannot exclude" in check(decide(evidence(right, valid=0.97), RULES), "answers keep the format").observed
@@ -255,7 +259,7 @@ def test_dependent_rows_count_once_in_the_comparison() -> None:
 def test_holdout_reuse_is_a_warning() -> None:
     right = {"few_shot": bits(100, 40), "tuned": bits(100, 80)}
     assert check(decide(evidence(right), RULES), "holdout reuse").passed
-    reused = decide(replace(evidence(right), reuse=HoldoutReuse(adapters=5, rules=2)), RULES)
+    reused = decide(replace(evidence(right), reuse=HoldoutReuse(adapters=5, rule_sets=2)), RULES)
     warning = check(reused, "holdout reuse")
     assert reused.outcome == "PROMOTE"
     assert not warning.passed
@@ -286,10 +290,20 @@ def rules_with(**values: float) -> Release:
 
 
 def test_the_names_that_are_known_before_a_run_are_those_of_the_checks() -> None:
-    least = {"name": "t", "sources": [{"path": "x"}], "base": {"path": "m", "license": "mit"}}
-    declared = task_from(least | {"baseline": {"variants": ["zero_shot", "few_shot", "classical"]}}, "task.yaml")
+    answer = {"format": "label", "labels": ["delivery", "returns"]}
+    declared = task(answer=answer, baseline={"variants": ["zero_shot", "few_shot", "classical"]})
     rows = {name: bits(135, 60) for name in ("zero_shot", "few_shot", "classical")}
     decision = decide(evidence({**rows, "tuned": bits(135, 112)}), RULES)
     names = {check.name for check in decision.checks} - {"no worse than the live version"}
     assert set(check_names(declared)) == names
     assert all(check.value is not None for check in decision.checks if check.name.startswith("better than"))
+
+
+def test_the_names_for_free_text_leave_out_the_classical_model() -> None:
+    """It is among the default variants, and does not apply to free text."""
+    declared = task(answer={"format": "text"})
+    assert CLASSICAL in declared.baseline.variants
+    rows: dict[str, Sequence[bool]] = {name: bits(135, 60) for name in PROMPTED}
+    decision = decide(evidence({**rows, "tuned": bits(135, 112)}), RULES)
+    names = {check.name for check in decision.checks} - {"no worse than the live version"}
+    assert set(check_names(declared)) == names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from finetune_pipeline.config import AnswerFormat
-from finetune_pipeline.serve.parity import answers_equal, compare, evaluate_parity
+from finetune_pipeline.serve.parity import ParityResult, ParityRow, answers_equal, compare, evaluate_parity
 from finetune_pipeline_tests.serve.deployment import TEST
 
 
@@ -17,6 +17,13 @@ def test_answers_are_compared_by_value() -> None:
         "broken {", "broken [", answer_format
     )
     assert not answers_equal('{"a": 1}', "a", answer_format)
+
+
+def test_a_share_below_the_threshold_is_not_shown_as_the_threshold() -> None:
+    rows = [ParityRow(str(i), i < 193, "a", "a", True, True) for i in range(199)]  # 96.98 %
+    check, _ = evaluate_parity(ParityResult(tuple(rows), 1, 1), 0.97, "x").checks
+    assert (check.passed, check.expected) == (False, "at least 97 % of the replayed rows")
+    assert check.observed == "193 of 199 (96.9 %)"
 
 
 def test_parity_passes_at_the_threshold() -> None:

@@ -21,6 +21,12 @@ def test_rows_are_counted_by_split_stage_and_reason() -> None:
     assert result.dropped == {"clean": {"html": 2}, "review": {"expert-rejected": 1}}
 
 
+def test_a_reason_that_two_stages_share_is_summed() -> None:
+    drops = [drop("b", "near-duplicate"), drop("c", "near-duplicate", "review"), drop("d", "near-duplicate", "review")]
+    result = account("abcd", {"train": ["a"]}, drops)
+    assert (result.dropped_by_reason, result.dropped_rows) == ({"near-duplicate": 3}, 3)
+
+
 def test_a_row_that_a_source_holds_twice_has_two_outcomes() -> None:
     assert account(["a", "a"], {"train": ["a"]}, [drop("a", "exact-duplicate")]).dropped_rows == 1
 
