@@ -11,7 +11,7 @@
     ├── ServingError            exit 8   the endpoint or another server does not start or does not answer correctly
     ├── StorageError            exit 9   no disk space, no permission, or a damaged artifact
     ├── PortInUse               exit 10  another process listens on the port
-    └── JobCancelled            exit 130 canceled by a person
+    └── JobCanceled             exit 130 canceled by a person
 
 Each has a `message` (what is wrong) and a `hint` (what to do). The exit codes are stable: scripts rely on them.
 """
@@ -138,7 +138,7 @@ class PortInUse(FinetuneError):
     exit_code = 10
 
 
-class JobCancelled(FinetuneError):
+class JobCanceled(FinetuneError):
     """A person canceled the run."""
 
     exit_code = 130

@@ -5,7 +5,7 @@
     if __name__ == "__main__":
         worker.main(run, ConversionSpec)
 
-SIGTERM sets a flag, and `report.alive()` then raises JobCancelled, so that a training can write its checkpoint. The
+SIGTERM sets a flag, and `report.alive()` then raises JobCanceled, so that a training can write its checkpoint. The
 same happens when the parent process ends, for whatever reason; a job that hangs then kills itself.
 
 One job runs at a time on a machine: two that share the cores (or a GPU) would both take more than twice as long. The
@@ -28,7 +28,7 @@ from typing import TypeVar
 from finetune_pipeline.backends.events import ErrorEvent, Event, LogEvent, ProgressEvent, ResultEvent, to_line
 from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.backends.progress import GRACE_SECONDS, while_active
-from finetune_pipeline.errors import FinetuneError, JobCancelled
+from finetune_pipeline.errors import FinetuneError, JobCanceled
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.store import machine_lock
 
@@ -43,7 +43,7 @@ class EventFile:
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
         self._last_progress: dict[str, float] = {}
-        self.cancelled = False
+        self.canceled = False
 
     def write(self, event: Event) -> None:
         self._file.write(to_line(event))
@@ -59,8 +59,8 @@ class EventFile:
             self.write(ProgressEvent(what, done, total, figures))
 
     def alive(self) -> None:
-        if self.cancelled:
-            raise JobCancelled("stopped on request", "run again to resume from the last checkpoint")
+        if self.canceled:
+            raise JobCanceled("stopped on request", "run again to resume from the last checkpoint")
 
 
 def main(run: Callable[[Spec, Reporter], JobData], kind: type[Spec]) -> None:
@@ -73,9 +73,9 @@ def main(run: Callable[[Spec, Reporter], JobData], kind: type[Spec]) -> None:
     path, parent = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends this job
     if os.getppid() != parent:
-        sys.exit(JobCancelled.exit_code)  # writes nothing: the files may belong to another run by now
+        sys.exit(JobCanceled.exit_code)  # writes nothing: the files may belong to another run by now
     events = EventFile(path.with_name("events.jsonl"))
-    signal.signal(signal.SIGTERM, lambda *_: setattr(events, "cancelled", True))
+    signal.signal(signal.SIGTERM, lambda *_: setattr(events, "canceled", True))
     end_with(parent)
     try:
         described = json.loads(path.read_text("utf-8"))  # before waiting: the next run may replace the file

@@ -27,7 +27,7 @@ JOB = "finetune_pipeline.baseline.job"
 
 
 def baseline_report(context: StageContext) -> StageResult:
-    """Answer the test rows with every declared prompt and the classical model. ModelError, DataError, JobCancelled."""
+    """Answer the test rows with every declared prompt and the classical model. ModelError, DataError, JobCanceled."""
     task = context.task
     variants = [v for v in task.baseline.variants if v != CLASSICAL or classical.applies(task.answer)]
     partial = context.store.unfinished("baseline_report", "answers", context.key)

@@ -36,7 +36,7 @@ def applies(spec: AnswerFormat) -> bool:
 
 def answers(train: Sequence[Example], tests: Sequence[Example], spec: AnswerFormat, report: Reporter) -> list[Answer]:
     """Fit on `train` and answer `tests`, in their order. `Answer.seconds` is the time of prediction divided by the
-    number of rows. JobCancelled between two fields."""
+    number of rows. JobCanceled between two fields."""
     report.alive()
     vectorizer = _vectorizer()
     features = vectorizer.fit_transform([row.prompt for row in train])

@@ -19,7 +19,7 @@ from finetune_pipeline.defs.metadata import definition_metadata, materialization
 from finetune_pipeline.defs.reporter import DagsterReporter, console
 from finetune_pipeline.defs.run_monitoring import tag_run
 from finetune_pipeline.defs.source_assets import data_version_of, source_key
-from finetune_pipeline.errors import FinetuneError, JobCancelled
+from finetune_pipeline.errors import FinetuneError, JobCanceled
 from finetune_pipeline.graph import STEPS, Step, drawn_upstream
 from finetune_pipeline.materialize import Materialized, declared_values, materialize_or_reuse, open_task
 from finetune_pipeline.records import content_id
@@ -101,7 +101,7 @@ def _make(context: dg.AssetExecutionContext, name: str, asset: str, force: bool)
         return found, task
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
         if terminal is not None:
-            terminal.failed(asset, JobCancelled(STOPPED, "run the same command again to continue"))
+            terminal.failed(asset, JobCanceled(STOPPED, "run the same command again to continue"))
         raise
     except FinetuneError as error:
         if terminal is not None:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import dagster as dg
 
-from finetune_pipeline.errors import FinetuneError, JobCancelled
+from finetune_pipeline.errors import FinetuneError, JobCanceled
 from finetune_pipeline.records import SILENT, Artifact, Reporter
 
 
@@ -55,13 +55,11 @@ class DagsterReporter:
             self._context.log_event(dg.AssetObservation(asset_key=self._context.asset_key, metadata=metadata))
 
     def alive(self) -> None:
-        """Raise JobCancelled when the run was force-terminated in the UI, or its worker died."""
+        """Raise JobCanceled when the run was force-terminated in the UI, or its worker died."""
         self._console.alive()
         if time.monotonic() - self._asked < ALIVE_SECONDS:
             return
         self._asked = time.monotonic()
         run = self._context.instance.get_run_by_id(self._context.run_id)
         if run is None or run.is_finished:
-            raise JobCancelled(
-                f"run {self._context.run_id} is over", "start it again to go on from the last checkpoint"
-            )
+            raise JobCanceled(f"run {self._context.run_id} is over", "start it again to go on from the last checkpoint")

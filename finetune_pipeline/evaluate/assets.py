@@ -43,7 +43,7 @@ def eval_report(context: StageContext) -> StageResult:
     measure the side effects of tuning, and add the baselines' answers.
 
     GateRefused when the baselines answered other test rows; ModelError, StorageError (the adapter does not fit),
-    DataError, JobCancelled.
+    DataError, JobCanceled.
     """
     tests = list(context.inputs["data_split"].examples("test.jsonl"))
     baseline = context.inputs["baseline_report"]

@@ -18,7 +18,7 @@ class Reporter(Protocol):
         """`done` of `total` units of `what`, with figures such as the loss."""
 
     def alive(self) -> None:
-        """Called about once a second during long work; raises JobCancelled when the work was canceled."""
+        """Called about once a second during long work; raises JobCanceled when the work was canceled."""
 
 
 class Silent:

@@ -1,7 +1,7 @@
 """The HTTP connection of a request: reading its body, noticing that the client disconnected, streaming to it.
 
 raw = await read_body(http)                                    # up to 4 MB
-result = await while_connected(http, apply_policy(…))          # cancelled when the client disconnects
+result = await while_connected(http, apply_policy(…))          # canceled when the client disconnects
 return EventStream(events, headers, resources)                 # releases `resources` however it ends
 """
 
@@ -70,7 +70,7 @@ async def read_body(http: Request) -> bytes:
 
 
 async def while_connected(http: Request, work: Awaitable[T]) -> T:
-    """The result of `work`; when the client disconnects first, `work` is cancelled and ClientDisconnected raised."""
+    """The result of `work`; when the client disconnects first, `work` is canceled and ClientDisconnected raised."""
     task = asyncio.ensure_future(work)
     disconnect = asyncio.ensure_future(_wait_for_disconnect(http))
     try:

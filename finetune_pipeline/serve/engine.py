@@ -72,7 +72,7 @@ class Engine:
         self._leases = AdapterLeases()
         self._pending: dict[str, _Pending] = {}
         self._inbox: deque[tuple[DecoderKey, Request]] = deque()
-        self._cancelled: set[str] = set()
+        self._canceled: set[str] = set()
         self._calls: deque[Callable[[], None]] = deque()
         self._ids = itertools.count()
         self.steps = 0  # forward passes since the start: shows a waiting client that work goes on
@@ -140,7 +140,7 @@ class Engine:
         """End the request without an event; no effect when it has ended."""
         with self._wake:
             if self._pending.pop(ticket.id, None) is not None:  # it counts no more towards max_requests
-                self._cancelled.add(ticket.id)
+                self._canceled.add(ticket.id)
                 self._wake.notify()
 
     def abort(self) -> None:
@@ -213,19 +213,19 @@ class Engine:
     def _take_work(self) -> bool:
         """Wait for work, then do the calls, cancel, and add the requests of the inbox. False: stop."""
         with self._wake:
-            while not (self._stopping or self._calls or self._inbox or self._cancelled or any(self._decoders.counts)):
+            while not (self._stopping or self._calls or self._inbox or self._canceled or any(self._decoders.counts)):
                 self._wake.wait()
             calls, self._calls = self._calls, deque()
             inbox, self._inbox = self._inbox, deque()
-            cancelled, self._cancelled = self._cancelled, set()
+            canceled, self._canceled = self._canceled, set()
         if self._stopping:
             return False
         for call in calls:
             call()
-        if cancelled:
-            self._decoders.cancel(cancelled)
+        if canceled:
+            self._decoders.cancel(canceled)
         for key, request in inbox:
-            if request.id not in cancelled:
+            if request.id not in canceled:
                 self._add_request(key, request)
         return True
 

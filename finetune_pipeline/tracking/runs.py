@@ -3,7 +3,7 @@
     with training_run("support_tickets", state.run_id, {"lora.r": 16}) as run:
         run.log_metrics({"loss": 0.31}, step=12)
 
-A run ends as FINISHED, FAILED, or KILLED (cancelled, to be resumed). An MLflow that stops or hangs during a run does
+A run ends as FINISHED, FAILED, or KILLED (canceled, to be resumed). An MLflow that stops or hangs during a run does
 not interrupt the training: metrics are sent by a separate thread and kept until they are accepted (tracking/outbox.py);
 everything else is logged as a warning.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline.errors import JobCancelled
+from finetune_pipeline.errors import JobCanceled
 from finetune_pipeline.records import SILENT
 from finetune_pipeline.store import machine_lock, mlflow_artifacts, mlflow_uri
 from finetune_pipeline.tracking.client import connect, error_line, mlflow_call, mlflow_errors, none_if_missing
@@ -73,7 +73,7 @@ def training_run(
     try:
         yield Run(open_id, str(active.info.experiment_id), outbox)
     except BaseException as error:
-        status = "KILLED" if isinstance(error, JobCancelled) else "FAILED"
+        status = "KILLED" if isinstance(error, JobCanceled) else "FAILED"
         raise
     finally:
         if unsent := outbox.close():

@@ -36,7 +36,7 @@ from finetune_pipeline.train.tokenize import TokenizedExample, tokenize
 
 
 def run(spec: TrainingSpec, report: Reporter) -> TrainingResult:
-    """Train one adapter. TrainingFailed, ModelError, StorageError; JobCancelled after a checkpoint."""
+    """Train one adapter. TrainingFailed, ModelError, StorageError; JobCanceled after a checkpoint."""
     with PeakMemory() as peak:
         result = _train(spec, report)
     result = replace(result, peak_mb=round(peak.mb))

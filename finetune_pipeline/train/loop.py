@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.config import Train
-from finetune_pipeline.errors import JobCancelled, TrainingFailed
+from finetune_pipeline.errors import JobCanceled, TrainingFailed
 from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.train import checkpoint
@@ -52,7 +52,7 @@ class Loop:
         state: TrainingState,
         optimizer: Any,
     ) -> None:
-        """Train from `state` to the last step. TrainingFailed when the loss is not finite or diverges; JobCancelled,
+        """Train from `state` to the last step. TrainingFailed when the loss is not finite or diverges; JobCanceled,
         after writing a checkpoint, when the run was canceled."""
         total = total_steps(len(train), self.rules)
         per_epoch = math.ceil(len(train) / self.rules.batch_size)
@@ -63,7 +63,7 @@ class Loop:
         while state.step < total:
             try:
                 self.report.alive()
-            except JobCancelled:
+            except JobCanceled:
                 checkpoint.save(self.folder, state, self.weights, optimizer)
                 raise
             line = self._step(train, state.step, total, optimizer)

@@ -140,7 +140,7 @@ class Listener(Silent):
 
     def alive(self) -> None:
         if self.cancel and self.lines:
-            raise errors.JobCancelled("stopped in the UI")
+            raise errors.JobCanceled("stopped in the UI")
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +178,7 @@ def test_a_job_returns_its_result_and_reports_progress(tmp_path: Path) -> None:
     assert report.steps[-1] == ("sums", 3, 3, {"loss": 1 / 3})  # the last is never held back
 
 
-@pytest.mark.parametrize("name", ["TrainingFailed", "ModelError", "DeclarationError", "JobCancelled"])
+@pytest.mark.parametrize("name", ["TrainingFailed", "ModelError", "DeclarationError", "JobCanceled"])
 def test_an_error_of_the_job_is_raised_with_its_class_and_hint(tmp_path: Path, name: str) -> None:
     with pytest.raises(errors.FinetuneError, match="not finite") as caught:
         run(tmp_path, do="refuse", error=name)
@@ -225,7 +225,7 @@ def test_events_of_an_earlier_job_are_not_read(tmp_path: Path) -> None:
 
 def test_late_events_of_the_job_of_a_killed_run_are_not_read(tmp_path: Path) -> None:
     run(tmp_path, do="add", numbers=(1,))
-    stopped = {"event": "error", "type": "JobCancelled", "message": "stopped on request", "hint": "run again"}
+    stopped = {"event": "error", "type": "JobCanceled", "message": "stopped on request", "hint": "run again"}
     with (tmp_path / "job" / "events.jsonl").open("a", encoding="utf-8") as earlier:
 
         class Late(Listener):
@@ -237,26 +237,26 @@ def test_late_events_of_the_job_of_a_killed_run_are_not_read(tmp_path: Path) -> 
         assert run(tmp_path, Late(), do="pause", numbers=(1, 2)).sum == 3
 
 
-def test_a_cancelled_job_ends_with_all_processes_it_started(tmp_path: Path) -> None:
+def test_a_canceled_job_ends_with_all_processes_it_started(tmp_path: Path) -> None:
     report = Listener(cancel=True)
-    with pytest.raises(errors.JobCancelled, match="stopped in the UI"):
+    with pytest.raises(errors.JobCanceled, match="stopped in the UI"):
         run(tmp_path, report, do="wait", mark=str(tmp_path / "mark"))
     assert (tmp_path / "mark").read_text("utf-8") == "ended"
     assert has_ended(int(report.lines[0]))  # a grandchild that ignores TERM
 
 
-def test_a_cancelled_job_may_finish_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_canceled_job_may_finish_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not killed while it computes, however slow the machine is."""
     monkeypatch.setattr(local, "GRACE_SECONDS", 1.5)
     monkeypatch.setattr(progress, "GRACE_CPU_SECONDS", 0.01)  # on a busy machine it may get no more in that time
-    with pytest.raises(errors.JobCancelled):
+    with pytest.raises(errors.JobCanceled):
         run(tmp_path, Listener(cancel=True), do="finish", mark=str(tmp_path / "mark"))
     assert (tmp_path / "mark").read_text("utf-8") == "ended"
 
 
-def test_an_inactive_cancelled_job_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_inactive_canceled_job_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "GRACE_SECONDS", 0.7)
-    with pytest.raises(errors.JobCancelled):
+    with pytest.raises(errors.JobCanceled):
         run(tmp_path, Listener(cancel=True), do="hang")
 
 
@@ -282,10 +282,10 @@ def test_a_run_waits_for_the_job_of_one_that_was_killed(tmp_path: Path) -> None:
     parent.wait()
 
 
-def test_a_job_that_waits_for_another_can_be_cancelled(tmp_path: Path) -> None:
-    with machine_lock("compute", Silent(), ""), pytest.raises(errors.JobCancelled, match="stopped in the UI"):
+def test_a_job_that_waits_for_another_can_be_canceled(tmp_path: Path) -> None:
+    with machine_lock("compute", Silent(), ""), pytest.raises(errors.JobCanceled, match="stopped in the UI"):
         run(tmp_path, Listener(cancel=True), do="add", numbers=(1,))
-    assert '"JobCancelled"' in (tmp_path / "job" / "events.jsonl").read_text("utf-8")  # the job itself wrote it
+    assert '"JobCanceled"' in (tmp_path / "job" / "events.jsonl").read_text("utf-8")  # the job itself wrote it
 
 
 def test_a_job_ends_when_its_parent_is_killed(tmp_path: Path) -> None:

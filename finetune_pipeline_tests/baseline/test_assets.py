@@ -13,7 +13,7 @@ from finetune_pipeline.baseline.answer_log import AnswerFile
 from finetune_pipeline.baseline.answering import AnswerRequest, answer_request
 from finetune_pipeline.baseline.assets import baseline_report
 from finetune_pipeline.config import Task
-from finetune_pipeline.errors import JobCancelled, StorageError
+from finetune_pipeline.errors import JobCanceled, StorageError
 from finetune_pipeline.records import Answer, Artifact, Silent
 from finetune_pipeline.store import TaskStore
 from finetune_pipeline_tests.artifacts import stage_context, task_store
@@ -34,7 +34,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: Task) -> t
 class CancelAfterTwoAnswers(Silent):
     def progress(self, what: str, done: int, total: int, **figures: float) -> None:
         if done >= 2:
-            raise JobCancelled("stopped", "run again")
+            raise JobCanceled("stopped", "run again")
 
 
 def test_every_variant_answers_every_test_row(
@@ -74,7 +74,7 @@ def test_few_shot_prompts_have_fewer_examples_where_the_attention_window_is_shor
     assert all(tokens + limit <= window for tokens in few.values())
 
 
-def test_a_cancelled_job_resumes_after_the_last_whole_line(
+def test_a_canceled_job_resumes_after_the_last_whole_line(
     tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]]
 ) -> None:
     store, artifacts = inputs
@@ -86,7 +86,7 @@ def test_a_cancelled_job_resumes_after_the_last_whole_line(
     )
     context = stage_context(zero_shot, store, tmp_path, **artifacts)
     partial = Path(str(store.root)) / "07_baseline" / "answers" / "key"
-    with pytest.raises(JobCancelled):
+    with pytest.raises(JobCanceled):
         job.run(answer_request(context, partial, ["zero_shot"]), CancelAfterTwoAnswers())
     log = partial / "answers.jsonl"
     before = log.read_text("utf-8").splitlines()

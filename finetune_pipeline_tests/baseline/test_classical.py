@@ -8,7 +8,7 @@ import pytest
 
 from finetune_pipeline.baseline import classical
 from finetune_pipeline.config import AnswerFormat
-from finetune_pipeline.errors import JobCancelled
+from finetune_pipeline.errors import JobCanceled
 from finetune_pipeline.records import Silent
 from finetune_pipeline_tests.artifacts import example
 
@@ -34,21 +34,21 @@ def test_fields_of_few_values_are_learned_and_others_get_the_most_frequent_value
     assert json.loads(answer.text) == {"intent": "refund", "urgent": False, "order": None}
 
 
-def test_progress_is_reported_and_a_cancelled_job_stops_between_two_fields() -> None:
+def test_progress_is_reported_and_a_canceled_job_stops_between_two_fields() -> None:
     progress: list[tuple[str, int, int]] = []
 
-    class Cancelled(Silent):
+    class Canceled(Silent):
         def alive(self) -> None:
             if progress:
-                raise JobCancelled("stopped")
+                raise JobCanceled("stopped")
 
         def progress(self, what: str, done: int, total: int, **figures: float) -> None:
             progress.append((what, done, total))
 
     completions = [json.dumps({"intent": i % 2, "urgent": i % 3}) for i in range(9)]
     rows = [example(f"a{i}", f"{TEXTS['refund']} {i}", completion) for i, completion in enumerate(completions)]
-    with pytest.raises(JobCancelled):
-        classical.answers(rows, rows[:1], JSON, Cancelled())
+    with pytest.raises(JobCanceled):
+        classical.answers(rows, rows[:1], JSON, Canceled())
     assert progress == [("fields of the classical model", 0, 2)]
 
 

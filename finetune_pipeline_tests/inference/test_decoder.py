@@ -114,7 +114,7 @@ def test_a_stop_rule_finishes_a_sequence(loaded: Loaded) -> None:
     assert [token.reason for token in tokens] == [None, None, "stop"]
 
 
-def test_cancelled_requests_are_removed_without_effect_on_others(loaded: Loaded) -> None:
+def test_canceled_requests_are_removed_without_effect_on_others(loaded: Loaded) -> None:
     decoder = Decoder(loaded.model, {-1}, max_sequences=2)
     decoder.add_request([Request(str(i), PROMPTS[i], 12) for i in range(3)])
     decoder.step()
@@ -253,7 +253,7 @@ def test_long_prompts_are_prefilled_in_chunks(loaded: Loaded, prefix: list[int])
     assert max(widths) <= 40 + 5 and not decoder.running
 
 
-def test_a_long_prompt_can_be_cancelled_during_its_prefill(loaded: Loaded) -> None:
+def test_a_long_prompt_can_be_canceled_during_its_prefill(loaded: Loaded) -> None:
     decoder = Decoder(loaded.model, {END}, PREFIX, chunk_tokens=20)
     decoder.add_request([Request("long", prompt(200, 1), 8), Request("next", prompt(100, 2), 8)])
     assert decoder.step() == [] and (decoder.running, decoder.waiting) == (1, 1)

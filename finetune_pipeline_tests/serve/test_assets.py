@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from finetune_pipeline import tracking
-from finetune_pipeline.errors import GateRefused, JobCancelled, ServingError, StorageError
+from finetune_pipeline.errors import GateRefused, JobCanceled, ServingError, StorageError
 from finetune_pipeline.materialize import materialize
 from finetune_pipeline.records import Artifact, Silent, Verdict, dumps, read_jsonl
 from finetune_pipeline.serve import deployment_state, supervisor
@@ -270,9 +270,9 @@ def test_an_interrupted_replay_continues(deployment: Deployment, tmp_path: Path)
     class CancelAfterFive(Silent):
         def progress(self, what: str, done: int, total: int, **figures: float) -> None:
             if done == 5:
-                raise JobCancelled("stopped")
+                raise JobCanceled("stopped")
 
-    with pytest.raises(JobCancelled):
+    with pytest.raises(JobCanceled):
         materialize("deployed_endpoint", task.task, task.store, CancelAfterFive())
     (file,) = Path(str(task.store.stage_folder("serve"))).glob("answers/*/answers.jsonl")
     before = [json.loads(line)["id"] for line in file.read_text().splitlines()]

@@ -24,7 +24,7 @@ from pytest import MonkeyPatch
 
 from finetune_pipeline.backends import progress
 from finetune_pipeline.backends.progress import activity, until
-from finetune_pipeline.errors import JobCancelled, ServingError
+from finetune_pipeline.errors import JobCanceled, ServingError
 from finetune_pipeline.records import Silent
 from finetune_pipeline.serve import client, model_routes, supervisor
 from finetune_pipeline.serve.client import (
@@ -101,13 +101,13 @@ def test_an_endpoint_that_does_not_start_raises_the_reason(
         pass
 
 
-def test_waiting_can_be_cancelled() -> None:
-    class Cancelled(Silent):
+def test_waiting_can_be_canceled() -> None:
+    class Canceled(Silent):
         def alive(self) -> None:
-            raise JobCancelled("stopped")
+            raise JobCanceled("stopped")
 
-    with pytest.raises(JobCancelled):
-        until(lambda: None, lambda: 0, "nothing", Cancelled())
+    with pytest.raises(JobCanceled):
+        until(lambda: None, lambda: 0, "nothing", Canceled())
 
 
 def test_a_wait_ends_without_progress_and_not_before() -> None:

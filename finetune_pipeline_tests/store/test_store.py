@@ -15,7 +15,7 @@ import pytest
 from upath import UPath
 
 from finetune_pipeline import store as stores
-from finetune_pipeline.errors import GateRefused, JobCancelled, StorageError
+from finetune_pipeline.errors import GateRefused, JobCanceled, StorageError
 from finetune_pipeline.records import Artifact, Silent, Verdict
 from finetune_pipeline.store import MANIFEST, TaskStore, require_verdict
 
@@ -265,12 +265,12 @@ def test_waiting_for_a_lock_is_logged_once_and_can_be_canceled() -> None:
         def alive(self) -> None:
             self.calls += 1
             if self.calls == 2:
-                raise JobCancelled("stopped")
+                raise JobCanceled("stopped")
 
     report = Waiting()
     with (
         stores.machine_lock("compute", Silent(), ""),
-        pytest.raises(JobCancelled),
+        pytest.raises(JobCanceled),
         stores.machine_lock("compute", report, "another job is running"),
     ):
         pytest.fail("two had the lock")

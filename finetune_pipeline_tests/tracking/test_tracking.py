@@ -24,7 +24,7 @@ from finetune_pipeline.backends.progress import activity, until
 from finetune_pipeline.config import Lora, Train
 from finetune_pipeline.config.addresses import mlflow_server
 from finetune_pipeline.config.credentials import hide_credentials, without_credentials
-from finetune_pipeline.errors import JobCancelled, StorageError
+from finetune_pipeline.errors import JobCanceled, StorageError
 from finetune_pipeline.records import Example, Message, Silent, write_jsonl
 from finetune_pipeline.tracking.client import error_line, mlflow_call
 from finetune_pipeline.tracking.outbox import Outbox
@@ -43,10 +43,10 @@ def test_a_run_is_resumed_and_becomes_a_version(home: Path) -> None:
 
     (home / "adapter").mkdir()
     (home / "adapter" / "adapter_config.json").write_text("{}", "utf-8")
-    with pytest.raises(JobCancelled), tracking.training_run("parcels", None, {"lora.r": 4}, {"data": "d1"}) as run:
+    with pytest.raises(JobCanceled), tracking.training_run("parcels", None, {"lora.r": 4}, {"data": "d1"}) as run:
         run.log_metrics({"loss": 2.0}, step=1)
         run.log_dataset("train.jsonl", "d1", rows=12)
-        raise JobCancelled("stopped")
+        raise JobCanceled("stopped")
     client = mlflow.MlflowClient()
     assert client.get_run(run.run_id).info.status == "KILLED"
 

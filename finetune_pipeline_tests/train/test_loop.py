@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finetune_pipeline.config import Lora
-from finetune_pipeline.errors import JobCancelled, TrainingFailed
+from finetune_pipeline.errors import JobCanceled, TrainingFailed
 from finetune_pipeline.records import Silent
 from finetune_pipeline.store import sha256_file
 from finetune_pipeline.train import checkpoint, job
@@ -30,7 +30,7 @@ class StopsIn(Silent):
 
     def alive(self) -> None:
         if self.stopped:
-            raise JobCancelled("stopped", "go on")
+            raise JobCanceled("stopped", "go on")
 
 
 class LogRecorder(Silent):
@@ -49,14 +49,14 @@ def trained(setup: Setup, folder: Path, report: Any = None) -> checkpoint.Traini
 
 
 @pytest.mark.parametrize("report", [StopAfter(0), StopsIn(1), StopAfter(1), StopsIn(2)])
-def test_a_training_cancelled_early_is_resumed_to_the_same_weights(
+def test_a_training_canceled_early_is_resumed_to_the_same_weights(
     tiny_model: Path, tmp_path: Path, report: Any
 ) -> None:
     import torch
 
     uninterrupted = Setup(tiny_model)
     trained(uninterrupted, tmp_path / "uninterrupted")
-    with pytest.raises(JobCancelled):
+    with pytest.raises(JobCanceled):
         trained(Setup(tiny_model), tmp_path / "stopped", report)
     resumed = Setup(tiny_model)
     state = trained(resumed, tmp_path / "stopped")
@@ -71,25 +71,25 @@ def test_dropout_is_the_same_in_a_resumed_training(tiny_model: Path, tmp_path: P
     rules = RULES.model_copy(update={"lora": Lora(r=4, alpha=8, dropout=0.5)})
     uninterrupted, stopped, resumed = (Setup(tiny_model, rules) for _ in range(3))
     trained(uninterrupted, tmp_path / "uninterrupted")
-    with pytest.raises(JobCancelled):
+    with pytest.raises(JobCanceled):
         trained(stopped, tmp_path / "stopped", StopsIn(2))
     trained(resumed, tmp_path / "stopped")
     for name, weight in uninterrupted.weights.items():
         assert torch.equal(weight, resumed.weights[name]), name
 
 
-def test_a_run_cancelled_before_step_1_can_be_resumed_repeatedly(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_canceled_before_step_1_can_be_resumed_repeatedly(tiny_model: Path, tmp_path: Path) -> None:
     for _ in range(3):
-        with pytest.raises(JobCancelled):
+        with pytest.raises(JobCanceled):
             trained(Setup(tiny_model), tmp_path, StopAfter(0))
     assert trained(Setup(tiny_model), tmp_path).step == 6
 
 
-def test_a_run_cancelled_before_step_1_has_a_complete_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_canceled_before_step_1_has_a_complete_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
     setup, lines = Setup(tiny_model), list[str]()
     report = StopAfter(0)
     report.log = lines.append  # type: ignore[method-assign, assignment]
-    with pytest.raises(JobCancelled):
+    with pytest.raises(JobCanceled):
         setup.loop(tmp_path, report).run(
             setup.rows, setup.rows[:3], checkpoint.TrainingState(run_id="r1"), setup.optimizer
         )
@@ -115,7 +115,7 @@ def test_resuming_in_another_precision_is_logged_and_recorded(tiny_model: Path, 
     lines = report.lines
     first, state = Setup(tiny_model), checkpoint.TrainingState()
     job.note_precision(state, "bf16", report)
-    with pytest.raises(JobCancelled):
+    with pytest.raises(JobCanceled):
         first.loop(tmp_path, StopAfter(2)).run(first.rows, first.rows[:3], state, first.optimizer)
     again = Setup(tiny_model)
     resumed = checkpoint.load(tmp_path, again.weights, again.optimizer, Silent())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from finetune_pipeline.config import KeepGeneral
-from finetune_pipeline.errors import JobCancelled
+from finetune_pipeline.errors import JobCanceled
 from finetune_pipeline.records import Silent
 from finetune_pipeline.train import checkpoint, job
 from finetune_pipeline.train import replay as module
@@ -145,7 +145,7 @@ def test_a_training_resumed_with_general_texts_has_the_same_weights(tiny_model: 
     loop.run(uninterrupted.rows, uninterrupted.rows[:3], checkpoint.TrainingState(), uninterrupted.optimizer)
     stopped, replay = setup_with(tiny_model)
     loop = loop_with(stopped, replay, tmp_path / "b", StopAfter(3))
-    with pytest.raises(JobCancelled):
+    with pytest.raises(JobCanceled):
         loop.run(stopped.rows, stopped.rows[:3], checkpoint.TrainingState(), stopped.optimizer)
     resumed, replay = setup_with(tiny_model)
     state = checkpoint.load(tmp_path / "b", resumed.weights, resumed.optimizer, Silent())

@@ -10,7 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from finetune_pipeline.config import Lora, Train
-from finetune_pipeline.errors import JobCancelled, ModelError, StorageError, TrainingFailed
+from finetune_pipeline.errors import JobCanceled, ModelError, StorageError, TrainingFailed
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.records import Example, Message, Silent, write_jsonl
 from finetune_pipeline.train import checkpoint, job, packing
@@ -150,7 +150,7 @@ class StopAfter(Silent):
 
     def alive(self) -> None:
         if self.left == 0:
-            raise JobCancelled("stopped", "go on")
+            raise JobCanceled("stopped", "go on")
         self.left -= 1
 
 
@@ -160,7 +160,7 @@ def test_a_resumed_training_has_the_same_weights_as_an_uninterrupted_one(tiny_mo
     straight = Setup(tiny_model)
     straight.loop(tmp_path / "a").run(straight.rows, straight.rows[:3], checkpoint.TrainingState(), straight.optimizer)
     stopped = Setup(tiny_model)
-    with pytest.raises(JobCancelled):
+    with pytest.raises(JobCanceled):
         stopped.loop(tmp_path / "b", StopAfter(3)).run(
             stopped.rows, stopped.rows[:3], checkpoint.TrainingState(), stopped.optimizer
         )
