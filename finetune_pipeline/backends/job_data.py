@@ -38,4 +38,4 @@ class JobData:
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, line['loc']))}: {line['msg']}" for line in error.errors()]
             message = f"the file of a job is wrong: {cls.__name__}: {'; '.join(problems)}"
-            raise StorageError(message, "run again: it is written anew") from error
+            raise StorageError(message, "run again; a file of an artifact: materialize that asset again") from error

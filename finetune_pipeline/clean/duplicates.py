@@ -20,7 +20,7 @@ from __future__ import annotations
 import difflib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune_pipeline.clean.normalize import identity, normalize
 from finetune_pipeline.clean.similarity import measure, resemblance
@@ -125,7 +125,7 @@ def without_duplicates(examples: Sequence[Example], rules: Clean, answer: Answer
     similarity = measure([prompt_text(row.example) for row in rows], rules.near_duplicate_threshold)
     near_pairs = list(similarity.pairs())
     similar = _near_duplicates(rows, near_pairs, rules.near_duplicate_threshold)
-    dropped, near = {duplicate.dropped.id for duplicate in similar}, [*equal, *similar]
+    dropped, near = {duplicate.dropped.id for duplicate in similar}, [*_of_kept_rows(equal, similar), *similar]
     conflicts = [] if may_differ else _conflicts(rows, near_pairs, dropped)
     kept_groups = same_prompt_groups if may_differ else []
     return Duplicates(
@@ -168,6 +168,12 @@ def _equal_texts(rows: Iterable[_Row]) -> list[_Duplicate]:
     """Rows whose normalized prompt and whose completion are those of an earlier row. Of many equal texts, not every
     pair is among `Similarity.pairs`."""
     return _repeats(rows, lambda row: prompt_text(row.example))
+
+
+def _of_kept_rows(equal: Iterable[_Duplicate], similar: Iterable[_Duplicate]) -> list[_Duplicate]:
+    """The duplicates of `equal`: those of a row that is itself in `similar` are duplicates of the row that is kept."""
+    kept = {duplicate.dropped.id: duplicate for duplicate in similar}
+    return [replace(kept.get(each.kept.id, each), dropped=each.dropped) for each in equal]
 
 
 def _repeats(rows: Iterable[_Row], prompt: Callable[[_Row], str]) -> list[_Duplicate]:

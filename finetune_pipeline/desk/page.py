@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from finetune_pipeline.desk import labels, users
 from finetune_pipeline.desk.session import csrf_token
-from finetune_pipeline.statistics.formatting import percent
+from finetune_pipeline.statistics.formatting import percent, percent_down
 
 FILTERS = {
     "about": labels.about,
@@ -23,6 +23,7 @@ FILTERS = {
     "label": labels.label,
     "number": labels.number,
     "percent": percent,
+    "percent_down": percent_down,
     "spelled": labels.spelled,
     "state": labels.state,
     "when": labels.when,

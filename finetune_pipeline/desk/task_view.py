@@ -20,9 +20,10 @@ from finetune_pipeline.desk import ledger_rows
 from finetune_pipeline.desk.labels import capitalized, check_title, label, nonbreaking, number, spelled
 from finetune_pipeline.desk.ledger_rows import count
 from finetune_pipeline.errors import StorageError
+from finetune_pipeline.quality.losses import UNREADABLE
 from finetune_pipeline.records import Artifact, Check
 from finetune_pipeline.split.quotas import SPLITS
-from finetune_pipeline.statistics.formatting import percent
+from finetune_pipeline.statistics.formatting import percent, percent_down
 
 Tone: TypeAlias = Literal["good", "warning", "bad"]
 REPORTS: Mapping[str, tuple[str, str]] = {
@@ -140,8 +141,9 @@ def _check_row(check: Check) -> CheckRow:
 
 
 def _is_technical(name: str) -> bool:
-    """A rule's name ("row_ok") or a declared expectation's ("declared:0:expect_table_row_count_to_be_between")."""
-    return name.startswith("declared:") or ("_" in name and " " not in name)
+    """A rule's name ("row_ok"), a declared expectation's ("declared:0:expect_table_row_count_to_be_between"), or that
+    of a source ("unreadable: shop")."""
+    return name.startswith(("declared:", UNREADABLE)) or ("_" in name and " " not in name)
 
 
 def comparison(report: BaselineReport) -> list[VariantRow]:
@@ -172,7 +174,9 @@ def plain(name: str, value: bool | float | str) -> str:
         return "yes" if value else "no"
     if isinstance(value, str):
         return value or "–"
-    return percent(value) if name == "parity" or name.endswith("_share") else number(value)
+    if name == "parity":  # compared with a minimum
+        return percent_down(value)
+    return percent(value) if name.endswith("_share") else number(value)
 
 
 def reports(artifacts: Mapping[str, Artifact | None]) -> list[tuple[str, str]]:

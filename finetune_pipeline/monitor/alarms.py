@@ -19,7 +19,7 @@ from finetune_pipeline.monitor.drift import Drift, categories, lengths
 from finetune_pipeline.monitor.figures import CONFIDENCE, TrafficFigures, quantile, traffic_figures
 from finetune_pipeline.monitor.traffic_log import Traffic
 from finetune_pipeline.records import Check
-from finetune_pipeline.statistics.formatting import percent
+from finetune_pipeline.statistics.formatting import percent, percent_up
 from finetune_pipeline.statistics.proportion import clopper_pearson
 
 ENOUGH, FORMAT, LATENCY = "enough traffic", "answers keep the format", "answers come in time"
@@ -111,8 +111,8 @@ def _format(traffic: Traffic, rules: Monitor) -> Check:
         return Check(FORMAT, True, expected, "the task declares no format")
     low, _ = clopper_pearson(traffic.broken, traffic.checked, 2 * CONFIDENCE - 1)
     share = traffic.broken / traffic.checked
-    observed = f"{traffic.broken} of {traffic.checked} ({percent(share)}), "
-    observed += f"{percent(low)} or more with {percent(CONFIDENCE)} confidence"
+    observed = f"{traffic.broken} of {traffic.checked} ({percent_up(share)}), "
+    observed += f"{percent_up(low)} or more with {percent(CONFIDENCE)} confidence"
     if low <= rules.max_invalid < share:
         observed += "; more than declared, which may still be chance: compare with the next report"
     return Check(FORMAT, low <= rules.max_invalid, expected, observed, value=share)

@@ -210,6 +210,7 @@ def _held_result(context: StageContext, version: Version, state: DeploymentState
     note = state.held[version.adapter]
     serving = f"version {state.champion.version} serves" if state.champion else "no version serves"
     check = Check("not rolled back", False, "a version that was not rolled back", note)
-    summary = f"version {version.version} is not deployed: {note}; {serving}; run `finetune unhold` to allow it again"
+    allow = f"run `finetune unhold {context.task.name}` to allow it again"
+    summary = f"version {version.version} is not deployed: {note}; {serving}; {allow}"
     write_jsonl(context.out / "parity.jsonl", ())
     return _result(context, version, Verdict("deployed_endpoint", False, version.registered, summary, (check,)), None)

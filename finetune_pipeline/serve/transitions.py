@@ -116,5 +116,5 @@ def _check_not_held(state: DeploymentState, candidate: Version) -> None:
     if note is not None:
         raise GateRefused(
             f"version {candidate.version} is not deployed: {note}",
-            "train a better one, or allow this adapter again with `finetune unhold`",
+            "train a better one, or allow this adapter again with `finetune unhold TASK`",
         )

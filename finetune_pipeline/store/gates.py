@@ -40,5 +40,5 @@ def gate_hint(name: str) -> str:
         "adapter": "read the checks in the desk, change `train` in task.yaml, and run again",
         "release_decision": "read the reasons of the decision; add data or change the declaration for a new candidate",
         "deployed_endpoint": "read parity.jsonl in the artifact's folder for the rows that differ, or run `finetune "
-        "unhold` if the version was rolled back; no traffic was moved",
+        "unhold TASK` if the version was rolled back; no traffic was moved",
     }.get(name, "read the gate's report")

@@ -21,7 +21,7 @@ from math import inf
 from typing import Literal, TypeAlias
 
 from finetune_pipeline.config import Suitability
-from finetune_pipeline.statistics.formatting import percent
+from finetune_pipeline.statistics.formatting import percent, percent_down, percent_up
 from finetune_pipeline.suitability.estimates import BaseSize, Estimate, Machine
 from finetune_pipeline.suitability.facts import Facts
 
@@ -142,7 +142,7 @@ def _variety(facts: Facts) -> RuleResult:
         few = 2 * facts.closed_fields >= facts.fields
     else:
         share = facts.distinct_completions / facts.usable if facts.usable else 1.0
-        observed = f"{facts.distinct_completions} different answers ({percent(share)} of the rows)"
+        observed = f"{facts.distinct_completions} different answers ({percent_up(share)} of the rows)"
         threshold = percent(FEW_ANSWERS)
         few = share <= FEW_ANSWERS
     why = "a choice among known answers is learned from examples; the evaluation compares a classical model, too"
@@ -154,7 +154,7 @@ def _prompt(facts: Facts) -> RuleResult:
     saved = 1 - tuned / few_shot if few_shot else 0.0
     return RuleResult(
         "length of the prompt saved",
-        f"{few_shot:.0f} tokens with {facts.shots} examples, {tuned:.0f} tuned: {percent(saved)} less",
+        f"{few_shot:.0f} tokens with {facts.shots} examples, {tuned:.0f} tuned: {percent_down(saved)} less",
         percent(SAVED_PROMPT),
         "fine-tuning" if saved >= SAVED_PROMPT else "",
         "examples in a prompt add cost and latency to every request",
@@ -177,7 +177,7 @@ def _contradictions(facts: Facts) -> RuleResult:
     share = facts.contradictory / facts.raw if facts.raw else 0.0
     return RuleResult(
         "rows that contradict others",
-        f"{facts.contradictory} of {facts.raw} ({percent(share)})",
+        f"{facts.contradictory} of {facts.raw} ({percent_down(share)})",
         percent(CONTRADICTIONS),
         "prompting" if share >= CONTRADICTIONS else "",
         "the labelers do not agree on the task yet: write down the rules first (a prompt can hold them)",

@@ -81,6 +81,19 @@ def test_many_spellings_of_one_prompt_are_near_duplicates_of_the_first_with_that
     assert len(result.pairs) == 12 and {pair.kept for pair in result.pairs} == {"0", "1"}
 
 
+def test_a_duplicate_names_the_row_that_is_kept_though_it_equals_another() -> None:
+    prompt = "where is my order{} please, it was due on Monday and nobody answers"
+    rows = [
+        (prompt.format(""), "delivery"),
+        (prompt.format("s"), "delivery"),
+        (prompt.format("s!").upper(), "delivery"),
+    ]
+    result = cleaned(rows)
+    assert [row.id for row in result.kept] == ["0"]
+    assert {(pair.kept, pair.dropped) for pair in result.pairs} == {("0", "1"), ("0", "2")}
+    assert result.pairs[0].similarity < 1
+
+
 def test_lengths_include_the_system_prompt_and_rows_outside_the_bounds_are_dropped() -> None:
     rows = [("word " * 20, "refund"), ("two words", "refund"), ("one", "refund")]
     result = cleaned(rows, system="be kind", min_tokens=1, max_tokens=24)

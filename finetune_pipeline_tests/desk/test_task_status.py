@@ -136,6 +136,7 @@ def test_checks_have_failures_first_and_plain_names() -> None:
         ("row_ok", True),
         ("declared:0:expect_table_row_count_to_be_between", True),
         ("declared:1:expect_prices", True),
+        ("unreadable: shop", True),
         ("no drift: kinds of answers", False),
         ("no drift: length of the prompts (tokens)", False),
         ("better than few_shot_retrieved", False),

@@ -189,7 +189,7 @@ def _narrow(weights: dict[str, Any]) -> dict[str, Any]:
     return {name: weight[:, :-1].contiguous() for name, weight in weights.items()}
 
 
-def test_a_canceled_request_frees_its_row(engine: Engine) -> None:
+def test_a_canceled_request_frees_its_slot(engine: Engine) -> None:
     sink = Collect()
     ticket = engine.submit(request(None, limit=600), sink)
     sink.events.get(timeout=30)
