@@ -87,11 +87,13 @@ class Duplicates:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """An example, with the texts that two identical prompts, or two identical completions, have in common."""
+    """An example, with the texts that two identical prompts, or two identical completions, have in common, and its
+    `prompt_text`."""
 
     example: Example
     prompt: str
     completion: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class _Duplicate:
 
 def without_duplicates(examples: Sequence[Example], rules: Clean, answer: AnswerFormat) -> Duplicates:
     """Drop exact duplicates, contradictions (where declared), and near duplicates."""
-    rows = [_Row(row, _prompt_identity(row), identity(row.completion)) for row in examples]
+    rows = [_Row(row, _prompt_identity(row), identity(row.completion), prompt_text(row)) for row in examples]
     exact = _exact_duplicates(rows)
     rows = _without(rows, {duplicate.dropped.id for duplicate in exact})
     same_prompt_groups = _same_prompt_groups(rows)
@@ -122,7 +124,7 @@ def without_duplicates(examples: Sequence[Example], rules: Clean, answer: Answer
     rows = _without(rows, {drop.id for drop in contradictions})
     equal = _equal_texts(rows) if rules.near_duplicate_threshold < 1 else []
     rows = _without(rows, {duplicate.dropped.id for duplicate in equal})
-    similarity = measure([prompt_text(row.example) for row in rows], rules.near_duplicate_threshold)
+    similarity = measure([row.text for row in rows], rules.near_duplicate_threshold)
     near_pairs = list(similarity.pairs())
     similar = _near_duplicates(rows, near_pairs, rules.near_duplicate_threshold)
     dropped, near = {duplicate.dropped.id for duplicate in similar}, [*_of_kept_rows(equal, similar), *similar]
@@ -167,7 +169,7 @@ def _exact_duplicates(rows: Iterable[_Row]) -> list[_Duplicate]:
 def _equal_texts(rows: Iterable[_Row]) -> list[_Duplicate]:
     """Rows whose normalized prompt and whose completion are those of an earlier row. Of many equal texts, not every
     pair is among `Similarity.pairs`."""
-    return _repeats(rows, lambda row: prompt_text(row.example))
+    return _repeats(rows, lambda row: row.text)
 
 
 def _of_kept_rows(equal: Iterable[_Duplicate], similar: Iterable[_Duplicate]) -> list[_Duplicate]:
@@ -205,7 +207,7 @@ def _conflicts(rows: Sequence[_Row], near_pairs: Iterable[tuple[int, int, float]
         left, right = rows[i].example, rows[j].example
         if rows[i].completion == rows[j].completion or {left.id, right.id} & dropped:
             continue
-        if same_prompt(prompt_text(left), prompt_text(right)):
+        if same_prompt(rows[i].text, rows[j].text):
             conflicts.append(Conflict((left.id, right.id), (left.origin, right.origin), round(similarity, 4)))
     return conflicts
 
@@ -222,7 +224,7 @@ def _near_duplicates(
         left, right = rows[i], rows[j]
         if i in duplicates or j in duplicates or left.completion != right.completion:
             continue
-        if resemblance(prompt_text(left.example), prompt_text(right.example)) >= threshold:
+        if resemblance(left.text, right.text) >= threshold:
             duplicates[j] = _Duplicate(left.example, right.example, similarity)
     return list(duplicates.values())
 

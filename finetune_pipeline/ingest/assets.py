@@ -124,7 +124,7 @@ def _no_examples(files: Sequence[FileSummary], reasons: Counter[str], task: str)
         names = ", ".join(file.file for file in files)
         return DataError(f"the data set is empty, no rows in: {names}", "put rows there, or correct `sources`")
     descriptions = [f"{file.file} {file.problem or _reading(file)}" for file in files]
-    why = counted(dict(reasons.most_common()))
+    why = counted(reasons)
     layouts = "declare the columns of each source with `input` and `output` (or `outputs`), or its layout with `rows`"
     unreadable = all(file.unreadable for file in files)
     return DataError(

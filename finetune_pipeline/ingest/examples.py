@@ -47,7 +47,7 @@ class SourceFile:
     def problem(self) -> str:
         """Why no row of this file can be an example, as a sentence without its subject; empty where one can be."""
         if not self.columns:
-            reasons = counted(dict(self.unreadable.most_common()))
+            reasons = counted(self.unreadable)
             return f"has no row that can be read ({reasons})" if reasons else "is empty"
         if isinstance(self.layout, MissingColumns):
             return f"lacks {self.layout.needed}; it has: {', '.join(self.columns)}"

@@ -75,7 +75,7 @@ def infer(path: UPath, input: str | None = None, output: str | None = None, outp
         raise DataError(f"{path} {file.problem}", named if file.columns else "put one example in each row")
     examples, dropped = _read(file)
     if not examples:
-        reasons = counted(dict(dropped.most_common())) or "it is empty"
+        reasons = counted(dropped) or "it is empty"
         raise DataError(f"{path} has no row that is an example ({reasons})", "check the file and its columns")
     return _inferred(file, file.layout, examples, dropped, _count_cells(sample))
 
@@ -139,7 +139,7 @@ def _median_and_max(values: Sequence[int]) -> tuple[int, int]:
 def _row_notes(rows: int, dropped: Counter[str]) -> list[str]:
     notes = [f"only the first {SAMPLE_ROWS} rows were read"] if rows >= SAMPLE_ROWS else []
     if dropped:
-        reasons = counted(dict(dropped.most_common()))
+        reasons = counted(dropped)
         notes.append(f"{dropped.total()} of {rows} rows cannot be read and will be dropped ({reasons})")
     return notes
 

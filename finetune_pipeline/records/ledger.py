@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,5 +35,5 @@ class Drop:
 
 
 def counted(reasons: Mapping[str, int]) -> str:
-    """The reasons of drops with their counts, for messages: "invalid-json: 5, missing-column: 3"."""
-    return ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+    """The reasons of drops with their counts, the most frequent first: "invalid-json: 5, missing-column: 3"."""
+    return ", ".join(f"{reason}: {count}" for reason, count in Counter(reasons).most_common())
