@@ -49,14 +49,15 @@ def live_version(task: Task, store: TaskStore) -> dict[str, Json] | None:
     """The live version that the current adapter is compared with (a ServedVersion), None if there is none. Part of the
     evaluation's key: another live version makes the evaluation stale, the candidate's own deployment does not."""
     live = _live(store)
+    return asdict(live) if live else None
+
+
+def _live(store: TaskStore) -> ServedVersion | None:
+    adapter = store.current("adapter")
+    live = transitions.live_version(deployment_state.read(store), adapter.content_hash if adapter else "")
     if live is None:
         return None
-    return asdict(ServedVersion(live.version, live.adapter, live.adapter_key, live.base, live.max_new_tokens))
-
-
-def _live(store: TaskStore) -> Version | None:
-    adapter = store.current("adapter")
-    return transitions.live_version(deployment_state.read(store), adapter.content_hash if adapter else "")
+    return ServedVersion(live.version, live.adapter, live.adapter_key, live.base, live.max_new_tokens)
 
 
 def deployed_endpoint(context: StageContext) -> StageResult:
@@ -118,7 +119,7 @@ def candidate(context: StageContext) -> Version:
 def _check_live_version(context: StageContext) -> None:
     """GateRefused when the candidate was evaluated against another version than the one that it would replace."""
     compared = served_version(context.inputs["eval_report"].json("report.json").get("champion"))
-    live = served_version(live_version(context.task, context.store))
+    live = _live(context.store)
     if (compared and compared.adapter) == (live and live.adapter):
         return
     before, now = (f"version {version.version}" if version else "no version" for version in (compared, live))
