@@ -121,6 +121,7 @@ def trained(
         train=split.path("train.jsonl"),
         validation=split.path("validation.jsonl"),
         system=task.prompt.system,
+        answer=task.answer,
         rules=rules,
         checkpoints=folder,
         out=folder,
@@ -129,32 +130,30 @@ def trained(
         dataset_digest=split.content_hash,
     )
     made = job.assemble(spec)
+    made.measure_base()
     replay = made.replay
     if replay and way == "rehearsal":
         bf16 = uses_bf16(rules.precision)
-        replay.divergence = lambda step, hidden: learned(  # type: ignore[method-assign]
-            replay.texts_at(step), hidden, made.packed, bf16
+        replay.divergence = lambda step, states: learned(  # type: ignore[method-assign]
+            replay.texts_at(step), states, made.forward, bf16
         )
     ticks: list[float] = []
     state = checkpoint.TrainingState()
     loop = made.loop(folder, Silent(), lambda metrics, step: ticks.append(time.perf_counter()))
     loop.run(made.rows["train"], made.rows["validation"], state, made.optimizer)
-    job.save_adapter(made.wrapped, folder, "base")
+    made.trainable.save(folder, "base", made.base.tokenizer)
     loss = [line["validation_loss"] for line in state.history if "validation_loss" in line][-1]
     seconds = [later - earlier for earlier, later in pairwise(ticks)]
     return {"steps": state.step, "task_loss": round(loss, 4), "seconds_a_step": round(statistics.median(seconds), 3)}
 
 
-def learned(texts: Any, hidden: Any, packed: Any, bf16: bool) -> Any:
-    """Rehearsal: mean negative log likelihood (nats per token) of the texts; `hidden`: the tuned model's states."""
-    import torch
-
+def learned(texts: Any, states: Any, forward: Any, bf16: bool) -> Any:
+    """Rehearsal: mean negative log likelihood (nats per token) of the texts; `states`: the tuned model's."""
     from finetune_pipeline.models.device import autocast
+    from finetune_pipeline.train.forward import targets
 
-    targets = torch.tensor([token for text in texts for token in text.ids[1:]], device=hidden.device)
     with autocast(bf16):
-        logits = packed.logits(hidden)
-    return torch.nn.functional.cross_entropy(logits, targets)
+        return forward.token_losses(states, targets(texts)).mean()
 
 
 def measured(

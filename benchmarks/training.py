@@ -72,7 +72,7 @@ def measure(
         peer_seconds, peer_losses = trainer(folder, rules, ours, epochs, Path(scratch))
     ratios = [theirs / own for theirs, own in zip(peer_seconds, ours.seconds, strict=True)]
     differences = [abs(a - b) / abs(b) for a, b in zip(ours.losses, peer_losses, strict=True)]
-    tokens = sum(len(row.ids) for row in ours.rows)
+    tokens = sum(row.tokens for row in ours.rows)
     last = len(ours.batches)  # steps of an epoch
     return {
         "machine": machine(),
@@ -108,22 +108,21 @@ class PackedTraining:
         from finetune_pipeline.config import load_task
         from finetune_pipeline.inference.prefix import common_prefix
         from finetune_pipeline.records import Example, Message
-        from finetune_pipeline.train import adapter, job
-        from finetune_pipeline.train.packing import PackedModel
+        from finetune_pipeline.train.method import load_base, make_trainable
+        from finetune_pipeline.train.packing import PackedForward
         from finetune_pipeline.train.tokenize import tokenize
 
         examples = [
             Example(str(n), (Message("user", prompt), Message("assistant", completion)), "benchmark", str(n))
             for n, (prompt, completion) in enumerate(pairs)
         ]
-        model, self.tokenizer, ends = job.load(folder, rules)
-        self.rows = tokenize(examples, self.tokenizer, load_task(DATA).prompt.system, ends)
+        base = load_base(folder, rules)
+        self.rows = tokenize(examples, base.tokenizer, load_task(DATA).prompt.system, base.end_ids)
         self.prefix = common_prefix([row.prompt for row in self.rows])
         self.batches = [self.rows[at : at + BATCH] for at in range(0, len(self.rows), BATCH)]
         torch.manual_seed(SEED)
-        wrapped = adapter.with_adapter(model, rules)
-        self.weights = [weight for weight in wrapped.parameters() if weight.requires_grad]
-        self.model = PackedModel(model, self.prefix)
+        self.weights = list(make_trainable(base, rules).weights.values())
+        self.forward = PackedForward(base.model, self.prefix)
         self.optimizer = torch.optim.AdamW(self.weights, lr=RATE, weight_decay=0.0)
         self.rules = rules
         self.seconds: list[float] = []
@@ -133,13 +132,11 @@ class PackedTraining:
         """Compute the next step, and record its seconds and loss."""
         import torch
 
-        from finetune_pipeline.train.schedule import micro_batches
-
         start = time.perf_counter()
         batch = self.batches[len(self.losses) % len(self.batches)]
-        supervised, total = sum(len(row.completion) for row in batch), 0.0
-        for rows in micro_batches(batch, len(self.prefix), self.rules.max_tokens_per_batch):
-            loss, _ = self.model.loss(rows)
+        supervised, total = sum(row.learned for row in batch), 0.0
+        for rows in self.forward.micro_batches(batch, self.rules.max_tokens_per_batch):
+            loss = self.forward.losses(rows).sum()
             (loss / supervised).backward()
             total += float(loss.detach()) / supervised
         torch.nn.utils.clip_grad_norm_(self.weights, self.rules.max_grad_norm)
@@ -191,7 +188,7 @@ def trainer(
         use_cpu=not torch.cuda.is_available(),
     )
     alternate = Alternate()
-    rows = [{"ids": row.ids, "start": len(row.prompt)} for row in ours.rows]
+    rows = [{"ids": row.prompt + row.completions[0].ids, "start": len(row.prompt)} for row in ours.rows]
     peer = Trainer(wrapped, settings, data_collator=padded, train_dataset=rows, callbacks=[alternate])
     peer.train()
     return alternate.seconds, [line["loss"] for line in peer.state.log_history if "loss" in line]

@@ -24,7 +24,7 @@ from finetune_pipeline.config.sources import Source
 from finetune_pipeline.config.split import Split
 from finetune_pipeline.config.suitability import Suitability
 from finetune_pipeline.config.task import TASK_NAME, Task
-from finetune_pipeline.config.train import KeepGeneral, Lora, Train
+from finetune_pipeline.config.train import KeepGeneral, Lora, Preference, Train, Validation
 
 __all__ = [
     "TASK_NAME",
@@ -40,6 +40,7 @@ __all__ = [
     "Lora",
     "Monitor",
     "OnInvalid",
+    "Preference",
     "Prompt",
     "Quality",
     "Release",
@@ -50,6 +51,7 @@ __all__ = [
     "Suitability",
     "Task",
     "Train",
+    "Validation",
     "load_task",
     "task_from",
 ]

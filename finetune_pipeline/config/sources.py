@@ -33,10 +33,12 @@ class Source(Section):
     encoding: str = Field(
         "auto", description="Encoding of a text file, e.g. cp1252 or shift_jis; auto: UTF-8, else detected."
     )
-    rows: Literal["auto", "columns", "alpaca", "sharegpt", "messages", "preference"] = Field(
+    rows: Literal["auto", "columns", "alpaca", "sharegpt", "messages", "preference", "unpaired"] = Field(
         "auto",
-        description="Layout of a row; auto: from its keys. preference: the chosen completion is trained on, the "
-        "rejected one is kept in pairs.jsonl and not used.",
+        description="Layout of a row; auto: from its keys. preference: `chosen` and `rejected` completions, after a "
+        "`prompt` or as whole conversations that differ in their last message (lists of messages, or transcripts of "
+        "`Human:` and `Assistant:`). unpaired: `prompt`, `completion` and a `label` that is true or false; a bad "
+        "completion becomes the rejected one of a good row with the same prompt, and is dropped where there is none.",
     )
     input: str | None = Field(None, description="Column of the prompt (rows: columns).")
     output: str | None = Field(None, description="Column of the completion (rows: columns).")

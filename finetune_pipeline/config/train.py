@@ -18,6 +18,36 @@ class KeepGeneral(Section):
     )
 
 
+class Preference(Section):
+    """Settings of the objectives that learn from a chosen and a rejected completion; defaults as in TRL."""
+
+    beta: float = Field(
+        0.1, gt=0, description="Strength of the bond to the model before training (orpo: weight of the odds ratio)."
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="dpo: assumed share of pairs whose preference is the wrong way round."
+    )
+    desirable_weight: float = Field(1.0, gt=0, description="kto: weight of the chosen completions.")
+    undesirable_weight: float = Field(1.0, gt=0, description="kto: weight of the rejected completions.")
+
+
+class Validation(Section):
+    """What is measured on the validation rows during training."""
+
+    per_epoch: int = Field(1, ge=1, le=1000, description="Validations per epoch; one more is before the first step.")
+    generate_rows: int = Field(
+        32,
+        ge=0,
+        description="Validation rows that are answered as well, for the share of right answers. 0: none.",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Stop after this many validations in a row without a lower loss; default: never."
+    )
+    keep: Literal["best", "last"] = Field(
+        "best", description="best: the weights with the lowest validation loss are the result; last: the final ones."
+    )
+
+
 class Lora(Section):
     """The adapter; the keys are those of `peft.LoraConfig`."""
 
@@ -26,12 +56,38 @@ class Lora(Section):
         32, ge=1, description="`lora_alpha`: the adapter is scaled by alpha / r; usually twice the rank."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="`lora_dropout`, on the input of the adapter.")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="all-linear: every linear layer and block of experts, found in the model; or names."
+    )
+    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead of alpha / r (arXiv:2312.03732).")
+    use_dora: bool = Field(False, description="Train direction and magnitude apart (DoRA, arXiv:2402.09353); slower.")
+    init_lora_weights: Literal[True, "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"] = Field(
+        True, description="Initialization, as in peft; pissa and olora begin with the main directions of the weights."
+    )
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the initialization moves a part of the base model's weights into the adapter."""
+        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(("pissa", "olora"))
 
 
 class Train(Section):
-    """Supervised fine-tuning on the training rows; the loss covers the completion only."""
+    """Fine-tuning on the training rows; the loss covers what the assistant says only."""
 
-    method: Literal["lora"] = Field("lora", description="Fine-tuning method.")
+    method: Literal["lora", "qlora", "full"] = Field(
+        "lora",
+        description="lora: an adapter; qlora: an adapter on the base model in 4 bits, a third of the memory; full: all "
+        "weights, eight times the memory.",
+    )
+    objective: Literal["sft", "dpo", "ipo", "kto", "orpo"] = Field(
+        "sft",
+        description="sft: learn the completions; dpo, ipo, orpo: prefer the chosen to the rejected completion of a "
+        "pair; kto: the same, also with rows that have no rejected one.",
+    )
+    turns: Literal["all", "last"] = Field(
+        "all", description="sft: assistant turns of a conversation that are learned. Preferences are of the last turn."
+    )
+    preference: Preference = Preference()
     lora: Lora = Lora()
     layers: int | None = Field(
         None,
@@ -55,9 +111,16 @@ class Train(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     batch_size: int = Field(16, ge=1, description="Rows per optimizer step.")
     max_tokens_per_batch: int = Field(
-        4096, ge=64, description="Most tokens in one forward pass; the rows of a step are split into such batches."
+        4096,
+        ge=64,
+        description="Most tokens in one forward pass; the rows of a step are split into such batches. Halved by itself "
+        "when memory runs out.",
     )
+    validation: Validation = Validation()
     keep_general: KeepGeneral = KeepGeneral()
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="adamw_8bit: moments in 8 bits (bitsandbytes), a quarter of their memory."
+    )
     checkpoint_seconds: float = Field(30.0, ge=0, description="Seconds between checkpoints; 0: every step.")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 if the device computes it natively."

@@ -6,8 +6,9 @@ readers.py        the table of source formats, and how a file's format is recogn
 rows.py           the types that all readers share
 encoding.py       the encoding of a text file (utf16.py: without a byte order mark)
 layouts.py        which columns hold prompt and completion
-conversations.py  row → messages, or the reason why it is not an example
-examples.py       row → Example, PreferencePair or Drop (groups.py: its group)
+conversations.py  row → messages, or the reason why it is not an example (turns.py: lists of messages, transcripts)
+                  preferences.py: rows with a rejected completion
+examples.py       row → Example or Drop (groups.py: its group)
 assets.py         the asset `raw_examples`
 infer.py          a declaration inferred from a file (answer_format.py: the format of its answers)
 scaffold.py       that declaration as a commented task.yaml

@@ -1,8 +1,8 @@
 """The asset `raw_examples`: every row of every declared source, as an example or as a drop with its reason.
 
-examples.jsonl  {"id": "9f1c20e4a7b35d68", "messages": [...], "source": "shop", "origin": "shop_export.csv:12", ...}
+examples.jsonl  {"id": "9f1c20e4a7b35d68", "messages": [...], "source": "shop", "origin": "shop_export.csv:12", ...};
+                with "rejected": "..." where the source has a worse completion of the same prompt
 drops.jsonl     {"id": "...", "origin": "chat.jsonl:88", "stage": "ingest", "reason": "invalid-json", "detail": "..."}
-pairs.jsonl     preference pairs; examples.jsonl has each of them too, with its chosen completion
 
 Rows are streamed to disk: memory grows by one counter entry a row, not by the rows.
 """
@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import IO, Any
+from typing import IO
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError
-from finetune_pipeline.ingest.examples import Record, SourceFile
+from finetune_pipeline.ingest.examples import MERGED, Record, SourceFile
 from finetune_pipeline.ingest.layouts import MissingColumns
 from finetune_pipeline.ingest.sources import fingerprint, opened_files
-from finetune_pipeline.records import Check, Drop, Example, Json, PreferencePair, Verdict, dumps
+from finetune_pipeline.records import Check, Drop, Example, Json, Verdict, dumps
 from finetune_pipeline.records.ledger import counted
 from finetune_pipeline.store import StageContext, StageResult, TaskStore
 
@@ -30,7 +30,8 @@ _ALIVE_EVERY = 5_000  # rows
 @dataclass(frozen=True, slots=True)
 class FileSummary:
     """The figures of one file, in the artifact's summary. `problem` is why no row of it is an example, if so;
-    `unreadable`: because no row can be read (it is not in the summary)."""
+    `unreadable`: because no row can be read (it is not in the summary). `merged`: rows that are the rejected completion
+    of another row."""
 
     file: str
     source: str
@@ -41,11 +42,11 @@ class FileSummary:
     layout: str
     problem: str = ""
     unreadable: bool = False
+    merged: int = 0
 
     def to_json(self) -> dict[str, Json]:
-        values = asdict(self)
-        left_out = {"unreadable"} if self.problem else {"unreadable", "problem"}
-        return {name: value for name, value in values.items() if name not in left_out}
+        left_out = {"unreadable", *(() if self.problem else ("problem",)), *(() if self.merged else ("merged",))}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def sentence(self) -> str:
         """A line for the log."""
@@ -68,7 +69,7 @@ def raw_examples(context: StageContext) -> StageResult:
     with ExitStack() as open_files:
         out: dict[str, IO[str]] = {
             name: open_files.enter_context((context.out / f"{name}.jsonl").open("w", encoding="utf-8"))
-            for name in ("examples", "drops", "pairs")
+            for name in ("examples", "drops")
         }
         for file in _files(context):
             before = counts.copy()
@@ -76,7 +77,11 @@ def raw_examples(context: StageContext) -> StageResult:
                 _write(record, out)
                 counts["read"] += 1
                 counts["drops" if isinstance(record, Drop) else "examples"] += 1
-                reasons.update([record.reason] if isinstance(record, Drop) else [])
+                if isinstance(record, Drop):
+                    reasons[record.reason] += 1
+                    counts["merged"] += record.reason == MERGED
+                else:
+                    counts["pairs"] += record.rejected is not None
                 if counts["read"] % _ALIVE_EVERY == 0:
                     context.report.alive()
             files.append(_summary(file, counts - before))
@@ -93,15 +98,10 @@ def _files(context: StageContext) -> Iterator[SourceFile]:
 
 
 def _write(record: Record, out: dict[str, IO[str]]) -> None:
-    if isinstance(record, PreferencePair):
-        out["pairs"].write(dumps(_to_json(record)) + "\n")
-        record = record.as_example()
-    name = "examples" if isinstance(record, Example) else "drops"
-    out[name].write(dumps(_to_json(record)) + "\n")
-
-
-def _to_json(record: Record) -> dict[str, Any]:
-    return record.to_json() if isinstance(record, Example) else asdict(record)
+    if isinstance(record, Example):
+        out["examples"].write(dumps(record.to_json()) + "\n")
+    else:
+        out["drops"].write(dumps(asdict(record)) + "\n")
 
 
 def _summary(file: SourceFile, counts: Counter[str]) -> FileSummary:
@@ -115,6 +115,7 @@ def _summary(file: SourceFile, counts: Counter[str]) -> FileSummary:
         layout="" if isinstance(file.layout, MissingColumns) else str(file.layout),
         problem=file.problem if counts["read"] else "",
         unreadable=bool(file.unreadable),
+        merged=counts["merged"],
     )
 
 
@@ -146,6 +147,7 @@ def _result(
     summary: dict[str, Json] = {
         "rows": read,
         "examples": examples,
+        "pairs": counts["pairs"],
         "drops": drops,
         "dropped": dict(reasons.most_common()),
         "files": [file.to_json() for file in files],

@@ -15,7 +15,7 @@ from __future__ import annotations
 import unicodedata
 from typing import Any
 
-from finetune_pipeline.ingest.conversations import text_of
+from finetune_pipeline.ingest.turns import text_of
 from finetune_pipeline.records import content_id
 
 

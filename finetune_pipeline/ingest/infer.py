@@ -21,11 +21,11 @@ from upath import UPath
 from finetune_pipeline.config import AnswerFormat, Source
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.ingest.answer_format import answer_format
-from finetune_pipeline.ingest.examples import SourceFile
+from finetune_pipeline.ingest.examples import MERGED, SourceFile
 from finetune_pipeline.ingest.layouts import Layout, MissingColumns
 from finetune_pipeline.ingest.readers import open_rows
 from finetune_pipeline.ingest.rows import Row, writable
-from finetune_pipeline.records import Drop, Example, PreferencePair
+from finetune_pipeline.records import Drop, Example
 from finetune_pipeline.records.ledger import counted
 
 SAMPLE_ROWS = 50_000
@@ -97,7 +97,7 @@ def _read(file: SourceFile) -> tuple[list[Example], Counter[str]]:
         if isinstance(record, Drop):
             dropped[record.reason] += 1
         else:
-            examples.append(record.as_example() if isinstance(record, PreferencePair) else record)
+            examples.append(record)
     return examples, dropped
 
 
@@ -109,7 +109,8 @@ def _inferred(
     system = "" if all(row.messages[0].role == "system" for row in examples) else prompt_for(answer)
     prompt_chars = [sum(len(m.content) for m in row.messages[:-1]) for row in examples]
     completion_chars = [len(row.completion) for row in examples]
-    longest = max(map(sum, zip(prompt_chars, completion_chars, strict=True)))
+    answer_chars = [max(len(row.completion), len(row.rejected or "")) for row in examples]
+    longest = max(map(sum, zip(prompt_chars, answer_chars, strict=True)))
     rows = len(examples) + dropped.total()
     return Inferred(
         format=file.format,
@@ -127,7 +128,7 @@ def _inferred(
         completion_chars=_median_and_max(completion_chars),
         max_tokens=_max_tokens(len(system) + longest),
         groups=_groups(cells, layout, rows),
-        notes=(*notes, *_row_notes(rows, dropped)),
+        notes=(*notes, *_row_notes(rows, dropped, sum(row.rejected is not None for row in examples))),
     )
 
 
@@ -136,11 +137,12 @@ def _median_and_max(values: Sequence[int]) -> tuple[int, int]:
     return ordered[len(ordered) // 2], ordered[-1]
 
 
-def _row_notes(rows: int, dropped: Counter[str]) -> list[str]:
-    notes = [f"only the first {SAMPLE_ROWS} rows were read"] if rows >= SAMPLE_ROWS else []
-    if dropped:
-        reasons = counted(dropped)
-        notes.append(f"{dropped.total()} of {rows} rows cannot be read and will be dropped ({reasons})")
+def _row_notes(rows: int, dropped: Counter[str], pairs: int) -> list[str]:
+    notes = [f"{pairs} rows have a rejected answer beside the chosen one, for preference training"] if pairs else []
+    notes += [f"only the first {SAMPLE_ROWS} rows were read"] if rows >= SAMPLE_ROWS else []
+    lost = Counter({reason: count for reason, count in dropped.items() if reason != MERGED})
+    if lost:
+        notes.append(f"{lost.total()} of {rows} rows cannot be read and will be dropped ({counted(lost)})")
     return notes
 
 

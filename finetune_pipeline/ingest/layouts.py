@@ -4,7 +4,9 @@
     alpaca       {"instruction": "...", "input": "...", "output": "..."}
     sharegpt     {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
     messages     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
-    preference   {"prompt": "...", "chosen": "...", "rejected": "..."}
+    preference   {"prompt": "...", "chosen": "...", "rejected": "..."}: texts or lists of messages; without `prompt` the
+                 two are whole conversations, as lists or as transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ...")
+    unpaired     {"prompt": "...", "completion": "...", "label": false}: whether the completion is a good one
 
 A file has one layout: it is decided once, from the file's columns, and a row that deviates from it is dropped with a
 reason (conversations.py).
@@ -26,6 +28,7 @@ OUTPUT_NAMES = (
     "completion", "answer", "output", "response", "assistant", "reply", "label", "category", "intent", "class",
     "target", "sentiment", "topic", "summary", "result", "json",
 )  # fmt: skip
+UNPAIRED = ("prompt", "completion", "label")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,14 @@ class MissingColumns:
     needed: str
 
 
-def layout_of(columns: Sequence[str], source: Source) -> Layout | MissingColumns:
-    """The layout of a file with these columns: as declared, else recognized."""
+def layout_of(columns: Sequence[str], source: Source, flags: Collection[str] = ()) -> Layout | MissingColumns:
+    """The layout of a file with these columns: as declared, else recognized. `flags`: the columns that hold nothing but
+    true and false (a `label` of other values is a completion)."""
     if source.group is not None and source.group not in columns:
         return MissingColumns(f"the group column {source.group!r}")
     kind: str = source.rows
     if kind == "auto":
-        kind = "columns" if source.input or source.output or source.outputs else _recognize(columns)
+        kind = "columns" if source.input or source.output or source.outputs else _recognize(columns, flags)
     if kind == "columns":
         return _columns(columns, source)
     needed = {
@@ -65,12 +69,13 @@ def layout_of(columns: Sequence[str], source: Source) -> Layout | MissingColumns
         "sharegpt": ("conversations",),
         "messages": ("messages",),
         "preference": ("chosen", "rejected"),
+        "unpaired": UNPAIRED,
     }[kind]
     missing = [name for name in needed if name not in columns]
     return MissingColumns(_named(missing)) if missing else Layout(kind, group=source.group)
 
 
-def _recognize(columns: Collection[str]) -> str:
+def _recognize(columns: Collection[str], flags: Collection[str]) -> str:
     names = set(columns)
     if "messages" in names:
         return "messages"
@@ -78,6 +83,8 @@ def _recognize(columns: Collection[str]) -> str:
         return "sharegpt"
     if {"chosen", "rejected"} <= names:
         return "preference"
+    if names.issuperset(UNPAIRED) and "label" in flags:
+        return "unpaired"
     return "alpaca" if {"instruction", "output"} <= names else "columns"
 
 

@@ -45,3 +45,18 @@ def autocast(bf16: bool) -> Any:
     import torch
 
     return torch.autocast(kind(), torch.bfloat16) if bf16 else nullcontext()
+
+
+def free_cache() -> None:
+    """Return cached, unused memory of the device to it, after an allocation has failed."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an allocation on the device has failed; torch's allocator on a CPU raises a plain RuntimeError."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

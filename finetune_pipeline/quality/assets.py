@@ -29,7 +29,8 @@ def readings(raw: Artifact) -> dict[str, Reading]:
     try:
         for file in (FileSummary(**each) for each in raw.summary["files"]):
             before = found.get(file.source, Reading(0, 0))
-            found[file.source] = Reading(before.rows + file.rows, before.unreadable + file.rows - file.examples)
+            unreadable = file.rows - file.examples - file.merged
+            found[file.source] = Reading(before.rows + file.rows, before.unreadable + unreadable)
     except (KeyError, TypeError) as error:
         raise DataError(
             f"raw_examples does not say how many rows each file has ({error})", "materialize raw_examples again"

@@ -1,6 +1,6 @@
 """The records that stages pass on: values only, without I/O of their own beyond reading and writing JSON.
 
-examples.py     Example, Message, PreferencePair       a row
+examples.py     Example, Message                       a row
 ledger.py       Fix, Drop                              what happened to a row
 verdicts.py     Review, Check, Verdict                 what reviewers and gates decided
 evaluation.py   Answer, Score, ServedVersion, Decision
@@ -13,7 +13,7 @@ hashing.py      content_id
 
 from finetune_pipeline.records.artifacts import Artifact
 from finetune_pipeline.records.evaluation import Answer, Decision, Outcome, Score, ServedVersion
-from finetune_pipeline.records.examples import Example, Message, PreferencePair
+from finetune_pipeline.records.examples import Example, Message
 from finetune_pipeline.records.hashing import content_id
 from finetune_pipeline.records.jsonl import Json, dumps, read_jsonl, write_jsonl
 from finetune_pipeline.records.ledger import Drop, Fix
@@ -32,7 +32,6 @@ __all__ = [
     "Json",
     "Message",
     "Outcome",
-    "PreferencePair",
     "Reporter",
     "Review",
     "ReviewDecision",

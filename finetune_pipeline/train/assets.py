@@ -27,12 +27,16 @@ def adapter(context: StageContext) -> StageResult:
     spec = _spec(context, job)
     training = local.run(JOB, spec, TrainingResult, job, context.report, context.task.train.threads)
     summary: dict[str, Json] = {
+        "method": training.method,
+        "objective": training.objective,
         "steps": training.steps,
+        "kept_step": training.kept_step,
         "seconds": training.seconds,
         "tokens_per_second": training.tokens_per_second,
         "loss_first": training.loss_first,
         "loss_last": training.loss_last,
         "validation_loss": training.validation_loss,
+        "validation_score": training.validation_score,
         "precision": training.precision,
         "peak_mb": training.peak_mb,
         "mlflow_run_id": training.mlflow_run_id,
@@ -71,6 +75,7 @@ def _spec(context: StageContext, job: Path) -> TrainingSpec:
         train=split.path("train.jsonl").absolute(),
         validation=split.path("validation.jsonl").absolute(),
         system=task.prompt.system,
+        answer=task.answer,
         rules=task.train,
         checkpoints=job / "steps",
         out=context.out.absolute(),

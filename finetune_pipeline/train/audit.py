@@ -42,9 +42,10 @@ class Audit:
 
 def audit(rows: Sequence[TokenizedExample], end_ids: frozenset[int], max_tokens: int, prefix_tokens: int) -> Audit:
     """Check every row. `end_ids`: the end-of-turn tokens; `max_tokens`: the model's limit (model_family.py)."""
-    unsupervised = [row.id for row in rows if len(row.completion) < 2]  # nothing but the end-of-turn token
-    without_end = [row.id for row in rows if not row.completion or row.completion[-1] not in end_ids]
-    too_long = [row.id for row in rows if len(row.ids) > max_tokens]
+    completions = [(row.id, completion) for row in rows for completion in row.completions]
+    unsupervised = [id_ for id_, each in completions if len(each.learned) < 2]  # nothing but the end-of-turn token
+    without_end = [id_ for id_, each in completions if not each.ids or each.ids[-1] not in end_ids]
+    too_long = [row.id for row in rows if row.tokens > max_tokens]
     other_prompt = [row.id for row in rows if not row.prompt_matches]
     checks = (
         _no_rows("every row has supervised tokens", unsupervised),
@@ -52,13 +53,13 @@ def audit(rows: Sequence[TokenizedExample], end_ids: frozenset[int], max_tokens:
         _no_rows(f"no row is longer than the model's {max_tokens} tokens", too_long),
         _no_rows("training renders the prompt as serving does", other_prompt),
     )
-    lengths = [len(row.completion) for row in rows]
+    lengths = [row.learned for row in rows]
     return Audit(
         rows=len(rows),
-        tokens=sum(len(row.ids) for row in rows),
+        tokens=sum(len(row.prompt) + sum(len(each.ids) for each in row.completions) for row in rows),
         supervised_tokens=sum(lengths),
         fewest_supervised=min(lengths, default=0),
-        longest_row=max((len(row.ids) for row in rows), default=0),
+        longest_row=max((row.tokens for row in rows), default=0),
         shared_prefix=prefix_tokens,
         checks=checks,
     )

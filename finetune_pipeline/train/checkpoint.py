@@ -23,8 +23,9 @@ KEPT = 2
 
 
 class HistoryLine(TypedDict, total=False):
-    """history.jsonl: the metrics of an optimizer step. Step 0 has the validation loss before training only; the last
-    step of an epoch has one, too. Losses and `general_divergence` in nats per token."""
+    """history.jsonl: the metrics of an optimizer step. Step 0 has the validation before training only; others have one
+    where it was due. Losses and divergences in nats; `skipped` is 1 for a step that was not applied; the reward of a
+    completion is how much more likely it is than before training; `validation_score`: share of right answers."""
 
     step: int
     loss: float
@@ -32,13 +33,22 @@ class HistoryLine(TypedDict, total=False):
     learning_rate: float
     tokens_per_second: float
     general_divergence: float
+    kto_divergence: float
+    reward_accuracy: float
+    reward_margin: float
+    skipped: int
     validation_loss: float
+    validation_reward_accuracy: float
+    validation_score: float
 
 
 @dataclass
 class TrainingState:
     """The progress of a training: completed steps, ids of the MLflow run and its experiment, history, seconds spent,
-    and the precisions used: more than one when `precision: auto` was resumed on another type of machine."""
+    and the precisions used: more than one when `precision: auto` was resumed on another type of machine.
+
+    `max_tokens`: of a forward pass, lower than declared after memory ran out; `skipped`: steps that were not applied;
+    `best_step` and `best_loss`: of the lowest validation loss, `without_gain` validations since; `stopped`: early."""
 
     step: int = 0
     run_id: str | None = None
@@ -46,6 +56,12 @@ class TrainingState:
     history: list[HistoryLine] = field(default_factory=list)
     seconds: float = 0.0
     precisions: list[str] = field(default_factory=list)
+    max_tokens: int = 0
+    skipped: int = 0
+    best_step: int = 0
+    best_loss: float | None = None
+    without_gain: int = 0
+    stopped: bool = False
 
 
 def save(folder: Path, state: TrainingState, weights: Mapping[str, Any], optimizer: Any) -> None:
@@ -61,7 +77,7 @@ def save(folder: Path, state: TrainingState, weights: Mapping[str, Any], optimiz
             scratch.mkdir(parents=True)
             tensors = {name: weight.detach().contiguous() for name, weight in weights.items()}
             for name, weight in weights.items():  # none before the first step, or without a gradient
-                tensors |= {f"{key}/{name}": value for key, value in optimizer.state.get(weight, {}).items()}
+                tensors |= {f"{key}/{name}": value for key, value in _tensors(optimizer.state.get(weight, {}))}
             save_file(tensors, scratch / "tensors.safetensors")
             plain = asdict(state) | {"sha256": sha256_file(scratch / "tensors.safetensors")}
             (scratch / "state.json").write_text(json.dumps(plain), "utf-8")
@@ -71,6 +87,43 @@ def save(folder: Path, state: TrainingState, weights: Mapping[str, Any], optimiz
         shutil.rmtree(scratch, ignore_errors=True)
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
+    for best in folder.glob("best-*.safetensors"):
+        if best != _best(folder, state):
+            best.unlink()
+
+
+def save_best(folder: Path, state: TrainingState, weights: Mapping[str, Any]) -> None:
+    """Keep the weights of `state.best_step`, beside those of the last checkpoint's best step."""
+    from safetensors.torch import save_file
+
+    target = _best(folder, state)
+    scratch = target.with_suffix(f".{os.getpid()}")
+    with writing(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, scratch)
+        scratch.rename(target)
+
+
+def restore_best(folder: Path, state: TrainingState, weights: Mapping[str, Any]) -> None:
+    """Load the weights of `state.best_step`."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(_best(folder, state))
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(tensors[name])
+
+
+def _best(folder: Path, state: TrainingState) -> Path:
+    return folder / f"best-{state.best_step:08d}.safetensors"
+
+
+def _tensors(state: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """One weight's optimizer state as tensors; bitsandbytes counts steps in an int."""
+    import torch
+
+    return [(key, torch.as_tensor(value).clone().contiguous()) for key, value in state.items()]
 
 
 def load(folder: Path, weights: Mapping[str, Any], optimizer: Any, report: Reporter) -> TrainingState:
@@ -108,9 +161,16 @@ def _read(folder: Path, weights: Mapping[str, Any]) -> tuple[TrainingState, dict
 def _restore(tensors: Mapping[str, Any], weights: Mapping[str, Any], optimizer: Any) -> None:
     import torch
 
+    states: dict[str, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        kind, slash, name = key.partition("/")
+        if slash:
+            states.setdefault(name, {})[kind] = value
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(tensors[name])
-            if f"step/{name}" in tensors:
-                moments = {key: tensors[f"{key}/{name}"].to(weight.device) for key in ("exp_avg", "exp_avg_sq")}
-                optimizer.state[weight] = {"step": tensors[f"step/{name}"], **moments}
+            if name in states:
+                step = states[name].pop("step")
+                moments = {kind: value.to(weight.device) for kind, value in states[name].items()}
+                in_tensor = isinstance(optimizer, torch.optim.AdamW)
+                optimizer.state[weight] = {"step": step if in_tensor else int(step), **moments}

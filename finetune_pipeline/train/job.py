@@ -2,13 +2,14 @@
 
     python -m finetune_pipeline.train.job job.json        # a TrainingSpec (spec.py)
 
-It writes to `out`: adapter_model.safetensors and adapter_config.json in peft's format, audit.json (audit.Audit),
-history.jsonl (one checkpoint.HistoryLine per step), and training.json (spec.TrainingResult).
+It writes to `out`: the weights (method.py), audit.json (audit.Audit), history.jsonl (one checkpoint.HistoryLine per
+step), and training.json (spec.TrainingResult).
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,21 +19,23 @@ from finetune_pipeline.backends import worker
 from finetune_pipeline.backends.peak_memory import PeakMemory
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import TrainingFailed
-from finetune_pipeline.inference.chat_template import end_ids
-from finetune_pipeline.inference.loading import base_errors
-from finetune_pipeline.inference.model_family import decoder_parts, max_sequence_tokens, within_limit
+from finetune_pipeline.inference.model_family import max_sequence_tokens, within_limit
 from finetune_pipeline.inference.prefix import common_prefix
-from finetune_pipeline.models.device import kind, name_of, uses_bf16
-from finetune_pipeline.models.model_files import writing
+from finetune_pipeline.models.device import name_of, uses_bf16
 from finetune_pipeline.records import SILENT, Example, Reporter, read_jsonl, write_jsonl
 from finetune_pipeline.train import checkpoint, forward_check
-from finetune_pipeline.train.adapter import with_adapter
 from finetune_pipeline.train.audit import Audit, audit
-from finetune_pipeline.train.loop import BETAS, Loop
-from finetune_pipeline.train.packing import PackedModel
-from finetune_pipeline.train.replay import Replay, general_texts
+from finetune_pipeline.train.forward import Forward
+from finetune_pipeline.train.loop import Loop
+from finetune_pipeline.train.method import Base, Trainable, load_base, make_trainable
+from finetune_pipeline.train.objective import Objective, objective_of, usable
+from finetune_pipeline.train.optimizer import optimizer_for
+from finetune_pipeline.train.reference import Reference
+from finetune_pipeline.train.replay import Replay, general_texts, whole_texts
+from finetune_pipeline.train.schedule import total_steps
 from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
-from finetune_pipeline.train.tokenize import TokenizedExample, tokenize
+from finetune_pipeline.train.tokenize import TokenizedExample, tokenize, tokenize_pairs
+from finetune_pipeline.train.validation import scorer
 
 
 def run(spec: TrainingSpec, report: Reporter) -> TrainingResult:
@@ -46,8 +49,9 @@ def run(spec: TrainingSpec, report: Reporter) -> TrainingResult:
 
 def _train(spec: TrainingSpec, report: Reporter) -> TrainingResult:
     setup = assemble(spec, report)
+    setup.measure_base(report)
     spec.checkpoints.mkdir(parents=True, exist_ok=True)
-    state = checkpoint.load(spec.checkpoints, setup.weights, setup.optimizer, report)
+    state = checkpoint.load(spec.checkpoints, setup.trainable.weights, setup.optimizer, report)
     resumed_at = state.step
     note_precision(state, name_of(uses_bf16(spec.rules.precision)), report)
     _train_in_mlflow_run(spec, report, setup, state)
@@ -63,54 +67,111 @@ def note_precision(state: checkpoint.TrainingState, precision: str, report: Repo
         state.precisions.append(precision)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainingSetup:
-    """Everything a training loop needs. `wrapped`: peft's model; `packed`: the same model, as the loop computes it;
-    `weights`: its trainable tensors by name; `rows`: those of "train" and "validation"; `replay`: the general texts."""
+    """Everything a training loop needs. `rows`: those of "train" and "validation" that the objective takes; `audit`: of
+    the training rows; `replay`: the general texts; `reference`: likelihoods of the model before training."""
 
     rules: Train
-    wrapped: Any
-    packed: PackedModel
-    weights: dict[str, Any]
+    base: Base
+    trainable: Trainable
+    forward: Forward
+    objective: Objective
     optimizer: Any
     rows: dict[str, list[TokenizedExample]]
+    examples: list[Example]  # of the validation rows
     audit: Audit
-    replay: Replay | None
+    shared_prefix: int
+    replay: Replay | None = None
+    reference: Reference | None = None
 
-    def loop(self, folder: Path, report: Reporter, log_metrics: Callable[[dict[str, float], int], None]) -> Loop:
+    @property
+    def bf16(self) -> bool:
+        return uses_bf16(self.rules.precision)
+
+    def measure_base(self, report: Reporter = SILENT) -> None:
+        """Measure what the training needs of the base model, while the model still equals it: before a checkpoint is
+        restored."""
+        most = self.rules.max_tokens_per_batch
+        rows = [*self.rows["train"], *self.rows["validation"]]
+        self.reference = Reference.measure(self.forward, rows, self.objective, most, self.bf16, report)
+        if self.replay:
+            self.replay.measure(total_steps(len(self.rows["train"]), self.rules), most, report)
+
+    def loop(
+        self,
+        folder: Path,
+        report: Reporter,
+        log_metrics: Callable[[dict[str, float], int], None],
+        score: Callable[[], float] | None = None,
+    ) -> Loop:
         """The loop, with checkpoints in `folder`; `log_metrics` gets the metrics and the step."""
-        bf16 = uses_bf16(self.rules.precision)
-        return Loop(self.packed, self.weights, self.rules, bf16, folder, report, log_metrics, self.replay)
+        return Loop(
+            self.forward,
+            self.trainable.weights,
+            self.rules,
+            self.objective,
+            self.bf16,
+            folder,
+            report,
+            log_metrics,
+            self.replay,
+            self.reference,
+            score,
+        )
 
 
 def assemble(spec: TrainingSpec, report: Reporter = SILENT) -> TrainingSetup:
-    """Load model and rows, audit them (audit.json in `out`), add the adapter, and check the packed loss.
+    """Load model and rows, audit them (audit.json in `out`), make the weights trainable, and choose the forward pass.
 
     ModelError when the model cannot be trained; TrainingFailed when there are no rows, or the audit fails.
     """
     import torch
 
-    rules = spec.rules
+    rules, objective = spec.rules, objective_of(spec.rules)
     torch.manual_seed(rules.seed)
-    model, tokenizer, ends = load(spec.base, rules)
-    rows = {
-        "train": _read_rows(spec.train, tokenizer, spec.system, ends),
-        "validation": _read_rows(spec.validation, tokenizer, spec.system, ends),
-    }
-    if not rows["train"]:
+    base = load_base(spec.base, rules)
+    examples = {name: _examples(path) for name, path in (("train", spec.train), ("validation", spec.validation))}
+    if not examples["train"]:
         raise TrainingFailed("there are no rows to train on", "read the accounting of data_split")
+    rows = {name: tokenized(found, base, spec.system, rules, objective) for name, found in examples.items()}
+    _log_unused(examples["train"], rows["train"], report)
     prefix = common_prefix([row.prompt for split in rows.values() for row in split])
-    audited = audit(rows["train"], ends, max_sequence_tokens(model.config), len(prefix))
+    audited = audit(rows["train"], base.end_ids, max_sequence_tokens(base.model.config), len(prefix))
     _require_passed(audited, spec.out)
-    wrapped = with_adapter(model, rules)
-    forward_check.check(model, prefix, [*rows["train"], *rows["validation"]])
-    packed = PackedModel(model, prefix)
-    weights = {name: weight for name, weight in wrapped.named_parameters() if weight.requires_grad}
-    optimizer = torch.optim.AdamW(
-        list(weights.values()), lr=rules.learning_rate, betas=BETAS, weight_decay=rules.weight_decay
+    trainable = make_trainable(base, rules)
+    every = [*rows["train"], *rows["validation"]]
+    forward = forward_check.choose(trainable.model, trainable.weights, prefix, every, report)
+    optimizer = optimizer_for(trainable.weights, rules)
+    replay = replay_for(forward, base, rules, report)
+    return TrainingSetup(
+        rules,
+        base,
+        trainable,
+        forward,
+        objective,
+        optimizer,
+        rows,
+        examples["validation"],
+        audited,
+        len(prefix),
+        replay,
     )
-    replay = replay_for(wrapped, packed, tokenizer, ends, rules, report)
-    return TrainingSetup(rules, wrapped, packed, weights, optimizer, rows, audited, replay)
+
+
+def tokenized(
+    examples: list[Example], base: Base, system: str, rules: Train, objective: Objective
+) -> list[TokenizedExample]:
+    """The rows that the objective takes, as token ids."""
+    if not objective.preference:
+        return tokenize(examples, base.tokenizer, system, base.end_ids, rules.turns)
+    return usable(tokenize_pairs(examples, base.tokenizer, system, base.end_ids), objective)
+
+
+def _log_unused(examples: list[Example], rows: list[TokenizedExample], report: Reporter) -> None:
+    unused = len({example.id for example in examples}) - len({row.id for row in rows})
+    if unused:
+        report.log(f"{unused} of {len(examples)} training rows have no rejected completion and are not used")
 
 
 def _train_in_mlflow_run(
@@ -124,82 +185,65 @@ def _train_in_mlflow_run(
         if state.run_id is None:
             run.log_dataset(spec.dataset_name, spec.dataset_digest, len(train))
         state.run_id, state.experiment_id = run.run_id, run.experiment_id
-        loop = setup.loop(spec.checkpoints, report, run.log_metrics)
+        score = scorer(setup.trainable.model, setup.base, setup.examples, spec, report)
+        loop = setup.loop(spec.checkpoints, report, run.log_metrics, score)
         loop.run(train, setup.rows["validation"], state, setup.optimizer)
-        save_adapter(setup.wrapped, spec.out, spec.base_id)
+        setup.trainable.round()
+        setup.trainable.save(spec.out, spec.base_id, setup.base.tokenizer)
         write_jsonl(spec.out / "history.jsonl", state.history)
         run.log_artifacts(spec.out, "adapter")
 
 
-def load(base: Path, rules: Train) -> tuple[Any, Any, frozenset[int]]:
-    """Base model (weights in bf16 only where that is fast), tokenizer, and the ids of the end-of-turn tokens.
-
-    ModelError when they cannot be loaded, or the layout of the model's modules is unknown."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    dtype = torch.bfloat16 if uses_bf16(rules.precision) else torch.float32
-    with base_errors(base):
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    decoder_parts(model)
-    return model.to(kind()), tokenizer, end_ids(model, tokenizer)
-
-
-def replay_for(
-    wrapped: Any, packed: PackedModel, tokenizer: Any, end_ids: frozenset[int], rules: Train, report: Reporter
-) -> Replay | None:
+def replay_for(forward: Forward, base: Base, rules: Train, report: Reporter) -> Replay | None:
     """The replay of general texts, without those that are longer than the model's limit; None when none is left, or
     `train.keep_general.weight` is 0."""
     if not rules.keep_general.weight:
         return None
-    texts = tokenize(general_texts(), tokenizer, "", end_ids)
-    texts = within_limit(texts, lambda text: len(text.ids), wrapped.config, "general texts", report)
+    texts = whole_texts(tokenize(general_texts(), base.tokenizer, "", base.end_ids))
+    texts = within_limit(texts, lambda text: text.tokens, base.model.config, "general texts", report)
     if not texts:
         return None
-    return Replay(packed, texts, rules.keep_general, rules.seed, wrapped.disable_adapter, uses_bf16(rules.precision))
-
-
-def save_adapter(wrapped: Any, out: Path, base_id: str) -> None:
-    """Save in peft's format. The base is named by its id, because a local path is meaningless on another machine."""
-    for config in wrapped.peft_config.values():
-        config.base_model_name_or_path = base_id
-        config.target_modules = sorted(config.target_modules)  # a set: its order, and the file's hash, would vary
-        config.target_parameters = sorted(config.target_parameters or ()) or None
-    with writing(out):
-        wrapped.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
-    (out / "README.md").unlink(missing_ok=True)  # peft's empty model card; registration writes one
+    return Replay(forward, texts, rules.keep_general, rules.seed, uses_bf16(rules.precision))
 
 
 def _result(setup: TrainingSetup, state: checkpoint.TrainingState, resumed_at: int) -> TrainingResult:
-    rows, batch_size = setup.rows["train"], setup.rules.batch_size
-    losses = [line["loss"] for line in state.history if "loss" in line]
-    validation = [line["validation_loss"] for line in state.history if "validation_loss" in line]
-    divergences = [line["general_divergence"] for line in state.history if "general_divergence" in line][-20:]
-    tokens_per_row = sum(len(row.ids) for row in rows) / max(1, len(rows))
-    tokens = tokens_per_row * min(len(rows), batch_size) * state.step
+    history = state.history
+    losses = [line["loss"] for line in history if "loss" in line]
+    validated = [line for line in history if "validation_loss" in line]
+    kept = validated[-1]
+    if setup.rules.validation.keep == "best" and state.best_step:
+        kept = next(line for line in validated if line["step"] == state.best_step)
+    divergences = [line["general_divergence"] for line in history if "general_divergence" in line][-20:]
+    speeds = [line["tokens_per_second"] for line in history if "tokens_per_second" in line]
     return TrainingResult(
         mlflow_run_id=state.run_id,
         mlflow_experiment_id=state.experiment_id,
+        method=setup.rules.method,
+        objective=setup.rules.objective,
+        forward=setup.forward.name,
         steps=state.step,
+        kept_step=kept["step"],
+        skipped_steps=state.skipped,
         seconds=round(state.seconds, 1),
-        tokens_per_second=round(tokens / max(state.seconds, 1e-9), 1),
-        rows=len(rows),
+        tokens_per_second=round(statistics.median(speeds), 1),
+        rows=len(setup.rows["train"]),
         loss_first=losses[0],
         loss_last=sum(losses[-5:]) / len(losses[-5:]),
-        validation_loss_start=validation[0],
-        validation_loss=validation[-1],
+        validation_loss_start=validated[0]["validation_loss"],
+        validation_loss=kept["validation_loss"],
+        validation_score=kept.get("validation_score"),
+        validation_reward_accuracy=kept.get("validation_reward_accuracy"),
         general_divergence=sum(divergences) / len(divergences) if divergences else None,
         resumed_at=resumed_at,
-        trainable_parameters=sum(weight.numel() for weight in setup.weights.values()),
+        trainable_parameters=sum(weight.numel() for weight in setup.trainable.weights.values()),
         precision=", then ".join(state.precisions),
-        shared_prefix_tokens=setup.packed.prefix_tokens,
+        shared_prefix_tokens=setup.shared_prefix,
         supervised_tokens=setup.audit.supervised_tokens,
     )
 
 
-def _read_rows(path: Path, tokenizer: Any, system: str, end_ids: frozenset[int]) -> list[TokenizedExample]:
-    return tokenize((Example.from_json(row) for row in read_jsonl(path)), tokenizer, system, end_ids)
+def _examples(path: Path) -> list[Example]:
+    return [Example.from_json(row) for row in read_jsonl(path)]
 
 
 def _require_passed(audited: Audit, out: Path) -> None:

@@ -1,8 +1,10 @@
-"""The training loop: AdamW, warm-up and cosine, gradient clipping, checkpoints; stops when the loss diverges.
+"""The training loop: one optimizer step after another, for every method, objective and forward pass.
 
-    Loop(packed, weights, rules, bf16, folder, report, log_metrics).run(train, validation, TrainingState(), optimizer)
+    Loop(setup, folder, report, log_metrics).run(train, validation, TrainingState(), optimizer)
 
-The loss of a batch is in packing.py, the order of the rows in schedule.py.
+What it computes is in objective.py, replay.py and the forward pass; the order of the rows is in schedule.py. It stops
+when the loss diverges or stays without a finite value. A step whose loss or gradient is not finite is skipped before it
+changes a weight. When the device runs out of memory, the step is computed again in smaller parts.
 """
 
 from __future__ import annotations
@@ -10,40 +12,47 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import JobCanceled, TrainingFailed
-from finetune_pipeline.models.device import autocast
+from finetune_pipeline.models.device import autocast, free_cache, out_of_memory
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.train import checkpoint
 from finetune_pipeline.train.checkpoint import HistoryLine, TrainingState
-from finetune_pipeline.train.packing import PackedModel
+from finetune_pipeline.train.forward import Forward, targets, without_dropout
+from finetune_pipeline.train.objective import Figures, Objective, Totals, completions_of, totals_of
+from finetune_pipeline.train.reference import Reference
 from finetune_pipeline.train.replay import Replay
-from finetune_pipeline.train.schedule import batch_at, learning_rate_at, micro_batches, total_steps
+from finetune_pipeline.train.schedule import batch_at, learning_rate_at, total_steps, validates_at
 from finetune_pipeline.train.tokenize import TokenizedExample
 
-BETAS = (0.9, 0.999)
 SMOOTHING = 0.9  # of the exponential moving average of the loss
 SMOOTHED_STEPS = 50
 FIRST_CHECKED_STEP = 20  # for divergence: the loss of a few steps says nothing
+MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
 
 
 @dataclass
 class Loop:
     """One training. `weights`: the trainable tensors by name; `folder`: of the checkpoints; `log_metrics`: gets metrics
-    and step (MLflow); `replay`: the general texts of each step, or None."""
+    and step (MLflow); `replay`: the general texts of each step; `reference`: of the objective; `score`: answers
+    validation rows, and returns the share of right answers."""
 
-    model: PackedModel
+    forward: Forward
     weights: Mapping[str, Any]
     rules: Train
+    objective: Objective
     bf16: bool
     folder: Path
     report: Reporter
     log_metrics: Callable[[dict[str, float], int], None]
     replay: Replay | None = None
+    reference: Reference | None = None
+    score: Callable[[], float] | None = None
+    _saved: float = field(default_factory=time.monotonic)
 
     def run(
         self,
@@ -52,95 +61,185 @@ class Loop:
         state: TrainingState,
         optimizer: Any,
     ) -> None:
-        """Train from `state` to the last step. TrainingFailed when the loss is not finite or diverges; JobCanceled,
-        after writing a checkpoint, when the run was canceled."""
+        """Train from `state` to the last step, or until it no longer improves. TrainingFailed when the loss is not
+        finite or diverges; JobCanceled, after writing a checkpoint, when the run was canceled."""
         total = total_steps(len(train), self.rules)
-        per_epoch = math.ceil(len(train) / self.rules.batch_size)
+        state.max_tokens = state.max_tokens or self.rules.max_tokens_per_batch
         if state.step == 0 and not state.history:
-            state.history.append({"step": 0, "validation_loss": self.validate(validation)})
-        saved = started = time.monotonic()
-        seconds_before = state.seconds
-        while state.step < total:
+            state.history.append({"step": 0, **self.validate(validation, state.max_tokens)})
+        started, seconds_before = time.monotonic(), state.seconds
+        while state.step < total and not state.stopped:
             try:
                 self.report.alive()
             except JobCanceled:
                 checkpoint.save(self.folder, state, self.weights, optimizer)
                 raise
-            line = self._step(train, state.step, total, optimizer)
+            line = self._step(train, state, total, optimizer)
             state.step += 1
             state.seconds = seconds_before + time.monotonic() - started
             state.history.append(line)
-            if state.step % per_epoch == 0 or state.step == total:
-                line["validation_loss"] = self.validate(validation)
+            if validates_at(state.step, len(train), self.rules):
+                line.update(self.validate(validation, state.max_tokens))
+                self._note_validation(state, line)
             self._check_divergence(state)
             self.log_metrics(_metrics(line), state.step)
-            self.report.progress("training", state.step, total, loss=line["loss"])
-            if time.monotonic() - saved >= self.rules.checkpoint_seconds and state.step < total:
+            self._progress(state, line, total)
+            if time.monotonic() - self._saved >= self.rules.checkpoint_seconds and state.step < total:
                 checkpoint.save(self.folder, state, self.weights, optimizer)
-                saved = time.monotonic()
+                self._saved = time.monotonic()
+        if self.rules.validation.keep == "best" and state.best_step != state.step:
+            checkpoint.restore_best(self.folder, state, self.weights)
 
-    def _step(self, train: Sequence[TokenizedExample], step: int, total: int, optimizer: Any) -> HistoryLine:
+    def _step(self, train: Sequence[TokenizedExample], state: TrainingState, total: int, optimizer: Any) -> HistoryLine:
         import torch
 
-        torch.manual_seed(self.rules.seed + step)  # dropout depends on the step, not on previous computations
-        rate = learning_rate_at(step, total, self.rules)
+        rate = learning_rate_at(state.step, total, self.rules)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = [train[index] for index in batch_at(step, len(train), self.rules)]
+        batch = [train[index] for index in batch_at(state.step, len(train), self.rules)]
         started = time.monotonic()
-        loss, divergence = self._backward(batch, step)
+        loss, figures, tokens = self._in_memory(batch, state)
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.rules.max_grad_norm))
-        _require_finite("loss", loss, step + 1)  # before it changes the weights, and a checkpoint with them
-        _require_finite("gradient norm", norm, step + 1)
-        optimizer.step()
+        line: HistoryLine = {"step": state.step + 1, "learning_rate": rate}
+        line.update(cast(HistoryLine, figures))
+        if math.isfinite(loss) and math.isfinite(norm):
+            optimizer.step()
+            line["loss"], line["gradient_norm"] = loss, norm
+        else:
+            line["skipped"] = 1
+            self._note_skipped(state, batch, loss, norm)
         optimizer.zero_grad(set_to_none=True)
-        tokens = sum(len(row.ids) for row in batch)  # rows with their whole prompt, as other trainers count them
-        line: HistoryLine = {
-            "step": step + 1,
-            "loss": loss,
-            "gradient_norm": norm,
-            "learning_rate": rate,
-            "tokens_per_second": tokens / (time.monotonic() - started),
-        }
-        if divergence is not None:
-            line["general_divergence"] = divergence
+        line["tokens_per_second"] = tokens / (time.monotonic() - started)
         return line
 
-    def _backward(self, batch: Sequence[TokenizedExample], step: int) -> tuple[float, float | None]:
-        """Accumulate the gradient of a batch; its loss per supervised token, and the divergence of the general texts
-        (None without), in nats."""
-        supervised = sum(len(row.completion) for row in batch)
-        loss, divergence = 0.0, None
-        general = self.replay.texts_at(step) if self.replay else []
-        for rows in micro_batches(batch, self.model.prefix_tokens, self.rules.max_tokens_per_batch):
-            with autocast(self.bf16):
-                summed, hidden = self.model.forward(rows, general)
-            loss += float(summed.detach()) / supervised
-            objective = summed / supervised
-            if self.replay and general:
-                mean = self.replay.divergence(step, hidden)
-                objective = objective + self.replay.weight * mean
-                general, divergence = [], float(mean.detach())  # with the first micro-batch only
-            objective.backward()
-        return loss, divergence
-
-    def validate(self, rows: Sequence[TokenizedExample]) -> float:
-        """Mean negative log likelihood (nats) per supervised token of the validation rows; 0 without rows."""
+    def _in_memory(self, batch: Sequence[TokenizedExample], state: TrainingState) -> tuple[float, Figures, int]:
+        """`_backward`, again in smaller parts when memory runs out. TrainingFailed when a single row does not fit."""
         import torch
 
-        total, count = 0.0, 0
-        with torch.no_grad(), autocast(self.bf16), self.model.without_dropout():
-            for part in micro_batches(rows, self.model.prefix_tokens, self.rules.max_tokens_per_batch):
-                loss, supervised = self.model.loss(part)
-                total, count = total + float(loss), count + supervised
-        return total / max(1, count)
+        while True:
+            torch.manual_seed(self.rules.seed + state.step)  # dropout depends on the step, not on earlier computations
+            try:
+                return self._backward(batch, state)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            for weight in self.weights.values():
+                weight.grad = None
+            free_cache()
+            parts = self.forward.micro_batches(batch, state.max_tokens)
+            if len(parts) == len(batch):
+                longest = max(batch, key=lambda row: row.tokens)
+                raise TrainingFailed(
+                    f"a single row does not fit into memory: {longest.id} with {longest.tokens} tokens",
+                    "use `train.method: qlora`, fewer `train.layers`, shorter rows, a smaller model or a larger device",
+                )
+            largest = max(self.forward.computed_tokens(part) for part in parts)
+            state.max_tokens = min(state.max_tokens, largest) // 2
+            self.report.log(f"memory ran out at step {state.step + 1}; now at most {state.max_tokens} tokens at once")
+
+    def _backward(self, batch: Sequence[TokenizedExample], state: TrainingState) -> tuple[float, Figures, int]:
+        """Accumulate the gradient of a batch; its loss (without the general texts), the figures of the step, and the
+        number of computed tokens."""
+        figures: Figures = {}
+        totals = self._totals(batch)
+        loss, sums, tokens = 0.0, Figures(), 0
+        general = self.replay.texts_at(state.step) if self.replay else []
+        for rows in self.forward.micro_batches(batch, state.max_tokens):
+            computed = [*rows, *general]
+            with autocast(self.bf16):
+                states = self.forward.states(computed)
+                learned = sum(row.learned for row in rows)
+                part, more = self._loss(rows, states[:learned], totals)
+            loss += float(part.detach())
+            _add(sums, more)
+            if self.replay and general:
+                divergence = self.replay.divergence(state.step, states[learned:])
+                part = part + self.replay.weight * divergence
+                general, figures["general_divergence"] = [], float(divergence.detach())  # with the first part only
+            part.backward()
+            tokens += self.forward.computed_tokens(computed)
+        return (
+            loss,
+            figures | _means(sums) | ({"kto_divergence": totals.divergence} if totals.divergence else {}),
+            tokens,
+        )
+
+    def _totals(self, batch: Sequence[TokenizedExample]) -> Totals:
+        uses = self.objective.uses_divergence and self.reference is not None
+        return totals_of(batch, self.reference.divergence(batch) if uses and self.reference else 0.0)
+
+    def _loss(self, rows: Sequence[TokenizedExample], states: Any, totals: Totals) -> tuple[Any, Figures]:
+        losses = self.forward.token_losses(states, targets(rows))
+        reference = self.reference.of(rows) if self.reference else None
+        return self.objective.loss(completions_of(rows, losses, reference), totals)
+
+    def validate(self, rows: Sequence[TokenizedExample], max_tokens: int) -> HistoryLine:
+        """Loss of the validation rows (for sft: nats per learned token), reward accuracy of pairs, and the share of
+        right answers, without dropout; 0 without rows."""
+        import torch
+
+        totals, loss, sums = totals_of(rows), 0.0, Figures()
+        line: HistoryLine = {"validation_loss": 0.0}
+        if not rows:
+            return line
+        with torch.no_grad(), without_dropout(self.forward.model):
+            with autocast(self.bf16):
+                totals = self._totals(rows)
+                for part in self.forward.micro_batches(rows, max_tokens):
+                    value, more = self._loss(part, self.forward.states(part), totals)
+                    loss += float(value)
+                    _add(sums, more)
+            line["validation_loss"] = loss
+            if "reward_accuracy" in sums:
+                line["validation_reward_accuracy"] = _means(sums)["reward_accuracy"]
+            if self.score is not None:
+                line["validation_score"] = self.score()
+        return line
+
+    def _note_validation(self, state: TrainingState, line: HistoryLine) -> None:
+        """Keep the weights if they are the best so far; stop when `train.validation.patience` is exhausted."""
+        rules, loss = self.rules.validation, line["validation_loss"]
+        if state.best_loss is None or loss < state.best_loss:
+            state.best_loss, state.best_step, state.without_gain = loss, state.step, 0
+            if rules.keep == "best":
+                checkpoint.save_best(self.folder, state, self.weights)
+            return
+        state.without_gain += 1
+        if rules.patience is not None and state.without_gain >= rules.patience:
+            state.stopped = True
+            self.report.log(
+                f"stopped at step {state.step}: the validation loss was lowest at step {state.best_step} "
+                f"({state.best_loss:.4f}; now {loss:.4f})"
+            )
+
+    def _note_skipped(self, state: TrainingState, batch: Sequence[TokenizedExample], loss: float, norm: float) -> None:
+        """Log a skipped step. TrainingFailed when there were MAX_SKIPPED in a row."""
+        state.skipped += 1
+        rows = ", ".join(row.id for row in batch[:3])
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
+        self.report.log(f"step {state.step + 1} was skipped: {what} (rows {rows} …)")
+        recent = state.history[-MAX_SKIPPED + 1 :]
+        if len(recent) == MAX_SKIPPED - 1 and all("skipped" in line for line in recent):
+            first = next((line["step"] for line in state.history if "skipped" in line), state.step + 1)
+            raise TrainingFailed(
+                f"{what} at step {state.step + 1}, as in the {MAX_SKIPPED - 1} steps before; first at step {first}; no "
+                "such step was applied",
+                "lower `train.learning_rate`, or set `train.precision: fp32`; the last checkpoint is not affected",
+            )
+
+    def _progress(self, state: TrainingState, line: HistoryLine, total: int) -> None:
+        left = state.seconds / state.step * (total - state.step)
+        figures = {"loss": line.get("loss", math.nan), "seconds_left": left}
+        self.report.progress("training", state.step, total, **figures)
 
     def _check_divergence(self, state: TrainingState) -> None:
         """TrainingFailed when the smoothed loss exceeds `divergence_factor` times the loss of the first step."""
-        first = next(line["loss"] for line in state.history if "loss" in line)
-        smoothed = first
-        for line in state.history[-SMOOTHED_STEPS:]:
-            smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * line.get("loss", first)
+        losses = [line["loss"] for line in state.history if "loss" in line]
+        if not losses:
+            return
+        first = smoothed = losses[0]
+        for loss in losses[-SMOOTHED_STEPS:]:
+            smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * loss
         if state.step >= FIRST_CHECKED_STEP and smoothed > self.rules.divergence_factor * first:
             raise TrainingFailed(
                 f"the loss diverges: {smoothed:.3f} at step {state.step}, {first:.3f} at the start",
@@ -149,12 +248,15 @@ class Loop:
 
 
 def _metrics(line: HistoryLine) -> dict[str, float]:
-    return {name: value for name, value in line.items() if name != "step" and isinstance(value, float)}
+    return {name: float(value) for name, value in line.items() if name != "step" and isinstance(value, int | float)}
 
 
-def _require_finite(what: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
-        raise TrainingFailed(
-            f"the {what} is {value} at step {step}; the step was not applied",
-            "lower `train.learning_rate`, or set `train.precision: fp32`; the last checkpoint is not affected",
-        )
+def _add(sums: Figures, more: Figures) -> None:
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0.0) + value
+
+
+def _means(sums: Figures) -> Figures:
+    """Sums over pairs as means; {} without pairs."""
+    pairs = sums.get("pairs", 0.0)
+    return {name: value / pairs for name, value in sums.items() if name != "pairs"} if pairs else {}

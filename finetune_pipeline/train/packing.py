@@ -1,42 +1,43 @@
-"""The loss of a batch without repeated work: no padding, the shared prompt prefix once, frozen layers once per row.
+"""The forward pass without repeated work: no padding, shared prefixes and prompts once, frozen layers once per row.
 
-    packed = PackedModel(model, prefix_ids)
-    loss, supervised_tokens = packed.loss(rows)      # sum over the tokens of the completions, in nats, with gradient
+    forward = PackedForward(model, prefix_ids)
+    losses = forward.losses(rows)                  # nats [learned tokens], with gradient
 
-The rows of a micro-batch are packed into one sequence behind their shared prefix (train/packed_sequence.py), and each
-attends to the prefix and itself (train/packed_attention.py). The result equals that of computing every row separately,
-to float precision. For B rows with a prefix of P tokens and Sᵢ own tokens each, it computes P + ΣSᵢ tokens instead of
-B·P + ΣSᵢ. Standalone rows (the general texts of train/replay.py) do not begin with the prefix.
+The rows of a micro-batch are one sequence, a tree (train/tree.py) in which each token attends to what is before it in
+its own row (train/tree_attention.py). The result equals that of computing every row separately, to float precision.
+For B rows with a prefix of P tokens and Sᵢ own tokens each, it computes P + ΣSᵢ tokens instead of B·P + ΣSᵢ.
 
-When only the upper layers are tuned, the layers below the first adapter have the same output for a row in every epoch:
-it is computed once and cached, up to `CACHE_BYTES`. Gradients flow through the prefix, too, because its keys and values
-in the tuned layers depend on the adapter.
+When only the upper layers are tuned, the layers below the first trainable weight have the same output for a row in
+every epoch: it is computed once and cached, up to `CACHE_BYTES`. Gradients flow through the prefix, too, because its
+keys and values in the tuned layers depend on the trained weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-from finetune_pipeline.inference.model_family import decoder_parts
-from finetune_pipeline.train.packed_attention import ATTENTION, CausalMasks, Segments, register_attention
-from finetune_pipeline.train.packed_sequence import PackedSequence, SegmentKey
+from finetune_pipeline.inference.model_family import DecoderParts, decoder_parts
+from finetune_pipeline.train.forward import Forward
 from finetune_pipeline.train.tokenize import TokenizedExample
+from finetune_pipeline.train.tree import PackedTree, SegmentKey
+from finetune_pipeline.train.tree_attention import ATTENTION, Masks, TreeLayout, register_attention
 
 CACHE_BYTES = 2 * 1024**3
 
 
-class PackedModel:
-    """`model`: a transformers causal LM with peft's layers in it (not peft's wrapper); `prefix`: the token ids that all
-    rows begin with. The frozen layers are those below the lowest layer with a trainable weight, now."""
+class PackedForward(Forward):
+    """`prefix`: the token ids that the rows begin with; a row that begins otherwise is a tree of its own. The frozen
+    layers are those below the lowest layer with a trainable weight, now."""
+
+    name = "packed"
 
     def __init__(self, model: Any, prefix: Sequence[int]) -> None:
+        super().__init__(model)
         register_attention()
-        model.config._attn_implementation = ATTENTION
-        self._model, self._parts = model, decoder_parts(model)
-        self._prefix, self._frozen = list(prefix), frozen_layers(model)
-        self._masks = CausalMasks(len(self._prefix))
+        self._parts, self._prefix = decoder_parts(model), list(prefix)
+        self._frozen = frozen_layers(model)
+        self._masks = Masks()
         self._cache: dict[SegmentKey, Any] = {}
         self._cached_bytes = 0
 
@@ -44,66 +45,48 @@ class PackedModel:
     def prefix_tokens(self) -> int:
         return len(self._prefix)
 
-    @property
-    def vocabulary(self) -> int:
-        return int(self._parts.head.weight.shape[0])
-
-    def loss(self, rows: Sequence[TokenizedExample]) -> tuple[Any, int]:
-        """Sum of the negative log likelihoods (nats) of the supervised tokens, with gradient, and their number."""
-        loss, _ = self.forward(rows)
-        return loss, sum(len(row.completion) for row in rows)
-
-    def token_losses(self, rows: Sequence[TokenizedExample]) -> Any:
-        """Negative log likelihoods (nats) [supervised tokens], row by row, with gradient."""
-        packed = PackedSequence(self._prefix, rows, ())
-        return self._losses(packed, self._hidden(packed), "none")
-
-    def forward(self, rows: Sequence[TokenizedExample], standalone: Sequence[TokenizedExample] = ()) -> tuple[Any, Any]:
-        """The summed loss of `rows` (None without rows), and the hidden states [tokens, hidden] (None without
-        `standalone`) whose `logits` predict every token of `standalone` but each row's first. Both with gradient."""
-        packed = PackedSequence(self._prefix if rows else [], rows, standalone)
-        hidden = self._hidden(packed)
-        loss = self._losses(packed, hidden, "sum") if rows else None
-        return loss, _select(hidden, packed.standalone_indices) if standalone else None
-
-    def logits(self, hidden: Any) -> Any:
-        """Logits [tokens, vocabulary] in fp32 of hidden states [tokens, hidden]."""
-        return self._parts.head(hidden).float()
-
-    @contextmanager
-    def without_dropout(self) -> Iterator[None]:
-        """The model in eval mode within the block; afterwards every module in its previous mode."""
-        modes = [(module, module.training) for module in self._model.modules()]
-        self._model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-
-    def _losses(self, packed: PackedSequence, hidden: Any, reduction: str) -> Any:
+    def states(self, rows: Sequence[TokenizedExample]) -> Any:
         import torch
 
-        targets = torch.tensor([token for row in packed.rows for token in row.completion], device=hidden.device)
-        logits = self.logits(_select(hidden, packed.supervised))
-        return torch.nn.functional.cross_entropy(logits, targets, reduction=reduction)
+        packed = PackedTree.of(self._prefix, rows)
+        if self._frozen:
+            output = self._frozen_output(packed)
+            with self._parts.only(_substitutes(self._parts, self._frozen, output), self._parts.norm):
+                hidden = self._run(packed)
+        else:
+            hidden = self._run(packed)
+        return hidden.index_select(0, torch.tensor(packed.wanted, device=hidden.device))
 
-    def _hidden(self, packed: PackedSequence) -> Any:
-        """Last hidden states [tokens, hidden] of the packed sequence."""
-        parts = self._parts
-        if not self._frozen:
-            return self._run(parts.layers, parts.norm, packed, embeddings=None)
-        return self._run(parts.layers[self._frozen :], parts.norm, packed, self._frozen_output(packed))
+    def micro_batches(self, rows: Sequence[TokenizedExample], max_tokens: int) -> list[list[TokenizedExample]]:
+        parts: list[list[TokenizedExample]] = []
+        room = 0
+        for row in sorted(rows, key=lambda row: row.tokens):
+            own = self._own_tokens(row)
+            if not parts or own > room:
+                parts.append([])
+                room = max_tokens - self.prefix_tokens
+            parts[-1].append(row)
+            room -= own
+        return parts
 
-    def _frozen_output(self, packed: PackedSequence) -> Any:
+    def computed_tokens(self, rows: Sequence[TokenizedExample]) -> int:
+        return sum(PackedTree.of(self._prefix, rows).lengths)
+
+    def _own_tokens(self, row: TokenizedExample) -> int:
+        return len(row.prompt) - self.prefix_tokens + sum(len(completion.ids) for completion in row.completions)
+
+    def _frozen_output(self, packed: PackedTree) -> Any:
         """Output [tokens, hidden] of the frozen layers; segments that were computed before come from the cache."""
         import torch
 
         missing = packed.without(self._cache)
         computed: dict[SegmentKey, Any] = {}
-        if missing.lengths:
-            with torch.no_grad():
-                out = self._run(self._parts.layers[: self._frozen], torch.nn.Identity(), missing, embeddings=None)
+        if missing.segments:
+            layers = torch.nn.ModuleList(
+                [layer if index < self._frozen else _pass(layer) for index, layer in enumerate(self._parts.layers)]
+            )
+            with torch.no_grad(), self._parts.only(layers, torch.nn.Identity()):
+                out = self._run(missing)
             computed = dict(zip(missing.keys, out.split(missing.lengths), strict=True))
             for key, states in computed.items():
                 size = states.numel() * states.element_size()
@@ -112,19 +95,22 @@ class PackedModel:
                     self._cached_bytes += size
         return torch.cat([computed[key] if key in computed else self._cache[key] for key in packed.keys])
 
-    def _run(self, layers: Any, norm: Any, packed: PackedSequence, embeddings: Any) -> Any:
-        """Output [tokens, hidden] of some of the layers; `embeddings` [tokens, hidden] replace the token embedding."""
+    def _run(self, packed: PackedTree) -> Any:
+        """Output [tokens, hidden] of the backbone."""
         import torch
 
-        device = self._parts.head.weight.device
-        if embeddings is None:
-            inputs = {"input_ids": torch.tensor([packed.ids], device=device)}
-        else:
-            inputs = {"inputs_embeds": embeddings[None]}
-        positions = torch.tensor([packed.positions], device=device)
-        segments = Segments(tuple(packed.lengths), packed.sharing, self._masks)
-        with self._parts.only(layers, norm):
-            out = self._parts.backbone(**inputs, position_ids=positions, use_cache=False, segments=segments)
+        device, config = self._parts.head.weight.device, self.model.config.get_text_config()
+        before = config._attn_implementation
+        config._attn_implementation = ATTENTION
+        try:
+            out = self._parts.backbone(
+                input_ids=torch.tensor([packed.ids], device=device),
+                position_ids=torch.tensor([packed.positions], device=device),
+                use_cache=False,
+                tree=TreeLayout(packed, self._masks),
+            )
+        finally:
+            config._attn_implementation = before
         return out.last_hidden_state[0]
 
 
@@ -138,7 +124,25 @@ def frozen_layers(model: Any) -> int:
     return tuned.index(True) if True in tuned else 0
 
 
-def _select(hidden: Any, indices: list[int]) -> Any:
+def _substitutes(parts: DecoderParts, frozen: int, output: Any) -> Any:
+    """The decoder layers with the frozen ones replaced by their `output` [tokens, hidden]. Their number stays, because
+    backbones select masks and rotary embeddings by the index of a layer."""
     import torch
 
-    return hidden.index_select(0, torch.tensor(indices, device=hidden.device))
+    below = [_pass(layer) for layer in parts.layers[: frozen - 1]]
+    return torch.nn.ModuleList([*below, _pass(parts.layers[frozen - 1], output), *parts.layers[frozen:]])
+
+
+def _pass(layer: Any, output: Any = None) -> Any:
+    """A module in place of a decoder layer that returns its input, or `output` [tokens, hidden]; other attributes are
+    those of `layer`."""
+    import torch
+
+    class Pass(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, hidden_states: Any, *_: Any, **__: Any) -> Any:
+            return hidden_states if output is None else output[None]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(layer, name)
+
+    return Pass()

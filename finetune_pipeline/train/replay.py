@@ -7,32 +7,26 @@ plus `weight` times the mean KL(base || tuned) over the tokens of `texts` genera
 project), without the task's system prompt. This is knowledge distillation (Hinton, Vinyals and Dean, 2015) from the
 base model, not supervised learning of the texts. Evaluation measures other texts (evaluate/general.jsonl).
 
-The texts are standalone rows of the packed sequence of a step (packing.py), so their cost is their tokens. Hidden
-states of the base model are computed for `BLOCK` steps at a time with the adapter disabled. Logits
-[tokens, vocabulary] are computed in chunks that fit into LOGITS_BYTES; several chunks are recomputed for the gradient
-(Chen et al., Training deep nets with sublinear memory cost, 2016). The texts of a step depend on seed and step alone,
-so that a resumed training is the same.
+The texts are rows of the packed tree of a step (packing.py), so their cost is their tokens. The hidden states of the
+base model are computed once, before the first step, when every model still equals its base. The texts of a step depend
+on seed and step alone, so that a resumed training is the same.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import random
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 from finetune_pipeline.config import KeepGeneral
 from finetune_pipeline.models.device import autocast
-from finetune_pipeline.records import Example, Message
-from finetune_pipeline.train.packing import PackedModel
-from finetune_pipeline.train.tokenize import TokenizedExample
-
-BLOCK = 4  # steps; more saves time and takes more memory for hidden states
-LOGITS_BYTES = (
-    128 * 1024**2
-)  # of a chunk; with the base model's logits, distributions and gradients up to seven times as much
+from finetune_pipeline.records import SILENT, Example, Message, Reporter
+from finetune_pipeline.train.forward import Forward, without_dropout
+from finetune_pipeline.train.tokenize import Completion, TokenizedExample
 
 
 def general_texts() -> list[Example]:
@@ -47,23 +41,29 @@ def general_texts() -> list[Example]:
     ]
 
 
+def whole_texts(rows: Sequence[TokenizedExample]) -> list[TokenizedExample]:
+    """The rows with all tokens learned but the first, prompt and chat template included."""
+    sequences = [(row, row.prompt + row.completions[0].ids) for row in rows]
+    return [TokenizedExample(row.id, ids[:1], (Completion(ids[1:]),)) for row, ids in sequences]
+
+
+@functools.lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"{seed}/replay/{epoch}").shuffle(order)
+    return order
+
+
 class Replay:
-    """`texts`: the tokenized general texts; `base_only`: a context manager that disables the adapter; `bf16`: whether
-    the training computes in bf16."""
+    """`texts`: the tokenized general texts (`whole_texts`); `bf16`: whether the training computes in bf16. `measure`
+    has to be called before the first step."""
 
     def __init__(
-        self,
-        model: PackedModel,
-        texts: Sequence[TokenizedExample],
-        rules: KeepGeneral,
-        seed: int,
-        base_only: Callable[[], AbstractContextManager[Any]],
-        bf16: bool,
+        self, forward: Forward, texts: Sequence[TokenizedExample], rules: KeepGeneral, seed: int, bf16: bool
     ) -> None:
-        self._model, self._texts, self._rules, self._seed = model, list(texts), rules, seed
-        self._base_only, self._bf16 = base_only, bf16
-        self._block = -1
-        self._base_states: list[Any] = []
+        self._forward, self._texts, self._rules, self._seed, self._bf16 = forward, list(texts), rules, seed, bf16
+        self._base_states: dict[str, Any] = {}
+        self._base_head: Any = None
 
     @property
     def weight(self) -> float:
@@ -74,47 +74,40 @@ class Replay:
         count, selected = self._rules.texts, []
         for index in range(step * count, (step + 1) * count):
             epoch, within = divmod(index, len(self._texts))
-            order = list(range(len(self._texts)))
-            random.Random(f"{self._seed}/replay/{epoch}").shuffle(order)
-            selected.append(self._texts[order[within]])
+            selected.append(self._texts[_order(len(self._texts), self._seed, epoch)[within]])
         return selected
 
-    def divergence(self, step: int, hidden: Any) -> Any:
-        """Mean KL(base || tuned) per token of the step's texts (nats), with gradient. `hidden`: hidden states
-        [tokens, hidden] of the tuned model, from `PackedModel.forward`."""
-        from torch.utils.checkpoint import checkpoint
+    def measure(self, steps: int, max_tokens: int, report: Reporter = SILENT) -> None:
+        """Compute the base model's hidden states of all texts of a training of `steps` steps, with the model as it is
+        now. Kept in memory: tokens x hidden values."""
+        import torch
 
-        base = self._base_hidden(step)
-        size = self.chunk_tokens
-        if len(base) <= size:
-            return self._divergence_sum(hidden, base) / len(base)
-        chunks = zip(hidden.split(size), base.split(size), strict=True)
-        return sum(checkpoint(self._divergence_sum, *pair, use_reentrant=False) for pair in chunks) / len(base)
+        needed = {text.id: text for step in range(steps) for text in self.texts_at(step)}
+        forward = self._forward
+        with torch.no_grad(), autocast(self._bf16), without_dropout(forward.model):
+            for part in forward.micro_batches(list(needed.values()), max_tokens):
+                report.alive()
+                states = forward.states(part).split([text.learned for text in part])
+                self._base_states |= {text.id: each.clone() for text, each in zip(part, states, strict=True)}
+                report.progress("general texts", len(self._base_states), len(needed))
+        head = forward.model.get_output_embeddings()
+        if any(weight.requires_grad for weight in head.parameters()):
+            self._base_head = copy.deepcopy(head).requires_grad_(False)
 
-    @property
-    def chunk_tokens(self) -> int:
-        """Tokens whose logits are computed at once."""
-        return max(1, LOGITS_BYTES // (4 * self._model.vocabulary))
+    def divergence(self, step: int, states: Any) -> Any:
+        """Mean KL(base || tuned) per token of the step's texts (nats), with gradient. `states` [tokens, hidden] of the
+        tuned model, from `Forward.states` of these texts."""
+        import torch
 
-    def _divergence_sum(self, hidden: Any, base: Any) -> Any:
-        """Sum of KL(base || tuned) over the tokens. Both models have the same output head, which has no adapter."""
+        base = torch.cat([self._base_states[text.id] for text in self.texts_at(step)]).to(states.device)
+        return self._forward.in_chunks(self._divergences, states, base).sum() / len(base)
+
+    def _divergences(self, states: Any, base: Any) -> Any:
+        """KL(base || tuned) of every token [tokens]."""
         import torch
 
         with autocast(self._bf16):
             with torch.no_grad():
-                target = torch.log_softmax(self._model.logits(base), dim=-1)
-            tuned = torch.log_softmax(self._model.logits(hidden), dim=-1)
-        return torch.nn.functional.kl_div(tuned, target, reduction="sum", log_target=True)
-
-    def _base_hidden(self, step: int) -> Any:
-        """Hidden states [tokens, hidden] of the base model for the texts of a step."""
-        import torch
-
-        block = step // BLOCK
-        if block != self._block:  # blocks start at multiples of BLOCK, also in a resumed training
-            steps = [self.texts_at(at) for at in range(block * BLOCK, (block + 1) * BLOCK)]
-            with torch.no_grad(), self._base_only(), autocast(self._bf16):
-                _, hidden = self._model.forward([], [text for texts in steps for text in texts])
-            sizes = [sum(len(text.ids) - 1 for text in texts) for texts in steps]
-            self._block, self._base_states = block, list(hidden.split(sizes))
-        return self._base_states[step % BLOCK]
+                target = torch.log_softmax(self._forward.logits(base, self._base_head), dim=-1)
+            tuned = torch.log_softmax(self._forward.logits(states), dim=-1)
+        return torch.nn.functional.kl_div(tuned, target, reduction="none", log_target=True).sum(-1)

@@ -9,11 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from finetune_pipeline.config import Train
-from finetune_pipeline.train.tokenize import TokenizedExample
 
 
 def total_steps(rows: int, rules: Train) -> int:
@@ -47,18 +45,9 @@ def learning_rate_at(step: int, total: int, rules: Train) -> float:
     return rules.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def micro_batches(
-    batch: Sequence[TokenizedExample], prefix_tokens: int, max_tokens: int
-) -> list[list[TokenizedExample]]:
-    """The batch, sorted by length, in parts of at most `max_tokens` tokens including the shared prefix. A row that is
-    longer is a part by itself."""
-    parts: list[list[TokenizedExample]] = []
-    room = 0
-    for row in sorted(batch, key=lambda r: len(r.ids)):
-        own = len(row.ids) - prefix_tokens
-        if not parts or own > room:
-            parts.append([])
-            room = max_tokens - prefix_tokens
-        parts[-1].append(row)
-        room -= own
-    return parts
+def validates_at(step: int, rows: int, rules: Train) -> bool:
+    """Whether the validation loss is measured after this many steps: `train.validation.per_epoch` times an epoch."""
+    per_epoch, total = math.ceil(rows / rules.batch_size), total_steps(rows, rules)
+    count = min(rules.validation.per_epoch, per_epoch)
+    _, within = divmod(step - 1, per_epoch)
+    return step == total or (within + 1) * count // per_epoch > within * count // per_epoch

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.backends.job_data import JobData
-from finetune_pipeline.config import Train
+from finetune_pipeline.config import AnswerFormat, Train
 
 
 @dataclass(frozen=True)
 class TrainingSpec(JobData):
     """All paths are absolute. `base`: folder of the base model, `base_id`: its name in base_model.json; `train` and
-    `validation`: JSONL files of examples; `system`: the task's system prompt; `checkpoints` and `out`: output folders;
-    `params`: what the MLflow run shows, free-form; `dataset_name` and `dataset_digest`: the split, in MLflow."""
+    `validation`: JSONL files of examples; `system`, `answer`: the task's system prompt and answer format; `checkpoints`
+    and `out`: output folders; `params`: what the MLflow run shows, free-form; `dataset_name` and `dataset_digest`: the
+    split, in MLflow."""
 
     task: str
     base: Path
@@ -25,6 +26,7 @@ class TrainingSpec(JobData):
     train: Path
     validation: Path
     system: str
+    answer: AnswerFormat
     rules: Train
     checkpoints: Path
     out: Path
@@ -35,14 +37,22 @@ class TrainingSpec(JobData):
 
 @dataclass(frozen=True)
 class TrainingResult(JobData):
-    """training.json. Losses are means per supervised token in nats: `loss_first` of the first step, `loss_last` of the
-    last five. `general_divergence`: mean KL from the base model over the last 20 steps, None without general texts.
-    `tokens_per_second` counts rows with their whole prompt, as a trainer without prefix sharing computes them.
-    `resumed_at`: the step of the checkpoint, 0 for a new training; `peak_mb`: memory of the process in MB."""
+    """training.json. `forward`: "packed" or "padded" rows. `kept_step`: the step whose weights are the result;
+    `skipped_steps`: steps without a finite gradient, which were not applied. Losses are those of the objective (sft:
+    means per learned token in nats): `loss_first` of the first step, `loss_last` of the last five, `validation_loss` at
+    the kept step. `validation_score`: share of right answers, `validation_reward_accuracy`: share of pairs whose chosen
+    completion has the higher reward; None where not measured. `general_divergence`: mean KL from the base model over
+    the last 20 steps. `tokens_per_second`: tokens that were computed, median of the steps. `resumed_at`: the step of
+    the checkpoint, 0 for a new training; `peak_mb`: memory of the process in MB."""
 
     mlflow_run_id: str | None
     mlflow_experiment_id: str | None
+    method: str
+    objective: str
+    forward: str
     steps: int
+    kept_step: int
+    skipped_steps: int
     seconds: float
     tokens_per_second: float
     rows: int
@@ -50,6 +60,8 @@ class TrainingResult(JobData):
     loss_last: float
     validation_loss_start: float
     validation_loss: float
+    validation_score: float | None
+    validation_reward_accuracy: float | None
     general_divergence: float | None
     resumed_at: int
     trainable_parameters: int

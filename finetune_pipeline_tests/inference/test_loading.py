@@ -12,7 +12,7 @@ import pytest
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import ModelError
 from finetune_pipeline.inference.loading import load
-from finetune_pipeline.train import job
+from finetune_pipeline.train.method import load_base
 
 
 def remove(path: Path) -> None:
@@ -42,7 +42,7 @@ def test_the_hint_names_a_way_to_get_the_files_again(
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
     folder = Path(shutil.copytree(tiny_model, tmp_path / where))
     damage(folder / "model.safetensors")
-    for loads in (lambda: load(folder), lambda: job.load(folder, Train())):  # for generation, and for training
+    for loads in (lambda: load(folder), lambda: load_base(folder, Train())):  # for generation, and for training
         with pytest.raises(ModelError, match=f"the base model in .*/{where} cannot be loaded") as caught:
             loads()
         assert re.match(hint, caught.value.hint)

@@ -69,18 +69,79 @@ def test_every_row_of_every_file_is_accounted_for(store: TaskStore, tmp_path: Pa
     assert result.verdict is not None and result.verdict.passed and result.verdict.about == "key"
 
 
-def test_preference_pairs_are_in_both_files_under_one_id(store: TaskStore, tmp_path: Path) -> None:
-    write_raw(store, "c.jsonl", '{"prompt": "p", "chosen": "good", "rejected": "bad"}\n')
-    _, examples, _ = run_asset(store, tmp_path, {"path": "raw/c.jsonl"})
-    pair = next(iter(read_jsonl(tmp_path / "out0" / "pairs.jsonl")))
-    assert (pair["chosen"], pair["rejected"], pair["id"]) == ("good", "bad", examples[0].id)
-
-
-def test_the_group_of_a_preference_row_is_kept(store: TaskStore, tmp_path: Path) -> None:
+def test_a_preference_row_is_one_example_with_its_rejected_completion_and_its_group(
+    store: TaskStore, tmp_path: Path
+) -> None:
     write_raw(store, "c.jsonl", '{"prompt": "p", "chosen": "good", "rejected": "bad", "who": "c1"}\n')
-    _, (row,), _ = run_asset(store, tmp_path, {"path": "raw/c.jsonl", "group": "who"})
-    pair = next(iter(read_jsonl(tmp_path / "out0" / "pairs.jsonl")))
-    assert row.group is not None and row.group == pair["group"]
+    result, (row,), _ = run_asset(store, tmp_path, {"path": "raw/c.jsonl", "group": "who"})
+    assert (row.prompt, row.completion, row.rejected, row.group) == ("p", "good", "bad", group_of("c1"))
+    assert result.summary["pairs"] == 1
+    assert row.id == "c76b2ac8f3c1dc4e"  # the id of such a row never changes
+
+
+def test_rows_without_a_preference_have_no_such_key(store: TaskStore, tmp_path: Path) -> None:
+    write_raw(store, "a.csv", "text,label\nhi,x\n")
+    _, (row,), _ = run_asset(store, tmp_path, {"path": "raw/a.csv"})
+    text = (tmp_path / "out0" / "examples.jsonl").read_text("utf-8")
+    assert "rejected" not in text and row.rejected is None
+    assert sorted(path.name for path in (tmp_path / "out0").iterdir()) == ["drops.jsonl", "examples.jsonl"]
+
+
+def unpaired(*rows: tuple[str, str, Any]) -> str:
+    return "".join(json.dumps({"prompt": p, "completion": c, "label": label}) + "\n" for p, c, label in rows)
+
+
+def test_good_and_bad_rows_of_one_prompt_become_pairs_and_every_row_is_accounted_for(
+    store: TaskStore, tmp_path: Path
+) -> None:
+    rows = [
+        ("a", "rude", False),
+        ("a", "kind", True),
+        ("b", "fine", True),
+        ("c", "wrong", False),
+        ("a", "also kind", True),
+        ("a", "ruder", False),
+        ("a", "rudest", False),
+    ]
+    write_raw(store, "k.jsonl", unpaired(*rows))
+    result, examples, drops = run_asset(store, tmp_path, {"path": "raw/k.jsonl"})
+    assert [(e.completion, e.rejected) for e in examples] == [("kind", "rude"), ("fine", None), ("also kind", "ruder")]
+    assert [(d["origin"], d["reason"], d["detail"]) for d in drops if d["reason"] == "merged-into-pair"] == [
+        ("k.jsonl:1", "merged-into-pair", "the rejected completion of k.jsonl:2"),
+        ("k.jsonl:6", "merged-into-pair", "the rejected completion of k.jsonl:5"),
+    ]
+    assert [d["origin"] for d in drops if d["reason"] == "no-good-completion"] == ["k.jsonl:4", "k.jsonl:7"]
+    files: Any = result.summary["files"]
+    assert (files[0]["layout"], files[0]["rows"], files[0]["merged"]) == ("unpaired", 7, 2)
+    assert result.summary["pairs"] == 2
+
+
+def test_the_id_of_a_good_row_does_not_change_when_a_bad_one_is_added(store: TaskStore, tmp_path: Path) -> None:
+    write_raw(store, "k.jsonl", unpaired(("a", "kind", True)))
+    _, (before,), _ = run_asset(store, tmp_path, {"path": "raw/k.jsonl"})
+    write_raw(store, "k.jsonl", unpaired(("a", "rude", False), ("a", "kind", True)))
+    _, (after,), _ = run_asset(store, tmp_path, {"path": "raw/k.jsonl"})
+    assert (before.id, before.rejected, after.rejected) == (after.id, None, "rude")
+    assert before.content_hash != after.content_hash  # a review was about the row without it
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_label_that_is_no_flag_is_no_preference(store: TaskStore, tmp_path: Path, suffix: str) -> None:
+    lines = {"csv": "prompt,completion,label\na,kind,good\n", "jsonl": unpaired(("a", "kind", 1))}
+    write_raw(store, f"k.{suffix}", lines[suffix])
+    result, (row,), _ = run_asset(store, tmp_path, {"path": f"raw/k.{suffix}"})
+    files: Any = result.summary["files"]
+    assert files[0]["layout"] == "columns: prompt → completion" and row.completion == "kind"
+
+
+def test_flags_of_a_csv_and_a_damaged_label(store: TaskStore, tmp_path: Path) -> None:
+    write_raw(store, "k.csv", "prompt,completion,label\na,kind,True\na,rude,FALSE\nb,x,maybe\n")
+    _, (row,), drops = run_asset(store, tmp_path, {"path": "raw/k.csv", "rows": "unpaired"})
+    assert (row.completion, row.rejected) == ("kind", "rude")
+    assert [(d["origin"], d["reason"]) for d in drops] == [
+        ("k.csv:3", "merged-into-pair"),
+        ("k.csv:4", "wrong-layout"),
+    ]
 
 
 def test_groups_that_differ_in_spelling_are_one_and_are_written_as_hashes_only(

@@ -32,7 +32,7 @@ def read(path: Path, content: str | bytes, **declared: Any) -> list[str]:
     for record in records:
         dumps(record.to_json() if not isinstance(record, Drop) and hasattr(record, "to_json") else str(record)).encode()
     assert len({record.id for record in records}) == len(records)
-    return [record.reason if isinstance(record, Drop) else record.completion for record in records]  # type: ignore[union-attr]
+    return [record.reason if isinstance(record, Drop) else record.completion for record in records]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_data_set_value_that_python_cannot_hold_drops_its_row(
     for source in sources:
         ((name, opened),) = opened_files(source, UPath(tmp_path))
         found = list(SourceFile(name, source, opened, AnswerFormat()).records())
-        assert [row.reason if isinstance(row, Drop) else row.completion for row in found] == ["x", "malformed-row", "z"]  # type: ignore[union-attr]
+        assert [row.reason if isinstance(row, Drop) else row.completion for row in found] == ["x", "malformed-row", "z"]
 
 
 def test_a_file_that_becomes_unreadable_between_rows_is_an_error_with_its_name(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_csv_cells_that_cannot_be_parsed_as_numbers_stay_text(tmp_path: Path) ->
     source = Source(path="a.csv", outputs=("n", "l"))
     record = next(iter(SourceFile("a.csv", source, open_rows(UPath(tmp_path / "a.csv")), declared).records()))
     assert not isinstance(record, Drop)
-    assert json.loads(record.completion) == {"n": LONG, "l": DEEP}  # type: ignore[union-attr]
+    assert json.loads(record.completion) == {"n": LONG, "l": DEEP}
 
 
 @pytest.mark.parametrize(

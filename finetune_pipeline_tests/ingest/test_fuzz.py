@@ -22,7 +22,7 @@ from finetune_pipeline.ingest.examples import SourceFile
 from finetune_pipeline.ingest.infer import infer
 from finetune_pipeline.ingest.readers import open_rows
 from finetune_pipeline.ingest.scaffold import declaration
-from finetune_pipeline.records import Drop, Example, PreferencePair, dumps
+from finetune_pipeline.records import Drop, Example, dumps
 
 ROUNDS = 60
 FRAGMENTS = (
@@ -45,6 +45,7 @@ FRAGMENTS = (
     "👍",
 )
 BYTES = (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\0\0", b"\x1f\x8b", b"PAR1", b"\xfe\xff", b'"')
+COLUMNS = ("prompt", "completion", "group", "id", "messages", "chosen", "label")
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252", "shift_jis", "latin-1")
 
 
@@ -54,20 +55,19 @@ def rows_of(random_: random.Random) -> list[dict[str, Any]]:
         return " ".join(word for word in words if len(word) < 100 or random_.random() < 0.1)
 
     other_types: tuple[Any, ...] = (None, 3, 2.5, True, [], {}, [text()], {"a": {"a": text()}}, float("nan"))
-    keys = ["prompt", "completion", *random_.sample(["group", "id", "messages", "chosen"], random_.randint(0, 2))]
-    return [
-        {
-            key: random_.choice(other_types) if random_.random() < 0.1 else text()
-            for key in keys
-            if random_.random() < 0.95
-        }
-        for _ in range(random_.randint(0, 80))
-    ]
+    keys = [*COLUMNS[:2], *random_.sample(COLUMNS[2:], random_.randint(0, 2))]
+
+    def value(key: str) -> Any:
+        if key == "label":
+            return random_.random() < 0.5
+        return random_.choice(other_types) if random_.random() < 0.1 else text()
+
+    return [{key: value(key) for key in keys if random_.random() < 0.95} for _ in range(random_.randint(0, 80))]
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, ["prompt", "completion", "group", "id", "messages", "chosen"], escapechar="\\")
+    writer = csv.DictWriter(out, COLUMNS, escapechar="\\")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
@@ -123,9 +123,7 @@ def check(path: Path) -> str:
     assert len(records) == count
     assert len({record.id for record in records}) == count
     for record in records:
-        if isinstance(record, PreferencePair):
-            dumps([record.chosen, record.rejected]).encode("utf-8")
-        elif isinstance(record, Example):
+        if isinstance(record, Example):
             dumps(record.to_json()).encode("utf-8")
         else:
             assert isinstance(record, Drop) and record.reason

@@ -149,3 +149,20 @@ def test_create_writes_a_task_once(labeled: UPath, tmp_path: Path, monkeypatch: 
     with pytest.raises(DeclarationError, match="one problem"):
         create("My-Task", Path(str(labeled)))
     assert not (tmp_path / "data" / "My-Task").exists()
+
+
+def test_pairs_are_named_and_the_longer_of_both_answers_counts(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "chosen": "kind", "rejected": "rude " * 500} for n in range(9)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    found = infer(UPath(tmp_path / "p.jsonl"))
+    assert found.layout == "preference" and found.max_tokens == 1024
+    assert found.notes == ("9 rows have a rejected answer beside the chosen one, for preference training",)
+
+
+def test_bad_rows_that_become_part_of_a_pair_are_not_lost(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": c, "label": label} for c, label in (("a", True), ("b", False), ("c", False))]
+    (tmp_path / "k.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    found = infer(UPath(tmp_path / "k.jsonl"))
+    assert found.layout == "unpaired"
+    assert found.notes[1:] == ("1 of 3 rows cannot be read and will be dropped (no-good-completion: 1)",)
+    assert "    rows: unpaired\n" in declaration("t", found, "raw/k.jsonl")

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 
 from finetune_pipeline.config import Source
-from finetune_pipeline.ingest.conversations import InvalidRow, conversation
+from finetune_pipeline.ingest.conversations import conversation
 from finetune_pipeline.ingest.layouts import Layout, MissingColumns, layout_of
+from finetune_pipeline.ingest.turns import InvalidRow
 
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+
+AWAY = [TURNS[0], {"role": "assistant", "content": "go away"}]
+HH = "\n\nHuman: hi\n\nAssistant"
 
 
 def read(row: dict[str, Any], schema: dict[str, Any] | None = None, **declared: Any) -> list[tuple[str, str]]:
@@ -39,6 +43,44 @@ def read(row: dict[str, Any], schema: dict[str, Any] | None = None, **declared: 
 )
 def test_layouts_are_recognized(row: dict[str, Any]) -> None:
     assert read(row) == [("user", "hi"), ("assistant", "hello")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "hi", "chosen": "hello", "rejected": "go away"},
+        {"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": AWAY[1:]},
+        {"chosen": TURNS, "rejected": AWAY},
+        {"prompt": "hi", "chosen": TURNS, "rejected": AWAY},
+        {"chosen": json.dumps(TURNS), "rejected": json.dumps(AWAY)},
+        {"chosen": f"{HH}: hello", "rejected": f"{HH}: go away"},
+        {"prompt": f"{HH}:", "chosen": " hello", "rejected": "go away"},
+    ],
+)
+def test_every_layout_of_a_preference_has_prompt_chosen_and_rejected(row: dict[str, Any]) -> None:
+    layout = layout_of(tuple(row), Source(path="x"))
+    assert isinstance(layout, Layout)
+    found = conversation(row, layout, None)
+    assert [(m.role, m.content.strip()) for m in found.messages] == [("user", "hi"), ("assistant", "hello")]
+    assert found.rejected == "go away"
+
+
+def test_a_transcript_keeps_all_turns_and_the_rejected_answer_is_the_last() -> None:
+    start = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: who\n\nare you?\n\nAssistant:"
+    found = conversation({"chosen": f"{start} a bot ", "rejected": f"{start} nobody"}, Layout("preference"), None)
+    assert [(m.role, m.content) for m in found.messages] == [
+        ("user", "hi"),
+        ("assistant", "hello"),
+        ("user", "who\n\nare you?"),
+        ("assistant", "a bot"),
+    ]
+    assert found.rejected == "nobody"
+
+
+def test_answers_that_are_json_or_speak_of_humans_stay_texts() -> None:
+    listed = '[{"name": "Lumo"}]'
+    found = conversation({"prompt": "list", "chosen": listed, "rejected": "Human: none"}, Layout("preference"), None)
+    assert (found.messages[-1].content, found.rejected) == (listed, "Human: none")
 
 
 def test_alpaca_concatenates_instruction_and_input() -> None:
@@ -80,6 +122,11 @@ def test_several_outputs_become_one_json_completion_with_the_types_of_the_schema
         ({"prompt": "  ", "completion": "x"}, "no-prompt"),
         ({"prompt": "hi", "completion": None}, "no-completion"),
         ({"chosen": TURNS, "rejected": [TURNS[1], TURNS[1]]}, "wrong-layout"),
+        ({"chosen": TURNS, "rejected": "go away"}, "wrong-layout"),
+        ({"chosen": "hello", "rejected": "go away"}, "no-prompt"),
+        ({"chosen": "\n\nHuman: hi\n\nAssistant: a", "rejected": "\n\nHuman: ho\n\nAssistant: b"}, "wrong-layout"),
+        ({"chosen": f"{HH}: a\n\nAssistant: b", "rejected": f"{HH}: a\n\nAssistant: c"}, "wrong-layout"),
+        ({"prompt": "hi", "chosen": "hello", "rejected": None}, "no-completion"),
     ],
 )
 def test_rows_that_are_not_examples_are_invalid_with_a_reason(row: dict[str, Any], reason: str) -> None:

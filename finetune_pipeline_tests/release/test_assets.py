@@ -75,7 +75,31 @@ def commit_eval(
 
 
 def adapter_of(store: TaskStore, weights: str, run_id: str = "0" * 32) -> Artifact:
-    training = TrainingResult(run_id, "1", 12, 3.5, 900.0, 700, 2.0, 1.0, 1.9, 1.1, None, 0, 4000, "fp32", 20, 8000)
+    training = TrainingResult(
+        mlflow_run_id=run_id,
+        mlflow_experiment_id="1",
+        method="lora",
+        objective="sft",
+        forward="packed",
+        steps=12,
+        kept_step=12,
+        skipped_steps=0,
+        seconds=3.5,
+        tokens_per_second=900.0,
+        rows=700,
+        loss_first=2.0,
+        loss_last=1.0,
+        validation_loss_start=1.9,
+        validation_loss=1.1,
+        validation_score=0.8,
+        validation_reward_accuracy=None,
+        general_divergence=None,
+        resumed_at=0,
+        trainable_parameters=4000,
+        precision="fp32",
+        shared_prefix_tokens=20,
+        supervised_tokens=8000,
+    )
     with store.scratch("adapter") as folder:
         (folder / "adapter_model.safetensors").write_bytes(weights.encode())
         (folder / "adapter_config.json").write_text("{}", "utf-8")
@@ -265,7 +289,7 @@ def test_registration_is_complete_and_happens_once(
     assert inputs["adapter"].manifest["files"]["adapter_model.safetensors"]["sha256"] in text
     assert "| dropped by clean: html | 40 |" in text
     assert "checked for internal use. Approval of that license: the legal department. The licenses of the data" in text
-    assert "- steps: 12\n- seconds: 3.5\n" in text
+    assert "- steps: 12\n- kept_step: 12\n" in text
 
     again = register(store, tmp_path, inputs, decision)
     assert (again.json("model.json")["version"], again.summary["new"]) == (1, False)

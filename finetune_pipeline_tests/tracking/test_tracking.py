@@ -21,7 +21,7 @@ import pytest
 
 from finetune_pipeline import tracking
 from finetune_pipeline.backends.progress import activity, until
-from finetune_pipeline.config import Lora, Train
+from finetune_pipeline.config import AnswerFormat, Lora, Train
 from finetune_pipeline.config.addresses import mlflow_server
 from finetune_pipeline.config.credentials import hide_credentials, without_credentials
 from finetune_pipeline.errors import JobCanceled, StorageError
@@ -141,8 +141,9 @@ def test_a_training_whose_mlflow_is_killed_still_saves_the_adapter(
 
     class KillsServer(Silent):
         def progress(self, what: str, done: int, total: int, **figures: float) -> None:
-            with suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
+            if what == "training":
+                with suppress(ProcessLookupError):
+                    os.killpg(server.pid, signal.SIGKILL)
 
     rows = [Example(f"r{n}", (Message("user", f"q {n}"), Message("assistant", "a")), "t", "t:1") for n in range(8)]
     write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -155,6 +156,7 @@ def test_a_training_whose_mlflow_is_killed_still_saves_the_adapter(
         train=tmp_path / "rows.jsonl",
         validation=tmp_path / "rows.jsonl",
         system="",
+        answer=AnswerFormat(),
         rules=Train(lora=Lora(r=4, alpha=8), num_epochs=2, batch_size=4, precision="fp32"),
         checkpoints=tmp_path / "steps",
         out=out,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,30 @@ from finetune_pipeline.config import KeepGeneral
 from finetune_pipeline.errors import JobCanceled
 from finetune_pipeline.records import Silent
 from finetune_pipeline.train import checkpoint, job
-from finetune_pipeline.train import replay as module
+from finetune_pipeline.train import forward as forward_module
 from finetune_pipeline.train.loop import Loop
-from finetune_pipeline.train.replay import Replay, general_texts
-from finetune_pipeline.train.tokenize import tokenize
-from finetune_pipeline_tests.train.test_loop import LogRecorder
-from finetune_pipeline_tests.train.test_training import RULES, Setup, StopAfter
+from finetune_pipeline.train.padding import PaddedForward
+from finetune_pipeline.train.replay import Replay, general_texts, whole_texts
+from finetune_pipeline.train.tokenize import TokenizedExample, tokenize
+from finetune_pipeline_tests.train.setup import RULES, LogRecorder, Setup, StopAfter
 
 KEEP = KeepGeneral(weight=2.0, texts=2)
+STEPS = 6
 
 
-def setup_with(
-    folder: Path, layers: int | None = None, keep: KeepGeneral = KEEP, some: slice = slice(0, 7)
-) -> tuple[Setup, Replay]:
-    """The tiny model with some of the shortest general texts (its context is small)."""
-    from transformers import AutoTokenizer
+def short_texts(setup: Setup) -> list[TokenizedExample]:
+    """General texts, the shortest first (the context of the tiny model is small)."""
+    texts = whole_texts(tokenize(general_texts(), setup.base.tokenizer, "", setup.base.end_ids))
+    return sorted(texts, key=lambda row: row.tokens)
 
-    setup = Setup(folder, RULES.model_copy(update={"layers": layers}))
-    texts = tokenize(general_texts(), AutoTokenizer.from_pretrained(folder), "", setup.ends)
-    texts.sort(key=lambda row: len(row.ids))
-    return setup, Replay(setup.packed, texts[some], keep, RULES.seed, setup.wrapped.disable_adapter, bf16=False)
+
+def setup_with(folder: Path, keep: KeepGeneral = KEEP, some: slice = slice(0, 7), **rules: Any) -> tuple[Setup, Replay]:
+    """A setup with some of the shortest general texts, measured before the weights are changed."""
+    setup = Setup(folder, RULES.model_copy(update=rules), changed=False)
+    replay = Replay(setup.forward, short_texts(setup)[some], keep, RULES.seed, bf16=False)
+    replay.measure(STEPS, 4096)
+    setup.change()
+    return setup, replay
 
 
 def loop_with(setup: Setup, replay: Replay, folder: Path, report: Any = None) -> Loop:
@@ -43,27 +46,36 @@ def loop_with(setup: Setup, replay: Replay, folder: Path, report: Any = None) ->
     return loop
 
 
-@pytest.mark.parametrize("layers", [None, 1])
-def test_divergence_and_gradient_equal_those_of_every_text_alone(tiny_model: Path, layers: int | None) -> None:
+def divergence_of(setup: Setup, replay: Replay, step: int) -> Any:
+    return replay.divergence(step, setup.forward.states(replay.texts_at(step)))
+
+
+@pytest.mark.parametrize(("method", "layers"), [("lora", None), ("lora", 1), ("full", None)])
+def test_divergence_and_gradient_equal_those_of_every_text_alone(
+    tiny_model: Path, method: str, layers: int | None
+) -> None:
     import torch
 
-    packed, replay = setup_with(tiny_model, layers)
-    task, hidden = packed.packed.forward(packed.rows, replay.texts_at(5))
-    divergence = replay.divergence(5, hidden)
+    packed, replay = setup_with(tiny_model, method=method, layers=layers)
+    plain, again = setup_with(tiny_model, method=method, layers=layers)
+    base = Setup(tiny_model, RULES.model_copy(update={"method": method}), changed=False)
+    if method == "full":
+        with torch.no_grad():
+            for setup in (packed, plain):
+                for weight in setup.weights.values():
+                    weight *= 1.05
+    divergence = divergence_of(packed, replay, 5)
     divergence.backward()
-    plain, again = setup_with(tiny_model, layers)
-    plain.model.config._attn_implementation = "eager"
     total, count = torch.zeros(()), 0
     for text in again.texts_at(5):
-        ids = torch.tensor([text.ids])
-        with torch.no_grad(), plain.wrapped.disable_adapter():
-            base = torch.softmax(plain.model(input_ids=ids).logits[0, :-1], dim=-1)
+        ids = torch.tensor([text.prompt + text.completions[0].ids])
+        with torch.no_grad():
+            before = torch.softmax(base.model(input_ids=ids).logits[0, :-1], dim=-1)
         tuned = torch.softmax(plain.model(input_ids=ids).logits[0, :-1], dim=-1)
-        total = total + (base * (base.log() - tuned.log())).sum()
-        count += len(text.ids) - 1
+        total = total + (before * (before.log() - tuned.log())).sum()
+        count += text.learned
     (total / count).backward()
     assert float(divergence.detach()) == pytest.approx(float(total.detach()) / count, rel=1e-4)
-    assert float(task.detach()) == pytest.approx(float(packed.packed.loss(packed.rows)[0].detach()), rel=1e-5)
     for name, weight in packed.weights.items():
         difference = torch.linalg.norm(weight.grad - plain.weights[name].grad) / torch.linalg.norm(weight.grad)
         assert float(difference) < 1e-3, name
@@ -79,53 +91,49 @@ def test_logits_in_chunks_give_the_same_divergence_and_gradient(
     for limit in (None, tokens):
         setup, replay = setup_with(tiny_model, keep=KeepGeneral(texts=5))
         if limit:
-            monkeypatch.setattr(module, "LOGITS_BYTES", 4 * setup.packed.vocabulary * limit)
-        sizes: list[int] = []
-        head = setup.packed.logits
-
-        def recorded(hidden: Any, head: Any = head, sizes: list[int] = sizes) -> Any:
-            sizes.append(len(hidden))
-            return head(hidden)
-
-        monkeypatch.setattr(setup.packed, "logits", recorded)
-        divergence = replay.divergence(3, setup.packed.forward([], replay.texts_at(3))[1])
+            monkeypatch.setattr(forward_module, "LOGITS_BYTES", 4 * setup.forward.vocabulary * limit)
+        divergence = divergence_of(setup, replay, 3)
         divergence.backward()
-        results.append((float(divergence.detach()), {n: w.grad for n, w in setup.weights.items()}, max(sizes)))
-    (whole, gradients, most), (chunked, others, few) = results
-    assert few == tokens < most
+        results.append((float(divergence.detach()), {n: w.grad for n, w in setup.weights.items()}))
+    (whole, gradients), (chunked, others) = results
     assert chunked == pytest.approx(whole, rel=1e-6)
     for name, gradient in gradients.items():
         assert float(torch.linalg.norm(gradient - others[name]) / torch.linalg.norm(gradient)) < 1e-5, name
 
 
-def test_the_logits_of_a_large_vocabulary_take_less_than_a_gigabyte(tiny_model: Path) -> None:
-    import torch
-
+def test_padded_rows_have_the_same_divergence(tiny_model: Path) -> None:
     setup, replay = setup_with(tiny_model)
-    large = torch.nn.Linear(64, 262_144, device="meta")
-    setup.packed._parts = replace(setup.packed._parts, head=large)
-    assert 7 * 4 * 262_144 * replay.chunk_tokens <= 1024**3
+    expected = float(divergence_of(setup, replay, 2).detach())
+    padded = Setup(tiny_model, changed=False)
+    padded.forward = PaddedForward(padded.model)  # type: ignore[assignment]
+    other = Replay(padded.forward, short_texts(padded)[:7], KEEP, RULES.seed, bf16=False)
+    other.measure(STEPS, 4096)
+    padded.change()
+    assert float(divergence_of(padded, other, 2).detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_step_with_general_texts_has_the_same_loss_of_the_task(tiny_model: Path, tmp_path: Path) -> None:
+    setup, replay = setup_with(tiny_model)
+    state = checkpoint.TrainingState(max_tokens=4096)
+    with_texts, figures, _ = loop_with(setup, replay, tmp_path)._backward(setup.rows, state)
+    without, none, _ = setup.loop(tmp_path)._backward(setup.rows, state)
+    assert with_texts == pytest.approx(without, rel=1e-5)
+    assert figures["general_divergence"] > 0 and none == {}
 
 
 def test_general_texts_longer_than_the_models_limit_are_skipped_and_logged(tiny_model: Path) -> None:
-    from transformers import AutoTokenizer
-
     setup = Setup(tiny_model)
-    arguments = AutoTokenizer.from_pretrained(tiny_model), setup.ends, RULES.model_copy(update={"keep_general": KEEP})
-    lengths = [len(text.ids) for text in tokenize(general_texts(), arguments[0], "", setup.ends)]
-    limit = sorted(lengths)[10]
-    for name in ("max_position_embeddings", "sliding_window"):
-        before = getattr(setup.model.config, name, None)
-        setattr(setup.model.config, name, limit)
-        recorder = LogRecorder()
-        replay = job.replay_for(setup.wrapped, setup.packed, *arguments, recorder)
-        assert replay is not None
-        kept = sum(length <= limit for length in lengths)
-        assert len(replay._texts) == kept < len(lengths)
-        assert f"{len(lengths) - kept} of {len(lengths)} general texts are skipped" in recorder.lines[0]
-        setattr(setup.model.config, name, before)
+    rules = RULES.model_copy(update={"keep_general": KEEP})
+    lengths = [text.tokens for text in short_texts(setup)]
+    limit, recorder = lengths[10], LogRecorder()
+    setup.model.config.max_position_embeddings = limit
+    replay = job.replay_for(setup.forward, setup.base, rules, recorder)
+    assert replay is not None
+    kept = sum(length <= limit for length in lengths)
+    assert len(replay._texts) == kept < len(lengths)
+    assert f"{len(lengths) - kept} of {len(lengths)} general texts are skipped" in recorder.lines[0]
     setup.model.config.max_position_embeddings = 3
-    assert job.replay_for(setup.wrapped, setup.packed, *arguments, LogRecorder()) is None
+    assert job.replay_for(setup.forward, setup.base, rules, LogRecorder()) is None
 
 
 def test_every_pass_over_the_texts_uses_each_once(tiny_model: Path) -> None:
@@ -137,17 +145,20 @@ def test_every_pass_over_the_texts_uses_each_once(tiny_model: Path) -> None:
     assert len(set(first)) == 7
 
 
-def test_a_training_resumed_with_general_texts_has_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_training_resumed_with_general_texts_has_the_same_weights(
+    tiny_model: Path, tmp_path: Path, method: str
+) -> None:
     import torch
 
-    uninterrupted, replay = setup_with(tiny_model)
+    uninterrupted, replay = setup_with(tiny_model, method=method)
     loop = loop_with(uninterrupted, replay, tmp_path / "a")
     loop.run(uninterrupted.rows, uninterrupted.rows[:3], checkpoint.TrainingState(), uninterrupted.optimizer)
-    stopped, replay = setup_with(tiny_model)
+    stopped, replay = setup_with(tiny_model, method=method)
     loop = loop_with(stopped, replay, tmp_path / "b", StopAfter(3))
     with pytest.raises(JobCanceled):
         loop.run(stopped.rows, stopped.rows[:3], checkpoint.TrainingState(), stopped.optimizer)
-    resumed, replay = setup_with(tiny_model)
+    resumed, replay = setup_with(tiny_model, method=method)
     state = checkpoint.load(tmp_path / "b", resumed.weights, resumed.optimizer, Silent())
     loop = loop_with(resumed, replay, tmp_path / "b")
     loop.run(resumed.rows, resumed.rows[:3], state, resumed.optimizer)
@@ -156,19 +167,24 @@ def test_a_training_resumed_with_general_texts_has_the_same_weights(tiny_model: 
         assert torch.equal(weight, resumed.weights[name]), name
 
 
-def test_the_tuned_model_stays_closer_to_its_base_on_unseen_texts(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_tuned_model_stays_closer_to_its_base_on_unseen_texts(
+    tiny_model: Path, tmp_path: Path, method: str
+) -> None:
     import torch
 
     distance = {}
     for weight in (0.0, 5.0):
-        setup, replay = setup_with(tiny_model, keep=KeepGeneral(weight=weight, texts=2))
-        loop_with(setup, replay, tmp_path / str(weight)).run(
-            setup.rows, setup.rows[:3], checkpoint.TrainingState(), setup.optimizer
-        )
-        _, others = setup_with(tiny_model, some=slice(7, 14))
-        unseen = Replay(setup.packed, others._texts, KeepGeneral(texts=7), 0, setup.wrapped.disable_adapter, bf16=False)
+        setup = Setup(tiny_model, RULES.model_copy(update={"method": method}), changed=False)
+        texts = short_texts(setup)
+        replay = Replay(setup.forward, texts[:7], KeepGeneral(weight=weight, texts=2), RULES.seed, bf16=False)
+        unseen = Replay(setup.forward, texts[7:14], KeepGeneral(texts=7), 0, bf16=False)
+        replay.measure(STEPS, 4096)
+        unseen.measure(1, 4096)
+        loop = loop_with(setup, replay, tmp_path / str(weight))
+        loop.run(setup.rows, setup.rows[:3], checkpoint.TrainingState(), setup.optimizer)
         with torch.no_grad():
-            distance[weight] = float(unseen.divergence(0, setup.packed.forward([], unseen.texts_at(0))[1]))
+            distance[weight] = float(divergence_of(setup, unseen, 0))
     assert distance[5.0] < 0.7 * distance[0.0]
 
 

@@ -1,0 +1,43 @@
+"""How a base model is held in 4 bits: the same in training (`qlora`), evaluation and serving.
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=nf4_config(dtype))
+    keep_exact(model)
+
+NF4 with double quantization (Dettmers et al., QLoRA, 2023), by bitsandbytes. Quantization is deterministic: the same
+weights give the same 4-bit weights, so an adapter is evaluated and served on the very base that it was trained on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from finetune_pipeline.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def nf4_config(dtype: torch.dtype) -> Any:
+    """transformers' configuration for 4-bit weights that are multiplied in `dtype`. ModelError without bitsandbytes."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError("the method qlora needs the package bitsandbytes", "pip install 'bitsandbytes>=0.50,<0.51'")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def keep_exact(model: Any) -> None:
+    """Multiply 4-bit weights in the declared dtype on a CPU as well.
+
+    In eval mode without gradients, bitsandbytes 0.50 packs the weights of a CPU with AVX512-BF16 for a kernel that
+    computes in bf16 whatever the compute dtype is; packed weights have no gradients either, also after `train()`.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

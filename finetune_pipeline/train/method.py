@@ -1,0 +1,129 @@
+"""How the weights are held: `lora` and `qlora` train an adapter on a frozen base model, `full` trains its weights.
+
+    base = load_base(folder, Train(method="qlora"))      # Base(model, tokenizer, end_ids)
+    trainable = make_trainable(base, rules)              # Trainable(…): its model, and the tensors to train
+    trainable.save(out, "SmolLM2-135M-Instruct", base.tokenizer)
+
+| method | base model | trained weights | saved |
+|---|---|---|---|
+| lora | 16 or 32 bits | adapter, fp32 | adapter_model.safetensors |
+| qlora | 4 bits: NF4 with double quantization (Dettmers et al., arXiv:2305.14314) | adapter, fp32 | the same |
+| full | fp32; products in bf16 where that is fast | the model's | model.safetensors in the base's own type |
+
+`weights.json` beside them names the method, so that evaluation and serving load the very base that was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_pipeline.config import Train
+from finetune_pipeline.inference.chat_template import end_ids
+from finetune_pipeline.inference.loading import base_errors
+from finetune_pipeline.inference.model_family import decoder_parts
+from finetune_pipeline.models.device import kind, uses_bf16
+from finetune_pipeline.models.model_files import writing
+from finetune_pipeline.models.quantization import keep_exact, nf4_config
+from finetune_pipeline.train.adapter import save_adapter, with_adapter
+
+WEIGHTS = "weights.json"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The loaded base model; `end_ids`: its end-of-turn tokens; `dtype`: the type of the weights in its files."""
+
+    model: Any
+    tokenizer: Any
+    end_ids: frozenset[int]
+    dtype: Any
+
+
+def load_base(folder: Path, rules: Train) -> Base:
+    """Load the base model for training, on the device. ModelError when it cannot be loaded."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    bf16 = uses_bf16(rules.precision)
+    dtype = torch.bfloat16 if bf16 and rules.method != "full" else torch.float32
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
+    if rules.method == "qlora":
+        options |= {"quantization_config": nf4_config(dtype), "device_map": {"": kind()}}
+    with base_errors(folder):
+        own = AutoConfig.from_pretrained(folder, local_files_only=True).dtype or torch.float32
+        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+        keep_exact(model)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return Base(model if rules.method == "qlora" else model.to(kind()), tokenizer, end_ids(model, tokenizer), own)
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """`model`: the causal LM as the forward pass computes it, with peft's layers in it; `weights`: the trainable
+    tensors by name; `wrapped`: peft's wrapper, None for full weights; `initial`: the weights before training, where
+    peft needs them to save (adapter.py); `dtype`: the type that full weights are saved in."""
+
+    method: str
+    model: Any
+    weights: dict[str, Any]
+    wrapped: Any
+    initial: dict[str, Any]
+    dtype: Any
+
+    def save(self, out: Path, base_id: str, tokenizer: Any) -> None:
+        """Write weights (safetensors), configuration and weights.json to the folder `out`; `base_id`: the name of the
+        base model, because a local path is meaningless on another machine."""
+        if self.wrapped is not None:
+            save_adapter(self.wrapped, out, base_id, self.initial)
+        else:
+            with writing(out):
+                self._save_model(out)
+                tokenizer.save_pretrained(out)
+        (out / WEIGHTS).write_text(json.dumps({"method": self.method, "base": base_id}) + "\n", "utf-8")
+
+    def round(self) -> None:
+        """Round full weights to the type they are saved in, so that the last validation measures what is saved."""
+        import torch
+
+        if self.wrapped is None:
+            with torch.no_grad():
+                for weight in self.weights.values():
+                    weight.copy_(weight.to(self.dtype))
+
+    def _save_model(self, out: Path) -> None:
+        before = self.model.config.dtype
+        self.model.config.dtype = self.dtype
+        try:
+            state = {name: value.to(self.dtype) for name, value in self.model.state_dict().items()}
+            self.model.save_pretrained(out, state_dict=state)
+        finally:
+            self.model.config.dtype = before
+
+
+def make_trainable(base: Base, rules: Train) -> Trainable:
+    """Put an adapter on the model, or make its own weights trainable: in the `rules.layers` upper decoder layers (None:
+    everything). ModelError when nothing can be trained, or a frozen layer would be."""
+    model, wrapped = base.model, None
+    if rules.method == "full":
+        _unfreeze(model, rules.layers)
+        model.eval()
+    else:
+        wrapped = with_adapter(model, rules)
+    weights = {n: weight for n, weight in (wrapped or model).named_parameters() if weight.requires_grad}
+    mutated = wrapped is not None and rules.lora.changes_base
+    initial = {name: weight.detach().clone() for name, weight in weights.items()} if mutated else {}
+    return Trainable(rules.method, model, weights, wrapped, initial, base.dtype)
+
+
+def _unfreeze(model: Any, layers: int | None) -> None:
+    """Make the weights trainable; with `layers`, those of the upper layers and the final norm alone. The embedding and
+    the output layer, which many models share, are then frozen."""
+    model.requires_grad_(layers is None)
+    if layers is None:
+        return
+    parts = decoder_parts(model)
+    for part in [*parts.layers[-min(layers, len(parts.layers)) :], parts.norm]:
+        part.requires_grad_(True)
