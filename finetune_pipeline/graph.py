@@ -110,7 +110,7 @@ STEPS: tuple[Step, ...] = (
         make=f"{_P}.clean.assets:clean_examples",
         needs=("raw_examples", "base_model"),
         config_sections=("clean", "answer", "prompt"),
-        version="7",
+        version="8",
         check="ledger_reconciles",
         check_names=(
             "one completion for a prompt",
@@ -145,7 +145,7 @@ STEPS: tuple[Step, ...] = (
         needs=("raw_examples", "clean_examples"),
         gates=(("suitability_report", "clean_examples"),),
         config_sections=("quality", "answer", "clean", "sources"),
-        version="5",
+        version="6",
         check="quality_gate",
         check_names=f"{_P}.quality.suite:check_names",
         kinds=("greatexpectations",),

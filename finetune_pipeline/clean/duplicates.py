@@ -3,7 +3,8 @@
 exact-duplicate   the identical prompt with the identical completion: the first in order of input is kept. Identical
                   means every character (normalize.py): "polish" and "Polish" are two prompts
 contradiction     the identical prompt with different completions: all of them are dropped, since none is known to be
-                  right. Not where answers are free text: there a prompt may have several good completions
+                  right. Not where answers are free text: there a prompt may have several good completions, and only
+                  preferences that reverse each other are dropped (contradictions.py)
 near-duplicate    a nearly identical prompt with the same completion: the first in order of input is kept. The same text
                   under another instruction is another prompt
 
@@ -11,23 +12,23 @@ A prompt that is nearly identical and has another completion may be right, and i
 two differ in nothing but case, punctuation, light words ("please") or spelling, they are a conflict, which is shown to
 the reviewers.
 
-The order is as above: a contradiction is evidence that no later rule may remove. How alike two texts are is defined in
-similarity.py.
+The order is as above: a contradiction is evidence that no later rule may remove. Of duplicates, one with a rejected
+completion is kept before one without; of several that differ in nothing but that one, the first, since each would teach
+the same completion again. How alike two texts are is defined in similarity.py.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from finetune_pipeline.clean.contradictions import STAGE, contradictions, same_prompt_groups
 from finetune_pipeline.clean.normalize import identity, normalize
 from finetune_pipeline.clean.similarity import measure, resemblance
 from finetune_pipeline.config import AnswerFormat, Clean
 from finetune_pipeline.records import Drop, Example
 
-STAGE = "clean"
 _SPELLING = 0.8  # SequenceMatcher's ratio from which two words are one, misspelled
 # Words that change no completion. Neither negations nor directions (to, from, without) are among them.
 _LIGHT = frozenset((
@@ -106,7 +107,8 @@ class _Duplicate:
 
     def drop(self, reason: str) -> Drop:
         shown = "" if self.similarity == 1 else f", similarity {self.similarity:.2f}"
-        detail = f"of {self.kept.id} ({self.kept.origin}){shown}"
+        other = ", with another rejected completion" if self.dropped.rejected not in (None, self.kept.rejected) else ""
+        detail = f"of {self.kept.id} ({self.kept.origin}){shown}{other}"
         return Drop(self.dropped.id, self.dropped.origin, STAGE, reason, detail)
 
     def pair(self) -> DuplicatePair:
@@ -115,13 +117,15 @@ class _Duplicate:
 
 def without_duplicates(examples: Sequence[Example], rules: Clean, answer: AnswerFormat) -> Duplicates:
     """Drop exact duplicates, contradictions (where declared), and near duplicates."""
-    rows = [_Row(row, _prompt_identity(row), identity(row.completion), prompt_text(row)) for row in examples]
+    ordered = sorted(examples, key=lambda row: row.rejected is None)
+    rows = [_Row(row, _prompt_identity(row), identity(row.completion), prompt_text(row)) for row in ordered]
     exact = _exact_duplicates(rows)
     rows = _without(rows, {duplicate.dropped.id for duplicate in exact})
-    same_prompt_groups = _same_prompt_groups(rows)
     may_differ = several_completions(rules, answer)
-    contradictions = [drop for group in same_prompt_groups for drop in _contradictions(group)] if not may_differ else []
-    rows = _without(rows, {drop.id for drop in contradictions})
+    prompts = [(row.prompt, row.example) for row in rows]
+    contradicting = contradictions(prompts, may_differ) if rules.contradictions == "drop" else []
+    rows = _without(rows, {drop.id for drop in contradicting})
+    kept_groups = same_prompt_groups([(row.prompt, row.example) for row in rows]) if may_differ else []
     equal = _equal_texts(rows) if rules.near_duplicate_threshold < 1 else []
     rows = _without(rows, {duplicate.dropped.id for duplicate in equal})
     similarity = measure([row.text for row in rows], rules.near_duplicate_threshold)
@@ -129,12 +133,12 @@ def without_duplicates(examples: Sequence[Example], rules: Clean, answer: Answer
     similar = _near_duplicates(rows, near_pairs, rules.near_duplicate_threshold)
     dropped, near = {duplicate.dropped.id for duplicate in similar}, [*_of_kept_rows(equal, similar), *similar]
     conflicts = [] if may_differ else _conflicts(rows, near_pairs, dropped)
-    kept_groups = same_prompt_groups if may_differ else []
+    kept = {row.example.id for row in _without(rows, dropped)}
     return Duplicates(
-        tuple(row.example for row in _without(rows, dropped)),
+        tuple(row for row in examples if row.id in kept),
         (
             *(duplicate.drop("exact-duplicate") for duplicate in exact),
-            *contradictions,
+            *contradicting,
             *(duplicate.drop("near-duplicate") for duplicate in near),
         ),
         tuple(duplicate.pair() for duplicate in (*exact, *near)),
@@ -182,22 +186,6 @@ def _repeats(rows: Iterable[_Row], prompt: Callable[[_Row], str]) -> list[_Dupli
     first: dict[tuple[str, str], _Row] = {}
     pairs = ((first.setdefault((prompt(row), row.completion), row), row) for row in rows)
     return [_Duplicate(kept.example, row.example) for kept, row in pairs if kept is not row]
-
-
-def _same_prompt_groups(rows: Iterable[_Row]) -> list[list[_Row]]:
-    """The rows of each prompt that occurs more than once; without exact duplicates all their completions differ."""
-    by_prompt: dict[str, list[_Row]] = defaultdict(list)
-    for row in rows:
-        by_prompt[row.prompt].append(row)
-    return [group for group in by_prompt.values() if len(group) > 1]
-
-
-def _contradictions(group: Sequence[_Row]) -> Iterator[Drop]:
-    for row in group:
-        others = [other.example.id for other in group[:4] if other is not row][:3]
-        more = f" and {len(group) - 1 - len(others)} more" if len(group) - 1 > len(others) else ""
-        detail = f"the same prompt has another completion in {', '.join(others)}{more}"
-        yield Drop(row.example.id, row.example.origin, STAGE, "contradiction", detail)
 
 
 def _conflicts(rows: Sequence[_Row], near_pairs: Iterable[tuple[int, int, float]], dropped: set[str]) -> list[Conflict]:

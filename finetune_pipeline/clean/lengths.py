@@ -7,7 +7,7 @@ The token counter is an argument (`model_files.token_counter`), so that nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,11 +20,13 @@ MESSAGE_TOKENS = 5  # what ChatML adds to a message: <|im_start|>, role, line en
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """Tokens of the last prompt, of the completion, and of the whole row with system prompt and message marks."""
+    """Tokens of the last prompt, of the completion, and of the whole row with system prompt and message marks;
+    `rejected`: of the whole row with the rejected completion in place of its own, 0 without one."""
 
     prompt: int
     completion: int
     whole: int
+    rejected: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +50,17 @@ class LengthQuantiles:
 def measure(rows: Sequence[Example], system: str, count_tokens: TokenCounter) -> list[Length]:
     """One Length for each row. Every distinct text is counted once."""
     chats = [[*(m["content"] for m in row.chat(system)), row.completion] for row in rows]
-    distinct = list(dict.fromkeys(text for chat in chats for text in chat) | dict.fromkeys(row.prompt for row in rows))
+    others = (text for row in rows for text in (row.prompt, row.rejected) if text is not None)
+    distinct = list(dict.fromkeys(text for chat in chats for text in chat) | dict.fromkeys(others))
     tokens = dict(zip(distinct, count_tokens(distinct), strict=True))
-    return [
-        Length(
-            tokens[row.prompt],
-            tokens[row.completion],
-            sum(tokens[text] for text in chat) + MESSAGE_TOKENS * len(chat),
-        )
-        for row, chat in zip(rows, chats, strict=True)
-    ]
+    return [_length(row, chat, tokens) for row, chat in zip(rows, chats, strict=True)]
+
+
+def _length(row: Example, chat: Sequence[str], tokens: Mapping[str, int]) -> Length:
+    prompt, completion = tokens[row.prompt], tokens[row.completion]
+    whole = sum(tokens[text] for text in chat) + MESSAGE_TOKENS * len(chat)
+    rejected = 0 if row.rejected is None else whole - completion + tokens[row.rejected]
+    return Length(prompt, completion, whole, rejected)
 
 
 def out_of_bounds(length: Length, rules: Clean) -> tuple[str, str] | None:

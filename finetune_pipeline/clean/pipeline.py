@@ -3,6 +3,8 @@
     text fixes → normalize and validate the completion → personal data → length → exact duplicates, contradictions,
     near duplicates
 
+A rejected completion gets the same fixes; where it is no use (empty, equal, too long), it is removed and the row stays.
+
 Personal data is masked before duplicates are searched, so that rows which differ only in a phone number are
 duplicates.
 
@@ -17,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from finetune_pipeline.clean import lengths
+from finetune_pipeline.clean.contradictions import STAGE
 from finetune_pipeline.clean.duplicates import (
-    STAGE,
     Conflict,
     DuplicatePair,
     SeveralCompletions,
@@ -26,7 +28,7 @@ from finetune_pipeline.clean.duplicates import (
     without_duplicates,
 )
 from finetune_pipeline.clean.row_cleaner import RowCleaner, RowDropped
-from finetune_pipeline.clean.row_rules import ROW_RULES, RowRule
+from finetune_pipeline.clean.row_rules import ROW_RULES, RowRule, without_rejected
 from finetune_pipeline.config import AnswerFormat, Clean
 from finetune_pipeline.records import SILENT, Drop, Example, Fix, Json, Reporter
 
@@ -56,6 +58,7 @@ class Cleaned:
         return {
             "rows": len(self.kept) + len(self.drops),
             "kept": len(self.kept),
+            "pairs": sum(row.rejected is not None for row in self.kept),
             "drops": len(self.drops),
             "dropped": self.drops_by_reason,
             "fixed": dict(Counter(fix.rule for fix in self.fixes).most_common()),
@@ -123,10 +126,20 @@ def _within_bounds(
     for row, length in zip(rows, lengths.measure(rows, system, count_tokens), strict=True):
         violation = lengths.out_of_bounds(length, rules)
         if violation is None:
-            within.append((row, length))
+            within.append((_with_fitting_pair(row, length, rules, result), length))
         else:
             result.drops.append(Drop(row.id, row.origin, STAGE, *violation))
     return within
+
+
+def _with_fitting_pair(row: Example, length: lengths.Length, rules: Clean, result: Cleaned) -> Example:
+    """The row, without a rejected completion that makes it longer than the bound."""
+    if length.rejected <= rules.max_tokens:
+        return row
+    removed = without_rejected(row, "too-long")
+    detail = f"{length.rejected} tokens with the system prompt; at most {rules.max_tokens} are declared"
+    result.fixes += [Fix(row.id, row.origin, STAGE, slug, detail) for slug in removed.slugs]
+    return removed.row
 
 
 def _reconcile(rows: Sequence[Example], result: Cleaned) -> None:

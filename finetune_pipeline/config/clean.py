@@ -14,7 +14,10 @@ class Clean(Section):
 
     min_tokens: Count = Field(1, description="Rows with fewer tokens in prompt or completion are dropped.")
     max_tokens: int = Field(
-        512, ge=8, description="Rows with more tokens (system prompt, prompt, completion) are dropped, not truncated."
+        512,
+        ge=8,
+        description="Rows with more tokens (system prompt, prompt, completion) are dropped, not truncated; a "
+        "rejected completion that is longer is removed from its row.",
     )
     html: bool = Field(True, description="Remove HTML tags and entities from prompts.")
     near_duplicate_threshold: Share = Field(
@@ -27,7 +30,8 @@ class Clean(Section):
         "drop",
         description="Rows with the same prompt and different completions: drop all of them, since it is unknown which "
         "is right. Prompts that differ in case or punctuation are kept, and shown to the reviewers. With answers of "
-        "format text they are always kept: a prompt may have several completions.",
+        "format text they are kept, since a prompt may have several completions; only rows of which one prefers what "
+        "the other rejects are dropped.",
     )
     personal_data: Literal["mask", "drop", "keep"] = Field(
         "mask",

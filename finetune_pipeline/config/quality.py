@@ -28,7 +28,8 @@ RESERVED = frozenset(
 
 class DeclaredExpectation(Section):
     """An expectation of Great Expectations on the table of rows. Its columns: id, origin, source; prompt, completion
-    (null where blank); prompt_chars, completion_chars; roles (`ua`: user, assistant); for JSON answers field.<name>. A
+    (null where blank); prompt_chars, completion_chars; rejected (null where there is none); roles (`ua`: user,
+    assistant); for JSON answers field.<name>. A
     critical one about single rows that is asked of at least `quality.mostly` of them (Great Expectations' default is
     all) is a rule: rows that do not meet it are not right."""
 
@@ -61,7 +62,7 @@ class Quality(Section):
     mostly: Share = Field(0.95, gt=0, description="Share of rows (0 to 1) that have to pass every rule.")
     min_rows: int = Field(200, ge=1, description="The gate fails with fewer cleaned rows.")
     max_prompt_chars: int = Field(8000, ge=1, description="Longest prompt, in characters.")
-    max_completion_chars: int = Field(8000, ge=1, description="Longest completion, in characters.")
+    max_completion_chars: int = Field(8000, ge=1, description="Longest completion, in characters; rejected ones too.")
     max_dropped: Share = Field(
         0.5,
         description="Largest share of all rows that reading and cleaning may drop; the gate fails with a larger one, "

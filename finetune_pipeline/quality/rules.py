@@ -101,11 +101,12 @@ def completion_present(task: Task) -> Rule:
 
 
 def prompt_fits(task: Task) -> Rule:
-    return _at_most("prompt", "the prompt", task.quality.max_prompt_chars)
+    return _at_most("prompt_fits", "prompt", "the prompt", task.quality.max_prompt_chars)
 
 
 def completion_fits(task: Task) -> Rule:
-    return _at_most("completion", "the answer", task.quality.max_completion_chars)
+    """The bound holds for a rejected answer and for earlier ones of a conversation as well."""
+    return _at_most("completion_fits", "longest_answer", "the answer", task.quality.max_completion_chars)
 
 
 def completion_valid(task: Task) -> Rule | None:
@@ -164,11 +165,11 @@ def no_placeholder(task: Task) -> Rule | None:
     if task.answer.format == "label" or "placeholders" in task.quality.allow:
         return None
 
-    def filled(prompt: str, texts: Sequence[str]) -> bool:
-        return all(found in prompt for text in texts for found in completions.placeholders(text))
+    def filled(asked: str, texts: Sequence[str]) -> bool:
+        return all(found in asked for text in texts for found in completions.placeholders(text))
 
     description = "the answer holds no placeholder such as [insert name]"
-    return Rule("no_placeholder", description, ("prompt", "free_texts"), each(filled))
+    return Rule("no_placeholder", description, ("asked", "free_texts"), each(filled))
 
 
 def no_echo(task: Task) -> Rule | None:
@@ -227,10 +228,10 @@ def _present(column: str, description: str) -> Rule:
     return Rule(f"{column}_present", description, (column,), check, NOT_NULL)
 
 
-def _at_most(column: str, what: str, most: int) -> Rule:
+def _at_most(name: str, column: str, what: str, most: int) -> Rule:
     check, built_in = each(lambda text: len(text) <= most), "expect_column_value_lengths_to_be_between"
     description = f"{what} has at most {most:,} characters"
-    return Rule(f"{column}_fits", description, (column,), check, built_in, {"max_value": most})
+    return Rule(name, description, (column,), check, built_in, {"max_value": most})
 
 
 def _all(holds: Callable[[str], bool]) -> Callable[[Sequence[str]], bool]:

@@ -4,12 +4,15 @@
     9f1c20e4a7b35d68  tickets.csv:12  tickets  where is hv 4…    {"intent": "deliv…               41  ua
 
 For teams (`quality.expectations`): id, origin, source; prompt (the last message of the user) and completion, null where
-blank; prompt_chars and completion_chars, their lengths; roles, `sua` for system, user, assistant; and for JSON answers
-`field.<name>` for each property of the schema (null where it is missing; lists and objects as JSON).
+blank; prompt_chars and completion_chars, their lengths; rejected, null where there is none; roles, `sua` for system,
+user, assistant; and for JSON answers `field.<name>` for each property of the schema (null where it is missing; lists
+and objects as JSON).
 
-For the rules: turns (all that user and assistant say), free_texts (what of the completion is no declared value: the
-text; the strings of JSON that are in no enum; nothing of a label), conversation (a hash of all that makes two rows the
-same prompt). Texts of all rows are in memory at once, as in cleaning; none of them goes into a stored result.
+For the rules: turns (all that user and assistant say, and the rejected completion), asked (all that the user says),
+longest_answer (of the assistant's messages and the rejected completion), free_texts (what of these messages is
+no declared value: the text; the strings of JSON that are in no enum; nothing of a label), conversation (a hash of all
+that makes two rows the same prompt). Texts of all rows are in memory at once, as in cleaning; none of them goes into a
+stored result.
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ from finetune_pipeline.records import Example, content_id
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-FOR_TEAMS = ("id", "origin", "source", "prompt", "completion", "prompt_chars", "completion_chars", "roles")
-FOR_RULES = ("turns", "free_texts", "conversation")
+FOR_TEAMS = ("id", "origin", "source", "prompt", "completion", "prompt_chars", "completion_chars", "rejected", "roles")
+FOR_RULES = ("turns", "asked", "longest_answer", "free_texts", "conversation")
 FIELD = "field."
 _REMEMBERED = 20_000  # completions: most tasks have few different ones
 
@@ -74,12 +77,24 @@ def _cells(task: Task) -> Mapping[str, Callable[[Example], Any]]:
         "completion": lambda row: _text(row.completion),
         "prompt_chars": lambda row: len(row.prompt) or None,
         "completion_chars": lambda row: len(row.completion) or None,
+        "rejected": lambda row: row.rejected,
         "roles": lambda row: "".join(m.role[0] for m in row.messages),
-        "turns": lambda row: tuple(m.content for m in row.messages if m.role != "system"),
-        "free_texts": lambda row: free(row.completion),
+        "turns": lambda row: (*(m.content for m in row.messages if m.role != "system"), *_rejected(row)),
+        "asked": lambda row: "\n".join(m.content for m in row.messages if m.role == "user"),
+        "longest_answer": lambda row: max((*_said(row), *_rejected(row)), key=len, default=""),
+        "free_texts": lambda row: tuple(text for said in _said(row) for text in free(said)),
         "conversation": lambda row: _conversation(row, by_completion),
     }
     return cells | {FIELD + name: _field(name, known) for name in _fields(task.answer)}
+
+
+def _said(row: Example) -> list[str]:
+    """All that the assistant says, which is what the model learns."""
+    return [m.content for m in row.messages if m.role == "assistant"]
+
+
+def _rejected(row: Example) -> tuple[str, ...]:
+    return () if row.rejected is None else (row.rejected,)
 
 
 def _text(text: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from finetune_pipeline.quality.rules import broken_by, rules_of
@@ -21,6 +23,10 @@ def test_a_right_row_breaks_no_rule() -> None:
     assert broken(row(1, completion=RIGHT["text"]), **TEXT) == []
     assert broken(row(1, completion="TODO"), **LABEL) == []
     assert broken(row(1, completion='{"reply": "It is on its way.", "state": "TODO"}'), **JSON) == []
+
+
+def pair(rejected: str) -> Example:
+    return replace(row(1, completion=RIGHT["text"]), rejected=rejected)
 
 
 FAULTS = [
@@ -46,7 +52,17 @@ FAULTS = [
     (row(1, completion='{"reply": "Dear [insert name]"}'), JSON, "no_placeholder"),
     (row(1, prompt=LONG, completion=f"{LONG.capitalize()}. It is on its way."), TEXT, "no_echo"),
     (row(1, completion="Your refund has been sent to the"), TEXT, "not_cut_off"),
+    (pair("Ask jane.doe@example.org"), TEXT, "no_personal_data"),
+    (pair(f"Use {KEY} for it."), TEXT, "no_secrets"),
+    (pair("in the caf\ufffd"), TEXT, "encoding_intact"),
+    (pair("x" * 8001), TEXT, "completion_fits"),
 ]
+
+
+@pytest.mark.parametrize("rejected", ["I'm sorry, but I can't help with that.", "Dear [name],", "It is on the", "TODO"])
+def test_what_an_answer_may_be_rejected_for_is_no_fault_of_a_rejected_answer(rejected: str) -> None:
+    assert broken(pair(rejected), **TEXT) == []
+    assert broken(replace(row(1), rejected=rejected)) == []  # nor is a form that is not the declared one
 
 
 @pytest.mark.parametrize(("example", "sections", "rule"), FAULTS)
@@ -168,6 +184,22 @@ def test_an_earlier_turn_is_searched_as_well() -> None:
     )
     example = Example("r", tuple(Message(r, t) for r, t in messages), "s", "o")  # type: ignore[arg-type]
     assert broken(example) == ["no_personal_data"]
+
+
+@pytest.mark.parametrize(
+    ("said", "rule"),
+    [
+        (f"Use {KEY} for it.", "no_secrets"),
+        ("I'm sorry, but I can't help with that.", "no_refusal"),
+        ("Dear [insert name], which one?", "no_placeholder"),
+        ("y" * 8001, "completion_fits"),
+        ("Do you mean the one for [city]?", None),  # the user wrote so
+    ],
+)
+def test_an_earlier_turn_of_the_assistant_is_learned_and_so_checked(said: str, rule: str | None) -> None:
+    turns = (("user", "a letter to [city]"), ("assistant", said), ("user", "blue"), ("assistant", RIGHT["text"]))
+    example = Example("r", tuple(Message(r, t) for r, t in turns), "s", "o")  # type: ignore[arg-type]
+    assert broken(example, **TEXT) == ([rule] if rule else [])
 
 
 def test_rules_depend_on_the_clean_section() -> None:

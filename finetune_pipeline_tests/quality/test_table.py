@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from finetune_pipeline.quality.table import columns_for_teams, frame_of
 from finetune_pipeline.records import Example, Message
 from finetune_pipeline_tests.quality.conftest import declare, row, rows
@@ -9,7 +11,8 @@ from finetune_pipeline_tests.quality.conftest import declare, row, rows
 
 def test_the_columns_that_a_declaration_may_use() -> None:
     assert columns_for_teams(declare()) == (
-        "id", "origin", "source", "prompt", "completion", "prompt_chars", "completion_chars", "roles", "field.intent"
+        "id", "origin", "source", "prompt", "completion", "prompt_chars", "completion_chars", "rejected",
+        "roles", "field.intent",
     )  # fmt: skip
     assert "field.intent" not in columns_for_teams(declare(answer={"format": "text"}))
 
@@ -28,6 +31,18 @@ def test_a_row_of_the_table() -> None:
     assert found["completion"] == '{"intent": "x"}' and found["field.intent"] == "x"
     assert found["roles"] == "suaua" and found["turns"] == ("a", "b", "cd", '{"intent": "x"}')
     assert found["free_texts"] == ("x",)
+
+
+def test_a_rejected_answer_and_earlier_turns_are_in_the_columns_of_the_rules() -> None:
+    texts = (("user", "a"), ("assistant", "which one?"), ("user", "b"), ("assistant", "that"))
+    talk = Example("i", tuple(Message(r, t) for r, t in texts), "shop", "t.csv:1")  # type: ignore[arg-type]
+    task = declare(answer={"format": "text"})
+    pair, plain = frame_of([replace(talk, rejected="not that one"), talk], task).to_dict("records")
+    assert pair["rejected"] == "not that one" and pair["longest_answer"] == "not that one"
+    assert pair["turns"] == ("a", "which one?", "b", "that", "not that one")
+    assert (pair["asked"], pair["free_texts"]) == ("a\nb", ("which one?", "that"))
+    assert plain["rejected"] is None or plain["rejected"] != plain["rejected"]
+    assert plain["longest_answer"] == "which one?" and plain["conversation"] == pair["conversation"]
 
 
 def test_blank_texts_and_missing_fields_are_null() -> None:
