@@ -196,7 +196,7 @@ STEPS: tuple[Step, ...] = (
         needs=("raw_examples", "clean_examples", "expert_review"),
         gates=(("expert_review", "clean_examples"),),
         config_sections=("split", "answer"),
-        version="6",
+        version="7",
         check="no_overlap",
         check_names=(
             "no overlap between test and training",

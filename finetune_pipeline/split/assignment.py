@@ -3,8 +3,8 @@
     assign(rows, units(rows, near), frozen={}, rules=Split(), slices=[…], similarity=row_similarity(rows, 0.6)).split_of
     # {"9f1c…": "train", …}
 
-What is assigned is not a row but a unit of rows that must stay together: rows of one declared group, and near
-duplicates, transitively (`units`). Three rules, in this order:
+What is assigned is not a row but a unit of rows that must stay together: rows of one declared group, near duplicates,
+and a conversation with the row of which it is a continuation, transitively (`units`). Three rules, in this order:
 
 1. An earlier assignment stays. A row that was in test is never trained on, and a row that was trained on never becomes
    test (models trained on it exist, and would be evaluated on what they learned). Rows are recognized by id, or by the
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from finetune_pipeline.config import Split
 from finetune_pipeline.records import Drop, Example
-from finetune_pipeline.split.leakage import Overlap, RowSimilarity, overlaps
+from finetune_pipeline.split.leakage import Overlap, RowSimilarity, overlaps, shared_turns
 from finetune_pipeline.split.quotas import SPLITS, SplitName, Unit, fill_splits, unit_of
 
 STAGE = "split"
@@ -75,7 +75,8 @@ def rows_by_split(rows: Sequence[Example], assignment: Assignment) -> dict[Split
 
 
 def units(rows: Sequence[Example], near: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices of the rows that must stay together: connected by a declared group or a cluster of near duplicates."""
+    """Indices of the rows that must stay together: connected by a declared group, a cluster of near duplicates, or
+    turns that they share."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -83,7 +84,7 @@ def units(rows: Sequence[Example], near: Sequence[Sequence[int]]) -> list[list[i
     grouped = [
         (i, len(rows) + groups.setdefault(r.group, len(groups))) for i, r in enumerate(rows) if r.group is not None
     ]
-    edges = grouped + [(cluster[0], other) for cluster in near for other in cluster[1:]]
+    edges = grouped + [(first, other) for first, *rest in (*near, *shared_turns(rows)) for other in rest]
     size = len(rows) + len(groups)
     heads, tails = [a for a, _ in edges], [b for _, b in edges]
     _, labels = connected_components(coo_array(([1] * len(edges), (heads, tails)), shape=(size, size)), directed=False)
@@ -141,7 +142,8 @@ def _divide(
     train. The overlap is the one that the gate checks (leakage.py): direct, not through other rows."""
     test = [row for row in unit if frozen.get(row.id) == "test"]
     others = [row for row in unit if frozen.get(row.id) != "test"]
-    why = {row.id: f"near duplicate of test row {reworded[row.id]}" for row in others if row.id in reworded}
+    alike = {row.id: reworded[row.id] for row in others if row.id in reworded}
+    why = {id_: f"near duplicate or continuation of test row {tested}" for id_, tested in alike.items()}
     found = reversed(overlaps(test, others, similarity))
     why |= {overlap.other: f"{overlap.kind} of test row {overlap.test}" for overlap in found}
     split_of: dict[str, SplitName] = {row.id: "test" for row in test}

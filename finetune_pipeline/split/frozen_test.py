@@ -31,7 +31,7 @@ from upath import UPath
 from finetune_pipeline.clean.passages import MANY
 from finetune_pipeline.errors import StorageError, reading
 from finetune_pipeline.records import Example, content_id, dumps
-from finetune_pipeline.split.leakage import RowSimilarity, user_text
+from finetune_pipeline.split.leakage import RowSimilarity, earlier_prompts, user_text
 from finetune_pipeline.split.quotas import SPLITS, SplitName
 from finetune_pipeline.split.signatures import check_encoded, decode, encode, sign, similar_pairs
 from finetune_pipeline.store import TaskStore, write_atomic
@@ -101,9 +101,19 @@ def frozen_splits(rows: Sequence[Example], frozen_rows: FrozenRows) -> dict[str,
 def reworded_test_rows(
     rows: Sequence[Example], frozen: Mapping[str, SplitName], frozen_rows: FrozenRows, similarity: RowSimilarity
 ) -> dict[str, str]:
-    """New rows (not in `frozen`) that are near duplicates of a frozen test row: the id of each, and of the test row.
-    The test row may have been removed from the data."""
+    """New rows (not in `frozen`) that are near duplicates of a frozen test row, or conversations that begin with its
+    prompt: the id of each, and of the test row. The test row may have been removed from the data."""
     new = [row for row in rows if row.id not in frozen]
+    return {**_near_test_rows(new, frozen_rows, similarity), **_continued_test_rows(new, frozen_rows)}
+
+
+def _continued_test_rows(new: Sequence[Example], frozen_rows: FrozenRows) -> dict[str, str]:
+    test = {row.prompt_hash: id_ for id_, row in frozen_rows.items() if row.split == "test"}
+    hashes = ((row.id, content_id(prompt)) for row in new for prompt in earlier_prompts(row))
+    return {id_: test[hashed] for id_, hashed in hashes if hashed in test}
+
+
+def _near_test_rows(new: Sequence[Example], frozen_rows: FrozenRows, similarity: RowSimilarity) -> dict[str, str]:
     test = {id_: row for id_, row in frozen_rows.items() if row.signature}
     threshold = similarity.texts.threshold
     if not new or not test or threshold >= 1:

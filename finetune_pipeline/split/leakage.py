@@ -3,7 +3,10 @@
     similarity = row_similarity([*test, *train], 0.6)
     overlaps(test, train, similarity)    # [Overlap("near duplicate", test="9f1c…", other="77ab…", similarity=0.71)]
 
-Four kinds, worst first: the same row, the same prompt (normalized), the same declared group, a near-duplicate prompt.
+Five kinds, worst first: the same row, the same prompt (normalized), the prompt as an earlier turn of a conversation
+(the model learns to answer every turn), the same declared group, a near-duplicate prompt. Prompts alone decide:
+completions and rejected completions may be equal.
+
 Near duplicates are defined in `clean/similarity.py`; here every such pair is found, not by hashing as when the split is
 made. Every row that overlaps is listed; of many equal rows not every pair.
 """
@@ -52,12 +55,35 @@ def user_text(row: Example) -> str:
     return normalize("\n".join(message.content for message in row.messages if message.role == "user"))
 
 
+def earlier_prompts(row: Example) -> list[str]:
+    """What the user had said, normalized, before each answer of the assistant but the last: prompts that the row
+    teaches to answer, too. Empty for a row of one turn."""
+    said: list[str] = []
+    prompts: list[str] = []
+    for message in row.messages[:-1]:
+        if message.role == "user":
+            said.append(message.content)
+        elif message.role == "assistant":
+            prompts.append(normalize("\n".join(said)))
+    return prompts
+
+
+def shared_turns(rows: Sequence[Example]) -> list[list[int]]:
+    """Pairs of indices: a row, and one whose conversation begins with the whole prompt of that row."""
+    earlier = {i: prompts for i, row in enumerate(rows) if (prompts := earlier_prompts(row))}
+    if not earlier:
+        return []
+    first = {prompt: indices[0] for prompt, indices in _indices_by_key([user_text(row) for row in rows]).items()}
+    return [[first[prompt], i] for i, prompts in earlier.items() for prompt in prompts if first.get(prompt, i) != i]
+
+
 def overlaps(test: Sequence[Example], others: Sequence[Example], similarity: RowSimilarity) -> list[Overlap]:
     """Overlaps between the two collections, each pair once with its worst kind, worst first."""
     found: dict[tuple[int, int], Overlap] = {}
     kinds = (
         ("same row", _equal([row.id for row in test], [row.id for row in others])),
         ("same prompt", _equal([user_text(row) for row in test], [user_text(row) for row in others])),
+        ("earlier turn", _in_earlier_turn(test, others)),
         ("same group", _equal([row.group for row in test], [row.group for row in others])),
         ("near duplicate", _near(test, others, similarity)),
     )
@@ -65,6 +91,13 @@ def overlaps(test: Sequence[Example], others: Sequence[Example], similarity: Row
         for i, j, jaccard in pairs:
             found.setdefault((i, j), Overlap(kind, test[i].id, others[j].id, jaccard))
     return list(found.values())
+
+
+def _in_earlier_turn(test: Sequence[Example], others: Sequence[Example]) -> Iterator[tuple[int, int, float]]:
+    prompts = _indices_by_key([user_text(row) for row in test])
+    for j, other in enumerate(others):
+        for prompt in earlier_prompts(other):
+            yield from star(prompts[prompt], [j], 1.0) if prompt in prompts else ()
 
 
 def _near(

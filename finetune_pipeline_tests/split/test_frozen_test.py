@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from finetune_pipeline.errors import StorageError
-from finetune_pipeline.records import Example, Verdict
+from finetune_pipeline.records import Example, Message, Verdict
 from finetune_pipeline.split.frozen_test import (
     FrozenRow,
     FrozenRows,
@@ -95,6 +96,17 @@ def test_a_reworded_test_row_is_recognized_after_the_row_was_removed(instruction
     rows = [*new, *back]
     found = reworded_test_rows(rows, frozen_splits(rows, frozen_rows), frozen_rows, row_similarity(rows, 0.6))
     assert found == {f"back-{row.id}": row.id for row in old[:60]}
+
+
+def test_a_conversation_that_begins_with_a_frozen_test_prompt_is_recognized(frozen_rows: FrozenRows) -> None:
+    def longer(id_: str, first: str) -> Example:
+        said = (Message("assistant", "Which?"), Message("user", "the lamp"), Message("assistant", "x"))
+        return replace(example(id_, "", ""), messages=(Message("user", first), *said))
+
+    rows = [longer("c", "Where is it"), longer("d", "refund please"), longer("e", "hello")]
+    found = reworded_test_rows(rows, frozen_splits(rows, frozen_rows), frozen_rows, row_similarity(rows, 0.6))
+    assert found == {"c": "a"}
+    assert reworded_test_rows(rows, {}, frozen_rows, row_similarity(rows, 1.0)) == {"c": "a"}
 
 
 FORM = (

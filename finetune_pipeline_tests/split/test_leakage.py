@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from finetune_pipeline.records import Message
+from finetune_pipeline.records import Example, Message
+from finetune_pipeline.split.assignment import units
 from finetune_pipeline.split.leakage import overlaps, row_similarity, user_text
 from finetune_pipeline_tests.artifacts import example
 
@@ -40,6 +41,32 @@ def test_the_text_of_a_conversation_is_all_user_messages() -> None:
     messages = (Message("user", "Refund, please!"), Message("assistant", "Sure?"), Message("user", "Yes."))
     row = replace(example("a", "", ""), messages=(*messages, Message("assistant", "done")))
     assert user_text(row) == "refund please yes"
+
+
+def talk(id_: str, *said: str) -> Example:
+    names = ("user", "assistant")
+    return Example(id_, tuple(Message(names[n % 2], text) for n, text in enumerate(said)), "s", "s:1")  # type: ignore[arg-type]
+
+
+def test_a_prompt_that_an_earlier_turn_of_a_training_row_answers_is_an_overlap() -> None:
+    one = talk("one", "Where is my parcel?", "On its way.")
+    two = talk("two", "where is my parcel", "Which one?", "the blue lamp of last week", "Here.")
+    three = talk("three", *(m.content for m in two.messages), "and the invoice, please, with the number", "Sent.")
+    rows = [one, two, three, talk("other", "Hi", "Hello", "something else altogether", "Yes")]
+    similarity = row_similarity(rows, 0.6)
+    found = overlaps([one, two], [three, rows[3]], similarity)
+    assert [(o.kind, o.test, o.other) for o in found if o.kind == "earlier turn"] == [
+        ("earlier turn", "one", "three"),
+        ("earlier turn", "two", "three"),
+    ]
+    assert overlaps([three], [one], similarity) == []  # what the test row asks last, the other does not answer
+    assert sorted(units(rows, [])) == [[0, 1, 2], [3]]
+
+
+def test_rejected_completions_are_no_overlap() -> None:
+    test = [replace(example("t", "where is it?", "here"), rejected="go away")]
+    train = [example("a", "say it rudely", "go away"), replace(example("b", "who?", "me"), rejected="go away")]
+    assert overlaps(test, train, row_similarity([*test, *train], 0.6)) == []
 
 
 def test_an_instruction_that_all_rows_share_is_no_overlap() -> None:
