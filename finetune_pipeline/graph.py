@@ -178,7 +178,7 @@ STEPS: tuple[Step, ...] = (
         needs=("clean_examples", "review_sample", "base_model"),
         gates=(("data_quality", "clean_examples"),),
         config_sections=("review", "answer", "clean", "quality", "prompt"),
-        version="6",
+        version="7",
         check="review_gate",
         check_names=(
             "every row reviewed",

@@ -4,6 +4,10 @@
     edits.applied(row, '{ "intent": "Refund", "note": "mail jo@example.com" }')
     → (row with the completion '{"intent": "refund", "note": "mail <EMAIL>"}', ["completion-label", "pii-email"])
 
+The correction is preferred to what it corrects: `rejected` of the edited row is the completion that the expert saw,
+unless the row has a rejected completion already, or only white space differs. Where the correction is that rejected
+completion, the expert reverses the preference, and the two change places.
+
 The desk checks a correction before it saves it, so that the expert sees what is wrong. The review checks again, since
 verdicts come from files too, and drops the row if the correction fails. Without `count_tokens` (it needs the base
 model's tokenizer) the length in tokens is not checked.
@@ -18,8 +22,9 @@ from finetune_pipeline.clean import lengths
 from finetune_pipeline.clean.normalize import identity
 from finetune_pipeline.clean.pii import mask
 from finetune_pipeline.clean.row_cleaner import RowCleaner, RowDropped
+from finetune_pipeline.clean.row_rules import without_rejected
 from finetune_pipeline.config import Task
-from finetune_pipeline.quality.rules import broken_by, rules_of
+from finetune_pipeline.quality.rules import Rule, broken_by, rules_of
 from finetune_pipeline.records import Drop, Example, Review
 
 
@@ -33,16 +38,40 @@ class Edits:
 
     def applied(self, row: Example, completion: str) -> tuple[Example, list[str]]:
         """The row with the cleaned completion, and a slug for each fix. RowDropped when it cannot be trained on."""
-        edited, slugs = self._cleaner.clean(row.with_completion(completion))
+        edited, slugs = self._cleaner.clean(replace(row.with_completion(completion), rejected=None))
+        edited = replace(edited, rejected=_rejected_for(row, edited.completion))
         if self._count_tokens is not None:
             length = lengths.measure([edited], self._task.prompt.system, self._count_tokens)[0]
             complaint = lengths.out_of_bounds(length, self._task.clean)
             if complaint is not None:
                 raise RowDropped(*complaint)
-        failed = broken_by(edited, self._task, self._rules)
-        if failed:
+            if length.rejected > self._task.clean.max_tokens:
+                edited, slugs = _without_rejected(edited, slugs, "too-long")
+        failed = self._broken_by(edited)
+        if failed and edited.rejected is not None and not self._broken_by(replace(edited, rejected=None)):
+            edited, slugs = _without_rejected(edited, slugs, "unusable")  # a secret, say, for which it was corrected
+        elif failed:
             raise RowDropped(failed[0].name.replace("_", "-"), f"required: {failed[0].description}")
         return edited, slugs
+
+    def _broken_by(self, row: Example) -> list[Rule]:
+        return broken_by(row, self._task, self._rules)
+
+
+def _rejected_for(row: Example, completion: str) -> str | None:
+    """What an edit to this completion is preferred to; all texts are cleaned."""
+    if row.rejected is not None and not _same_words(completion, row.rejected):
+        return row.rejected
+    return None if _same_words(completion, row.completion) else row.completion
+
+
+def _same_words(left: str, right: str) -> bool:
+    return left.split() == right.split()
+
+
+def _without_rejected(row: Example, slugs: list[str], why: str) -> tuple[Example, list[str]]:
+    removed = without_rejected(row, why)
+    return removed.row, [*slugs, *removed.slugs]
 
 
 def without_personal(review: Review, task: Task) -> Review:
@@ -55,7 +84,8 @@ def without_personal(review: Review, task: Task) -> Review:
 
 def without_repeated(rows: Sequence[Example], edited: frozenset[str], task: Task) -> tuple[list[Example], list[Drop]]:
     """The rows without those that an edit made duplicates, and their drops. `edited`: ids of edited rows. Before the
-    edits there were no duplicates, so only pairs with an edited row are checked; of each pair the first row stays."""
+    edits there were no duplicates, so only two rows of which one is edited are checked. Of the two, one with a rejected
+    completion stays before one without, else the first."""
     completions = [identity(row.completion) for row in rows]
     edited_at = [i for i, row in enumerate(rows) if row.id in edited]
     new_completions = {completions[i] for i in edited_at}
@@ -74,8 +104,8 @@ def _exact(rows: Sequence[Example], task: Task) -> Sequence[Drop]:
 
 
 def _near(rows: Sequence[Example], edited_at: Sequence[int], completions: Sequence[str], task: Task) -> dict[str, Drop]:
-    """Drops of the later row of each pair with near-duplicate prompts and one completion. Similarity is measured over
-    all rows, as in cleaning."""
+    """Drops of one of each two rows with near-duplicate prompts and one completion. Similarity is measured over all
+    rows, as in cleaning."""
     from finetune_pipeline.clean.duplicates import prompt_text
     from finetune_pipeline.clean.similarity import measure, resemblance
 
@@ -87,7 +117,7 @@ def _near(rows: Sequence[Example], edited_at: Sequence[int], completions: Sequen
         for _, j, similarity in similarities.between([i], same) if same else ():
             if resemblance(prompts[i], prompts[j]) < task.clean.near_duplicate_threshold:
                 continue  # similar only without their instructions
-            first, later = rows[min(i, j)], rows[max(i, j)]
+            first, later = (rows[at] for at in sorted((i, j), key=lambda at: (rows[at].rejected is None, at)))
             if first.id not in drops:
                 detail = f"of {first.id} ({first.origin}), similarity {similarity:.2f}, after an edit"
                 drops.setdefault(later.id, Drop(later.id, later.origin, "review", "near-duplicate", detail))

@@ -157,7 +157,7 @@ def test_an_edit_that_makes_two_rows_near_duplicates_drops_one_of_them(
         verdict_store.save(store, edit)
     made = materialize("expert_review", declared, store)
     (drop,) = read_jsonl(made.path("drops.jsonl"))
-    assert (drop["id"], drop["stage"], drop["reason"]) == ("t1", "review", "near-duplicate")
+    assert (drop["id"], drop["stage"], drop["reason"]) == ("t0", "review", "near-duplicate")  # the edited one is a pair
     assert len(list(made.examples())) == 9
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from finetune_pipeline.records import Example
 from finetune_pipeline.review.edits import Edits
 from finetune_pipeline.review.outcome import apply_reviews
@@ -39,4 +41,4 @@ def test_a_row_whose_edit_breaks_the_answer_format_is_dropped_with_the_reason() 
     ]
     fixable = {"x": [verdict(row, "edit", completion=" Delivery ")]}
     kept = apply_reviews([row], fixable, Edits(declared).applied, declared).kept
-    assert kept == (row.with_completion("delivery"),)
+    assert kept == (replace(row.with_completion("delivery"), rejected="refund"),)
