@@ -47,6 +47,7 @@ class Text:
 
     prompt: str
     completion: str
+    rejected: str = ""
 
 
 def chain(store: TaskStore) -> dict[str, Artifact]:
@@ -101,7 +102,7 @@ def masked(entry: Entry) -> Entry:
 
 
 def _masked_text(row: Example) -> Text:
-    return Text(mask(row.prompt)[0], mask(row.completion)[0])
+    return Text(mask(row.prompt)[0], mask(row.completion)[0], mask(row.rejected or "")[0])
 
 
 def _read_row(file: BinaryIO, rows: Offsets, id_: str) -> Example | None:

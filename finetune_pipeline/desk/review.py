@@ -4,7 +4,8 @@
          ?row=9f1c20e4a7b35d68                         this row (back, or to change a verdict)
          ?after=9f1c20e4a7b35d68                       the next one after that row (skip)
          ?row=...&edit=1                               with the form for its answer
-    POST /tasks/support_tickets/review                 row, content_hash, decision, and the answer's fields or a note
+    POST /tasks/support_tickets/review                 row, content_hash, decision, and the answer's fields or a note;
+                                                       decision swap: the rejected answer is the better one
     POST /tasks/support_tickets/review/undo            deletes the reviewer's last verdict
 
 A verdict is valid for exactly the content that was shown: when the data changed meanwhile, nothing is saved, and the
@@ -83,6 +84,8 @@ def _record(request: Request, user: str, task: str, form: FormData) -> Response:
     match text_of(form, "decision"):
         case "edit":
             return _edit(request, session, row, form)
+        case "swap" if row.rejected is not None:
+            return _swap(request, session, row, row.rejected)
         case "approve":
             return _save(request, session, row, "approve", note)
         case "reject":
@@ -110,6 +113,16 @@ def _edit(request: Request, session: ReviewSession, row: Example, form: FormData
     if edited.text == row.completion:
         return _save(request, session, row, "approve", note)
     return _save(request, session, row, "edit", note, edited.text, masked)
+
+
+def _swap(request: Request, session: ReviewSession, row: Example, rejected: str) -> Response:
+    """Save an edit to the rejected answer: the review makes the one that was chosen the rejected one."""
+    edited, masked = _cleaned(session, row, rejected)
+    if not edited.errors:
+        return _save(request, session, row, "edit", "", edited.text, masked)
+    message = f"The rejected answer cannot be learned ({edited.errors[WHOLE]}). Correct the answer, or reject the row."
+    flash(request, "bad", message)
+    return RedirectResponse(f"/tasks/{session.task.name}/review?row={row.id}", 303)
 
 
 def _cleaned(session: ReviewSession, row: Example, text: str) -> tuple[EditedAnswer, bool]:

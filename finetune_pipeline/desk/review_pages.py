@@ -51,6 +51,7 @@ def row_page(
         row=row,
         earlier=earlier_messages(row),
         table=table(row.completion),
+        rejected_table=table(row.rejected or ""),
         invalid=problem(row.completion, session.task.answer),
         form=[] if is_taken else form,
         is_taken=is_taken,

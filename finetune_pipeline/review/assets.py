@@ -150,6 +150,7 @@ def _edit_function(context: StageContext) -> ApplyEdit:
 def _summary(state: Progress, reviewed: ReviewedRows, figures: ReviewFigures) -> dict[str, Json]:
     return {
         "rows": len(reviewed.kept),
+        "pairs": sum(row.rejected is not None for row in reviewed.kept),
         "round": figures.round,
         "reviewed": state.done,
         "right": state.right,

@@ -121,6 +121,24 @@ def test_a_sample_is_reviewed_by_keyboard(browser: Browser, desk_url: str) -> No
     assert all(url.startswith(desk_url) for url in visit.requests)
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_rejected_answer_is_beside_the_chosen_one_or_below_it_on_a_phone(
+    browser: Browser, desk_url: str, width: int
+) -> None:
+    better = example(1).messages[-1].content
+    make("parcels", rows=[replace(example(n), rejected=better) for n in range(30)])
+    visit = Visit(browser, desk_url, viewport={"width": width, "height": 900})
+    page = visit.goto("/tasks/parcels/review")
+    chosen, rejected = (page.locator(f"#{name}").bounding_box() for name in ("chosen", "rejected"))
+    assert chosen and rejected
+    assert (rejected["x"] > chosen["x"] + 100) is (width > 600)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    press(page, "p")
+    page.wait_for_selector("[role=status] >> text=Corrected row 1")
+    assert [(review.decision, review.completion) for review in verdicts()] == [("edit", better)]
+    assert visit.console == []
+
+
 def test_a_held_key_approves_one_row_only(browser: Browser, desk_url: str) -> None:
     make("parcels")
     page = Visit(browser, desk_url).goto("/tasks/parcels/review")

@@ -134,7 +134,13 @@ def test_personal_data_of_raw_rows_is_masked_on_every_page(client: TestClient) -
     """Raw rows contain personal data; the ledger and the quality page show their texts."""
     answer = "Ask for Mr Smith, +44 20 7946 0018, bob.roe@example.com"
     rows = [
-        Example(f"row{n}", (Message("user", f"{PERSONAL} {n}"), Message("assistant", answer)), "shop", f"shop.csv:{n}")
+        Example(
+            f"row{n}",
+            (Message("user", f"{PERSONAL} {n}"), Message("assistant", answer)),
+            "shop",
+            f"shop.csv:{n}",
+            rejected=f"Mail bob.roe@example.com {n}",
+        )
         for n in range(120)
     ]
     _, store = make("parcels", rows=rows, until="data_quality", passed={"data_quality": False})
@@ -158,6 +164,7 @@ def test_personal_data_of_raw_rows_is_masked_on_every_page(client: TestClient) -
         text = client.get(f"/tasks/parcels{path}").text
         assert not [word for word in ("jane.doe", "bob.roe", "7946") if word in text], path
         assert text.count("please write to &lt;EMAIL&gt; or call &lt;PHONE&gt;") >= rows_shown, path
+        assert ("Rejected answer" in text and "Mail &lt;EMAIL&gt;" in text) is path.startswith("/ledger")
 
 
 def test_rows_are_read_by_offset_without_scanning_the_file_again(
@@ -286,7 +293,7 @@ def test_the_ledger_filters_and_pages(client: TestClient) -> None:
     make("parcels", rows=[example(number) for number in range(400)], until="clean_examples")
     sign_in(client)
     all_rows = client.get("/tasks/parcels/ledger").text
-    assert "1 to 50 of 71" in all_rows and "Page 1 of 2" in all_rows and "could not be read" in all_rows
+    assert "1 to 50 of 71" in all_rows and "Page 1 of 2" in all_rows and "dropped when it was read" in all_rows
     assert "51 to 71 of 71" in client.get("/tasks/parcels/ledger?at=2").text
     assert "51 to 71 of 71" in client.get("/tasks/parcels/ledger?at=99").text
     filtered = client.get("/tasks/parcels/ledger?why=contradiction").text

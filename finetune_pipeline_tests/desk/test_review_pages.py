@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from finetune_pipeline.desk.review_session import open_review
 from finetune_pipeline.materialize import open_task
 from finetune_pipeline.records import Example, Message, Review
 from finetune_pipeline.review import verdict_store
+from finetune_pipeline.review.edits import Edits
 from finetune_pipeline.review.rounds import Round
 from finetune_pipeline.store import TaskStore
 
@@ -346,3 +347,56 @@ def test_rows_that_may_conflict_are_reviewed_beside_the_sample(client: TestClien
         text = record_verdict(client, "approve")
     assert "The review is complete" in text and "12 of 12 rows have all their verdicts" in text
     assert "Answers that may conflict" in text
+
+
+def pairs(rejected: str) -> list[Example]:
+    return [replace(example(n), rejected=rejected) for n in range(30)]
+
+
+BETTER = json.dumps({"intent": "question", "priority": "low", "product": None, "order": None})
+
+
+def test_a_rejected_answer_is_shown_beside_the_chosen_one_and_escaped(client: TestClient) -> None:
+    make("parcels", rows=pairs("<script>alert(1)</script> so what?"))
+    sign_in(client)
+    text = client.get(PAGE).text
+    assert "Chosen answer" in text and "Rejected answer" in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; so what?" in text and "<script>alert(1)" not in text
+    edit = client.get(f"{PAGE}?row={example(0).id}&edit=1").text
+    assert "so what?" in edit and "Correct the answer" in edit
+
+
+def test_rows_without_a_preference_speak_of_none(client: TestClient) -> None:
+    make("parcels")
+    sign_in(client)
+    assert "ejected answer" not in client.get(PAGE).text
+    row, data = example(0), {"decision": "swap", "csrf": token(client, PAGE)}
+    assert client.post(PAGE, data={**data, "row": row.id, "content_hash": row.content_hash}).status_code == 400
+
+
+def test_the_rejected_answer_may_be_the_better_one(client: TestClient) -> None:
+    _, store = make("parcels", rows=pairs(BETTER))
+    sign_in(client)
+    assert "Corrected row 1." in record_verdict(client, "swap")
+    (review,) = saved(store)
+    assert (review.decision, review.completion) == ("edit", BETTER)
+    row = pairs(BETTER)[0]
+    edited, _ = Edits(open_task("parcels")[0]).applied(row, review.completion or "")
+    assert (edited.completion, edited.rejected) == (BETTER, row.completion)
+
+
+def test_a_rejected_answer_that_is_not_in_the_format_cannot_be_preferred(client: TestClient) -> None:
+    _, store = make("parcels", rows=pairs("so what?"))
+    sign_in(client)
+    assert "The rejected answer cannot be learned (Invalid answer: invalid JSON" in record_verdict(client, "swap")
+    assert saved(store) == []
+
+
+def test_all_turns_of_a_conversation_are_shown_in_their_order(client: TestClient) -> None:
+    said = [("user", "first question"), ("assistant", "first reply"), ("user", "second question"), ("assistant", "2nd")]
+    turns = (*(Message(role, text) for role, text in said), *example(0).messages)  # type: ignore[arg-type]
+    make("parcels", rows=[replace(example(n), messages=turns) for n in range(30)])
+    sign_in(client)
+    text = client.get(PAGE).text
+    found = [text.index(part) for part in ("first question", "first reply", "second question", "2nd", "wheres my")]
+    assert found == sorted(found)
