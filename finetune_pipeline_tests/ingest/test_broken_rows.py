@@ -30,7 +30,7 @@ def read(path: Path, content: str | bytes, **declared: Any) -> list[str]:
     source = Source(path=str(path), **declared)
     records = list(SourceFile(path.name, source, open_rows(UPath(path)), AnswerFormat()).records())
     for record in records:
-        dumps(record.to_json() if not isinstance(record, Drop) and hasattr(record, "to_json") else str(record)).encode()
+        dumps(record.to_json() if not isinstance(record, Drop) else str(record)).encode()
     assert len({record.id for record in records}) == len(records)
     return [record.reason if isinstance(record, Drop) else record.completion for record in records]
 
