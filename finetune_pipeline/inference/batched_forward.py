@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from finetune_pipeline.errors import ModelError
-from finetune_pipeline.inference.attention import BatchLayout, PrefillSlice, attending
+from finetune_pipeline.inference.attention import attending
+from finetune_pipeline.inference.batch_layout import BatchLayout, PrefillSlice
 from finetune_pipeline.inference.kv_cache import KVCache
-from finetune_pipeline.inference.model_family import HINT, max_sequence_tokens
+from finetune_pipeline.inference.model_family import HINT, max_sequence_tokens, require_supported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,13 +59,13 @@ class ChunkedPrefill:
 
 class BatchedModel:
     """`model`: a transformers causal LM, or peft's wrapper of one, in eval mode; `prefix_ids`: the shared prefix, which
-    is computed in the constructor, with the adapter that is active then."""
+    is computed in the constructor, with the adapter that is active then. ModelError for unsupported architectures."""
 
     def __init__(self, model: Any, prefix_ids: Sequence[int] = ()) -> None:
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._config = self._model.config.get_text_config()
-        weight = next(self._model.parameters())
-        self._device, self._dtype = weight.device, weight.dtype
+        require_supported(self._model.config)
+        self._device = next(self._model.parameters()).device
         self.prefix = list(prefix_ids)
         self.cache = KVCache()
         if self.prefix:
@@ -88,14 +89,12 @@ class BatchedModel:
         ids, positions = [s.token for s in decoding], [s.base + s.own for s in decoding]
         keep, prefills = list(range(len(decoding))), []
         for slot, sequence in enumerate(prefilling, len(decoding)):
-            mask = self._causal_mask(len(sequence.ids), sequence.base) if sequence.base else None
             start, stop = len(ids), len(ids) + len(sequence.ids)
-            prefixed = sequence.base > 0
-            prefills.append(PrefillSlice(slot if sequence.cached else None, start, stop, mask, prefixed))
+            prefills.append(PrefillSlice(slot if sequence.cached else None, start, stop, sequence.base))
             keep += [start + i for i in sequence.keep]
             positions += range(sequence.base, sequence.base + len(sequence.ids))
             ids += sequence.ids
-        return self._forward(self._layout(self.cache, decoding, prefills, max(positions) + 1), ids, positions, keep)
+        return self._forward(self._layout(self.cache, decoding, prefills), ids, positions, keep)
 
     def prefill_chunk(self, prompt: ChunkedPrefill, tokens: int) -> Tensor:
         """Prefill the next `tokens` of a prompt; logits [1, vocabulary] after the last of them."""
@@ -104,9 +103,7 @@ class BatchedModel:
             prompt.cache.prefix = self.cache.prefix
         ids = list(prompt.ids[prompt.done : prompt.done + tokens])
         before = prompt.base + prompt.done
-        mask = self._causal_mask(len(ids), before) if before else None
-        prefills = [PrefillSlice(0, 0, len(ids), mask, prefixed=prompt.base > 0, done=prompt.done)]
-        layout = self._layout(prompt.cache, [], prefills, before + len(ids))
+        layout = self._layout(prompt.cache, [], [PrefillSlice(0, 0, len(ids), prompt.base, prompt.done)])
         logits = self._forward(layout, ids, range(before, before + len(ids)), [len(ids) - 1])
         prompt.done += len(ids)
         return logits
@@ -127,26 +124,14 @@ class BatchedModel:
         self._require_all_layers(layout.layers)
         return logits
 
-    def _layout(
-        self, cache: KVCache, decoding: Sequence[DecodeSequence], prefills: list[PrefillSlice], max_tokens: int
-    ) -> BatchLayout:
+    def _layout(self, cache: KVCache, decoding: Sequence[DecodeSequence], prefills: list[PrefillSlice]) -> BatchLayout:
         import torch
 
-        lengths = torch.tensor([s.own for s in decoding], dtype=torch.long, device=self._device)
-        longest = max((s.own for s in decoding), default=0)
-        shared = len(self.prefix) if self.cache.prefix else 0
-        own = torch.arange(longest + 1, device=self._device)[None] <= lengths[:, None]
-        prefixed = torch.tensor([s.base > 0 for s in decoding], dtype=torch.bool, device=self._device)
-        allowed = torch.cat((prefixed[:, None].expand(-1, shared), own), dim=1)
-        mask = torch.zeros(allowed.shape, dtype=self._dtype, device=self._device)
-        mask.masked_fill_(~allowed, float("-inf"))
-        return BatchLayout(cache, len(decoding), lengths, longest, mask[:, None, None], prefills, max_tokens)
-
-    def _causal_mask(self, tokens: int, before: int) -> Tensor:
-        """Boolean [tokens, before + tokens]: each token attends to all tokens before it, and itself."""
-        import torch
-
-        return torch.ones(tokens, before + tokens, dtype=torch.bool, device=self._device).tril(diagonal=before)
+        bases, lengths = (
+            torch.tensor(numbers, dtype=torch.long, device=self._device)
+            for numbers in ([s.base for s in decoding], [s.own for s in decoding])
+        )
+        return BatchLayout(cache, bases, lengths, max((s.own for s in decoding), default=0), prefills)
 
     def _require_all_layers(self, computed: int) -> None:
         layers = self._config.num_hidden_layers

@@ -55,8 +55,8 @@ class _LongPrompt:
 class Decoder:
     """`model`: a transformers causal LM, or a peft model with LoRA layers, in eval mode.
 
-    ModelError in the first step, before any token, when the architecture is unsupported: attention not through
-    transformers' interface, recurrent layers, soft caps.
+    ModelError, in the constructor or in the first step before any token, when the architecture is unsupported:
+    recurrent layers, attention within chunks, attention not through transformers' interface.
     """
 
     def __init__(

@@ -22,6 +22,11 @@ class KVCache:
         self.slots = 0
         self.capacity = 0
 
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens of the shared prefix."""
+        return int(next(iter(self.prefix.values()))[0].shape[1]) if self.prefix else 0
+
     def reserve(self, slots: int, capacity: int, used: int) -> None:
         """Make room for `slots` sequences of `capacity` own tokens; the first `used` slots keep their content."""
         if used == 0:

@@ -1,7 +1,7 @@
 """What training and decoding require of a model family (Llama, Qwen, …): the module to open to add another family.
 
     parts = decoder_parts(model)                              # its decoder layers, final norm and output head
-    require_plain_attention(module, {"softcap": 50.0}, 300)   # ModelError: Gemma2Attention uses `softcap` …
+    require_supported(model.config)                           # ModelError: layers of the kind linear_attention …
     max_sequence_tokens(model.config)                         # 8192
     within_limit(rows, len, model.config, "rows", report)     # those of at most 8192 tokens
 
@@ -22,10 +22,11 @@ from finetune_pipeline.errors import ModelError
 from finetune_pipeline.records import Reporter
 
 Row = TypeVar("Row")
-FAMILIES = "Llama, Qwen, Mistral, SmolLM, Phi"  # those that the tests cover
+FAMILIES = "Llama, Mistral, Mixtral, Qwen, Gemma, Phi, SmolLM, Granite, OLMo, Cohere, GPT-OSS"  # the tests cover them
 HINT = f"choose a base model of one of these families: {FAMILIES}"
-# Settings that transformers passes to the attention function, and that the attention functions of this project do not
-# compute. Ignoring them would silently compute another model.
+LAYER_TYPES = {"full_attention", "sliding_attention", "dense", "sparse"}  # the last two are kinds of MLPs
+# Settings that transformers passes to the attention function, and that the training's attention does not compute.
+# Ignoring them would silently compute another model.
 UNSUPPORTED_ATTENTION = {"softcap": "soft-capped scores", "s_aux": "attention sinks"}
 
 
@@ -86,14 +87,34 @@ def decoder_parts(model: Any) -> DecoderParts:
     raise ModelError(f"{type(model).__name__} has another layout of modules than {known}", HINT)
 
 
+def require_supported(config: Any) -> None:
+    """ModelError for an architecture whose layers the attention functions of this project do not compute (recurrent
+    layers, attention within chunks, attention to later tokens); read from the configuration, before any weights."""
+    text = config.get_text_config()
+    others = sorted(set(getattr(text, "layer_types", None) or ()) - LAYER_TYPES)
+    if others:
+        raise ModelError(f"{text.model_type} has layers of the kind {others[0]}, which is not supported", HINT)
+    if getattr(text, "use_bidirectional_attention", None) or getattr(text, "is_encoder_decoder", False):
+        raise ModelError(f"{text.model_type} attends to later tokens: it is no causal language model", HINT)
+
+
 def max_sequence_tokens(config: Any) -> int:
-    """The longest sequence in tokens: the model's context, or its attention window where that is shorter."""
+    """The longest sequence in tokens: the model's context. Attention windows do not limit it.
+
+    A model with `longrope` (Phi 3 and 4) rotates all positions otherwise once its batch holds a sequence that is longer
+    than its original context. An answer would depend on the other sequences, and cached keys on what came later, so
+    such a model is used up to its original context.
+    """
     text = config.get_text_config()
     context = int(getattr(text, "max_position_embeddings", None) or 1 << 30)
-    window, layer_types = getattr(text, "sliding_window", None), getattr(text, "layer_types", None)
-    if window is None or (layer_types is not None and "sliding_attention" not in layer_types):
-        return context
-    return min(context, int(window))
+    return min([context, *(int(rope["original_max_position_embeddings"]) for rope in _longropes(text))])
+
+
+def _longropes(text: Any) -> list[Mapping[str, Any]]:
+    """The rotary parameters of a configuration that are of the type `longrope`; some have one set per layer type."""
+    parameters = getattr(text, "rope_parameters", None) or {}
+    candidates = [parameters, *(value for value in parameters.values() if isinstance(value, Mapping))]
+    return [each for each in candidates if each.get("rope_type") == "longrope"]
 
 
 def within_limit(
@@ -124,6 +145,12 @@ def require_plain_attention(module: Any, arguments: Mapping[str, Any], longest: 
             f"a sequence of {longest} tokens is longer than the attention window of {window} tokens of {kind}",
             "shorten prompts or completions, or choose a model that attends to everything",
         )
+
+
+def require_causal(module: Any) -> None:
+    """ModelError for an attention layer that attends to later tokens."""
+    if not getattr(module, "is_causal", True):
+        raise ModelError(f"{type(module).__name__} attends to later tokens", HINT)
 
 
 def require_forwarded(module: Any, name: str, value: object) -> None:

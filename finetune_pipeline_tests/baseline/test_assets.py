@@ -53,13 +53,14 @@ def test_every_variant_answers_every_test_row(
     assert "<svg" in (context.out / "report.html").read_text("utf-8")
 
 
-def test_few_shot_prompts_have_fewer_examples_where_the_attention_window_is_short(
+def test_few_shot_prompts_have_fewer_examples_where_the_context_is_short(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tiny model as a Mistral, whose weights have the same names; its context is much longer than its window."""
-    folder, limit, window = Path(shutil.copytree(tiny_model, tmp_path / "windowed")), 8, 80
+    """The tiny model as a Mistral, whose weights have the same names; its window is no limit."""
+    folder, limit, longest = Path(shutil.copytree(tiny_model, tmp_path / "short")), 8, 80
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}
+    config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 16}
+    config |= {"max_position_embeddings": longest}
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     store, declared = task_store(tmp_path, monkeypatch), color_task(folder)
     declared = declared.model_copy(
@@ -71,7 +72,7 @@ def test_few_shot_prompts_have_fewer_examples_where_the_attention_window_is_shor
     log = AnswerFile(tmp_path / "answers" / "answers.jsonl")
     zero, few = ({id_: row.prompt_tokens for id_, row in log.of(name).items()} for name in request.variants)
     assert len(few) == TEST_ROWS and all(few[id_] > zero[id_] for id_ in zero)
-    assert all(tokens + limit <= window for tokens in few.values())
+    assert all(16 < tokens + limit <= longest for tokens in few.values())
 
 
 def test_a_canceled_job_resumes_after_the_last_whole_line(

@@ -190,18 +190,6 @@ def test_a_model_with_recurrent_layers_is_refused() -> None:
         decoder.step()
 
 
-def test_a_sequence_longer_than_the_attention_window_is_refused() -> None:
-    from transformers import MistralConfig, MistralForCausalLM
-
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = MistralConfig(vocab_size=64, num_key_value_heads=1, head_dim=16, sliding_window=8, **sizes)
-    decoder = Decoder(MistralForCausalLM(config).eval(), {0})
-    decoder.add_request([Request("short", [1, 2, 3], 2)])
-    run(decoder)
-    with pytest.raises(DataError, match="12 prompt tokens and 2 for the answer are more than the limit of 8"):
-        decoder.add_request([Request("long", list(range(1, 13)), 2)])
-
-
 def test_an_error_in_one_sequence_does_not_affect_the_others(loaded: Loaded) -> None:
     def dead_end(answer: Sequence[int]) -> Collection[int] | None:
         return [] if len(answer) == 2 else None

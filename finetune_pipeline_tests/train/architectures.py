@@ -32,6 +32,43 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mistral_window": ("MistralForCausalLM", "MistralConfig", {"sliding_window": 4}),
     "qwen2_moe": ("Qwen2MoeForCausalLM", "Qwen2MoeConfig", EXPERTS | {"shared_expert_intermediate_size": 16}),
     "cohere": ("CohereForCausalLM", "CohereConfig", {"logit_scale": 0.25}),
+    "gemma2_window": (
+        "Gemma2ForCausalLM",
+        "Gemma2Config",
+        HEAD
+        | {"sliding_window": 4, "query_pre_attn_scalar": 1, "attn_logit_softcapping": 2.0}
+        | {"final_logit_softcapping": 3.0},
+    ),
+    "granite_attention": (
+        "GraniteForCausalLM",
+        "GraniteConfig",
+        {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "attention_multiplier": 0.9, "residual_multiplier": 0.3},
+    ),
+    "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", {}),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral_window": (
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+    ),
+    "qwen2_window": (
+        "Qwen2ForCausalLM",
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
+    "phi3_window": ("Phi3ForCausalLM", "Phi3Config", {"sliding_window": 4}),
+    "cohere2": (
+        "Cohere2ForCausalLM",
+        "Cohere2Config",
+        {"logit_scale": 0.25, "sliding_window": 4, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
+    ),
+    "gpt_oss": (
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        HEAD
+        | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4}
+        | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
 }
 
 

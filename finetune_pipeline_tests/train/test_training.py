@@ -87,8 +87,8 @@ def spec_of(family: str, tiny_model: Path, folder: Path, count: int, **sizes: An
     )
 
 
-def test_the_audit_names_the_rows_that_are_longer_than_the_attention_window(tiny_model: Path, tmp_path: Path) -> None:
-    spec = spec_of("mistral_window", tiny_model, tmp_path, count=4, sliding_window=64)
+def test_the_audit_names_the_rows_that_are_longer_than_the_context(tiny_model: Path, tmp_path: Path) -> None:
+    spec = spec_of("mistral_window", tiny_model, tmp_path, count=4, max_position_embeddings=64)
     with pytest.raises(TrainingFailed, match="no row is longer than the model's 64 tokens: 2 rows: row2, row3"):
         job.assemble(spec)
 
