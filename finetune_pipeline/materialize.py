@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import operator
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -196,8 +197,10 @@ def plan(task: Task, store: TaskStore) -> list[Plan]:
 
 
 def declared_values(step: Step, task: Task) -> dict[str, Any]:
-    """The sections of the declaration that change a step's result, as plain values for the manifest."""
-    plain: dict[str, Any] = json.loads(json.dumps({name: _plain(getattr(task, name)) for name in step.config_sections}))
+    """The sections of the declaration, and single settings ("serve.precision"), that change a step's result, as plain
+    values for the manifest."""
+    values = {name: _plain(operator.attrgetter(name)(task)) for name in step.config_sections}
+    plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_pipeline.backends.job_data import JobData
-from finetune_pipeline.config import Task
+from finetune_pipeline.config import Precision, Task
 from finetune_pipeline.models import model_files, model_source
 from finetune_pipeline.records import Artifact, Example, read_jsonl
 from finetune_pipeline.store import StageContext
@@ -25,8 +25,8 @@ ANSWERS = "answers.jsonl"
 
 @dataclass(frozen=True)
 class AnswerRequest(JobData):
-    """`base` and `adapter` are the folders of the model, `split` that of the rows, `partial` that of the answers so
-    far; `max_new_tokens` is the longest answer."""
+    """`base` and `adapter` (what was trained) are the folders of the model, `split` that of the rows, `partial` that of
+    the answers so far; `max_new_tokens` is the longest answer; `precision` that of `serve.precision`."""
 
     base: Path
     adapter: Path | None
@@ -35,6 +35,7 @@ class AnswerRequest(JobData):
     task: Task
     variants: tuple[str, ...]
     max_new_tokens: int
+    precision: Precision = "auto"
 
     def rows(self, split: str) -> list[Example]:
         """The rows of "train" or "test"."""
@@ -62,6 +63,7 @@ def answer_request(
         task=context.task,
         variants=tuple(variants),
         max_new_tokens=max_new_tokens(context, folder),
+        precision=context.task.serve.precision,
     )
 
 

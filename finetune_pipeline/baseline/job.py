@@ -15,16 +15,19 @@ from finetune_pipeline.baseline.variants import CLASSICAL
 from finetune_pipeline.inference.generate import Generation, encode, generate, label_choice
 from finetune_pipeline.inference.loading import Loaded, load
 from finetune_pipeline.inference.model_family import max_sequence_tokens
+from finetune_pipeline.models.device import kind
 from finetune_pipeline.records import Example, Reporter
 
 
 def run(request: AnswerRequest, report: Reporter) -> AnswerCounts:
     """Answer what is not answered yet."""
-    return answer(request, load_model(request), report)
+    return answer(request, load_model(request, report), report)
 
 
-def load_model(request: AnswerRequest) -> Loaded:
-    return load(request.base, request.adapter)
+def load_model(request: AnswerRequest, report: Reporter) -> Loaded:
+    loaded = load(request.base, request.adapter, request.precision)
+    report.log(f"the model computes in {loaded.dtype_name} on the {kind()}")
+    return loaded
 
 
 def answer(request: AnswerRequest, loaded: Loaded, report: Reporter) -> AnswerCounts:

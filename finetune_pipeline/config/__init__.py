@@ -19,7 +19,7 @@ from finetune_pipeline.config.monitor import Monitor
 from finetune_pipeline.config.quality import DeclaredExpectation, Quality
 from finetune_pipeline.config.release import Release
 from finetune_pipeline.config.review import ReviewRules
-from finetune_pipeline.config.serve import OnInvalid, Serve
+from finetune_pipeline.config.serve import OnInvalid, Precision, Serve
 from finetune_pipeline.config.sources import Source
 from finetune_pipeline.config.split import Split
 from finetune_pipeline.config.suitability import Suitability
@@ -40,6 +40,7 @@ __all__ = [
     "Lora",
     "Monitor",
     "OnInvalid",
+    "Precision",
     "Preference",
     "Prompt",
     "Quality",

@@ -29,7 +29,7 @@ SEED = 19  # of the rows whose losses memorization compares
 
 def run(request: EvaluationRequest, report: Reporter) -> AnswerCounts:
     """Answer what is not answered yet, and measure what is declared."""
-    loaded = load_model(request.answers)
+    loaded = load_model(request.answers, report)
     counts = answer(request.answers, loaded, report)
     partial = request.answers.partial
     if request.general:
@@ -43,8 +43,8 @@ def _general(loaded: Loaded, report: Reporter) -> GeneralLosses:
     rows = fitting(loaded, general_ability.conversations(general_ability.prompts()), "general texts", report)
     bf16 = fast_bf16()
     tuned = losses(loaded, rows, "general ability, tuned", report, bf16)
-    with base_only(loaded):
-        return {"base": losses(loaded, rows, "general ability, base", report, bf16), "tuned": tuned}
+    with base_only(loaded) as base:
+        return {"base": losses(base, rows, "general ability, base", report, bf16), "tuned": tuned}
 
 
 def _memorization(loaded: Loaded, request: AnswerRequest, report: Reporter) -> MemorizationLosses:

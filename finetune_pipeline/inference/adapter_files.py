@@ -2,7 +2,7 @@
 
     config = adapter_config(folder)
     with adapter_errors(folder):
-        wrapped = PeftModel(model, config, adapter_name="tuned")
+        wrapped = PeftModel(model, config, adapter_name="tuned", autocast_adapter_dtype=False)
         load_weights(wrapped, "tuned", folder)
 
 A partly loaded adapter would generate answers, and be another model than the one that was trained and evaluated.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.errors import StorageError
+from finetune_pipeline.models.trained_weights import ADAPTER_FILE
 
 HINT = "use it with the base model it was trained on, or train it again"
 
@@ -24,8 +25,10 @@ def adapter_config(folder: Path) -> Any:
     """peft's configuration of the adapter in `folder`, for inference. StorageError when there are no safetensors."""
     from peft import PeftConfig
 
-    if not (folder / "adapter_model.safetensors").exists():
-        raise StorageError(f"{folder} holds no adapter_model.safetensors", "train the adapter again")
+    if not (folder / ADAPTER_FILE).exists():
+        pickled = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
+        why = f", only {pickled}: pickle, which runs code when it is opened" if pickled else ""
+        raise StorageError(f"{folder} holds no {ADAPTER_FILE}{why}", "train the adapter again")
     with adapter_errors(folder):
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
@@ -33,18 +36,27 @@ def adapter_config(folder: Path) -> Any:
 
 
 def load_weights(wrapped: Any, name: str, folder: Path) -> None:
-    """Load the weights in `folder` into the adapter `name` of peft's model. StorageError unless all of them fit and
-    none is missing."""
-    result = wrapped.load_adapter(str(folder), name, is_trainable=False)
+    """Load the weights in `folder` into the adapter `name` of peft's model, in the dtype of the base model's weights.
+    StorageError unless all of them fit, none is missing, and all are finite."""
+    import torch
+
+    result = wrapped.load_adapter(str(folder), name, is_trainable=False, autocast_adapter_dtype=False)
     mismatched = [*result.missing_keys, *result.unexpected_keys]
     if mismatched:
         raise StorageError(f"the adapter in {folder} fits its base model only in part: {mismatched[0]} …", HINT)
+    for key, weight in wrapped.named_parameters():
+        if f".{name}." in f"{key}." and not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
+            raise StorageError(f"the adapter in {folder} has weights that are not finite, in {key}", "train it again")
 
 
 @contextmanager
 def adapter_errors(folder: Path) -> Iterator[None]:
-    """A block that reads the adapter in `folder`: what peft raises becomes StorageError."""
+    """A block that reads the adapter in `folder`: what peft and safetensors raise becomes StorageError."""
+    from safetensors import SafetensorError
+
     try:
         yield
+    except SafetensorError as error:
+        raise StorageError(f"the adapter in {folder} is damaged: {error}", "train the adapter again") from error
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise StorageError(f"the adapter in {folder} does not fit its base model: {error}", HINT) from error

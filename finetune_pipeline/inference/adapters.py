@@ -21,7 +21,7 @@ from finetune_pipeline.inference.weight_layout import column_major
 
 
 class Adapters:
-    """`model`: a transformers causal LM in eval mode, in fp32."""
+    """`model`: a transformers causal LM in eval mode."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -46,7 +46,7 @@ class Adapters:
         try:
             with adapter_errors(folder):
                 if self._peft is None:
-                    self._peft = PeftModel(self._model, config, adapter_name=name)
+                    self._peft = PeftModel(self._model, config, adapter_name=name, autocast_adapter_dtype=False)
                 load_weights(self._peft, name, folder)
         except StorageError:
             self._forget(name)

@@ -47,6 +47,15 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], add_generation
     return text
 
 
+def require_template(tokenizer: Any, source: str) -> None:
+    """ModelError when the tokenizer from `source` has no chat template."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError(
+            f"{source} has no chat template, so the format of its prompts is unknown",
+            "choose an instruct model, or put a chat_template.jinja into the folder",
+        )
+
+
 def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Ids of the end-of-turn tokens: the tokenizer's `eos_token` and those of the model's generation config. ModelError
     when there is none."""

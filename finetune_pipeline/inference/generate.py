@@ -17,12 +17,14 @@ from typing import Any
 
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.errors import DataError
+from finetune_pipeline.inference.cache_budget import cache_tokens
 from finetune_pipeline.inference.chat_template import render
 from finetune_pipeline.inference.decoder import Decoder, Request, Token
 from finetune_pipeline.inference.label_choice import LabelChoice
 from finetune_pipeline.inference.loading import Loaded
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.inference.stopping import StopRule, final
+from finetune_pipeline.models import device
 from finetune_pipeline.records import SILENT, Answer, Reporter
 
 Messages = Sequence[Mapping[str, str]]
@@ -62,8 +64,10 @@ def generate(
     if not ids:
         return []
     prefix = common_prefix(list(ids.values()))
-    decoder = Decoder(loaded.model, loaded.eos_ids, prefix, settings.batch_size, PREFILL_TOKENS)
     requests = _requests(loaded, ids, spec, settings, choice)
+    longest = len(requests[0].prompt_ids) + settings.max_new_tokens
+    cached = cache_tokens(loaded.model, longest)
+    decoder = Decoder(loaded.model, loaded.eos_ids, prefix, settings.batch_size, PREFILL_TOKENS, cached)
     decoder.add_request(requests)
     collector = _AnswerCollector(loaded, {key: len(tokens) for key, tokens in ids.items()}, spec, settings, choice)
     remaining = _RemainingTime([len(request.prompt_ids) - len(prefix) for request in requests], settings.max_new_tokens)
@@ -71,7 +75,7 @@ def generate(
     while decoder.running or decoder.waiting:
         report.alive()
         start = time.perf_counter()
-        tokens = decoder.step()
+        tokens = _step(decoder)
         completed = collector.add(tokens, time.perf_counter() - start)
         for answer in completed:
             on_answer(answer)
@@ -82,6 +86,17 @@ def generate(
             settings.variant, done + count, done + len(ids), **{name: round(each, 4) for name, each in figures.items()}
         )
     return collector.answers
+
+
+def _step(decoder: Decoder) -> list[Token]:
+    """A step of the decoder. ModelError when the device has no memory left."""
+    try:
+        return decoder.step()
+    except (RuntimeError, MemoryError) as error:
+        if device.out_of_memory(error):
+            hint = "lower `evaluate.batch_size`, or use a device with more memory"
+            raise device.memory_error(f"answering {decoder.running} prompts at once", hint) from error
+        raise
 
 
 def _requests(

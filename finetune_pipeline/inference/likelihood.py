@@ -73,9 +73,9 @@ def _batch_losses(model: BatchedModel, rows: list[tuple[list[int], list[int]]]) 
         first = len(prompt) - base - 1  # the index whose logits predict the first token of the completion
         ids = (prompt + completion)[base:-1]
         sequences.append(PrefillSequence(ids, base, range(first, first + len(completion)), cached=False))
-    targets = torch.tensor([token for _, completion in rows for token in completion])
-    logits = model([], sequences).float().cpu()
-    token_losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    logits = model([], sequences).float()
+    targets = torch.tensor([token for _, completion in rows for token in completion], device=logits.device)
+    token_losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").cpu()
     return [float(row.mean()) for row in token_losses.split([len(completion) for _, completion in rows])]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from finetune_pipeline.backends import worker
 from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.errors import ModelError
+from finetune_pipeline.models.finite_weights import require_finite
 from finetune_pipeline.models.model_files import writing
 from finetune_pipeline.records import Reporter
 
@@ -59,9 +60,7 @@ def run(spec: ConversionSpec, report: Reporter) -> ConversionResult:
             f"{source} cannot be read as a GGUF model: {error}",
             "check that the file is complete and of an architecture that transformers knows, or use safetensors",
         ) from error
-    broken = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
-    if broken:
-        raise ModelError(f"{source} has weights that are not finite, in {broken[0]}", "download the file again")
+    require_finite(model, source)
     report.alive()
     with writing(folder):
         shutil.rmtree(folder)  # only now, holding the compute lock: the job of a killed run may have written here

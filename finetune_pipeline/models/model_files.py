@@ -26,17 +26,10 @@ def check(folder: Path) -> None:
     """ModelError unless the folder has config, safetensors, tokenizer and chat template, and no Python code."""
     if not (folder / "config.json").exists():
         raise ModelError(f"{folder} holds no model: it has no config.json", "check `base.path` in task.yaml")
+    check_safe(folder)
     if not list(folder.glob("*.safetensors")):
-        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-        why = (
-            f"only {', '.join(pickles)}: pickle, which runs code when it is opened" if pickles else "no weights at all"
-        )
-        raise ModelError(f"{folder} holds no safetensors weights, {why}", "convert the weights to safetensors first")
-    config = _read(folder / "config.json")
-    if "auto_map" in config:
         raise ModelError(
-            f"{folder} brings code of its own (auto_map in config.json), which is never executed",
-            "choose a base model whose architecture is part of transformers",
+            f"{folder} holds no safetensors weights, no weights at all", "convert the weights to safetensors first"
         )
     if not (folder / "tokenizer.json").exists():
         raise ModelError(f"{folder} has no tokenizer.json", "save its tokenizer with the current transformers")
@@ -45,6 +38,23 @@ def check(folder: Path) -> None:
             f"{folder} has no chat template, so the format of its prompts is unknown",
             "choose an instruct model, or put a chat_template.jinja into the folder",
         )
+
+
+def check_safe(folder: Path) -> None:
+    """ModelError for what would run code when it is opened: weights that are only pickled, or Python in the folder."""
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    if pickles and not list(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder} holds no safetensors weights, only {', '.join(pickles)}: pickle, which runs code when it is "
+            "opened",
+            "convert the weights to safetensors first",
+        )
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).exists() and "auto_map" in _read(folder / name):
+            raise ModelError(
+                f"{folder} brings code of its own (auto_map in {name}), which is never executed",
+                "choose a base model whose architecture is part of transformers",
+            )
 
 
 def _read(path: Path) -> dict[str, Any]:

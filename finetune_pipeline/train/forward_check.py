@@ -23,7 +23,7 @@ from typing import Any
 
 from finetune_pipeline.errors import ModelError
 from finetune_pipeline.inference.model_family import HINT
-from finetune_pipeline.models.device import free_cache
+from finetune_pipeline.models.device import release_memory
 from finetune_pipeline.records import SILENT, Reporter
 from finetune_pipeline.train.forward import Forward, without_dropout
 from finetune_pipeline.train.packing import PackedForward
@@ -74,7 +74,7 @@ def difference(model: Any, weights: Mapping[str, Any], make: Any, rows: Sequence
     try:
         return _compare(model, weights, make, rows, in_fp32=True)
     except torch.OutOfMemoryError:
-        free_cache()
+        release_memory()
     return _compare(model, weights, make, rows, in_fp32=False)
 
 

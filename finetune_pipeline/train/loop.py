@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import JobCanceled, TrainingFailed
-from finetune_pipeline.models.device import autocast, free_cache, out_of_memory
+from finetune_pipeline.models.device import autocast, release_memory, out_of_memory
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.train import checkpoint
 from finetune_pipeline.train.checkpoint import HistoryLine, TrainingState
@@ -125,7 +125,7 @@ class Loop:
                     raise
             for weight in self.weights.values():
                 weight.grad = None
-            free_cache()
+            release_memory()
             parts = self.forward.micro_batches(batch, state.max_tokens)
             if len(parts) == len(batch):
                 longest = max(batch, key=lambda row: row.tokens)

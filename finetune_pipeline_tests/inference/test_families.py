@@ -17,6 +17,7 @@ from finetune_pipeline.inference.decoder import Decoder, Request
 from finetune_pipeline.inference.likelihood import losses
 from finetune_pipeline.inference.loading import Loaded
 from finetune_pipeline.inference.model_family import max_sequence_tokens, require_supported
+from finetune_pipeline.inference.sampling import choose
 from finetune_pipeline_tests.train.architectures import FAMILIES, tiny
 
 NEW = 9
@@ -68,12 +69,11 @@ def decoded(
     import torch
 
     rows: dict[str, list[Any]] = {}
-    original = decoder_module.choose
 
     def recorded(logits: Any, sequences: Any) -> Any:
         for row, sequence in zip(logits, sequences, strict=True):
             rows.setdefault(sequence.request.id, []).append(row.clone())
-        return original(logits, sequences)
+        return choose(logits, sequences)
 
     monkeypatch.setattr(decoder_module, "choose", recorded)
     decoder = Decoder(model, {-1}, prefix, max_sequences=4, prefill_tokens=16, chunk_tokens=chunk)

@@ -1,0 +1,91 @@
+"""Load the weights of one model folder for generation: the declared base model, the same in 4 bits, or a trained one.
+
+    model, tokenizer = read_model(folder, torch.float32, quantized=True)
+    with base_errors(folder):                           # what loading raises becomes ModelError, with a hint
+        …
+
+Everything that can be known from the small files is checked before the weights are read: Python code in the folder,
+pickled weights, kinds of layers that are not supported, a missing chat template. Afterwards no weight may be missing
+(transformers would fill it with random numbers and warn) or not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_pipeline.errors import ModelError
+from finetune_pipeline.inference.chat_template import require_template
+from finetune_pipeline.inference.model_family import require_supported
+from finetune_pipeline.models import device
+from finetune_pipeline.models.finite_weights import require_finite
+from finetune_pipeline.models.model_files import check_safe
+from finetune_pipeline.models.quantization import keep_exact, nf4_config
+from finetune_pipeline.store import models_folder
+
+if TYPE_CHECKING:
+    import torch
+
+MEMORY_HINT = "choose a smaller base model or a larger device, or train with qlora, which holds it in 4 bits"
+
+
+def read_model(folder: Path, dtype: torch.dtype, quantized: bool) -> tuple[Any, Any]:
+    """The model on the device, in eval mode, and its tokenizer. `quantized`: linear layers in 4 bits, as in training.
+
+    ModelError when it cannot be read, is unsafe, unsupported, incomplete, not finite, or larger than the memory.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    with base_errors(folder):
+        check_safe(folder)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        require_supported(config)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        require_template(tokenizer, str(folder))
+        settings: dict[str, Any] = {"quantization_config": nf4_config(dtype)} if quantized else {}
+        if device.kind() == "cuda":  # read straight into its memory
+            settings["device_map"] = {"": device.kind()}
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **settings,
+        )
+        _require_complete(folder, found)
+    if quantized:
+        keep_exact(model)
+    require_finite(model, folder)
+    return model.eval(), tokenizer
+
+
+def _require_complete(folder: Path, found: dict[str, Any]) -> None:
+    missing = sorted(str(each) for name in ("missing_keys", "mismatched_keys") for each in found.get(name) or ())
+    if missing:
+        raise ModelError(
+            f"the weights in {folder} lack {len(missing)} tensors of the model, or have others, such as {missing[0]}",
+            "get the model's files again",
+        )
+
+
+@contextmanager
+def base_errors(base: Path) -> Iterator[None]:
+    """A block that loads the base model in the folder `base`: what transformers and safetensors raise for missing,
+    damaged or unknown files becomes ModelError, and so does memory that is too small."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        hint = "put its files back, or choose another base model"
+        if base.is_relative_to(models_folder()):
+            hint = f"delete the folder {base} and run again: it is converted or downloaded again"
+        raise ModelError(f"the base model in {base} cannot be loaded: {error}", hint) from error
+    except (RuntimeError, MemoryError) as error:
+        if device.out_of_memory(error):
+            raise device.memory_error(f"the model in {base}", MEMORY_HINT) from error
+        raise
