@@ -116,7 +116,7 @@ def make_route(store: TaskStore, version: Version, artifacts: VersionArtifacts, 
         adapter=version.adapter,
         engine=engine,
         system=system,
-        prefix_ids=prefix_of(engine, system),
+        prefix_ids=prefix_of(engine.tokenizer, system),
         answer=artifacts.answer,
         on_invalid=version.on_invalid,
         log_text=version.log_text,
@@ -125,13 +125,13 @@ def make_route(store: TaskStore, version: Version, artifacts: VersionArtifacts, 
     )
 
 
-def prefix_of(engine: Engine, system: str) -> tuple[int, ...]:
+def prefix_of(tokenizer: Any, system: str) -> tuple[int, ...]:
     """The token ids that all prompts with this system prompt begin with. Empty without a system prompt."""
     if not system:
         return ()
     system_message = {"role": "system", "content": system}
     chats = [[system_message, {"role": "user", "content": user}] for user in ("a", "Z")]
-    return tuple(common_prefix([encode(engine.tokenizer, chat) for chat in chats]))
+    return tuple(common_prefix([encode(tokenizer, chat) for chat in chats]))
 
 
 def _declared(artifact: Artifact, *sections: str) -> dict[str, Any]:
