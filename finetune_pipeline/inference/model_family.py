@@ -6,9 +6,9 @@
     within_limit(rows, len, model.config, "rows", report)     # those of at most 8192 tokens
 
 Nothing else depends on the family: LoRA targets are found in the modules (train/adapter.py), attention goes through
-transformers' `AttentionInterface` (inference/attention.py, train/packed_attention.py), and before its first step a
+transformers' `AttentionInterface` (inference/attention.py, train/tree_attention.py), and before its first step a
 training compares loss and gradients with the model's own forward pass (train/forward_check.py), so that an architecture
-that computes something else is refused, not trained wrongly.
+that computes something else is trained on padded rows, not wrongly.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ Row = TypeVar("Row")
 FAMILIES = "Llama, Mistral, Mixtral, Qwen, Gemma, Phi, SmolLM, Granite, OLMo, Cohere, GPT-OSS"  # the tests cover them
 HINT = f"choose a base model of one of these families: {FAMILIES}"
 LAYER_TYPES = {"full_attention", "sliding_attention", "dense", "sparse"}  # the last two are kinds of MLPs
-# Settings that transformers passes to the attention function, and that the training's attention does not compute.
-# Ignoring them would silently compute another model.
-UNSUPPORTED_ATTENTION = {"softcap": "soft-capped scores", "s_aux": "attention sinks"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,23 +125,6 @@ def within_limit(
         skipped = len(rows) - len(kept)
         report.log(f"{skipped} of {len(rows)} {what} are skipped: longer than the model's {limit} tokens")
     return kept
-
-
-def require_plain_attention(module: Any, arguments: Mapping[str, Any], longest: int) -> None:
-    """ModelError for attention that is not plain: unsupported arguments, or a window shorter than `longest` tokens.
-
-    `arguments`: the keyword arguments that transformers passes to the attention function of `module`.
-    """
-    kind = type(module).__name__
-    for name, meaning in UNSUPPORTED_ATTENTION.items():
-        if arguments.get(name) is not None:
-            raise ModelError(f"{kind} uses `{name}` ({meaning}), which is not supported", HINT)
-    window = arguments.get("sliding_window")
-    if window is not None and longest > window:
-        raise ModelError(
-            f"a sequence of {longest} tokens is longer than the attention window of {window} tokens of {kind}",
-            "shorten prompts or completions, or choose a model that attends to everything",
-        )
 
 
 def require_causal(module: Any) -> None:

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.backends import worker
-from finetune_pipeline.backends.peak_memory import PeakMemory
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import TrainingFailed
 from finetune_pipeline.inference.model_family import max_sequence_tokens, within_limit
 from finetune_pipeline.inference.prefix import common_prefix
-from finetune_pipeline.models.device import name_of, uses_bf16
+from finetune_pipeline.models.device import PeakDeviceMemory, name_of, uses_bf16
 from finetune_pipeline.records import SILENT, Example, Reporter, read_jsonl, write_jsonl
 from finetune_pipeline.train import checkpoint, forward_check
 from finetune_pipeline.train.audit import Audit, audit
@@ -40,7 +39,7 @@ from finetune_pipeline.train.validation import scorer
 
 def run(spec: TrainingSpec, report: Reporter) -> TrainingResult:
     """Train one adapter. TrainingFailed, ModelError, StorageError; JobCanceled after a checkpoint."""
-    with PeakMemory() as peak:
+    with PeakDeviceMemory() as peak:
         result = _train(spec, report)
     result = replace(result, peak_mb=round(peak.mb))
     (spec.out / "training.json").write_text(json.dumps(result.to_json(), indent=1), "utf-8")

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import JobCanceled, TrainingFailed
-from finetune_pipeline.models.device import autocast, release_memory, out_of_memory
+from finetune_pipeline.models.device import autocast, out_of_memory, release_memory
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.train import checkpoint
 from finetune_pipeline.train.checkpoint import HistoryLine, TrainingState

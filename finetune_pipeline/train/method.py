@@ -15,21 +15,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.config import Train
+from finetune_pipeline.inference.base_weights import read_model
 from finetune_pipeline.inference.chat_template import end_ids
-from finetune_pipeline.inference.loading import base_errors
 from finetune_pipeline.inference.model_family import decoder_parts
 from finetune_pipeline.models.device import kind, uses_bf16
 from finetune_pipeline.models.model_files import writing
-from finetune_pipeline.models.quantization import keep_exact, nf4_config
+from finetune_pipeline.models.trained_weights import Method, write_method
 from finetune_pipeline.train.adapter import save_adapter, with_adapter
-
-WEIGHTS = "weights.json"
 
 
 @dataclass(frozen=True)
@@ -43,20 +40,14 @@ class Base:
 
 
 def load_base(folder: Path, rules: Train) -> Base:
-    """Load the base model for training, on the device. ModelError when it cannot be loaded."""
+    """Load the base model for training, on the device. ModelError when it cannot be used (base_weights.py)."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig
 
     bf16 = uses_bf16(rules.precision)
     dtype = torch.bfloat16 if bf16 and rules.method != "full" else torch.float32
-    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
-    if rules.method == "qlora":
-        options |= {"quantization_config": nf4_config(dtype), "device_map": {"": kind()}}
-    with base_errors(folder):
-        own = AutoConfig.from_pretrained(folder, local_files_only=True).dtype or torch.float32
-        model = AutoModelForCausalLM.from_pretrained(folder, **options)
-        keep_exact(model)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model, tokenizer = read_model(folder, dtype, quantized=rules.method == "qlora")
+    own = AutoConfig.from_pretrained(folder, local_files_only=True).dtype or torch.float32
     return Base(model if rules.method == "qlora" else model.to(kind()), tokenizer, end_ids(model, tokenizer), own)
 
 
@@ -66,7 +57,7 @@ class Trainable:
     tensors by name; `wrapped`: peft's wrapper, None for full weights; `initial`: the weights before training, where
     peft needs them to save (adapter.py); `dtype`: the type that full weights are saved in."""
 
-    method: str
+    method: Method
     model: Any
     weights: dict[str, Any]
     wrapped: Any
@@ -82,7 +73,7 @@ class Trainable:
             with writing(out):
                 self._save_model(out)
                 tokenizer.save_pretrained(out)
-        (out / WEIGHTS).write_text(json.dumps({"method": self.method, "base": base_id}) + "\n", "utf-8")
+        write_method(out, self.method)
 
     def round(self) -> None:
         """Round full weights to the type they are saved in, so that the last validation measures what is saved."""

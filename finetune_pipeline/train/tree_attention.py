@@ -16,7 +16,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune_pipeline.inference.model_family import require_forwarded
+from finetune_pipeline.inference.model_family import require_causal, require_forwarded
 from finetune_pipeline.train.tree import PackedTree
 
 ATTENTION = "finetune_tree"
@@ -115,6 +115,7 @@ def tree_attention(
     ModelError when the model does not pass `tree` on, ValueError for an argument whose meaning is unknown.
     """
     require_forwarded(module, "tree", tree)
+    require_causal(module)
     assert tree is not None  # noqa: S101 (for mypy)
     unknown = sorted(name for name, given in arguments.items() if given is not None and name not in KNOWN)
     if unknown:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_pipeline.config import Lora, Train
+from finetune_pipeline.inference.loading import load
 from finetune_pipeline.records import SILENT
 from finetune_pipeline.train import checkpoint, forward_check
 from finetune_pipeline.train.loop import Loop
@@ -91,16 +92,5 @@ def test_trained_saved_and_loaded(
     ids = torch.tensor([ROWS[0].prompt])
     with torch.no_grad():
         expected = (trainable.wrapped or trainable.model)(input_ids=ids).logits
-        loaded = reloaded(bases[family], tmp_path / "out", rules)(input_ids=ids).logits
+        loaded = load(bases[family], tmp_path / "out").model(input_ids=ids).logits
         torch.testing.assert_close(loaded, expected, rtol=1e-5, atol=1e-6)
-
-
-def reloaded(base: Path, folder: Path, rules: Train) -> Any:
-    """The model as evaluation loads it."""
-    from transformers import AutoModelForCausalLM
-
-    from finetune_pipeline.inference.loading import attach
-
-    if rules.method == "full":
-        return AutoModelForCausalLM.from_pretrained(folder).eval()
-    return attach(load_base(base, rules).model, folder).eval()
