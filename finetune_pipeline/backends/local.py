@@ -8,31 +8,26 @@ to `<folder>/output.log`. These are files, not pipes, so that they remain when t
 
 from __future__ import annotations
 
-import errno
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psutil
 
-from finetune_pipeline import errors
-from finetune_pipeline.backends.events import ErrorEvent, Event, LogEvent, ProgressEvent, ResultEvent, from_line
+from finetune_pipeline.backends.devices import DEVICE, VARIABLE
+from finetune_pipeline.backends.follow import follow
 from finetune_pipeline.backends.job_data import JobData
+from finetune_pipeline.backends.job_files import JobFiles
 from finetune_pipeline.backends.progress import GRACE_SECONDS, while_active
 from finetune_pipeline.records import Reporter
-from finetune_pipeline.store import storage_error
 
 Result = TypeVar("Result", bound=JobData)
-POLL_SECONDS = 0.2
-FULL_BYTES = 2**20
 # By default, glibc returns every large block to the system and faults it in again page by page: an elementwise product
 # of 4 MB matrices took three times as long. This keeps the memory, in huge pages. Other allocators ignore the settings.
 ALLOCATOR = {
@@ -47,39 +42,71 @@ SPIN_COUNT = "1000"
 
 
 def run(
-    module: str, spec: JobData, returns: type[Result], folder: Path, report: Reporter, threads: int | None = None
+    module: str,
+    spec: JobData,
+    returns: type[Result],
+    folder: Path,
+    report: Reporter,
+    threads: int | None = None,
+    device: str = "auto",
 ) -> Result:
     """Start `python -m module <folder>/job.json <our pid>`, pass its events to `report`, and return its result.
 
     Raises the error that the job raised (a class of errors.py), or TrainingFailed with the end of its output when the
     process died. Any exception here, such as a canceled run, ends the whole process group: TERM, then KILL for
-    processes that have become inactive.
+    processes that have become inactive. `device`: as in the declaration (config/backend.py).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "job.json").write_text(json.dumps(spec.to_json(), ensure_ascii=False), "utf-8")
-    events, log = folder / "events.jsonl", folder / "output.log"
-    for file in (events, log):
-        file.unlink(missing_ok=True)  # new files: the job of a killed run may still append to the old ones
-    events.touch()
-    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as output:  # private: it may contain rows
+    files = JobFiles(folder)
+    files.prepare(spec.to_json())
+    environment = {**ALLOCATOR, **job_environment(threads), DEVICE: device}
+    if device == "cpu":
+        environment[VARIABLE] = ""
+    job = start([module, str(files.description)], files, environment)
+    try:
+        return returns.from_json(follow(job, files, report))
+    finally:
+        job.end()
+
+
+def start(module: Sequence[str], files: JobFiles, environment: Mapping[str, str]) -> LocalJob:
+    """`python -m <module and its arguments> <our pid>` as a process group, its output in the job's folder."""
+    with files.output.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, str(folder / "job.json"), str(os.getpid())],
+            [sys.executable, "-m", *module, str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**ALLOCATOR, **job_environment(threads)},
+            env=dict(environment),
             start_new_session=True,
         )
-    try:
-        return returns.from_json(_follow(process, events, log, report))
-    finally:
-        end_group(process)
+    return LocalJob(process)
 
 
-def job_environment(threads: int | None = None) -> dict[str, str]:
-    """The environment of a process that computes: `threads` threads (default: $OMP_NUM_THREADS, or one per physical
-    core), short spinning, no progress bars, no telemetry, no access to the Hugging Face Hub."""
-    cores = str(threads or os.environ.get("OMP_NUM_THREADS") or psutil.cpu_count(logical=False) or os.cpu_count() or 1)
+@dataclass(frozen=True)
+class LocalJob:
+    """A process group on this machine (follow.Started)."""
+
+    process: subprocess.Popen[bytes]
+
+    def ended(self) -> int | None:
+        return self.process.poll()
+
+    def end(self) -> None:
+        end_group(self.process)
+
+    def kill(self) -> None:
+        """SIGKILL to the group; no error when it has ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def job_environment(threads: int | None = None, processes: int = 1) -> dict[str, str]:
+    """The environment of a process that computes: `threads` threads (default: $OMP_NUM_THREADS, or its share of the
+    physical cores, of which `processes` use as many each), short spinning, no progress bars, no telemetry, no access
+    to the Hugging Face Hub."""
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    cores = str(threads or os.environ.get("OMP_NUM_THREADS") or max(1, physical // processes))
     quiet = {
         "OMP_NUM_THREADS": cores,
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT),
@@ -92,53 +119,6 @@ def job_environment(threads: int | None = None) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
     }
     return {**os.environ, **quiet}
-
-
-def _follow(process: subprocess.Popen[bytes], events: Path, output: Path, report: Reporter) -> dict[str, Any]:
-    result: dict[str, Any] | None = None
-    failure: errors.FinetuneError | None = None
-    for event in _events(process, events, report):
-        match event:
-            case LogEvent():
-                report.log(event.text)
-            case ProgressEvent():
-                report.progress(event.what, event.done, event.total, **event.figures)
-            case ResultEvent():
-                result = event.result
-            case ErrorEvent():
-                failure = getattr(errors, event.type)(event.message, event.hint)
-    if failure is not None:
-        raise failure
-    if process.returncode != 0 or result is None:
-        raise _error_without_event(process.returncode, output)
-    return result
-
-
-def _events(process: subprocess.Popen[bytes], path: Path, report: Reporter) -> Iterator[Event]:
-    """The events in the order in which the job writes them, until it has ended. Calls `report.alive` every second."""
-    with path.open(encoding="utf-8") as file:
-        partial, ended, checked = "", False, 0.0
-        while True:
-            *lines, partial = (partial + file.read()).split("\n")
-            yield from filter(None, map(from_line, lines))
-            if ended:
-                return
-            if time.monotonic() - checked > 1:
-                checked = time.monotonic()
-                report.alive()
-            ended = process.poll() is not None  # read once more: events written just before the end
-            if not ended and not lines:
-                time.sleep(POLL_SECONDS)
-
-
-def _error_without_event(code: int, output: Path) -> errors.FinetuneError:
-    """The error of a job that ended without an error event. On a full disk it could write neither event nor output."""
-    if shutil.disk_usage(output.parent).free < FULL_BYTES:
-        return storage_error(OSError(errno.ENOSPC, ""), str(output.parent))
-    return errors.TrainingFailed(
-        f"the job ended with {_exit_status(code)} and no result; its last lines:\n{_tail(output)}",
-        f"read the whole output in {output}, and run again: finished work is kept",
-    )
 
 
 def end_group(process: subprocess.Popen[bytes], grace: float | None = None) -> None:
@@ -154,17 +134,19 @@ def end_group(process: subprocess.Popen[bytes], grace: float | None = None) -> N
     except ProcessLookupError:
         pass
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        LocalJob(process).kill()
 
 
-def _exit_status(code: int) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"{name} (out of memory?)" if name == "SIGKILL" else name
-    return f"exit code {code}"
+def descendants(pid: int) -> list[psutil.Process]:
+    """The processes that the process started, and theirs; none when it has ended."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
-def _tail(path: Path, lines: int = 15) -> str:
-    return "\n".join(path.read_text("utf-8", "replace").splitlines()[-lines:])
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL to each; psutil sends none to a process that was given the id of one that has ended."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

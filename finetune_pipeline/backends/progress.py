@@ -60,22 +60,26 @@ def until(
     return result
 
 
-def while_active(pid: int, grace: float, pause: float, ended: Callable[[], bool] = lambda: False) -> None:
-    """Wait until the process has `ended`, or was inactive for `grace` seconds; checks every `pause` seconds."""
-    last, since = activity(pid, GRACE_CPU_SECONDS), time.monotonic()
+def while_active(
+    pid: int, grace: float, pause: float, ended: Callable[[], bool] = lambda: False, own: bool = True
+) -> None:
+    """Wait until the process has `ended`, or was inactive for `grace` seconds; checks every `pause` seconds. Without
+    `own`, the activity is that of its descendants alone."""
+    last, since = activity(pid, GRACE_CPU_SECONDS, own), time.monotonic()
     while not ended() and time.monotonic() - since < grace:
         time.sleep(pause)
-        if (current := activity(pid, GRACE_CPU_SECONDS)) != last:
+        if (current := activity(pid, GRACE_CPU_SECONDS, own)) != last:
             last, since = current, time.monotonic()
 
 
-def activity(pid: int, cpu: float | None = None) -> tuple[int, int]:
+def activity(pid: int, cpu: float | None = None, own: bool = True) -> tuple[int, int]:
     """A measure that changes while a process and its descendants work: their processor time in units of `cpu` seconds
-    (default: CPU_SECONDS), and the bytes they read and wrote in units of 16 MB. (-1, -1) when the process has ended."""
+    (default: CPU_SECONDS), and the bytes they read and wrote in units of 16 MB. (-1, -1) when the process has ended.
+    Without `own`, the descendants alone: of a process that polls, as torch's elastic agent does."""
     unit = CPU_SECONDS if cpu is None else cpu
     seconds, transferred = 0.0, 0
     try:
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        family = [*([psutil.Process(pid)] if own else []), *psutil.Process(pid).children(recursive=True)]
     except psutil.Error:
         return -1, -1
     for process in family:

@@ -10,6 +10,7 @@ the servers from the environment: they depend on the machine, not on the task.
 
 from finetune_pipeline.config.answer import AnswerFormat, FormatName, Prompt
 from finetune_pipeline.config.automation import Automation
+from finetune_pipeline.config.backend import Backend
 from finetune_pipeline.config.base import Base
 from finetune_pipeline.config.baseline import Baseline
 from finetune_pipeline.config.clean import Clean
@@ -30,6 +31,7 @@ __all__ = [
     "TASK_NAME",
     "AnswerFormat",
     "Automation",
+    "Backend",
     "Base",
     "Baseline",
     "Clean",

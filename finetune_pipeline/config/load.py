@@ -9,7 +9,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from finetune_pipeline.config.task import Task
 from finetune_pipeline.config.task_yaml import MAX_BYTES, parse
@@ -23,9 +23,14 @@ def task_from(raw: Any, where: str) -> Task:
     try:
         return Task.model_validate(raw)
     except ValidationError as error:
-        problems = tuple(_problem(e) for e in error.errors() if not _is_consequence(e))
+        problems = problems_of(error, Task)
         count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise DeclarationError(f"{where} has {count}", problems=problems) from None
+
+
+def problems_of(error: ValidationError, section: type[BaseModel]) -> tuple[str, ...]:
+    """Every problem of a mapping that is no `section`: key, what is wrong, value or hint."""
+    return tuple(_problem(e, section) for e in error.errors() if not _is_consequence(e))
 
 
 def load_task(folder: Path) -> Task:
@@ -55,10 +60,10 @@ def _is_consequence(error: Any) -> bool:
     return error["type"] == "too_short" and bool(len(error["input"]) >= error["ctx"]["min_length"])
 
 
-def _problem(error: Any) -> str:
+def _problem(error: Any, section: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "(whole file)"
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key. {_nearest(error['loc'])}"
+        return f"{key}: unknown key. {_nearest(error['loc'], section)}"
     if error["type"] == "missing":
         return f"{key}: missing; see docs/configuration.md"
     message = error["msg"].removeprefix("Value error, ")
@@ -67,9 +72,9 @@ def _problem(error: Any) -> str:
     return f"{key}: {message}{value}"
 
 
-def _nearest(loc: tuple[Any, ...]) -> str:
+def _nearest(loc: tuple[Any, ...], section: type[BaseModel]) -> str:
     """The most similar key of the same section, or all of its keys."""
-    model: Any = Task
+    model: Any = section
     for part in loc[:-1]:
         if isinstance(part, str) and part in model.model_fields:
             annotation = model.model_fields[part].annotation

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from finetune_pipeline.config.backend import Backend
 from finetune_pipeline.config.section import Section, Share
 
 
@@ -126,6 +127,7 @@ class Train(Section):
         "auto", description="auto: bf16 if the device computes it natively."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the training process; default: physical cores.")
+    backend: Backend | None = Field(None, exclude=True)  # excluded: where it runs changes no key and no result
     seed: int = Field(13, description="Random seed of initialization and order of rows.")
     divergence_factor: float = Field(
         3.0, gt=1, description="Training stops when the smoothed loss exceeds this multiple of its initial value."

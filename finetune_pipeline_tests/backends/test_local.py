@@ -18,9 +18,9 @@ import psutil
 import pytest
 
 from finetune_pipeline import errors
-from finetune_pipeline.backends import local, progress
+from finetune_pipeline.backends import local, progress, worker
+from finetune_pipeline.backends.devices import lease
 from finetune_pipeline.records import Silent
-from finetune_pipeline.store import machine_lock
 
 JOB = """
 import os, signal, subprocess, sys, time
@@ -278,12 +278,12 @@ def test_a_run_waits_for_the_job_of_one_that_was_killed(tmp_path: Path) -> None:
     parent = start_run(tmp_path / "job", "linger", mark)
     parent.send_signal(signal.SIGKILL)
     assert run(tmp_path, report, do="look", mark=str(mark)).mark
-    assert report.lines == ["another job is computing on this machine; waiting for it"]
+    assert report.lines == [worker.FOLDER_IN_USE]
     parent.wait()
 
 
 def test_a_job_that_waits_for_another_can_be_canceled(tmp_path: Path) -> None:
-    with machine_lock("compute", Silent(), ""), pytest.raises(errors.JobCanceled, match="stopped in the UI"):
+    with lease(1, "another.job", Silent()), pytest.raises(errors.JobCanceled, match="stopped in the UI"):
         run(tmp_path, Listener(cancel=True), do="add", numbers=(1,))
     assert '"JobCanceled"' in (tmp_path / "job" / "events.jsonl").read_text("utf-8")  # the job itself wrote it
 
@@ -328,7 +328,7 @@ def test_a_job_whose_parent_ended_first_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_job_that_is_terminated_while_it_waits_does_not_start(tmp_path: Path) -> None:
     mark, folder = tmp_path / "mark", tmp_path / "job"
-    with machine_lock("compute", Silent(), ""):
+    with lease(1, "another.job", Silent()):
         parent = start_run(folder, "touch", mark)
         (job,) = psutil.Process(parent.pid).children()
         os.kill(job.pid, signal.SIGSTOP)
