@@ -45,6 +45,7 @@ class Step:
     rows: files that hold its rows
     always_new: no two runs give the same files, because these hold times or measurements; so a change of any input
         changes this asset as well
+    computes: it starts a job that leases a device (backends/devices.py); in Dagster, runs with it wait in the queue
     kinds, description: shown in Dagster's UI
     """
 
@@ -61,6 +62,7 @@ class Step:
     check_names: tuple[str, ...] | str = ()
     rows: tuple[str, ...] = ()
     always_new: bool = False
+    computes: bool = False
     kinds: tuple[str, ...] = ()
     description: str = ""
 
@@ -136,6 +138,7 @@ STEPS: tuple[Step, ...] = (
             "pays for itself",
         ),
         always_new=True,
+        computes=True,
         kinds=("report",),
         description="Whether prompting, retrieval, fine-tuning or both fit the task; with what method, at what cost.",
     ),
@@ -218,6 +221,7 @@ STEPS: tuple[Step, ...] = (
         version="4",
         rows=("answers.jsonl",),
         always_new=True,
+        computes=True,
         kinds=("report",),
         description="What prompting and a classical model reach on the test rows, before anything is trained.",
     ),
@@ -232,6 +236,7 @@ STEPS: tuple[Step, ...] = (
         check="learns_and_converges",
         check_names=("the loss is finite", "the validation loss fell"),
         always_new=True,
+        computes=True,
         kinds=("pytorch", "mlflow"),
         description="The trained weights: what is learned is checked before, the loss is watched during, training.",
     ),
@@ -249,6 +254,7 @@ STEPS: tuple[Step, ...] = (
         version="4",
         rows=("answers.jsonl",),
         always_new=True,
+        computes=True,
         kinds=("report",),
         description="Prompts, classical model, live version and tuned model on the same test rows; general ability.",
     ),

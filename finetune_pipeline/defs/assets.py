@@ -24,6 +24,9 @@ from finetune_pipeline.graph import STEPS, Step, drawn_upstream
 from finetune_pipeline.materialize import Materialized, declared_values, materialize_or_reuse, open_task
 from finetune_pipeline.records import content_id
 
+# A run with one of these assets waits in the queue while others compute (dagster.yaml: its limit is the number of
+# devices), and so leaves the run slots to light assets. Which device a job gets is decided by backends/devices.py.
+POOL = "compute"
 STOPPED = "stopped on request; finished work is kept, and a training continues from its checkpoint"
 
 
@@ -57,6 +60,7 @@ def _asset(task: Task, step: Step) -> dg.AssetsDefinition:
         metadata=definition_metadata(step, task),
         code_version=code_version(step, task),
         check_specs=check_specs(step, task, key),
+        pool=POOL if step.computes else None,
     )
     def shell(context: dg.AssetExecutionContext, config: MaterializeConfig) -> dg.MaterializeResult:  # type: ignore[type-arg]
         found, now = _make(context, name, step.asset, config.force)

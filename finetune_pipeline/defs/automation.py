@@ -33,7 +33,7 @@ def task_automation(task: Task) -> dg.Definitions:
             dg.define_asset_job(
                 f"{name}_{job}",
                 selection=[dg.AssetKey([name, asset]) for asset in assets],
-                tags={"finetune/task": name},
+                tags=queue_tag(name, job),
             )
             for job, assets in JOBS.items()
         ],
@@ -45,6 +45,12 @@ def task_automation(task: Task) -> dg.Definitions:
         ],
         schedules=[_retraining(task, prepare), _traffic_hourly(name, traffic)],
     )
+
+
+def queue_tag(name: str, job: str) -> dict[str, str]:
+    """The tag by which dagster.yaml lets one run of a task run at a time. The report on live traffic has a turn of its
+    own: it reads what is deployed, and must not wait for hours while a training waits for a device."""
+    return {"finetune/task": f"{name}/traffic" if job == "traffic" else name}
 
 
 def _retraining(task: Task, job_name: str) -> dg.ScheduleDefinition:

@@ -12,7 +12,8 @@ from pathlib import Path
 import dagster as dg
 
 from finetune_pipeline.config import Task
-from finetune_pipeline.defs.automation import PREPARE, TRAFFIC, TRAIN
+from finetune_pipeline.defs.assets import POOL
+from finetune_pipeline.defs.automation import PREPARE, TRAFFIC, TRAIN, queue_tag
 from finetune_pipeline.defs.reporter import Terminal, console
 from finetune_pipeline.defs.run_monitoring import fail_dead_runs, tag
 from finetune_pipeline.errors import FinetuneError, GateRefused
@@ -37,7 +38,18 @@ def instance() -> dg.DagsterInstance:
         write_atomic(settings, ours.read_text("utf-8") if ours.exists() else "")
     os.environ["DAGSTER_HOME"] = str(home)
     os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
-    return dg.DagsterInstance.get()
+    dagster = dg.DagsterInstance.get()
+    _make_pool(dagster)
+    return dagster
+
+
+def _make_pool(dagster: dg.DagsterInstance) -> None:
+    """Give the pool of the assets that compute its default limit. The daemon does so too, but only after it has started
+    runs without a limit once."""
+    pools, storage = dagster.get_concurrency_config().pool_config, dagster.event_log_storage
+    limited = pools.default_pool_limit is not None and storage.supports_global_concurrency_limits
+    if limited and POOL not in storage.get_concurrency_keys():
+        storage.initialize_concurrency_limit_to_default(POOL)
 
 
 def run_task(name: str, terminal: Terminal) -> None:
@@ -85,7 +97,7 @@ def _run(
             run_config=QUIET,
             raise_on_error=False,
             run_id=run_id,
-            tags={**tag(run_id), "finetune/task": task.name},
+            tags={**tag(run_id), **queue_tag(task.name, part)},
         )
     finally:
         console.reset(token)

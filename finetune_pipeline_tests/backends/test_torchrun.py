@@ -191,7 +191,8 @@ class SecondMachine(Listener):
 
     def __init__(self, folder: Path, *until: Path) -> None:
         super().__init__(*until)
-        self.folder, self.agent = folder, None
+        self.folder = folder
+        self.agent: subprocess.Popen[bytes] | None = None
 
     def log(self, text: str) -> None:
         super().log(text)
