@@ -37,7 +37,7 @@ class Step:
         stale
     gates: pairs (gate asset, checked asset); GateRefused unless the gate passed for exactly that content
     external: what it reads beyond its inputs
-    config_sections: sections of the declaration that change its result
+    config_sections: sections of the declaration that change its result; a dotted name is a value within a section
     version: raised when the code returns another result for the same inputs
     check, blocking: name of its gate, an asset check in Dagster, and whether a failure stops the run
     check_names: names of the gate's single checks (`records.Check.name`) that do not depend on the data, or the
@@ -217,7 +217,7 @@ STEPS: tuple[Step, ...] = (
         make=f"{_P}.baseline.assets:baseline_report",
         needs=("data_split", "base_model"),
         gates=(("data_split", "expert_review"),),
-        config_sections=("baseline", "evaluate", "answer", "prompt", "serve.precision"),
+        config_sections=("baseline", "evaluate", "answer", "prompt", "train.prompted_model", "serve.precision"),
         version="4",
         rows=("answers.jsonl",),
         always_new=True,
@@ -251,7 +251,7 @@ STEPS: tuple[Step, ...] = (
         needs=("data_split", "base_model", "baseline_report", "adapter"),
         gates=(("adapter", "data_split"),),
         config_sections=("evaluate", "answer", "prompt", "suitability", "serve.precision"),
-        version="4",
+        version="5",
         rows=("answers.jsonl",),
         always_new=True,
         computes=True,

@@ -17,10 +17,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 from finetune_pipeline.backends.peak_memory import PeakMemory
 from finetune_pipeline.config import Task, load_task
+from finetune_pipeline.config.section import Section
 from finetune_pipeline.errors import GateRefused, unreadable
 from finetune_pipeline.graph import BY_NAME, STEPS, Step
 from finetune_pipeline.records import SILENT, Artifact, Json, Reporter, content_id
@@ -207,7 +209,7 @@ def declared_values(step: Step, task: Task) -> dict[str, Any]:
 def _plain(section: Any) -> Any:
     if isinstance(section, tuple):
         return [_plain(item) for item in section]
-    return section.model_dump(mode="json", by_alias=True) if hasattr(section, "model_dump") else section
+    return section.result_values() if isinstance(section, Section) else section
 
 
 def function(dotted: str) -> Callable[..., Any]:

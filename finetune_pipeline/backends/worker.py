@@ -101,10 +101,11 @@ class EventFile:
             raise JobCanceled("stopped on request", "run again to resume from the last checkpoint")
 
 
-def main(run: Callable[[Spec, Reporter], JobData], kind: type[Spec]) -> None:
+def main(run: Callable[[Spec, Reporter], JobData], kind: type[Spec], computes: bool = True) -> None:
     """Call `run` with the description, a `kind`, whose path is the first argument of the command line, and write its
     result.
 
+    `computes`: whether it needs a device of this machine; False for a job that waits for another machine.
     The second argument is the id of the parent process (default: the actual parent): the job ends when it ends. An
     error of errors.py is written as an event, and its exit code is that of this process.
     """
@@ -122,7 +123,7 @@ def main(run: Callable[[Spec, Reporter], JobData], kind: type[Spec]) -> None:
         _end_with_job(files, events)
     try:
         described = json.loads(files.description.read_text("utf-8"))  # before waiting: the next run may replace it
-        with _turn(files, place, events):
+        with _turn(files, place, events, computes):
             events.alive()
             result = run(kind.from_json(described), events)
     except FinetuneError as error:
@@ -150,12 +151,16 @@ def _fail(error: FinetuneError, files: JobFiles, place: Place, events: EventFile
 
 
 @contextmanager
-def _turn(files: JobFiles, place: Place, report: EventFile) -> Iterator[None]:
-    """Hold the lock of the folder and a device. Under torch's agent, the agent of each machine holds both."""
+def _turn(files: JobFiles, place: Place, report: EventFile, computes: bool) -> Iterator[None]:
+    """Hold the lock of the folder and, if the job `computes`, a device. Under torch's agent, the agent of each machine holds both."""
     if place.elastic:
         if place.rank == 0 and (restarts := max(place.restarts, files.restarts())):
             report.log(f"a process of the job was killed; restart {restarts} of the job, from its last checkpoint")
         yield
+        return
+    if not computes:
+        with folder_lock(files.folder, report):
+            yield
         return
     needs_gpu = os.environ.get(devices.DEVICE) == "gpu"
     with folder_lock(files.folder, report), devices.lease(1, _module(), report, needs_gpu) as leased:

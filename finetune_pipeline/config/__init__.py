@@ -17,6 +17,7 @@ from finetune_pipeline.config.clean import Clean
 from finetune_pipeline.config.evaluate import Evaluate
 from finetune_pipeline.config.load import load_task, task_from
 from finetune_pipeline.config.monitor import Monitor
+from finetune_pipeline.config.provider import Hyperparameters, Provider
 from finetune_pipeline.config.quality import DeclaredExpectation, Quality
 from finetune_pipeline.config.release import Release
 from finetune_pipeline.config.review import ReviewRules
@@ -38,6 +39,7 @@ __all__ = [
     "DeclaredExpectation",
     "Evaluate",
     "FormatName",
+    "Hyperparameters",
     "KeepGeneral",
     "Lora",
     "Monitor",
@@ -45,6 +47,7 @@ __all__ = [
     "Precision",
     "Preference",
     "Prompt",
+    "Provider",
     "Quality",
     "Release",
     "ReviewRules",

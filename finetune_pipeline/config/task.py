@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from finetune_pipeline.config.answer import AnswerFormat, Prompt
 from finetune_pipeline.config.automation import Automation
@@ -73,6 +73,16 @@ class Task(Section):
                     "and reports"
                 )
         return sources
+
+    @model_validator(mode="after")
+    def _one_currency(self) -> Task:
+        provider = self.train.provider
+        if provider is not None and provider.currency != self.suitability.currency:
+            raise ValueError(
+                f"`train.provider.currency` is {provider.currency} and `suitability.currency` is "
+                f"{self.suitability.currency}: declare all prices in one currency, since the reports compare them"
+            )
+        return self
 
     @field_validator("name")
     @classmethod

@@ -1,12 +1,13 @@
-"""`train`: method, LoRA and optimizer settings."""
+"""`train`: method, LoRA and optimizer settings, or a managed provider that trains instead."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from finetune_pipeline.config.backend import Backend
+from finetune_pipeline.config.provider import Provider
 from finetune_pipeline.config.section import Section, Share
 
 
@@ -132,3 +133,26 @@ class Train(Section):
     divergence_factor: float = Field(
         3.0, gt=1, description="Training stops when the smoothed loss exceeds this multiple of its initial value."
     )
+    provider: Provider | None = Field(
+        None, description="A managed service that trains instead of this machine; then only `seed` applies beside it."
+    )
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Train:
+        """A setting of the local training beside a provider would have no effect."""
+        if self.provider is not None:
+            fields = type(self).model_fields
+            changed = [name for name, field in fields.items() if getattr(self, name) != field.get_default()]
+            ignored = [f"`{name}`" for name in changed if name not in ("provider", "seed")]
+            if ignored:
+                raise ValueError(
+                    f"{', '.join(ignored)}: not used when `train.provider` trains; remove it, or declare what the "
+                    "provider takes under `train.provider.hyperparameters` and `train.provider.method`"
+                )
+        return self
+
+    @property
+    def prompted_model(self) -> str | None:
+        """What answers the prompted baselines instead of the base model: the provider's model, or None."""
+        provider = self.provider
+        return f"{provider.base_url or provider.name} {provider.model}" if provider else None

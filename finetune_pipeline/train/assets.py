@@ -14,6 +14,7 @@ from typing import Any
 
 from finetune_pipeline.backends import local
 from finetune_pipeline.models.model_source import folder_of
+from finetune_pipeline.providers.assets import provider_adapter
 from finetune_pipeline.records import Check, Json, Verdict
 from finetune_pipeline.store import StageContext, StageResult
 from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
@@ -22,7 +23,10 @@ JOB = "finetune_pipeline.train.job"
 
 
 def adapter(context: StageContext) -> StageResult:
-    """Train, or resume from the last checkpoint with the same key. The files of the artifact are listed in job.py."""
+    """Train, or resume from the last checkpoint with the same key. The files of the artifact are listed in job.py, or
+    in providers/assets.py where a managed provider is declared."""
+    if context.task.train.provider is not None:
+        return provider_adapter(context, context.task.train.provider)
     job = context.store.unfinished("adapter", "checkpoints", context.key)
     spec = _spec(context, job)
     training = local.run(JOB, spec, TrainingResult, job, context.report, context.task.train.threads)
