@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 from finetune_pipeline.backends.peak_memory import PeakMemory

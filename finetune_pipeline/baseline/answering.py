@@ -16,17 +16,20 @@ from pathlib import Path
 from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.config import Precision, Task
 from finetune_pipeline.models import model_files, model_source
+from finetune_pipeline.providers.record import ProviderModel, is_managed, read_record
 from finetune_pipeline.records import Artifact, Example, read_jsonl
 from finetune_pipeline.store import StageContext
 
 LENGTH_FACTOR = 1.2  # an answer may be this much longer than the longest completion of the training rows
+PROVIDER_LENGTH_FACTOR = 2.0  # the same where a provider answers, whose tokenizer is another one
 ANSWERS = "answers.jsonl"
 
 
 @dataclass(frozen=True)
 class AnswerRequest(JobData):
     """`base` and `adapter` (what was trained) are the folders of the model, `split` that of the rows, `partial` that of
-    the answers so far; `max_new_tokens` is the longest answer; `precision` that of `serve.precision`."""
+    the answers so far; `max_new_tokens` is the longest answer; `precision` that of `serve.precision`; `provider`
+    answers instead of `base` and `adapter` where it is set."""
 
     base: Path
     adapter: Path | None
@@ -36,6 +39,7 @@ class AnswerRequest(JobData):
     variants: tuple[str, ...]
     max_new_tokens: int
     precision: Precision = "auto"
+    provider: ProviderModel | None = None
 
     def rows(self, split: str) -> list[Example]:
         """The rows of "train" or "test"."""
@@ -53,18 +57,31 @@ class AnswerCounts(JobData):
 def answer_request(
     context: StageContext, partial: Path, variants: Sequence[str], adapter: Artifact | None = None
 ) -> AnswerRequest:
-    """Answer the current test rows with the declared base model and `adapter`."""
+    """Answer the current test rows with the declared base model and `adapter`.
+
+    With a managed provider, through its API: prompts by the provider's model that is tuned, because that is what the
+    team would prompt instead."""
     folder = model_source.folder_of(context.inputs["base_model"], context.task.base, context.report)
     return AnswerRequest(
         base=folder,
-        adapter=adapter.folder if adapter else None,
+        adapter=adapter.folder if adapter and not is_managed(adapter.folder) else None,
         split=context.inputs["data_split"].folder,
         partial=partial,
         task=context.task,
         variants=tuple(variants),
         max_new_tokens=max_new_tokens(context, folder),
         precision=context.task.serve.precision,
+        provider=provider_model(context.task, adapter),
     )
+
+
+def provider_model(task: Task, adapter: Artifact | None) -> ProviderModel | None:
+    """The provider's model that answers: the tuned one of `adapter`, else the declared one; None on this machine."""
+    provider = task.train.provider
+    if adapter is None:
+        return ProviderModel(provider, provider.model) if provider else None
+    record = read_record(adapter.folder)
+    return record.answering(provider) if record else None
 
 
 def max_new_tokens(context: StageContext, folder: Path) -> int:
@@ -73,4 +90,5 @@ def max_new_tokens(context: StageContext, folder: Path) -> int:
         return context.task.evaluate.max_new_tokens
     texts = [row.completion for row in context.inputs["data_split"].examples("train.jsonl")]
     longest = max(model_files.token_counter(folder)(texts), default=1)
-    return max(int(longest * LENGTH_FACTOR), longest + 2)  # room for the end-of-turn token
+    factor = PROVIDER_LENGTH_FACTOR if context.task.train.provider else LENGTH_FACTOR
+    return max(int(longest * factor), longest + 2)  # room for the end-of-turn token

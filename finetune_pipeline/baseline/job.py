@@ -1,4 +1,6 @@
-"""The process that answers the test rows with the base model: `python -m finetune_pipeline.baseline.job <job.json>`.
+"""The process that answers the test rows, with a model in memory or through an API.
+
+    python -m finetune_pipeline.baseline.job job.json
 
 The description is an AnswerRequest (answering.py). Every answer is appended to `<partial>/answers.jsonl` when it is
 complete, so that a killed job resumes where it stopped. Scores and report are made from this file (assets.py).
@@ -12,16 +14,25 @@ from finetune_pipeline.baseline.answer_log import AnswerFile
 from finetune_pipeline.baseline.answering import ANSWERS, AnswerCounts, AnswerRequest
 from finetune_pipeline.baseline.prompts import PROMPTED, Chat, prompts
 from finetune_pipeline.baseline.variants import CLASSICAL
-from finetune_pipeline.inference.generate import Generation, encode, generate, label_choice
+from finetune_pipeline.inference.answerer import Answerer, LocalModel
+from finetune_pipeline.inference.generate import Generation
 from finetune_pipeline.inference.loading import Loaded, load
-from finetune_pipeline.inference.model_family import max_sequence_tokens
 from finetune_pipeline.models.device import kind
+from finetune_pipeline.providers.api_answerer import api_answerer
 from finetune_pipeline.records import Example, Reporter
 
 
 def run(request: AnswerRequest, report: Reporter) -> AnswerCounts:
     """Answer what is not answered yet."""
-    return answer(request, load_model(request, report), report)
+    return answer(request, answerer_of(request, report), report)
+
+
+def answerer_of(request: AnswerRequest, report: Reporter) -> Answerer:
+    """The provider's model where one is named, else the base model with what was trained, loaded."""
+    spec = request.task.answer
+    if request.provider is not None:
+        return api_answerer(request.provider, spec)
+    return LocalModel(load_model(request, report), spec)
 
 
 def load_model(request: AnswerRequest, report: Reporter) -> Loaded:
@@ -30,7 +41,7 @@ def load_model(request: AnswerRequest, report: Reporter) -> Loaded:
     return loaded
 
 
-def answer(request: AnswerRequest, loaded: Loaded, report: Reporter) -> AnswerCounts:
+def answer(request: AnswerRequest, answerer: Answerer, report: Reporter) -> AnswerCounts:
     """Answer the test rows with every variant of the request."""
     log = AnswerFile(request.partial / ANSWERS)
     reused = len(log.answers)
@@ -39,7 +50,7 @@ def answer(request: AnswerRequest, loaded: Loaded, report: Reporter) -> AnswerCo
     train, tests = request.rows("train"), request.rows("test")
     for variant in request.variants:
         if variant != CLASSICAL:
-            _generate(variant, request, loaded, log, train, tests, report)
+            _generate(variant, request, answerer, log, train, tests, report)
         elif classical.applies(request.task.answer):
             _classify(request, log, train, tests, report)
     return AnswerCounts(len(log.answers) - reused, reused)
@@ -59,7 +70,7 @@ def _classify(
 def _generate(
     variant: str,
     request: AnswerRequest,
-    loaded: Loaded,
+    answerer: Answerer,
     log: AnswerFile,
     train: list[Example],
     tests: list[Example],
@@ -68,17 +79,16 @@ def _generate(
     task, limit = request.task, request.max_new_tokens
     answered = log.of(variant)
     remaining = [row for row in tests if row.id not in answered]
-    longest = max_sequence_tokens(loaded.model.config)
 
     def fits(chat: Chat) -> bool:
-        return len(encode(loaded.tokenizer, chat)) + limit <= longest
+        return answerer.fits(chat, limit)
 
     chats = prompts(variant, train, remaining, task.prompt.system, task.answer, task.baseline.shots, fits)
     how = Generation(variant, limit, task.evaluate.batch_size)
     # The tuned model answers as it is served. A prompted one selects among the labels (inference/label_choice.py),
     # which is the most favorable way to prompt for a label.
-    choice = label_choice(loaded, task.answer.labels) if variant in PROMPTED and task.answer.labels else None
-    generate(loaded, chats, task.answer, how, log.append, report, done=len(answered), choice=choice)
+    labels = task.answer.labels if variant in PROMPTED else ()
+    answerer.answer(chats, how, log.append, report, done=len(answered), labels=labels)
 
 
 if __name__ == "__main__":

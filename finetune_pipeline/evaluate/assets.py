@@ -26,16 +26,19 @@ from finetune_pipeline.baseline.assets import heading, write_report
 from finetune_pipeline.baseline.metrics import score_all
 from finetune_pipeline.baseline.report import as_summary, compile_report
 from finetune_pipeline.baseline.variants import CHAMPION, TUNED
+from finetune_pipeline.config import Provider
 from finetune_pipeline.errors import GateRefused, reading
 from finetune_pipeline.evaluate import champion, general_ability
 from finetune_pipeline.evaluate.cost import cost
 from finetune_pipeline.evaluate.memorization import memorized
 from finetune_pipeline.evaluate.report import EvalReport, page, select_cases
 from finetune_pipeline.evaluate.request import GENERAL, MEMORIZATION, EvaluationRequest
+from finetune_pipeline.providers.record import read_record
 from finetune_pipeline.records import Answer, Example, Json, Score, ServedVersion, read_jsonl, write_jsonl
 from finetune_pipeline.store import StageContext, StageResult
 
 JOB = "finetune_pipeline.evaluate.job"
+NO_LIKELIHOODS = "the provider's API gives no likelihood of a given text"
 
 
 def eval_report(context: StageContext) -> StageResult:
@@ -63,9 +66,10 @@ def eval_report(context: StageContext) -> StageResult:
 
 
 def evaluation_request(context: StageContext, partial: Path) -> EvaluationRequest:
-    """Answer with the tuned model, and measure what the task declares."""
+    """Answer with the tuned model, and measure what the task declares, and what a provider's API allows."""
     answers = answer_request(context, partial, [TUNED], context.inputs["adapter"])
-    return EvaluationRequest(answers, context.task.evaluate.general, context.task.evaluate.memorization)
+    local, declared = answers.provider is None, context.task.evaluate
+    return EvaluationRequest(answers, declared.general and local, declared.memorization and local)
 
 
 def _run_jobs(context: StageContext, live: ServedVersion | None) -> tuple[EvaluationRequest, Path]:
@@ -107,8 +111,10 @@ def _report(
         "variants": compared["variants"],
         "best_prompted": compared["best_prompted"],
         "max_new_tokens": compared["max_new_tokens"],
-        "cost": cost(compared["variants"], task.suitability),
+        "cost": cost(compared["variants"], task.suitability, _providers(context, request, live)),
     }
+    if request.answers.provider:
+        report["not_measured"] = {"general": NO_LIKELIHOODS, "memorization": NO_LIKELIHOODS}
     if live:
         report["champion"] = asdict(live)
     if request.general:
@@ -121,6 +127,17 @@ def _report(
         losses = _measured(partial / MEMORIZATION)
         report["memorization"] = memorized(losses["train"], losses["test"])
     return report
+
+
+def _providers(context: StageContext, request: EvaluationRequest, live: ServedVersion | None) -> dict[str, Provider]:
+    """Variant -> the provider that answered it, for the prices; without the variants of this machine."""
+    champion_folder = context.store.find("adapter", live.adapter_key) if live else None
+    record = read_record(champion_folder.folder) if champion_folder else None
+    tuned = request.answers.provider
+    return {
+        **({TUNED: tuned.provider} if tuned else {}),
+        **({CHAMPION: record.provider} if record else {}),
+    }
 
 
 def _measured(path: Path) -> Any:

@@ -18,6 +18,7 @@ from finetune_pipeline.baseline.variants import CHAMPION
 from finetune_pipeline.config import Base, Prompt
 from finetune_pipeline.errors import StorageError
 from finetune_pipeline.models import model_source
+from finetune_pipeline.providers.record import read_record
 from finetune_pipeline.records import Artifact, Json, ServedVersion
 from finetune_pipeline.store import StageContext
 
@@ -35,14 +36,16 @@ def answer_request(context: StageContext, partial: Path, version: ServedVersion)
     adapter, base = _artifacts(context, version)
     declared_base = Base.model_validate(base.manifest["declaration"]["base"])
     prompt = Prompt.model_validate(adapter.manifest["declaration"]["prompt"])
+    record = read_record(adapter.folder)
     return AnswerRequest(
         base=model_source.folder_of(base, declared_base, context.report),
-        adapter=adapter.folder,
+        adapter=None if record else adapter.folder,
         split=context.inputs["data_split"].folder,
         partial=partial,
         task=context.task.model_copy(update={"prompt": prompt}),
         variants=(CHAMPION,),
         max_new_tokens=version.max_new_tokens,
+        provider=record.answering(None) if record else None,
     )
 
 

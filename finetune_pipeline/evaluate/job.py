@@ -13,11 +13,12 @@ from pathlib import Path
 
 from finetune_pipeline.backends import worker
 from finetune_pipeline.baseline.answering import AnswerCounts, AnswerRequest
-from finetune_pipeline.baseline.job import answer, load_model
+from finetune_pipeline.baseline.job import answer, answerer_of
 from finetune_pipeline.evaluate import general_ability
 from finetune_pipeline.evaluate.general_ability import GeneralLosses
 from finetune_pipeline.evaluate.memorization import MAX_ROWS, MemorizationLosses
 from finetune_pipeline.evaluate.request import GENERAL, MEMORIZATION, EvaluationRequest
+from finetune_pipeline.inference.answerer import LocalModel
 from finetune_pipeline.inference.likelihood import fitting, losses
 from finetune_pipeline.inference.loading import Loaded, base_only
 from finetune_pipeline.models.device import fast_bf16
@@ -29,8 +30,11 @@ SEED = 19  # of the rows whose losses memorization compares
 
 def run(request: EvaluationRequest, report: Reporter) -> AnswerCounts:
     """Answer what is not answered yet, and measure what is declared."""
-    loaded = load_model(request.answers, report)
-    counts = answer(request.answers, loaded, report)
+    answers = request.answers
+    if answers.provider is not None:  # an API gives no likelihoods, so nothing else can be measured
+        return answer(answers, answerer_of(answers, report), report)
+    loaded = load_model(answers, report)
+    counts = answer(answers, LocalModel(loaded, answers.task.answer), report)
     partial = request.answers.partial
     if request.general:
         _once(partial / GENERAL, lambda: _general(loaded, report))

@@ -31,12 +31,13 @@ MAX_CASES = 10  # rows of each kind on the page
 class EvalReport(BaselineReport):
     """report.json. `champion` has the fields of a ServedVersion (`champion.served_version` reads them), and is absent
     where nothing is live; `general` and `memorization` where they are not declared (`general` also where the model can
-    read no text as a whole)."""
+    read no text as a whole). `not_measured`: "general" and "memorization" -> why they cannot be measured at all."""
 
     cost: CostFigures
     champion: NotRequired[dict[str, Any]]
     general: NotRequired[GeneralFigures]
     memorization: NotRequired[MemorizationFigures]
+    not_measured: NotRequired[dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ def page(heading: Heading, report: EvalReport, cases: Cases) -> str:
         cost=report["cost"],
         general=report.get("general"),
         memorization=report.get("memorization"),
+        not_measured=report.get("not_measured", {}),
         cases=cases,
     )
 

@@ -13,7 +13,13 @@ from finetune_pipeline_tests.baseline.test_report import HEADING, TESTS, report,
 VARIANTS = ("zero_shot", "few_shot", "classical", "tuned")
 
 
-COST = {"currency": "EUR", "per_1000": {"tuned": 1.5, "zero_shot": 2}, "requests_per_day": 10, "prompted_price": 0.6}
+COST = {
+    "currency": "EUR",
+    "per_1000": {"tuned": 1.5, "zero_shot": 2},
+    "requests_per_day": 10,
+    "prompted_price": 0.6,
+    "by_token": [],
+}
 
 
 def evaluated(*variants: str, **parts: Any) -> EvalReport:
