@@ -37,6 +37,12 @@ class Release(Section):
     general_margin: float = Field(
         0.10, gt=0, description="Largest relative increase of the loss on general texts; 0.10: 10 %."
     )
+    general_waiver: str | None = Field(
+        None,
+        min_length=10,
+        description="Why a model may be promoted whose general ability cannot be measured (a managed provider's API "
+        "gives no likelihoods); shown with the decision. Without it such a decision is INCONCLUSIVE at best.",
+    )
     slice_margin: float = Field(0.10, gt=0, lt=1, description="A slice is harmed when it loses more than this.")
     min_slice_rows: int = Field(
         10, ge=1, description="Slices with fewer test rows are reported, but do not count in the decision."

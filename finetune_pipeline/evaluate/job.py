@@ -13,7 +13,7 @@ from pathlib import Path
 
 from finetune_pipeline.backends import worker
 from finetune_pipeline.baseline.answering import AnswerCounts, AnswerRequest
-from finetune_pipeline.baseline.job import answer, answerer_of
+from finetune_pipeline.baseline.job import answer, answerer_of, load_model
 from finetune_pipeline.evaluate import general_ability
 from finetune_pipeline.evaluate.general_ability import GeneralLosses
 from finetune_pipeline.evaluate.memorization import MAX_ROWS, MemorizationLosses

@@ -13,20 +13,20 @@ of huggingface_hub's ModelCardData. Every number is copied from an artifact: not
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from finetune_pipeline.baseline.variants import TUNED
 from finetune_pipeline.config import Task
 from finetune_pipeline.evaluate.memorization import MemorizationFigures
 from finetune_pipeline.models.model_source import ModelFacts
+from finetune_pipeline.providers.record import ProviderRecord
 from finetune_pipeline.records import Decision
 from finetune_pipeline.release.figures import figures_of, general_of
 from finetune_pipeline.release.formatting import bullets
 from finetune_pipeline.release.report import checks_table, opponents, power_and_reuse
 from finetune_pipeline.split.accounting import Account
 from finetune_pipeline.statistics.formatting import percent
-from finetune_pipeline.train.spec import TrainingResult
 
 LANGUAGE = "und"  # ISO 639 "undetermined": the declaration names no language, and a guess would read as a fact
 USES = {
@@ -40,18 +40,20 @@ DATA_LICENSES = "The licenses of the data are listed below and were not checked.
 @dataclass(frozen=True, slots=True)
 class Registration:
     """The values of the card. `checksums`: file name -> SHA-256; `lineage`: artifact -> content hash or id;
-    `memorization`: the evaluation's figures, where it was measured; `at`: time of the registration (UTC, ISO 8601)."""
+    `memorization`: the evaluation's figures, where it was measured; `at`: time of the registration (UTC, ISO 8601);
+    `training`: training.json; `provider`: where a managed provider trained and serves the model."""
 
     task: Task
     version: int
     decision: Decision
     base: ModelFacts
     accounting: Account
-    training: TrainingResult
+    training: Mapping[str, Any]
     memorization: MemorizationFigures | None
     checksums: Mapping[str, str]
     lineage: Mapping[str, str]
     at: str
+    provider: ProviderRecord | None = None
 
 
 def card(model: Registration) -> str:
@@ -65,7 +67,7 @@ def card(model: Registration) -> str:
         f"## Results\n\n{opponents(figures)}\n\n{power_and_reuse(figures)}",
         f"## Why it was promoted\n\n{model.decision.summary}\n\n{checks_table(model.decision.checks)}",
         f"## Limits\n\n{_limits(model)}",
-        f"## Training\n\n{bullets(_plain(asdict(model.training)))}",
+        f"## Training\n\n{bullets(_plain(model.training))}",
         f"## Lineage\n\n{bullets(model.lineage)}",
         f"## Checksums (SHA-256)\n\n{bullets({f'`{name}`': f'`{sha}`' for name, sha in model.checksums.items()})}",
     )
@@ -86,13 +88,14 @@ def _head(model: Registration) -> str:
         metric_name="Exact match",
         metric_value=round(exact, 4),
     )
+    managed = model.provider
     head = ModelCardData(
-        base_model=model.base["id"],
-        license=task.base.license,
+        base_model=managed.provider.model if managed else model.base["id"],
+        license="other" if managed else task.base.license,
         language=LANGUAGE,
-        library_name="peft",
+        library_name="openai" if managed else "peft",
         pipeline_tag="text-generation",
-        tags=["lora", "finetune-pipeline", task.name],
+        tags=["managed" if managed else "lora", "finetune-pipeline", task.name],
         metrics=["exact_match"],
         model_name=task.name,
         eval_results=[result],
@@ -132,6 +135,12 @@ def _limits(model: Registration) -> str:
         else "General ability was not measured.",
         *warnings,
     ]
+    if model.provider:
+        lines += [
+            f"The model is {model.provider.model} at {model.provider.base_url}: its weights are not here, and prompts "
+            "are sent there. The provider's terms apply, and not the license of the local base model.",
+            "The provider may change or withdraw it; answers to the same prompt may differ now and then.",
+        ]
     if model.memorization:
         lines.append(f"Memorization of training rows: {_flat(model.memorization)}.")
     return "\n".join(f"- {line}" for line in lines)

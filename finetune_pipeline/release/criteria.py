@@ -141,13 +141,18 @@ def worth_its_cost(name: str, tuned: Outcomes, other: Outcomes, groups: Groups, 
     return Finding(check, "holds", _pair_figures(pair, low, high, p, alpha))
 
 
-def general_ability(losses: Sequence[tuple[float, float]] | None, rules: Release) -> Finding:
+def general_ability(
+    losses: Sequence[tuple[float, float]] | None, rules: Release, unmeasurable: str | None = None
+) -> Finding:
     """Non-inferiority: does the interval exclude that the loss on general texts rose by more than `general_margin`?
 
     `losses`: pairs of the base's and the tuned model's mean negative log likelihood (nats per token); None where the
-    declaration switches the measurement off.
+    declaration switches the measurement off. `unmeasurable`: why it cannot be measured; then nothing is shown, unless
+    the declaration waives it with a reason.
     """
     name, expected = "general ability kept", f"loss on general texts at most {percent(rules.general_margin)} higher"
+    if unmeasurable is not None:
+        return _not_measured(name, expected, unmeasurable, rules)
     if losses is None:
         observed = "not measured: `evaluate.general` is false, so a loss of general ability is not detected"
         off: GeneralChange = {"measured": False}
@@ -170,6 +175,15 @@ def general_ability(losses: Sequence[tuple[float, float]] | None, rules: Release
     texts = power.texts_needed(rise, margin, alpha, rules.power) if state == "undecided" else None
     check = Check(name, state == "holds", expected, measured if rise.rows else "no text", value=_finite(rise.rise))
     return Finding(check, state, figures, texts, GENERAL_TEXTS)
+
+
+def _not_measured(name: str, expected: str, why: str, rules: Release) -> Finding:
+    unknown: GeneralChange = {"measured": False}
+    observed = f"not measured: {why}"
+    if rules.general_waiver is None:
+        return Finding(Check(name, False, expected, observed), "undecided", unknown, unit=GENERAL_TEXTS)
+    observed += f"; waived: {rules.general_waiver}"
+    return Finding(Check(name, False, expected, observed, "warning"), "holds", unknown)
 
 
 def format_kept(valid: Outcomes, rules: Release) -> Finding:

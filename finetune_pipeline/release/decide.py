@@ -48,7 +48,8 @@ class Evidence:
     """All that a decision is based on. `scores`: one for each variant and test row. `general`: pairs of the base's and
     the tuned model's loss on general texts (nats per token); None where that was not measured. `groups`: test row id ->
     the group it shares with others. `adapter` and `evaluation` are content hashes. `champion`: the live version's name
-    ("version 3"), None when nothing is live; its scores are those of the variant `champion`."""
+    ("version 3"), None when nothing is live; its scores are those of the variant `champion`. `unmeasurable`: why
+    general ability cannot be measured."""
 
     scores: Sequence[Score]
     general: Sequence[tuple[float, float]] | None
@@ -57,6 +58,7 @@ class Evidence:
     evaluation: str
     reuse: HoldoutReuse = field(default_factory=HoldoutReuse)
     champion: str | None = None
+    unmeasurable: str | None = None
 
 
 def decide(evidence: Evidence, rules: Release) -> Decision:
@@ -134,7 +136,7 @@ def _findings(
             findings[f"no_worse:{name}"] = criteria.non_inferiority(title, tuned, exact[name], groups, rules)
     if CHAMPION not in exact:
         findings["nothing_live"] = criteria.no_live_version()
-    findings["general"] = criteria.general_ability(evidence.general, rules)
+    findings["general"] = criteria.general_ability(evidence.general, rules, evidence.unmeasurable)
     tuned_scores = [score for score in evidence.scores if score.variant == TUNED]
     findings["format"] = criteria.format_kept({score.id: score.valid for score in tuned_scores}, rules)
     if best is not None:

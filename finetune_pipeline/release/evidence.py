@@ -25,7 +25,8 @@ def evidence(context: StageContext, tests: Sequence[Example], reuse: HoldoutReus
     _require_adapter(evaluation, adapter)
     scores = [Score(**row) for row in read_jsonl(evaluation.path("scores.jsonl"))]
     _require_rows(tests, scores)
-    live = served_version(evaluation.json("report.json").get("champion"))
+    report = evaluation.json("report.json")
+    live = served_version(report.get("champion"))
     return Evidence(
         scores=scores,
         general=_general_losses(evaluation),
@@ -34,6 +35,7 @@ def evidence(context: StageContext, tests: Sequence[Example], reuse: HoldoutReus
         evaluation=evaluation.content_hash,
         reuse=reuse,
         champion=f"version {live.version}" if live else None,
+        unmeasurable=report.get("not_measured", {}).get("general"),
     )
 
 

@@ -10,11 +10,12 @@ from typing import TypedDict
 
 from finetune_pipeline.errors import GateRefused
 from finetune_pipeline.models.model_source import ModelFacts
+from finetune_pipeline.providers.record import FILE as PROVIDER_FILE
+from finetune_pipeline.providers.record import read_record
 from finetune_pipeline.records import Artifact, Check, Decision
 from finetune_pipeline.release.card import Registration
 from finetune_pipeline.split.accounting import account_of
 from finetune_pipeline.store import StageContext
-from finetune_pipeline.train.spec import TrainingResult
 
 MAX_DESCRIPTION = 1000  # characters; the registry's column holds 5000 on a server's database
 
@@ -66,8 +67,18 @@ def tags(context: StageContext) -> dict[str, str]:
         "decision": hashes["release_decision"],
         "license": context.task.base.license,
         "use": context.task.use,
-        "sha256": context.inputs["adapter"].manifest["files"]["adapter_model.safetensors"]["sha256"],
+        **_model_tags(context.inputs["adapter"]),
     }
+
+
+def _model_tags(adapter: Artifact) -> dict[str, str]:
+    """The checksum of the adapter's weights, or the provider's model and the checksum of its record."""
+    record = read_record(adapter.folder)
+    files = adapter.manifest["files"]
+    if record is None:
+        return {"sha256": files["adapter_model.safetensors"]["sha256"]}
+    named = {"provider": record.provider.name, "provider_model": record.model, "provider_url": record.base_url}
+    return {**named, "sha256": files[PROVIDER_FILE]["sha256"]}
 
 
 def description(decision: Decision) -> str:
@@ -100,7 +111,8 @@ def registration(context: StageContext, version: int, run_id: str, decision: Dec
         decision=decision,
         base=base,
         accounting=account_of(context.inputs["data_split"]),
-        training=TrainingResult.from_json(adapter.json("training.json")),
+        training=adapter.json("training.json"),
+        provider=read_record(adapter.folder),
         memorization=context.inputs["eval_report"].json("report.json").get("memorization"),
         checksums={**checksums, "base model weights": base["weights_sha256"]},
         lineage={**lineage(context), "mlflow run": run_id},

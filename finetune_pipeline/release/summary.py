@@ -8,7 +8,7 @@ summary("INCONCLUSIVE", exact, "few_shot", None, findings)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from finetune_pipeline.baseline.variants import CHAMPION, CLASSICAL, TUNED
 from finetune_pipeline.records import Outcome
@@ -65,13 +65,27 @@ def advice(findings: Mapping[str, Finding]) -> str:
     rows = findings["rows"]
     if rows.state == "undecided":
         return f"at least {rows.rows_needed} test rows are needed to decide, and there are {rows.figures['rows']}"
+    unmeasured = _unmeasured(findings)
+    undecided = [f for name, f in findings.items() if f.state == "undecided" and not (unmeasured and name == "general")]
+    parts = [_rows_advice(findings, undecided)] if undecided else []
+    return "; ".join([*parts, *([unmeasured] if unmeasured else [])])
+
+
+def _rows_advice(findings: Mapping[str, Finding], undecided: Sequence[Finding]) -> str:
     needed = rows_needed(findings)
     if not needed:
         return "no number of rows decides at the observed rates: train a better model"
-    undecided = [finding for finding in findings.values() if finding.state == "undecided"]
     counts = " and ".join(f"{count} {unit}" for unit, count in needed.items())
     part = "" if all(finding.rows_needed is not None for finding in undecided) else ", which decide a part of it"
     return f"about {counts} in all are needed, at the observed rates{part}"
+
+
+def _unmeasured(findings: Mapping[str, Finding]) -> str | None:
+    """What decides a criterion that no number of rows or texts can, because nothing can be measured."""
+    general = findings.get("general")
+    if general is None or general.state != "undecided" or general.figures.get("measured", True):
+        return None
+    return "general ability cannot be measured: give a reason in `release.general_waiver` to promote without it"
 
 
 def rows_needed(findings: Mapping[str, Finding]) -> dict[str, int]:
