@@ -19,12 +19,14 @@ from finetune_pipeline.errors import ModelError
 from finetune_pipeline.inference.generate import encode
 from finetune_pipeline.serve.api_keys import KEYS_VARIABLE, PIPELINE, ApiKeys
 from finetune_pipeline.serve.connection import ClientDisconnected, EventStream, read_body, while_connected
-from finetune_pipeline.serve.generation import Generation, GenerationFailed, Result, apply_policy, check
+from finetune_pipeline.serve.generation import Generation, GenerationFailed, Result, apply_policy, check, start
 from finetune_pipeline.serve.generation_request import AdapterGone, EngineFull, GenerationRequest
 from finetune_pipeline.serve.metrics import Metrics
 from finetune_pipeline.serve.model_routes import Route
 from finetune_pipeline.serve.openai_responses import DONE, AnswerTrace, chunk, completion, sse_event, usage_of
 from finetune_pipeline.serve.openai_schema import ApiError, ChatRequest, parse_request
+from finetune_pipeline.serve.provider_engine import ProviderEngine
+from finetune_pipeline.serve.provider_generation import provider_request
 from finetune_pipeline.serve.request_trace import RequestTrace, TraceRecorder
 from finetune_pipeline.serve.supervisor import Supervisor
 from finetune_pipeline.serve.traffic import PURPOSE_HEADER, TrafficLog
@@ -54,7 +56,7 @@ class Endpoint:
             trace.request = request = parse_request(await read_body(http))
             route = self.lease_route(trace, request.model)
             generation_request = await self.generation_request(trace, request, route)
-            trace.generation = generation = Generation(route, generation_request, request.stops)
+            trace.generation = generation = start(route, generation_request, request.stops)
             trace.resources.callback(generation.close)
             if request.stream and route.on_invalid == "flag":
                 streaming = True  # the stream releases the resources
@@ -123,14 +125,16 @@ class Endpoint:
         """The prompt as token ids, with the task's system prompt where the request has none, and its limits. An answer
         is never longer than the limit of the evaluation. ApiError 400 when both do not fit into the context."""
         messages = request.chat
-        context = route.engine.context
         if route.system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": route.system})
+        if isinstance(route.engine, ProviderEngine):
+            return provider_request(route, request, messages)  # the provider counts its tokens, and refuses too many
+        context = route.embedded.context
         characters = sum(len(message["content"]) for message in messages)
         if characters > CHARACTERS_PER_TOKEN * context:
             raise _too_long(f"the prompt has {characters} characters", context)
         try:  # tokenizing a long prompt takes time: in a thread, so that the event loop serves other requests
-            ids = await asyncio.to_thread(encode, route.engine.tokenizer, messages)
+            ids = await asyncio.to_thread(encode, route.embedded.tokenizer, messages)
         except ModelError as error:  # the chat template does not support this order of roles
             raise ApiError(400, f"`messages`: {error.message}", "invalid_value", "messages") from error
         room = context - len(ids)

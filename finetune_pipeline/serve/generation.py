@@ -51,11 +51,12 @@ class Generation:
 
     def __init__(self, route: Route, request: GenerationRequest, stop: tuple[str, ...]) -> None:
         """Submit the request. EngineFull when too many are running or waiting."""
-        self._engine = engine = route.engine
+        self._engine = engine = route.embedded
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[TokenEvent] = asyncio.Queue()
         self._stream = TextStream(lambda ids: text_of(engine.tokenizer, ids), route.answer or AnswerFormat(), stop)
         self.completion_tokens = 0
+        self.prompt_tokens = len(request.prompt_ids)
         self.first_token: float | None = None
         self.finish = "stop"
         self._ticket = engine.submit(request, self._receive)
@@ -100,6 +101,15 @@ class Generation:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
 
+def start(route: Route, request: GenerationRequest, stop: tuple[str, ...]) -> Generation:
+    """Submit the request to the route's engine. EngineFull when too many are running or waiting."""
+    from finetune_pipeline.serve.provider_generation import ProviderGeneration, ProviderRequest
+
+    if isinstance(request, ProviderRequest):
+        return ProviderGeneration(route, request, stop)
+    return Generation(route, request, stop)
+
+
 def format_problem(route: Route, text: str) -> str | None:
     """What breaks the task's answer format in `text`; None when it is valid or no format is declared."""
     from finetune_pipeline.clean.answers import problem
@@ -131,7 +141,7 @@ async def apply_policy(route: Route, request: GenerationRequest, stop: tuple[str
         if to_base
         else replace(request, temperature=RETRY_TEMPERATURE, seed=request.seed + 1)
     )
-    second = Generation(route, retry, stop)
+    second = start(route, retry, stop)
     try:
         await second.full_text()
     finally:

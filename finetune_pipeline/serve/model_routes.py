@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from finetune_pipeline.config import AnswerFormat, Base, OnInvalid, Prompt
 from finetune_pipeline.errors import StorageError
@@ -22,6 +22,8 @@ from finetune_pipeline.inference.stopping import StopRule
 from finetune_pipeline.records import Artifact
 from finetune_pipeline.serve.deployment_state import Version
 from finetune_pipeline.serve.engine import Engine
+from finetune_pipeline.serve.provider_engine import ProviderEngine
+from finetune_pipeline.serve.serving_engine import ServingEngine
 from finetune_pipeline.store import TaskStore
 
 BASE = "base"
@@ -36,7 +38,7 @@ class Route:
     task: str
     version: int
     adapter: str | None
-    engine: Engine
+    engine: ServingEngine
     system: str
     prefix_ids: tuple[int, ...]
     answer: AnswerFormat | None
@@ -46,6 +48,11 @@ class Route:
     since: str
 
     @property
+    def embedded(self) -> Engine:
+        """The engine where it computes in this process: the only one with a tokenizer."""
+        return cast(Engine, self.engine)
+
+    @property
     def fingerprint(self) -> str:
         """OpenAI's `system_fingerprint`: identifies the model that answered."""
         return f"{self.task or BASE}@{self.label}" + (f":{self.adapter}" if self.adapter else "")
@@ -53,7 +60,7 @@ class Route:
     @property
     def stop_rule(self) -> StopRule:
         """Ends an answer before the model does; the same rule as in the evaluation."""
-        return StopRule(lambda ids: text_of(self.engine.tokenizer, ids), self.answer or AnswerFormat())
+        return StopRule(lambda ids: text_of(self.embedded.tokenizer, ids), self.answer or AnswerFormat())
 
     @property
     def label(self) -> str:
@@ -106,7 +113,9 @@ def base_folder(artifacts: VersionArtifacts) -> Path:
     return folder_of(artifacts.base, artifacts.declared_base)
 
 
-def make_route(store: TaskStore, version: Version, artifacts: VersionArtifacts, engine: Engine, now: str) -> Route:
+def make_route(
+    store: TaskStore, version: Version, artifacts: VersionArtifacts, engine: ServingEngine, now: str
+) -> Route:
     """The route of `version` under its public name; `engine` has loaded its adapter."""
     system = artifacts.prompt.system
     return Route(
@@ -116,7 +125,7 @@ def make_route(store: TaskStore, version: Version, artifacts: VersionArtifacts, 
         adapter=version.adapter,
         engine=engine,
         system=system,
-        prefix_ids=prefix_of(engine.tokenizer, system),
+        prefix_ids=() if isinstance(engine, ProviderEngine) else prefix_of(cast(Engine, engine).tokenizer, system),
         answer=artifacts.answer,
         on_invalid=version.on_invalid,
         log_text=version.log_text,

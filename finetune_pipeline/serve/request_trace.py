@@ -50,6 +50,8 @@ class TraceRecorder:
         self._traffic, self._metrics = traffic, metrics
 
     def answered(self, trace: RequestTrace, result: Result) -> None:
+        if trace.generation is not None:  # a provider counts the prompt's tokens, and reports them with the answer
+            trace.prompt_tokens = trace.prompt_tokens or trace.generation.prompt_tokens
         self._record(trace, result.status, result)
 
     def failed(self, trace: RequestTrace) -> None:

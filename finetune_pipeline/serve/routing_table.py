@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from finetune_pipeline.serve.deployment_state import DeploymentState, Version, VersionRecord, version_record
-from finetune_pipeline.serve.engine import Engine
 from finetune_pipeline.serve.model_routes import BASE, Route
+from finetune_pipeline.serve.serving_engine import ServingEngine
 from finetune_pipeline.serve.version_response import ServedRoute, TaskVersions
 
 
@@ -60,7 +60,7 @@ def build_table(tasks: Mapping[str, ServingStatus]) -> RoutingTable:
     """All model names of these tasks. When two tasks have the same name, the first in the alphabet has it, and the
     status of the other gets an error."""
     statuses, routes = dict(tasks), dict[str, Route]()
-    engines: dict[Engine, Route] = {}
+    engines: dict[ServingEngine, Route] = {}
     for task, status in tasks.items():
         for route, is_challenger in ((status.champion, False), (status.challenger, True)):
             if route is None:

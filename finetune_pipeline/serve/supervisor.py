@@ -20,12 +20,15 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from finetune_pipeline.errors import FinetuneError, StorageError
+from finetune_pipeline.providers.record import read_record
 from finetune_pipeline.serve import deployment_state
 from finetune_pipeline.serve.deployment_state import Version
 from finetune_pipeline.serve.engine import Engine
 from finetune_pipeline.serve.metrics import Metrics
 from finetune_pipeline.serve.model_routes import Route, VersionArtifacts, base_folder, find_artifacts, make_route
+from finetune_pipeline.serve.provider_engine import ProviderEngine
 from finetune_pipeline.serve.routing_table import RoutingTable, ServingStatus, build_table
+from finetune_pipeline.serve.serving_engine import ServingEngine
 from finetune_pipeline.store import TaskStore, task_names
 
 POLL_SECONDS = 1.0
@@ -41,7 +44,7 @@ class Supervisor:
         self.ready = threading.Event()
         self.rounds = 0  # completed; two rounds after a desired state was written, it has been read
         self._metrics, self._only, self._make_engine = metrics, only, make_engine
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str, ServingEngine] = {}
         self._failed: dict[tuple[str, Version], tuple[str, float]] = {}
         self._last_error = ""  # of the last round: logged once
         self._stop = threading.Event()
@@ -167,10 +170,14 @@ class Supervisor:
         engine.load(version.adapter, artifacts.adapter.folder)
         return make_route(store, version, artifacts, engine, datetime.now(UTC).isoformat(timespec="seconds"))
 
-    def _engine(self, artifacts: VersionArtifacts) -> Engine:
-        if artifacts.weights not in self._engines:
-            self._engines[artifacts.weights] = self._make_engine(base_folder(artifacts))
-        return self._engines[artifacts.weights]
+    def _engine(self, artifacts: VersionArtifacts) -> ServingEngine:
+        """The engine of this base model, or of this model at a provider; made with its first version."""
+        record = read_record(artifacts.adapter.folder)
+        key = f"provider {artifacts.adapter.content_hash}" if record else artifacts.weights
+        if key not in self._engines:
+            made = ProviderEngine(record.answering(None)) if record else self._make_engine(base_folder(artifacts))
+            self._engines[key] = made
+        return self._engines[key]
 
     def _unload_unused(self, before: RoutingTable) -> None:
         """Unload adapters that no route uses any more, and base models that no task needs."""

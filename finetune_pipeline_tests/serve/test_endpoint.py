@@ -187,7 +187,7 @@ def test_wrong_sizes_paths_and_methods_are_refused(served: Served) -> None:
 
 
 def test_too_many_requests_get_429_with_retry_after(served: Served) -> None:
-    engine = next(iter(served.server.endpoint.supervisor._engines.values()))
+    engine: Any = next(iter(served.server.endpoint.supervisor._engines.values()))
     engine._max_requests, before = 0, engine._max_requests
     try:
         response = served.server.complete("parcels")
@@ -439,7 +439,7 @@ def test_promotion_and_rollback_during_requests_lose_and_mix_no_answer(
     assert {status for status, _ in seen} == {200}
     assert len({text for _, text in seen}) == 2  # one answer per version: none is mixed
     assert seen[-1][1][0] == "1"
-    engine = next(iter(served.server.endpoint.supervisor._engines.values()))
+    engine: Any = next(iter(served.server.endpoint.supervisor._engines.values()))
     served.server.wait_until(
         lambda: task.adapter(make_adapter(3)).content_hash not in engine._adapters.names,
         "the old adapter to be unloaded",
