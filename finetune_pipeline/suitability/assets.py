@@ -24,7 +24,7 @@ from finetune_pipeline.store import StageContext, StageResult
 from finetune_pipeline.suitability.estimates import BaseSize, Estimate, Machine, estimate_training
 from finetune_pipeline.suitability.facts import Facts, collect_facts
 from finetune_pipeline.suitability.probe import measure_machine
-from finetune_pipeline.suitability.report import duration, markdown
+from finetune_pipeline.suitability.report import duration, managed_training, markdown
 from finetune_pipeline.suitability.rules import Recommendation, recommend
 
 
@@ -58,6 +58,8 @@ def suitability_report(context: StageContext) -> StageResult:
     advice = recommend(facts, estimate, base, config, machine)
     verdict = evaluate_suitability(facts, advice, estimate, machine, config, clean.content_hash)
     page = markdown(context.task.name, facts, advice, estimate, machine, config, verdict.checks)
+    if context.task.train.provider is not None:
+        page += managed_training(facts, context.task.train.provider)
     (context.out / "report.md").write_text(page, "utf-8")
     report = asdict(SuitabilityReport(facts, advice, estimate, machine, config.override))
     (context.out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), "utf-8")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune_pipeline.config import Suitability
+from finetune_pipeline.config import Provider, Suitability
+from finetune_pipeline.providers import cost
 from finetune_pipeline.records import Check
 from finetune_pipeline.suitability.estimates import Estimate, Machine
 from finetune_pipeline.suitability.facts import Facts
@@ -52,6 +53,19 @@ def markdown(
         ["The formulas and their sources are in `finetune_pipeline/suitability/estimates.py`.", ""],
     )
     return "\n".join(line for part in parts for line in part)
+
+
+def managed_training(facts: Facts, provider: Provider) -> str:
+    """The part of the page for `train.provider`: its cost, and what of the page is about this machine only."""
+    row_tokens = facts.system_tokens + facts.prompt_tokens + facts.completion_tokens
+    rows = round(facts.usable * facts.train_share)
+    estimate = cost.estimate(round(rows * row_tokens), rows, provider)
+    epochs = f"{estimate.epochs} epochs" + ("" if estimate.epochs_declared else ", assumed: the provider chooses")
+    return (
+        f"\n## Training at a provider\n\n`train.provider` trains {provider.model} instead of the base model. Method, "
+        "time, memory and cost of a training above are those of this machine, for comparison. Estimated: "
+        f"{estimate} ({epochs}); tokens are counted with the base model's tokenizer, the provider's count may differ.\n"
+    )
 
 
 def _training(facts: Facts, estimate: Estimate, machine: Machine, config: Suitability) -> list[tuple[str, str, str]]:
