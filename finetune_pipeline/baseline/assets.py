@@ -43,7 +43,8 @@ def baseline_report(context: StageContext) -> StageResult:
 
 def heading(context: StageContext) -> Heading:
     """What stands above the figures of this run."""
-    base = str(context.inputs["base_model"].json("base_model.json")["id"])
+    provider = context.task.train.provider
+    base = provider.model if provider else str(context.inputs["base_model"].json("base_model.json")["id"])
     return Heading(context.task.name, context.task.description, base, context.now)
 
 

@@ -50,7 +50,13 @@ class Provider(Section):
 
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset(
         {
+            "key_variable",
+            "suffix",
             "deployment",
+            "structured_outputs",
+            "min_examples",
+            "max_example_tokens",
+            "max_file_mb",
             "price_per_million_training_tokens",
             "price_per_million_prompt_tokens",
             "price_per_million_completion_tokens",

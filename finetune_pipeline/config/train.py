@@ -155,4 +155,7 @@ class Train(Section):
     def prompted_model(self) -> str | None:
         """What answers the prompted baselines instead of the base model: the provider's model, or None."""
         provider = self.provider
-        return f"{provider.base_url or provider.name} {provider.model}" if provider else None
+        if provider is None:
+            return None
+        labels = "" if provider.structured_outputs else ", labels by the prompt alone"
+        return f"{provider.model} of {provider.base_url or provider.name}{labels}"

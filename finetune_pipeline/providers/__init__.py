@@ -5,8 +5,10 @@ rows.py           training rows as the provider's JSONL, checked by its document
 cost.py           what a training is estimated to cost, and what it cost
 state.py          ids of files and job, written before and after every call that costs something
 transfer.py       upload a file and create a job once, whatever is interrupted
+cancel.py         cancel the job of a canceled run
 events.py         a job's events and checkpoints as log lines and history
-job.py            the process that trains: `python -m finetune_pipeline.providers.job`
+spec.py job.py    the process that trains: `python -m finetune_pipeline.providers.job`
+outcome.py        the end of a job: its error, or the files of the artifact
 assets.py         the asset `adapter` when `train.provider` is declared; record.py: provider.json
 api_answerer.py   answers from a chat completions API (an inference.answerer.Answerer)
 

@@ -11,16 +11,17 @@ so: whether the model learned is then shown by the evaluation on the test rows a
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.backends import local
 from finetune_pipeline.config import Provider
+from finetune_pipeline.errors import JobCanceled
 from finetune_pipeline.models.model_source import folder_of
-from finetune_pipeline.providers.job import ProviderSpec
+from finetune_pipeline.providers.cancel import cancel_job
 from finetune_pipeline.providers.record import ProviderTraining
+from finetune_pipeline.providers.spec import ProviderSpec
 from finetune_pipeline.records import Artifact, Check, Json, Verdict
 from finetune_pipeline.records.revisions import split_name
 from finetune_pipeline.store import StageContext, StageResult
@@ -33,7 +34,12 @@ def provider_adapter(context: StageContext, provider: Provider) -> StageResult:
     """Train at the provider, or go on with the job of an interrupted run with the same key."""
     folder = context.store.unfinished("adapter", "provider", context.key)
     spec = provider_spec(context, provider, folder)
-    training = local.run(JOB, spec, ProviderTraining, folder, context.report)
+    try:
+        training = local.run(JOB, spec, ProviderTraining, folder, context.report)
+    except BaseException as error:  # also Ctrl-C and Dagster's interruption, which are no Exception
+        if isinstance(error, JobCanceled) or not isinstance(error, Exception):
+            cancel_job(spec, context.report)
+        raise
     summary: dict[str, Json] = {name: value for name, value in training.to_json().items() if value is not None}
     return StageResult(
         summary, evaluate_training(training, context.inputs["data_split"].content_hash), unfinished=folder
@@ -54,7 +60,6 @@ def provider_spec(context: StageContext, provider: Provider, folder: Path) -> Pr
         label=f"{task.name}/{context.key}/{number}",
         folder=(folder / str(number)).absolute(),
         out=context.out.absolute(),
-        parent=os.getpid(),
         params={**_flat(provider.model_dump(mode="json"), "provider."), "base": provider.model, "key": context.key},
         dataset_name=f"{task.name}/data_split",
         dataset_digest=split.content_hash,

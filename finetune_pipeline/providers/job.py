@@ -2,33 +2,29 @@
 
     python -m finetune_pipeline.providers.job job.json        # a ProviderSpec
 
-It computes nothing, so it does not hold this machine's lock for computing. Canceled, it cancels the provider's job;
-when its parent was killed instead, the provider's job goes on, and the next run of the task finds it again.
+It computes nothing, so it does not hold this machine's lock for computing. Ended early, it leaves the provider's job
+alone: a run that was canceled cancels it (cancel.py), a run that was killed finds it again.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_pipeline.backends import worker
-from finetune_pipeline.backends.job_data import JobData
-from finetune_pipeline.config import Provider
-from finetune_pipeline.errors import DataError, FinetuneError, JobCanceled, ModelError, TrainingFailed
+from finetune_pipeline.errors import DataError, ModelError
 from finetune_pipeline.models.model_files import token_counter
 from finetune_pipeline.providers import cost
 from finetune_pipeline.providers.connection import Connection, api_call, connect, connection_of
-from finetune_pipeline.providers.events import EventLog, HistoryLine, JobEvent, history, validation_change
-from finetune_pipeline.providers.record import FILE, ProviderRecord, ProviderTraining
+from finetune_pipeline.providers.events import EventLog, JobEvent, history
+from finetune_pipeline.providers.outcome import checkpoints, require_success, write_artifact
+from finetune_pipeline.providers.record import ProviderTraining
 from finetune_pipeline.providers.rows import Line, Prepared, preference_line, prepare, require_accepted, supervised_line
+from finetune_pipeline.providers.spec import ProviderSpec
 from finetune_pipeline.providers.state import ProviderState
 from finetune_pipeline.providers.transfer import JobRequest, created, pause, uploaded
-from finetune_pipeline.records import Example, Reporter, read_jsonl, write_jsonl
+from finetune_pipeline.records import Example, Reporter, read_jsonl
 from finetune_pipeline.store import machine_lock, sha256_file
 
 if TYPE_CHECKING:
@@ -36,29 +32,6 @@ if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
 ENDED = ("succeeded", "failed", "cancelled")
-CANCEL_SECONDS = 10.0
-LINE = re.compile(r"(?:line|row|example)s?\s+#?(\d+)", re.I)
-
-
-@dataclass(frozen=True)
-class ProviderSpec(JobData):
-    """All paths are absolute. `rows`: split ("train", "validation") -> file of examples; `base`:
-    folder of the local base model, for its tokenizer; `label` identifies this training at the provider; `parent` is
-    the id of the process that waits for the job; `params`: what the MLflow run shows."""
-
-    task: str
-    provider: Provider
-    rows: dict[str, Path]
-    base: Path
-    system: str
-    seed: int
-    label: str
-    folder: Path
-    out: Path
-    parent: int
-    params: dict[str, Any]
-    dataset_name: str
-    dataset_digest: str
 
 
 def run(spec: ProviderSpec, report: Reporter) -> ProviderTraining:
@@ -97,16 +70,12 @@ def _train(
         state.run_id, state.experiment_id = mlflow_run.run_id, mlflow_run.experiment_id
         state.save()
         earlier = state.job
-        try:
-            job = _start(spec, client, where, files, state, report)
-            job = _follow(client, where, job, log, spec.provider.poll_seconds, mlflow_run, report)
-        except JobCanceled:
-            _cancel(spec, client, where, state, report)
-            raise
-        _require_success(job, log.events, files, where)
+        job = _start(spec, client, where, files, state, report)
+        job = _follow(client, where, job, log, spec.provider.poll_seconds, mlflow_run, report)
+        require_success(job, log.events, files, where)
         with api_call(f"list the checkpoints of job {job.id}", where):
-            lines = history(log.events, _checkpoints(client, job.id))
-        result = _write(spec, where, job, files, estimate, lines, log, state, earlier == job.id)
+            lines = history(log.events, checkpoints(client, job.id))
+        result = write_artifact(spec, where, job, files, estimate, lines, log, state, earlier == job.id)
         mlflow_run.log_metrics({"trained_tokens": job.trained_tokens or 0, "cost": result.cost or 0.0}, result.steps)
         mlflow_run.log_artifacts(spec.out, "adapter")
     return result
@@ -241,121 +210,6 @@ def _report(event: JobEvent, mlflow_run: Any, report: Reporter) -> None:
         **event.metrics,
     )
     mlflow_run.log_metrics(event.metrics, event.step)
-
-
-def _cancel(spec: ProviderSpec, client: OpenAI, where: Connection, state: ProviderState, report: Reporter) -> None:
-    """Cancel the provider's job, unless the run did not ask for it: its process was killed, and is to be resumed."""
-    if state.job is None:
-        return
-    if os.getppid() != spec.parent:
-        report.log(f"the run was killed; job {state.job} goes on at the provider, and the next run finds it")
-        return
-    quick = client.with_options(max_retries=1, timeout=CANCEL_SECONDS)
-    try:
-        with api_call(f"cancel job {state.job}", where):
-            quick.fine_tuning.jobs.cancel(state.job)
-    except FinetuneError as error:
-        raise type(error)(
-            error.message, f"cancel job {state.job} at the provider: it may still train and cost"
-        ) from None
-    report.log(f"job {state.job} is canceled at the provider; the uploaded files are kept for the next run")
-
-
-def _require_success(
-    job: FineTuningJob, events: list[JobEvent], files: Mapping[str, Prepared], where: Connection
-) -> None:
-    """TrainingFailed with the provider's reason, and the rows that it names."""
-    if job.status == "cancelled":
-        raise TrainingFailed(f"job {job.id} was canceled at the provider", "run again to create a new job")
-    if job.status == "succeeded" and job.fine_tuned_model:
-        return
-    errors = [event.message for event in events if event.level == "error"]
-    reason = (job.error.message if job.error and job.error.message else "") or next(
-        iter(errors[::-1]), "no reason given"
-    )
-    if job.error is None or job.error.param not in ("training_file", "validation_file"):
-        raise TrainingFailed(
-            f"job {job.id} ended as {job.status}: {where.hide(reason)}",
-            "read the provider's reason; run again to create a new job with the files that are already uploaded",
-        )
-    file = files["train" if job.error.param == "training_file" else "validation"]
-    raise TrainingFailed(
-        f"the provider refused {file.path.name}: {where.hide(reason)}{_rows_named(reason, file)}",
-        "fix or drop these rows, and run again; nothing was trained",
-    )
-
-
-def _rows_named(reason: str, file: Prepared) -> str:
-    """The ids of the rows whose line numbers are in the provider's reason."""
-    numbers = sorted({int(number) for number in LINE.findall(reason)})
-    ids = [f"line {number} is row {file.ids[number - 1]}" for number in numbers if 0 < number <= len(file.ids)]
-    return f" ({', '.join(ids[:5])})" if ids else ""
-
-
-def _checkpoints(client: OpenAI, job: str) -> list[tuple[int, dict[str, Any]]]:
-    """Step and figures of each checkpoint; none where the provider keeps none."""
-    import openai
-
-    try:
-        listed = list(client.fine_tuning.jobs.checkpoints.list(job))
-    except openai.NotFoundError:
-        return []
-    return [(each.step_number, each.metrics.model_dump(exclude_none=True, exclude={"step"})) for each in listed]
-
-
-def _write(
-    spec: ProviderSpec,
-    where: Connection,
-    job: FineTuningJob,
-    files: Mapping[str, Prepared],
-    estimate: cost.TrainingCost,
-    lines: list[HistoryLine],
-    log: EventLog,
-    state: ProviderState,
-    resumed: bool,
-) -> ProviderTraining:
-    """provider.json, training.json and history.jsonl."""
-    epochs = job.hyperparameters.n_epochs if job.hyperparameters else None
-    price = cost.actual(job.trained_tokens, epochs if isinstance(epochs, int) else None, spec.provider)
-    record = ProviderRecord(
-        provider=spec.provider,
-        base_url=where.url,
-        model=str(job.fine_tuned_model),
-        job=job.id,
-        files=dict(state.files),
-        trained_tokens=job.trained_tokens,
-        estimate=estimate,
-        cost=price,
-        created_at=job.created_at,
-        finished_at=job.finished_at,
-        checks=[{"file": split, **asdict(check)} for split, file in files.items() for check in file.checks],
-        events=[asdict(event) for event in log.events],
-    )
-    losses = [line["loss"] for line in lines if "loss" in line]
-    change = validation_change(lines)
-    result = ProviderTraining(
-        mlflow_run_id=state.run_id,
-        mlflow_experiment_id=state.experiment_id,
-        provider=spec.provider.name,
-        provider_model=record.model,
-        steps=int(lines[-1]["step"]) if lines else 0,
-        seconds=float((job.finished_at or job.created_at) - job.created_at),
-        rows=len(files["train"].ids),
-        loss_first=losses[0] if losses else None,
-        loss_last=sum(losses[-5:]) / len(losses[-5:]) if losses else None,
-        validation_loss_start=change[0] if change else None,
-        validation_loss=change[1] if change else None,
-        validation_compared=change[2] if change else "not reported by the provider",
-        trained_tokens=job.trained_tokens,
-        cost=price.cost,
-        cost_estimated=estimate.cost,
-        currency=price.currency,
-        resumed=resumed,
-    )
-    (spec.out / FILE).write_text(json.dumps(record.to_json(), indent=1, ensure_ascii=False), "utf-8")
-    (spec.out / "training.json").write_text(json.dumps(result.to_json(), indent=1), "utf-8")
-    write_jsonl(spec.out / "history.jsonl", lines)
-    return result
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ class ProviderModel(JobData):
 @dataclass(frozen=True)
 class ProviderRecord(JobData):
     """provider.json. `provider`: the declaration; `base_url`: where it was trained; `model`: the tuned model's name;
-    `files`: split -> id; times in seconds since 1970; `events` as the provider reported them. No key, no credentials.
+    `files`: split -> id; times in seconds since 1970; `events` as the provider reported them,
+    without metrics. No key, no credentials.
     """
 
     provider: Provider

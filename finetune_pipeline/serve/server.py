@@ -39,7 +39,8 @@ def run(host: str, port: int, only: str | None = None, announce: Path | None = N
     are set."""
     os.environ.update(job_environment())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for library in ("httpx", "httpx2", "openai"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     keys = load_keys(os.environ, home(), host)
     listening = listen(host, port, "FINETUNE_ENDPOINT_URL", "the endpoint")
     url = f"http://{in_url(host)}:{listening.getsockname()[1]}"

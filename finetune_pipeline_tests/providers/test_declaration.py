@@ -56,10 +56,11 @@ def test_prices_and_deployment_make_no_training_stale_but_the_model_and_its_hype
 
     plain = key_of("adapter")
     operational = {"price_per_million_training_tokens": 5.0, "max_cost": 9.0, "deployment": "parcels"}
-    assert key_of("adapter", **operational, poll_seconds=60, requests_at_once=2) == plain
+    assert key_of("adapter", **operational, poll_seconds=60, requests_at_once=2, structured_outputs=False) == plain
     assert key_of("adapter", hyperparameters={"n_epochs": 2}) != plain
     assert key_of("baseline_report", hyperparameters={"n_epochs": 2}) == key_of("baseline_report")
     assert key_of("baseline_report", model="gpt-4.1-nano") != key_of("baseline_report")
+    assert key_of("baseline_report", structured_outputs=False) != key_of("baseline_report")
 
 
 def test_address_and_key_come_from_the_declaration_else_from_the_environment() -> None:

@@ -13,16 +13,20 @@ from finetune_pipeline.config import Release, Task
 from finetune_pipeline.errors import ServingError
 from finetune_pipeline.evaluate.assets import eval_report
 from finetune_pipeline.records import Artifact, read_jsonl
-from finetune_pipeline.release.assets import release_decision
+from finetune_pipeline.release.assets import registered_model, release_decision
 from finetune_pipeline.release.decide import decide
 from finetune_pipeline.release.registration import tags
 from finetune_pipeline.store import TaskStore
 from finetune_pipeline.train.assets import adapter
 from finetune_pipeline_tests.artifacts import finished, stage_context, task_store
 from finetune_pipeline_tests.baseline.color_task import TEST_ROWS, base_and_split, commit, rows
+from finetune_pipeline_tests.mlflow_registry import version_tags
 from finetune_pipeline_tests.providers.conftest import managed
 from finetune_pipeline_tests.providers.fake_provider import KEY, MODEL, FakeProvider
 from finetune_pipeline_tests.release.evidence import bits, evidence
+from finetune_pipeline_tests.release.test_assets import GOOD
+from finetune_pipeline_tests.release.test_assets import commit as commit_result
+from finetune_pipeline_tests.release.test_assets import inputs_of as release_inputs
 
 WHY = "it answers one closed question, and is asked nothing else"
 
@@ -146,3 +150,25 @@ def test_decision_and_registry_name_the_providers_model(
     named = tags(stage_context(declared, store, tmp_path, **inputs))
     assert named["provider_model"].startswith(f"ft:{MODEL}")
     assert named["provider_url"] == url
+
+
+def test_a_registered_version_names_the_providers_model_and_its_limits(
+    tiny_model: Path, tmp_path: Path, store: TaskStore, url: str
+) -> None:
+    from huggingface_hub import ModelCard
+
+    declared = managed(tiny_model, url).model_copy(update={"release": Release(general_waiver=WHY)})
+    named = trained(store, declared, tmp_path, inputs_of(store, declared))
+    inputs = release_inputs(store, named, GOOD, general=False)
+    report = inputs["eval_report"].path("report.json")
+    report.write_text(json.dumps({**json.loads(report.read_text("utf-8")), "not_measured": {"general": "no"}}), "utf-8")
+    context = stage_context(declared, store, tmp_path, **inputs)
+    decision = commit_result(store, context, release_decision(context), "release_decision")
+    second = stage_context(declared, store, tmp_path, **inputs, release_decision=decision)
+    registered_model(second)
+    card = second.out / "MODEL_CARD.md"
+    head, text = ModelCard.load(card).data, card.read_text("utf-8")
+    assert (head.base_model, head.license, head.library_name) == (MODEL, "other", "openai")
+    assert f"at {url}: its weights are not here" in text
+    assert WHY in text
+    assert version_tags(store.task, 1)["provider_model"] == named.json("provider.json")["model"]
