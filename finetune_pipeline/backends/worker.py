@@ -152,7 +152,8 @@ def _fail(error: FinetuneError, files: JobFiles, place: Place, events: EventFile
 
 @contextmanager
 def _turn(files: JobFiles, place: Place, report: EventFile, computes: bool) -> Iterator[None]:
-    """Hold the lock of the folder and, if the job `computes`, a device. Under torch's agent, the agent of each machine holds both."""
+    """Hold the lock of the folder and, if the job `computes`, a device. Under torch's agent, the agent of each machine
+    holds both."""
     if place.elastic:
         if place.rank == 0 and (restarts := max(place.restarts, files.restarts())):
             report.log(f"a process of the job was killed; restart {restarts} of the job, from its last checkpoint")
