@@ -106,14 +106,17 @@ def trained(
 ) -> dict[str, Any]:
     """Train one way; the adapter is saved in `folder`."""
     from finetune_pipeline.models.device import uses_bf16
+    from finetune_pipeline.models.model_files import dimensions
     from finetune_pipeline.train import checkpoint, job
+    from finetune_pipeline.train.defaults import with_defaults
     from finetune_pipeline.train.spec import TrainingSpec
 
     changed: dict[str, Any] = {"seed": seed, "checkpoint_seconds": 1e9}
     changed |= {"num_epochs": options.epochs} if options.epochs else {}
     weight = 0.0 if way == "nothing" else options.weight
     keep = {**task.train.keep_general.model_dump(), **({} if weight is None else {"weight": weight})}
-    rules = Train.model_validate({**task.train.model_dump(), **changed, "keep_general": keep})
+    declared = Train.model_validate({**task.train.model_dump(), **changed, "keep_general": keep})
+    rules, _ = with_defaults(declared, dimensions(base)["parameters"])
     spec = TrainingSpec(
         task=task.name,
         base=base,

@@ -6,6 +6,7 @@ write_all(Path("docs"))      # [Path("docs/configuration.md"), Path("docs/cli.md
 from __future__ import annotations
 
 import json
+from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,26 @@ def configuration() -> str:
         "are reported together (`finetune validate <task>`). Editors complete and check the file if its first line is",
         "`# yaml-language-server: $schema=../../docs/task.schema.json`.",
     ]
-    return "\n".join([*lines, *_section("", Task)]) + "\n"
+    return "\n".join([*lines, *_section("", Task), *_learning_rates()]) + "\n"
+
+
+def _learning_rates() -> list[str]:
+    """The defaults of `train.learning_rate`, as a table."""
+    from finetune_pipeline.train.defaults import FULL_SHARE, RATES
+
+    lines = ["", "## Defaults of train.learning_rate", ""]
+    lines += [
+        f"By objective and parameters of the base model. `method: full` has {FULL_SHARE:g} of the rate of an adapter.",
+        "",
+        "| objective | parameters up to | lora, qlora | full | source |",
+        "|---|---|---|---|---|",
+    ]
+    for objective, rows in RATES.items():
+        for row in rows:
+            size = "any" if isinf(row.parameters) else f"{row.parameters:,.0f}"
+            full = f"{row.rate * FULL_SHARE:.1e}"
+            lines.append(f"| `{objective}` | {size} | {row.rate:.1e} | {full} | {row.source} |")
+    return lines
 
 
 def command_line() -> str:

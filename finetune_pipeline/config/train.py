@@ -99,11 +99,12 @@ class Train(Section):
         "once per row.",
     )
     num_epochs: float = Field(2.0, gt=0, le=50, description="Passes over the training rows; may be a fraction.")
-    learning_rate: float = Field(
-        2e-4,
+    learning_rate: float | None = Field(
+        None,
         gt=0,
         le=1,
-        description="Peak learning rate; about 2e-3 at 100 million parameters, 2e-4 at billions.",
+        description="Peak learning rate; default: by method, objective and number of parameters, from 2e-3 (LoRA at "
+        "100 million) and 2e-4 (at 7 billion) to 5e-7 (dpo of all weights); see the table at the end.",
     )
     warmup_ratio: Share = Field(
         0.05,

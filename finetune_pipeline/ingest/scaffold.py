@@ -160,7 +160,7 @@ def _training() -> str:
     return "\n".join(
         [
             "train:",
-            "  learning_rate: 2.0e-3  # for about 100 million parameters; the default, 2.0e-4, is for billions",
+            "  learning_rate: 2.0e-3  # the default for about 100 million parameters; less for larger models",
             "  num_epochs: 2",
             "  batch_size: 8",
             "",

@@ -17,6 +17,7 @@ from finetune_pipeline.models.model_source import folder_of
 from finetune_pipeline.providers.assets import provider_adapter
 from finetune_pipeline.records import Check, Json, Verdict
 from finetune_pipeline.store import StageContext, StageResult
+from finetune_pipeline.train.defaults import with_defaults
 from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
 
 JOB = "finetune_pipeline.train.job"
@@ -33,6 +34,7 @@ def adapter(context: StageContext) -> StageResult:
     summary: dict[str, Json] = {
         "method": training.method,
         "objective": training.objective,
+        "learning_rate": training.learning_rate,
         "steps": training.steps,
         "kept_step": training.kept_step,
         "seconds": training.seconds,
@@ -71,7 +73,9 @@ def evaluate_training(training: TrainingResult, about: str) -> Verdict:
 
 def _spec(context: StageContext, job: Path) -> TrainingSpec:
     task, split, base = context.task, context.inputs["data_split"], context.inputs["base_model"]
-    base_id = str(base.json("base_model.json")["id"])
+    facts = base.json("base_model.json")
+    base_id = str(facts["id"])
+    rules, origins = with_defaults(task.train, int(facts["parameters"]))
     return TrainingSpec(
         task=task.name,
         base=folder_of(base, task.base, context.report),
@@ -80,12 +84,13 @@ def _spec(context: StageContext, job: Path) -> TrainingSpec:
         validation=split.path("validation.jsonl").absolute(),
         system=task.prompt.system,
         answer=task.answer,
-        rules=task.train,
+        rules=rules,
         checkpoints=job / "steps",
         out=context.out.absolute(),
-        params={**_flat(task.train.model_dump(mode="json")), "base": base_id, "key": context.key},
+        params={**_flat(rules.model_dump(mode="json")), "base": base_id, "key": context.key},
         dataset_name=f"{task.name}/data_split",
         dataset_digest=split.content_hash,
+        origins=origins,
     )
 
 

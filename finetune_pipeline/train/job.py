@@ -47,6 +47,7 @@ def run(spec: TrainingSpec, report: Reporter) -> TrainingResult:
 
 
 def _train(spec: TrainingSpec, report: Reporter) -> TrainingResult:
+    log_origins(spec, report)
     setup = assemble(spec, report)
     setup.measure_base(report)
     spec.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,13 @@ def _train(spec: TrainingSpec, report: Reporter) -> TrainingResult:
     resumed_at = state.step
     note_precision(state, name_of(uses_bf16(spec.rules.precision)), report)
     _train_in_mlflow_run(spec, report, setup, state)
-    return _result(setup, state, resumed_at)
+    return replace(_result(setup, state, resumed_at), origins=spec.origins)
+
+
+def log_origins(spec: TrainingSpec, report: Reporter) -> None:
+    """Log the settings that the declaration did not give, and where they are from."""
+    for name, origin in spec.origins.items():
+        report.log(f"{name}: {spec.params.get(name)}, {origin}")
 
 
 def note_precision(state: checkpoint.TrainingState, precision: str, report: Reporter) -> None:
@@ -238,6 +245,7 @@ def _result(setup: TrainingSetup, state: checkpoint.TrainingState, resumed_at: i
         precision=", then ".join(state.precisions),
         shared_prefix_tokens=setup.shared_prefix,
         supervised_tokens=setup.audit.supervised_tokens,
+        learning_rate=setup.rules.learning_rate,
     )
 
 

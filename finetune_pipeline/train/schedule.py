@@ -1,7 +1,7 @@
 """Batches and learning rate of every optimizer step, as functions of seed and step: a resumed training is the same.
 
 batch_at(0, 12, Train(batch_size=4))         # [9, 5, 0, 3]: indices of the rows
-learning_rate_at(40, 94, Train())            # 0.000133
+learning_rate_at(40, 94, Train(learning_rate=2e-4))            # 0.000133
 """
 
 from __future__ import annotations
@@ -39,10 +39,17 @@ def _order(rows: int, seed: int, epoch: int) -> Any:
 
 def learning_rate_at(step: int, total: int, rules: Train) -> float:
     """Linear warm-up, then a cosine to zero (Loshchilov and Hutter, SGDR, 2017)."""
-    warmup = max(1, round(rules.warmup_ratio * total))
+    peak, warmup = peak_learning_rate(rules), max(1, round(rules.warmup_ratio * total))
     if step < warmup:
-        return rules.learning_rate * (step + 1) / warmup
-    return rules.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def peak_learning_rate(rules: Train) -> float:
+    """The highest rate of a training. ValueError where its default was not filled in (train/defaults.py)."""
+    if rules.learning_rate is None:
+        raise ValueError("train.learning_rate is not known: fill in the defaults (train/defaults.py)")
+    return rules.learning_rate
 
 
 def validates_at(step: int, rows: int, rules: Train) -> bool:

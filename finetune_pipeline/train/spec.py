@@ -5,7 +5,7 @@ result = local.run("finetune_pipeline.train.job", spec, TrainingResult, folder, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ class TrainingSpec(JobData):
     """All paths are absolute. `base`: folder of the base model, `base_id`: its name in base_model.json; `train` and
     `validation`: JSONL files of examples; `system`, `answer`: the task's system prompt and answer format; `checkpoints`
     and `out`: output folders; `params`: what the MLflow run shows, free-form; `dataset_name` and `dataset_digest`: the
-    split, in MLflow."""
+    split, in MLflow; `origins`: settings that the declaration did not give, and where they are from (defaults.py)."""
 
     task: str
     base: Path
@@ -33,6 +33,7 @@ class TrainingSpec(JobData):
     params: dict[str, Any]
     dataset_name: str
     dataset_digest: str
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class TrainingResult(JobData):
     the kept step. `validation_score`: share of right answers, `validation_reward_accuracy`: share of pairs whose chosen
     completion has the higher reward; None where not measured. `general_divergence`: mean KL from the base model over
     the last 20 steps. `tokens_per_second`: tokens that were computed, median of the steps. `resumed_at`: the step of
-    the checkpoint, 0 for a new training; `peak_mb`: memory of the process in MB."""
+    the checkpoint, 0 for a new training; `peak_mb`: memory of the process in MB. `learning_rate`: the peak; `origins`:
+    as in the spec."""
 
     mlflow_run_id: str | None
     mlflow_experiment_id: str | None
@@ -69,3 +71,5 @@ class TrainingResult(JobData):
     shared_prefix_tokens: int
     supervised_tokens: int
     peak_mb: int = 0
+    learning_rate: float | None = None
+    origins: dict[str, str] = field(default_factory=dict)

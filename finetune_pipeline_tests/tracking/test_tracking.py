@@ -157,7 +157,7 @@ def test_a_training_whose_mlflow_is_killed_still_saves_the_adapter(
         validation=tmp_path / "rows.jsonl",
         system="",
         answer=AnswerFormat(),
-        rules=Train(lora=Lora(r=4, alpha=8), num_epochs=2, batch_size=4, precision="fp32"),
+        rules=Train(lora=Lora(r=4, alpha=8), num_epochs=2, batch_size=4, learning_rate=2e-4, precision="fp32"),
         checkpoints=tmp_path / "steps",
         out=out,
         params={"lora.r": 4},

@@ -25,5 +25,6 @@ def test_mlflow_has_every_setting_under_its_name_in_the_declaration(
     kept = mlflow.MlflowClient().get_run(run.run_id).data.params
     nested = {"lora.r": "16", "lora.alpha": "32", "lora.dropout": "0.0"}
     nested |= {"keep_general.weight": "0.2", "keep_general.texts": "1"}
-    assert kept.items() >= {**nested, "learning_rate": "0.0002", "base": tiny_model.name, "key": "key"}.items()
+    assert kept.items() >= {**nested, "learning_rate": "0.002", "base": tiny_model.name, "key": "key"}.items()
+    assert spec.rules.learning_rate == 2e-3 and "default for lora, sft and 0 million" in spec.origins["learning_rate"]
     assert not any(value.startswith("{") for value in kept.values())
