@@ -22,7 +22,7 @@ from finetune_pipeline.inference.model_family import max_sequence_tokens, within
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.device import PeakDeviceMemory, name_of, uses_bf16
 from finetune_pipeline.records import SILENT, Example, Reporter, read_jsonl, write_jsonl
-from finetune_pipeline.train import checkpoint, forward_check
+from finetune_pipeline.train import checkpoint
 from finetune_pipeline.train.audit import Audit, audit
 from finetune_pipeline.train.forward import Forward
 from finetune_pipeline.train.loop import Loop
@@ -31,7 +31,9 @@ from finetune_pipeline.train.objective import Objective, objective_of, usable
 from finetune_pipeline.train.optimizer import optimizer_for
 from finetune_pipeline.train.reference import Reference
 from finetune_pipeline.train.replay import Replay, general_texts, whole_texts
+from finetune_pipeline.train.row_selection import selected
 from finetune_pipeline.train.schedule import total_steps
+from finetune_pipeline.train.shared import Shared
 from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
 from finetune_pipeline.train.tokenize import TokenizedExample, tokenize, tokenize_pairs
 from finetune_pipeline.train.validation import scorer
@@ -76,7 +78,8 @@ def note_precision(state: checkpoint.TrainingState, precision: str, report: Repo
 @dataclass
 class TrainingSetup:
     """Everything a training loop needs. `rows`: those of "train" and "validation" that the objective takes; `audit`: of
-    the training rows; `replay`: the general texts; `reference`: likelihoods of the model before training."""
+    the training rows; `shared`: what other trainings of the base model share; `replay`: the general texts; `reference`:
+    likelihoods of the model before training."""
 
     rules: Train
     base: Base
@@ -88,6 +91,7 @@ class TrainingSetup:
     examples: list[Example]  # of the validation rows
     audit: Audit
     shared_prefix: int
+    shared: Shared
     replay: Replay | None = None
     reference: Reference | None = None
 
@@ -99,8 +103,8 @@ class TrainingSetup:
         """Measure what the training needs of the base model, while the model still equals it: before a checkpoint is
         restored."""
         most = self.rules.max_tokens_per_batch
-        rows = [*self.rows["train"], *self.rows["validation"]]
-        self.reference = Reference.measure(self.forward, rows, self.objective, most, self.bf16, report)
+        rows, known = [*self.rows["train"], *self.rows["validation"]], self.shared.likelihoods
+        self.reference = Reference.measure(self.forward, rows, self.objective, most, self.bf16, report, known)
         if self.replay:
             self.replay.measure(total_steps(len(self.rows["train"]), self.rules), most, report)
 
@@ -127,29 +131,27 @@ class TrainingSetup:
         )
 
 
-def assemble(spec: TrainingSpec, report: Reporter = SILENT) -> TrainingSetup:
+def assemble(spec: TrainingSpec, report: Reporter = SILENT, shared: Shared | None = None) -> TrainingSetup:
     """Load model and rows, audit them (audit.json in `out`), make the weights trainable, and choose the forward pass.
 
+    `shared`: what an earlier training of the same base model, method and precision has loaded and computed.
     ModelError when the model cannot be trained; TrainingFailed when there are no rows, or the audit fails.
     """
     import torch
 
     rules, objective = spec.rules, objective_of(spec.rules)
-    torch.manual_seed(rules.seed)
-    base = load_base(spec.base, rules)
-    examples = {name: _examples(path) for name, path in (("train", spec.train), ("validation", spec.validation))}
-    if not examples["train"]:
-        raise TrainingFailed("there are no rows to train on", "read the accounting of data_split")
-    rows = {name: tokenized(found, base, spec.system, rules, objective) for name, found in examples.items()}
-    _log_unused(examples["train"], rows["train"], report)
+    shared = shared or Shared(load_base(spec.base, rules))
+    base = shared.base
+    examples, rows = _rows(spec, shared, objective, report)
     prefix = common_prefix([row.prompt for split in rows.values() for row in split])
     audited = audit(rows["train"], base.end_ids, max_sequence_tokens(base.model.config), len(prefix))
     _require_passed(audited, spec.out)
-    trainable = make_trainable(base, rules)
+    torch.manual_seed(rules.seed)  # the weights of an adapter depend on the seed, not on earlier computations
+    trainable = make_trainable(base, rules, keep_base=shared.several)
     every = [*rows["train"], *rows["validation"]]
-    forward = forward_check.choose(trainable.model, trainable.weights, prefix, every, report)
+    forward = shared.forward(trainable, rules.layers, prefix, every, report)
     optimizer = optimizer_for(trainable.weights, rules)
-    replay = replay_for(forward, base, rules, report)
+    replay = replay_for(forward, base, rules, report, shared.texts)
     return TrainingSetup(
         rules,
         base,
@@ -161,8 +163,27 @@ def assemble(spec: TrainingSpec, report: Reporter = SILENT) -> TrainingSetup:
         examples["validation"],
         audited,
         len(prefix),
+        shared,
         replay,
     )
+
+
+def _rows(
+    spec: TrainingSpec, shared: Shared, objective: Objective, report: Reporter
+) -> tuple[dict[str, list[Example]], dict[str, list[TokenizedExample]]]:
+    """The training rows that are selected and all validation rows, as examples and as tokens. TrainingFailed without
+    training rows."""
+    examples = {name: _examples(path) for name, path in (("train", spec.train), ("validation", spec.validation))}
+    for name, found in examples.items():
+        if name not in shared.rows:
+            shared.rows[name] = tokenized(found, shared.base, spec.system, spec.rules, objective)
+    examples["train"] = selected(examples["train"], spec.share, spec.without_sources, spec.rules.seed)
+    kept = {name: {example.id for example in found} for name, found in examples.items()}
+    rows = {name: [row for row in shared.rows[name] if row.id in ids] for name, ids in kept.items()}
+    if not rows["train"]:
+        raise TrainingFailed("there are no rows to train on", "read the accounting of data_split")
+    _log_unused(examples["train"], rows["train"], report)
+    return examples, rows
 
 
 def tokenized(
@@ -200,16 +221,18 @@ def _train_in_mlflow_run(
         run.log_artifacts(spec.out, "adapter")
 
 
-def replay_for(forward: Forward, base: Base, rules: Train, report: Reporter) -> Replay | None:
+def replay_for(
+    forward: Forward, base: Base, rules: Train, report: Reporter, known: dict[str, Any] | None = None
+) -> Replay | None:
     """The replay of general texts, without those that are longer than the model's limit; None when none is left, or
-    `train.keep_general.weight` is 0."""
+    `train.keep_general.weight` is 0. `known`: states of texts that were measured before."""
     if not rules.keep_general.weight:
         return None
     texts = whole_texts(tokenize(general_texts(), base.tokenizer, "", base.end_ids))
     texts = within_limit(texts, lambda text: text.tokens, base.model.config, "general texts", report)
     if not texts:
         return None
-    return Replay(forward, texts, rules.keep_general, rules.seed, uses_bf16(rules.precision))
+    return Replay(forward, texts, rules.keep_general, rules.seed, uses_bf16(rules.precision), known)
 
 
 def _result(setup: TrainingSetup, state: checkpoint.TrainingState, resumed_at: int) -> TrainingResult:

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ def load_base(folder: Path, rules: Train) -> Base:
 class Trainable:
     """`model`: the causal LM as the forward pass computes it, with peft's layers in it; `weights`: the trainable
     tensors by name; `wrapped`: peft's wrapper, None for full weights; `initial`: the weights before training, where
-    peft needs them to save (adapter.py); `dtype`: the type that full weights are saved in."""
+    peft needs them to save (adapter.py); `dtype`: the type that full weights are saved in; `original`: weights of the
+    base model that the training changes, in host memory, where they are kept for `release`."""
 
     method: Method
     model: Any
@@ -63,6 +64,19 @@ class Trainable:
     wrapped: Any
     initial: dict[str, Any]
     dtype: Any
+    original: dict[str, Any] = field(default_factory=dict)
+
+    def release(self) -> None:
+        """Give the base model back as it was: without peft's layers, and with its `original` weights."""
+        import torch
+
+        if self.wrapped is not None:
+            self.wrapped.base_model.unload()
+        with torch.no_grad():
+            for name, weight in self.model.named_parameters():
+                weight.grad = None
+                if name in self.original:
+                    weight.copy_(self.original[name])
 
     def save(self, out: Path, base_id: str, tokenizer: Any) -> None:
         """Write weights (safetensors), configuration and weights.json to the folder `out`; `base_id`: the name of the
@@ -94,10 +108,14 @@ class Trainable:
             self.model.config.dtype = before
 
 
-def make_trainable(base: Base, rules: Train) -> Trainable:
+def make_trainable(base: Base, rules: Train, keep_base: bool = False) -> Trainable:
     """Put an adapter on the model, or make its own weights trainable: in the `rules.layers` upper decoder layers (None:
-    everything). ModelError when nothing can be trained, or a frozen layer would be."""
+    everything). ModelError when nothing can be trained, or a frozen layer would be. `keep_base`: the base model is
+    needed again, after `Trainable.release`; a copy of the weights that the training changes is kept."""
     model, wrapped = base.model, None
+    changes = rules.method == "full" or rules.lora.changes_base
+    named = model.named_parameters() if keep_base and changes else ()
+    original = {n: weight.detach().to("cpu", copy=True) for n, weight in named if weight.is_floating_point()}
     if rules.method == "full":
         _unfreeze(model, rules.layers)
         model.eval()
@@ -106,7 +124,7 @@ def make_trainable(base: Base, rules: Train) -> Trainable:
     weights = {n: weight for n, weight in (wrapped or model).named_parameters() if weight.requires_grad}
     mutated = wrapped is not None and rules.lora.changes_base
     initial = {name: weight.detach().clone() for name, weight in weights.items()} if mutated else {}
-    return Trainable(rules.method, model, weights, wrapped, initial, base.dtype)
+    return Trainable(rules.method, model, weights, wrapped, initial, base.dtype, original)
 
 
 def _unfreeze(model: Any, layers: int | None) -> None:

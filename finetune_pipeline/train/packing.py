@@ -26,20 +26,33 @@ from finetune_pipeline.train.tree_attention import ATTENTION, Masks, TreeLayout,
 CACHE_BYTES = 2 * 1024**3
 
 
+class FrozenStates(dict[SegmentKey, Any]):
+    """Outputs [tokens, hidden] of the frozen layers by segment, up to CACHE_BYTES. They hold for one base model, number
+    of frozen layers, precision and shared prefix."""
+
+    size = 0  # bytes
+
+    def keep(self, key: SegmentKey, states: Any) -> None:
+        """Add a copy of `states`, unless it is there or does not fit."""
+        size = states.numel() * states.element_size()
+        if key not in self and self.size + size <= CACHE_BYTES:
+            self[key] = states.clone()
+            self.size += size
+
+
 class PackedForward(Forward):
     """`prefix`: the token ids that the rows begin with; a row that begins otherwise is a tree of its own. The frozen
-    layers are those below the lowest layer with a trainable weight, now."""
+    layers are those below the lowest layer with a trainable weight, now; `cache`: their outputs, as far as known."""
 
     name = "packed"
 
-    def __init__(self, model: Any, prefix: Sequence[int]) -> None:
+    def __init__(self, model: Any, prefix: Sequence[int], cache: FrozenStates | None = None) -> None:
         super().__init__(model)
         register_attention()
         self._parts, self._prefix = decoder_parts(model), list(prefix)
         self._frozen = frozen_layers(model)
         self._masks = Masks()
-        self._cache: dict[SegmentKey, Any] = {}
-        self._cached_bytes = 0
+        self._cache = FrozenStates() if cache is None else cache
 
     @property
     def prefix_tokens(self) -> int:
@@ -89,10 +102,7 @@ class PackedForward(Forward):
                 out = self._run(missing)
             computed = dict(zip(missing.keys, out.split(missing.lengths), strict=True))
             for key, states in computed.items():
-                size = states.numel() * states.element_size()
-                if key not in self._cache and self._cached_bytes + size <= CACHE_BYTES:
-                    self._cache[key] = states.clone()
-                    self._cached_bytes += size
+                self._cache.keep(key, states)
         return torch.cat([computed[key] if key in computed else self._cache[key] for key in packed.keys])
 
     def _run(self, packed: PackedTree) -> Any:

@@ -11,8 +11,8 @@ checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import Reporter
@@ -41,19 +41,26 @@ class Reference:
         max_tokens: int,
         bf16: bool,
         report: Reporter,
+        known: dict[str, list[float]] | None = None,
     ) -> Reference | None:
-        """The reference of all `rows`; None where the objective has none. `max_tokens`: of a forward pass."""
+        """The reference of all `rows`; None where the objective has none. `max_tokens`: of a forward pass; `known`:
+        what was measured for another training of the same base model, and is measured now."""
         if not objective.uses_reference or not rows:
             return None
-        sums = likelihoods(forward, rows, max_tokens, bf16, report, "reference")
-        others: dict[str, TokenizedExample] = {}
+        known = {} if known is None else known
+
+        def measured(keyed: Mapping[str, TokenizedExample], what: str) -> dict[str, list[float]]:
+            missing = [replace(row, id=key) for key, row in keyed.items() if key not in known]
+            known.update(likelihoods(forward, missing, max_tokens, bf16, report, what))
+            return {row.id: known[key] for key, row in keyed.items()}
+
+        sums = measured({row.id: row for row in rows}, "reference")
+        others: dict[str, TokenizedExample] = {}  # by the ids of both rows
         if objective.uses_divergence:
-            others = {
-                row.id: TokenizedExample(row.id, row.prompt, rows[(at + 1) % len(rows)].completions)
-                for at, row in enumerate(rows)
-            }
-        measured = likelihoods(forward, list(others.values()), max_tokens, bf16, report, "reference, other rows")
-        return Reference(forward, bf16, max_tokens, sums, others, measured)
+            pairs = zip(rows, (*rows[1:], rows[0]), strict=True)
+            others = {f"{a.id} {b.id}": TokenizedExample(a.id, a.prompt, b.completions) for a, b in pairs}
+        other_sums = measured(others, "reference, other rows")
+        return Reference(forward, bf16, max_tokens, sums, {row.id: row for row in others.values()}, other_sums)
 
     def of(self, rows: Sequence[TokenizedExample]) -> list[float]:
         """Of every completion, in the order of rows."""

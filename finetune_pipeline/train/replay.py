@@ -56,13 +56,19 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
 
 class Replay:
     """`texts`: the tokenized general texts (`whole_texts`); `bf16`: whether the training computes in bf16. `measure`
-    has to be called before the first step."""
+    has to be called before the first step; `known`: what it measured for another training of the same base model."""
 
     def __init__(
-        self, forward: Forward, texts: Sequence[TokenizedExample], rules: KeepGeneral, seed: int, bf16: bool
+        self,
+        forward: Forward,
+        texts: Sequence[TokenizedExample],
+        rules: KeepGeneral,
+        seed: int,
+        bf16: bool,
+        known: dict[str, Any] | None = None,
     ) -> None:
         self._forward, self._texts, self._rules, self._seed, self._bf16 = forward, list(texts), rules, seed, bf16
-        self._base_states: dict[str, Any] = {}
+        self._base_states = {} if known is None else known
         self._base_head: Any = None
 
     @property
@@ -83,13 +89,15 @@ class Replay:
         import torch
 
         needed = {text.id: text for step in range(steps) for text in self.texts_at(step)}
+        missing = [text for text in needed.values() if text.id not in self._base_states]
         forward = self._forward
         with torch.no_grad(), autocast(self._bf16), without_dropout(forward.model):
-            for part in forward.micro_batches(list(needed.values()), max_tokens):
+            for part in forward.micro_batches(missing, max_tokens):
                 report.alive()
                 states = forward.states(part).split([text.learned for text in part])
-                self._base_states |= {text.id: each.clone() for text, each in zip(part, states, strict=True)}
-                report.progress("general texts", len(self._base_states), len(needed))
+                for text, each in zip(part, states, strict=True):
+                    self._base_states[text.id] = each.clone()
+                report.progress("general texts", len(needed.keys() & self._base_states.keys()), len(needed))
         head = forward.model.get_output_embeddings()
         if any(weight.requires_grad for weight in head.parameters()):
             self._base_head = copy.deepcopy(head).requires_grad_(False)

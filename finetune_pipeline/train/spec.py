@@ -18,7 +18,8 @@ class TrainingSpec(JobData):
     """All paths are absolute. `base`: folder of the base model, `base_id`: its name in base_model.json; `train` and
     `validation`: JSONL files of examples; `system`, `answer`: the task's system prompt and answer format; `checkpoints`
     and `out`: output folders; `params`: what the MLflow run shows, free-form; `dataset_name` and `dataset_digest`: the
-    split, in MLflow; `origins`: settings that the declaration did not give, and where they are from (defaults.py)."""
+    split, in MLflow; `origins`: settings that the declaration did not give, and where they are from (defaults.py);
+    `share` and `without_sources`: of the training rows (row_selection.py)."""
 
     task: str
     base: Path
@@ -34,6 +35,8 @@ class TrainingSpec(JobData):
     dataset_name: str
     dataset_digest: str
     origins: dict[str, str] = field(default_factory=dict)
+    share: float = 1.0
+    without_sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""What several trainings of one base model in one process have in common; it is loaded and computed once.
+
+    shared = Shared(load_base(folder, rules))
+    setup = assemble(spec, report, shared)      # job.py: a training with what is known already
+    …
+    setup.trainable.release()                   # the base model is as before, for the next training
+
+All of it holds for one base model, method and precision, whatever the learning rate, rank or rows of a training:
+
+- the base model itself, and the token ids of the rows,
+- the likelihoods of the rows before training (reference.py), and the states of the general texts (replay.py),
+- the outputs of the frozen layers, for as many frozen layers and one shared prefix (packing.py),
+- whether the packed forward pass equals the model's own, for a number of tuned layers (forward_check.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune_pipeline.records import Reporter
+from finetune_pipeline.train import forward_check, packing
+from finetune_pipeline.train.forward import Forward
+from finetune_pipeline.train.method import Base, Trainable
+from finetune_pipeline.train.packing import FrozenStates, PackedForward
+from finetune_pipeline.train.padding import PaddedForward
+from finetune_pipeline.train.tokenize import TokenizedExample
+
+FrozenKey = tuple[int | None, tuple[int, ...]]  # tuned layers, shared prefix
+
+
+@dataclass
+class Shared:
+    """`rows`: tokenized, by split; `texts`: states by the id of a general text; `likelihoods`: by row; `several`:
+    whether more than one training follows, so that the base model is needed again."""
+
+    base: Base
+    several: bool = False
+    rows: dict[str, list[TokenizedExample]] = field(default_factory=dict)
+    texts: dict[str, Any] = field(default_factory=dict)
+    likelihoods: dict[str, list[float]] = field(default_factory=dict)
+    _frozen: dict[FrozenKey, FrozenStates] = field(default_factory=dict)  # the last used one is the last
+    _forwards: dict[int | None, str] = field(default_factory=dict)
+
+    def forward(
+        self,
+        trainable: Trainable,
+        layers: int | None,
+        prefix: Sequence[int],
+        rows: Sequence[TokenizedExample],
+        report: Reporter,
+    ) -> Forward:
+        """The forward pass for `layers` tuned layers; compared with the model's own where that was not done yet."""
+        model, cache = trainable.model, self.frozen(layers, prefix)
+        known = self._forwards.get(layers)
+        if known is None:
+            chosen = forward_check.choose(model, trainable.weights, prefix, rows, report, cache)
+            self._forwards[layers] = chosen.name
+            return chosen
+        return PackedForward(model, prefix, cache) if known == PackedForward.name else PaddedForward(model)
+
+    def frozen(self, layers: int | None, prefix: Sequence[int]) -> FrozenStates:
+        """The outputs of the layers below `layers` tuned ones. Those of other numbers of layers are kept as well, as
+        long as all of them take no more than CACHE_BYTES."""
+        key = (layers, tuple(prefix))
+        found = self._frozen.pop(key, FrozenStates())
+        while self._frozen and sum(each.size for each in self._frozen.values()) + found.size > packing.CACHE_BYTES:
+            del self._frozen[next(iter(self._frozen))]
+        self._frozen[key] = found
+        return found
