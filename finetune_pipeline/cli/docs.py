@@ -6,9 +6,11 @@ write_all(Path("docs"))      # [Path("docs/configuration.md"), Path("docs/cli.md
 from __future__ import annotations
 
 import json
+import re
 from math import isinf
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_origin
 
 import click
 from pydantic import BaseModel
@@ -99,10 +101,13 @@ def _row(name: str, field: FieldInfo, inner: type[BaseModel] | None) -> str:
         return f"| `{name}` | section | | see below |"
     bounds = ", ".join(str(m) for m in field.metadata)
     kind = str(field.annotation).replace("typing.", "").replace("<class '", "").replace("'>", "").replace("|", "\\|")
+    kind = re.sub(r"finetune_pipeline\.config\.\w+\.|Annotated\[|, FieldInfo\([^)]*\)\]\)\]", "", kind)
     meaning = (field.description or "").replace("|", "\\|")
     return f"| `{name}` | {kind}{f' ({bounds})' if bounds else ''} | {default} | {meaning} |"
 
 
 def _model_of(field: FieldInfo) -> type[BaseModel] | None:
     options: list[Any] = [field.annotation, *getattr(field.annotation, "__args__", ())]
+    if get_origin(field.annotation) in (Union, UnionType) and len({*options[1:]} - {NoneType}) > 1:
+        return None  # a section, or something else
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)

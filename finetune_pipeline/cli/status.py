@@ -55,12 +55,13 @@ def _sections(task: Task, store: TaskStore) -> Iterable[tuple[str, RenderableTyp
         ("", "data_quality", lambda a: _gate("quality", a)),
         ("", "expert_review", lambda a: _gate("review", a)),
         ("", "data_split", lambda a: _gate("split", a)),
+        ("search", "training_search", _search),
         ("result", "baseline_report", lambda a: _results(made.get("eval_report") or a)),
         ("", "release_decision", _difference),
         ("decision", "release_decision", _decision),
         ("endpoint", "deployed_endpoint", _endpoint),
     ):
-        if asset in made:
+        if asset in made and (asset != "training_search" or task.search is not None):
             yield label, render(made[asset])
     if history := deployment_state.read(store).history:
         yield "traffic", _last_transition(history)
@@ -89,6 +90,18 @@ def _gate(name: str, artifact: Artifact) -> Text:
         return Text(f"{name}: no verdict was stored", style="red")
     mark = Text("✓ ", "green") if verdict.passed else Text("✗ ", "red")
     return mark + Text(f"{name}: {verdict.summary}", style="")
+
+
+def _search(artifact: Artifact) -> str:
+    """The best trial, its settings, and how many were compared; the declaration may have been changed since."""
+    summary = artifact.summary
+    if "best_trial" not in summary:
+        return "not made for the declared search yet"
+    values = ", ".join(f"{name} {value}" for name, value in dict(summary["best_values"]).items())
+    return (
+        f"trial {summary['best_trial']} of {summary['trials']} is the best by validation {summary['metric']}: {values} "
+        f"({summary['pruned']} ended early, {summary['failed']} failed)"
+    )
 
 
 def _results(report: Artifact) -> RenderableType:

@@ -21,6 +21,7 @@ from finetune_pipeline.config.provider import Hyperparameters, Provider
 from finetune_pipeline.config.quality import DeclaredExpectation, Quality
 from finetune_pipeline.config.release import Release
 from finetune_pipeline.config.review import ReviewRules
+from finetune_pipeline.config.search import Parameters, Range, Search
 from finetune_pipeline.config.serve import OnInvalid, Precision, Serve
 from finetune_pipeline.config.sources import Source
 from finetune_pipeline.config.split import Split
@@ -44,13 +45,16 @@ __all__ = [
     "Lora",
     "Monitor",
     "OnInvalid",
+    "Parameters",
     "Precision",
     "Preference",
     "Prompt",
     "Provider",
     "Quality",
+    "Range",
     "Release",
     "ReviewRules",
+    "Search",
     "Serve",
     "Source",
     "Split",

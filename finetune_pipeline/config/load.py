@@ -30,7 +30,8 @@ def task_from(raw: Any, where: str) -> Task:
 
 def problems_of(error: ValidationError, section: type[BaseModel]) -> tuple[str, ...]:
     """Every problem of a mapping that is no `section`: key, what is wrong, value or hint."""
-    return tuple(_problem(e, section) for e in error.errors() if not _is_consequence(e))
+    found = [e for e in error.errors() if not _is_consequence(e) and not _is_other_form(e)]
+    return tuple(_problem(e, section) for e in found)
 
 
 def load_task(folder: Path) -> Task:
@@ -60,6 +61,13 @@ def _is_consequence(error: Any) -> bool:
     return error["type"] == "too_short" and bool(len(error["input"]) >= error["ctx"]["min_length"])
 
 
+def _is_other_form(error: Any) -> bool:
+    """Whether a value is not of the other form that its key may have: a list, where it is a mapping, or the reverse."""
+    other = {"tuple_type": dict, "model_type": list}.get(error["type"])
+    form = str(error["loc"][-1]) if error["loc"] else ""
+    return other is not None and isinstance(error["input"], other) and (form == "Range" or "tuple" in form)
+
+
 def _problem(error: Any, section: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "(whole file)"
     if error["type"] == "extra_forbidden":
@@ -76,8 +84,9 @@ def _nearest(loc: tuple[Any, ...], section: type[BaseModel]) -> str:
     """The most similar key of the same section, or all of its keys."""
     model: Any = section
     for part in loc[:-1]:
-        if isinstance(part, str) and part in model.model_fields:
-            annotation = model.model_fields[part].annotation
+        named = {field.alias or name: field for name, field in model.model_fields.items()}
+        if isinstance(part, str) and part in named:
+            annotation = named[part].annotation
             model = next(
                 (a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")), model
             )

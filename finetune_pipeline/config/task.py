@@ -17,6 +17,7 @@ from finetune_pipeline.config.monitor import Monitor
 from finetune_pipeline.config.quality import Quality
 from finetune_pipeline.config.release import Release
 from finetune_pipeline.config.review import ReviewRules
+from finetune_pipeline.config.search import Search
 from finetune_pipeline.config.section import Section
 from finetune_pipeline.config.serve import Serve
 from finetune_pipeline.config.sources import Source
@@ -55,6 +56,7 @@ class Task(Section):
     split: Split = Split()
     baseline: Baseline = Baseline()
     train: Train = Train()
+    search: Search | None = Field(None, description="Without it, the settings of `train` are used as they are.")
     evaluate: Evaluate = Evaluate()
     release: Release = Release()
     serve: Serve = Serve()
@@ -84,6 +86,14 @@ class Task(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _searchable(self) -> Task:
+        if self.search is not None:
+            problems = _search_problems(self.search, self.train, self.answer.format, [s.label for s in self.sources])
+            if problems:
+                raise ValueError("; ".join(problems))
+        return self
+
     @field_validator("name")
     @classmethod
     def _valid_name(cls, name: str) -> str:
@@ -105,3 +115,28 @@ class Task(Section):
     def served_as(self) -> str:
         """The model name in the endpoint."""
         return self.serve.alias or self.name
+
+
+def _search_problems(search: Search, train: Train, answer: str, sources: list[str]) -> list[str]:
+    """What in `search` contradicts the rest of the declaration."""
+    tried, found = search.parameters.declared(), []
+    if train.provider is not None:
+        found.append("`search` has no effect with `train.provider`: remove one of them")
+    if "lora.r" in tried and train.method == "full":
+        found.append("`search.parameters.lora.r` has no effect with `train.method: full`")
+    if search.metric == "score" and (answer == "text" or not train.validation.generate_rows):
+        found.append(
+            "`search.metric: score` needs answers that are right or wrong (`answer.format` label or json), and "
+            "`train.validation.generate_rows` above 0"
+        )
+    if search.metric == "reward_accuracy" and train.objective == "sft":
+        found.append("`search.metric: reward_accuracy` needs a `train.objective` with preferences")
+    for names in tried.get("without_sources", ()):
+        unknown = sorted(set(names) - set(sources))
+        if unknown:
+            found.append(
+                f"`search.parameters.without_sources` names {unknown[0]!r}; the sources are {', '.join(sources)}"
+            )
+        elif set(names) == set(sources):
+            found.append("`search.parameters.without_sources` leaves out every source")
+    return found

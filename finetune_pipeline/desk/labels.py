@@ -28,6 +28,10 @@ ASSETS = {
         "Baseline report",
         "Results of prompting and of a classical model on the test rows, before training.",
     ),
+    "training_search": (
+        "Search for settings",
+        "Trainings with other settings, compared on the validation rows, where the task declares a search.",
+    ),
     "adapter": ("Training", "The tuned weights, with checks before and during training."),
     "eval_report": (
         "Evaluation",

@@ -11,6 +11,6 @@ takes seconds, so it happens in the functions that need it.
 """
 
 from finetune_pipeline.tracking.registry import find_version, register, set_alias
-from finetune_pipeline.tracking.runs import Run, training_run
+from finetune_pipeline.tracking.runs import Run, end_killed, training_run
 
-__all__ = ["Run", "find_version", "register", "set_alias", "training_run"]
+__all__ = ["Run", "end_killed", "find_version", "register", "set_alias", "training_run"]

@@ -42,6 +42,11 @@ class Run:
         """Copy the files of `folder` to `path` in the run. `registry.register` repeats it if this failed."""
         _warn_on_failure(path, lambda: connect().log_artifacts(str(folder), path, run_id=self.run_id))
 
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run, such as the state of a trial."""
+        client = connect().MlflowClient()
+        _warn_on_failure("tags", lambda: [client.set_tag(self.run_id, name, value) for name, value in tags.items()])
+
     def log_dataset(self, name: str, digest: str, rows: int) -> None:
         """Record the training data as the run's dataset, with its content hash as digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -53,9 +58,14 @@ class Run:
 
 @contextmanager
 def training_run(
-    task: str, run_id: str | None, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
+    task: str,
+    run_id: str | None,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str] | None = None,
+    parent: str | None = None,
 ) -> Iterator[Run]:
     """Open a run in the task's experiment, or continue `run_id`; system metrics are recorded while it is open.
+    `parent`: the id of an open run that this one is a part of (tag `mlflow.parentRunId`), which records them.
 
     `params` are logged once, for a new run. A `run_id` that was deleted in MLflow is replaced by a new run, so that a
     training does not depend on it. StorageError when MLflow is down at the start: better than after hours of training.
@@ -64,7 +74,12 @@ def training_run(
         mlflow = connect()
         known = run_id if run_id and _exists(run_id) else None
         active = mlflow.start_run(
-            run_id=known, experiment_id=experiment_id(task), tags=dict(tags or {}), log_system_metrics=True
+            run_id=known,
+            experiment_id=experiment_id(task),
+            tags=dict(tags or {}),
+            log_system_metrics=parent is None,
+            nested=parent is not None,
+            parent_run_id=parent,
         )
         if known is None:
             mlflow.log_params(dict(params))
@@ -79,6 +94,11 @@ def training_run(
         if unsent := outbox.close():
             log.warning("%s lines of metrics were not sent to MLflow: it does not accept them", unsent)
         _warn_on_failure("the run's end", lambda: mlflow.end_run(status))
+
+
+def end_killed(run_id: str) -> None:
+    """End a run whose process was killed as KILLED."""
+    _warn_on_failure("the run's end", lambda: connect().MlflowClient().set_terminated(run_id, "KILLED"))
 
 
 def experiment_id(task: str) -> str:

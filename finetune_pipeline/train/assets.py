@@ -18,7 +18,9 @@ from finetune_pipeline.providers.assets import provider_adapter
 from finetune_pipeline.records import Check, Json, Verdict
 from finetune_pipeline.store import StageContext, StageResult
 from finetune_pipeline.train.defaults import with_defaults
-from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
+from finetune_pipeline.train.search.choice import choice_of
+from finetune_pipeline.train.search.space import applied
+from finetune_pipeline.train.spec import SearchChoice, TrainingResult, TrainingSpec
 
 JOB = "finetune_pipeline.train.job"
 
@@ -29,7 +31,7 @@ def adapter(context: StageContext) -> StageResult:
     if context.task.train.provider is not None:
         return provider_adapter(context, context.task.train.provider)
     job = context.store.unfinished("adapter", "checkpoints", context.key)
-    spec = _spec(context, job)
+    spec = training_spec(context, job, choice_of(context.inputs["training_search"]))
     training = local.run(JOB, spec, TrainingResult, job, context.report, context.task.train.threads)
     summary: dict[str, Json] = {
         "method": training.method,
@@ -71,11 +73,16 @@ def evaluate_training(training: TrainingResult, about: str) -> Verdict:
     return Verdict("adapter", passed, about, summary, checks, {"validation_loss": end, "steps": training.steps})
 
 
-def _spec(context: StageContext, job: Path) -> TrainingSpec:
+def training_spec(context: StageContext, job: Path, choice: SearchChoice | None = None) -> TrainingSpec:
+    """The declared training, with the settings that a search chose, and checkpoints in the folder `job`."""
     task, split, base = context.task, context.inputs["data_split"], context.inputs["base_model"]
     facts = base.json("base_model.json")
     base_id = str(facts["id"])
-    rules, origins = with_defaults(task.train, int(facts["parameters"]))
+    values = choice.values if choice else {}
+    rules, origins = with_defaults(applied(task.train, values), int(facts["parameters"]))
+    if choice:
+        origin = f"training_search, trial {choice.trial}: the best of {choice.trials} by validation {choice.metric}"
+        origins |= dict.fromkeys(values, origin)
     return TrainingSpec(
         task=task.name,
         base=folder_of(base, task.base, context.report),
@@ -87,11 +94,22 @@ def _spec(context: StageContext, job: Path) -> TrainingSpec:
         rules=rules,
         checkpoints=job / "steps",
         out=context.out.absolute(),
-        params={**_flat(rules.model_dump(mode="json")), "base": base_id, "key": context.key},
+        params={**_flat(rules.model_dump(mode="json")), "base": base_id, "key": context.key, **_chosen(choice)},
         dataset_name=f"{task.name}/data_split",
         dataset_digest=split.content_hash,
         origins=origins,
+        share=float(values.get("row_share", 1.0)),
+        without_sources=tuple(values.get("without_sources", ())),
+        choice=choice,
     )
+
+
+def _chosen(choice: SearchChoice | None) -> dict[str, Any]:
+    """What came from the search, for MLflow: the values, and which trial they are from."""
+    if choice is None:
+        return {}
+    about = {"search": choice.search, "search.trial": choice.trial, "search.trials": choice.trials}
+    return {**choice.values, **about, "search.chosen": ", ".join(choice.values)}
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _train(spec: TrainingSpec, report: Reporter) -> TrainingResult:
     resumed_at = state.step
     note_precision(state, name_of(uses_bf16(spec.rules.precision)), report)
     _train_in_mlflow_run(spec, report, setup, state)
-    return replace(_result(setup, state, resumed_at), origins=spec.origins)
+    return replace(_result(setup, state, resumed_at), origins=spec.origins, search=spec.choice)
 
 
 def log_origins(spec: TrainingSpec, report: Reporter) -> None:

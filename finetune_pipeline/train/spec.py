@@ -14,12 +14,24 @@ from finetune_pipeline.config import AnswerFormat, Train
 
 
 @dataclass(frozen=True)
+class SearchChoice(JobData):
+    """What a training takes from the search: the `values` of its best `trial` of `trials`, by the `metric` of the
+    validation rows; `search`: content hash of training_search."""
+
+    trial: int
+    trials: int
+    metric: str
+    values: dict[str, Any]
+    search: str
+
+
+@dataclass(frozen=True)
 class TrainingSpec(JobData):
     """All paths are absolute. `base`: folder of the base model, `base_id`: its name in base_model.json; `train` and
     `validation`: JSONL files of examples; `system`, `answer`: the task's system prompt and answer format; `checkpoints`
     and `out`: output folders; `params`: what the MLflow run shows, free-form; `dataset_name` and `dataset_digest`: the
     split, in MLflow; `origins`: settings that the declaration did not give, and where they are from (defaults.py);
-    `share` and `without_sources`: of the training rows (row_selection.py)."""
+    `share` and `without_sources`: of the training rows (row_selection.py); `choice`: where the search gave settings."""
 
     task: str
     base: Path
@@ -37,6 +49,7 @@ class TrainingSpec(JobData):
     origins: dict[str, str] = field(default_factory=dict)
     share: float = 1.0
     without_sources: tuple[str, ...] = ()
+    choice: SearchChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ class TrainingResult(JobData):
     completion has the higher reward; None where not measured. `general_divergence`: mean KL from the base model over
     the last 20 steps. `tokens_per_second`: tokens that were computed, median of the steps. `resumed_at`: the step of
     the checkpoint, 0 for a new training; `peak_mb`: memory of the process in MB. `learning_rate`: the peak; `origins`:
-    as in the spec."""
+    as in the spec; `search`: its `choice`."""
 
     mlflow_run_id: str | None
     mlflow_experiment_id: str | None
@@ -76,3 +89,4 @@ class TrainingResult(JobData):
     peak_mb: int = 0
     learning_rate: float | None = None
     origins: dict[str, str] = field(default_factory=dict)
+    search: SearchChoice | None = None

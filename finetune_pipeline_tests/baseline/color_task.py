@@ -41,6 +41,7 @@ def base_and_split(store: TaskStore, declared: Task) -> dict[str, Artifact]:
     _, facts = prepare(declared.base, store.task, Silent())
     return {
         "base_model": finished(store, "base_model", {"base_model.json": facts}),
+        "training_search": finished(store, "training_search", {"search.json": {"declared": False}}),
         "data_split": finished(store, "data_split", {"train.jsonl": rows("t", 30), "test.jsonl": rows("q", TEST_ROWS)}),
     }
 

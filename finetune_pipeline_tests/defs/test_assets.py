@@ -188,7 +188,7 @@ def test_a_section_of_the_declaration_makes_its_assets_stale(task: Path, data: P
     everything()
     declare(data, "parcels", owners=["team:other"], train={"num_epochs": 3})
     found = stale()
-    assert set(found) == {"suitability_report", "adapter"}
+    assert set(found) == {"suitability_report", "training_search", "adapter"}
     assert "code version" in found["adapter"][0]
     states = {each.asset: each.state for each in materialize.plan(*open_task("parcels"))}
     assert {asset for asset in BY_NAME if states[asset] != "fresh"} >= set(found)

@@ -235,6 +235,11 @@ class Maker:
     def baseline_report(self, out: Path) -> Any:
         return self._report(out, {"zero_shot": 0.0, "few_shot": 0.21, "few_shot_retrieved": 0.42, "classical": 0.37})
 
+    def training_search(self, out: Path) -> Any:
+        _json(out / "search.json", {"declared": False})
+        (out / "report.html").write_text("<!doctype html><title>Search</title><h1>No search</h1>", "utf-8")
+        return {"search": "not declared"}, None
+
     def adapter(self, out: Path) -> Any:
         _json(out / "training.json", {"steps": 74})
         return {"steps": 74}, self.verdict("adapter", "data_split", "the loss fell from 2.1 to 0.3 in 74 steps")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune_pipeline import tracking
-from finetune_pipeline.train.assets import _spec
+from finetune_pipeline.train.assets import training_spec
 from finetune_pipeline_tests.artifacts import stage_context, task_store
 from finetune_pipeline_tests.baseline.color_task import base_and_split, color_task
 
@@ -19,7 +19,7 @@ def test_mlflow_has_every_setting_under_its_name_in_the_declaration(
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store, declared = task_store(tmp_path, monkeypatch), color_task(tiny_model)
-    spec = _spec(stage_context(declared, store, tmp_path, **base_and_split(store, declared)), tmp_path / "job")
+    spec = training_spec(stage_context(declared, store, tmp_path, **base_and_split(store, declared)), tmp_path / "job")
     with tracking.training_run("colors", None, spec.params) as run:
         pass
     kept = mlflow.MlflowClient().get_run(run.run_id).data.params

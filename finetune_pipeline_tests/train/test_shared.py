@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from finetune_pipeline.train.spec import TrainingSpec
 from finetune_pipeline_tests.train.setup import RULES, rows
 from finetune_pipeline_tests.train.test_training import spec_of
 
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "lora": {},
     "upper layer": {"layers": 1},
     "pissa": {"lora": Lora(r=2, init_lora_weights="pissa")},
@@ -81,7 +82,12 @@ def test_a_second_training_measures_nothing_again_and_has_the_same_losses(
 
     computed: list[int] = []
     run = PackedForward._run
-    monkeypatch.setattr(PackedForward, "_run", lambda self, packed: computed.append(1) or run(self, packed))
+
+    def counting(self: PackedForward, packed: Any) -> Any:
+        computed.append(1)
+        return run(self, packed)
+
+    monkeypatch.setattr(PackedForward, "_run", counting)
     monkeypatch.setattr(forward_check, "choose", None)  # a call would fail
     frozen = next(iter(shared._frozen.values()))
     known = len(frozen), len(shared.texts), len(shared.likelihoods)
@@ -130,7 +136,7 @@ def test_a_larger_share_has_every_row_of_a_smaller_one() -> None:
     every = rows(50)
     shares = [selected(every, share, (), 13) for share in (0.1, 0.5, 1.0)]
     assert [len(share) for share in shares] == [5, 25, 50] and shares[2] == every
-    for small, large in zip(shares, shares[1:], strict=False):
+    for small, large in pairwise(shares):
         assert [row for row in large if row in small] == small
     assert selected(every, 0.5, (), 13) == shares[1] != selected(every, 0.5, (), 14)
     assert selected(every, 0.5, ("test",), 13) == []
