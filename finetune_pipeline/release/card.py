@@ -141,6 +141,11 @@ def _limits(model: Registration) -> str:
             "are sent there. The provider's terms apply, and not the license of the local base model.",
             "The provider may change or withdraw it; answers to the same prompt may differ now and then.",
         ]
+    if search := model.training.get("search"):
+        lines.append(
+            f"Its settings are those of the best of {search['trials']} trainings, compared by {search['metric']} on "
+            "validation rows; the test rows were not read for that."
+        )
     if model.memorization:
         lines.append(f"Memorization of training rows: {_flat(model.memorization)}.")
     return "\n".join(f"- {line}" for line in lines)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from finetune_pipeline.cli.status import _difference, _rows, summary
+from finetune_pipeline.cli.status import _difference, _rows, _search, summary
 from finetune_pipeline.records import Artifact
 from finetune_pipeline.serve import deployment_state, transitions
 from finetune_pipeline.store import gate_hint
@@ -29,6 +29,17 @@ def test_the_reasons_of_all_stages_are_summed(tmp_path: Path) -> None:
     split = Artifact("data_split", "k", "c", tmp_path, {})
     rows = _rows({"data_split": split}, split)
     assert rows.startswith("26 rows read, 20 kept (14 train, 2 validation, 4 test), 6 dropped: 5 near-duplicate,")
+
+
+def test_the_best_trial_and_their_number_are_shown(tmp_path: Path) -> None:
+    found = {"best_trial": 7, "trials": 20, "metric": "loss", "pruned": 5, "failed": 1}
+    summary = {**found, "best_values": {"learning_rate": "0.0021", "layers": "all"}}
+    text = _search(Artifact("training_search", "key", "4be0", tmp_path, {"summary": summary}))
+    assert text.startswith(
+        "trial 7 of 20 is the best by validation loss: learning_rate 0.0021, layers all (5 ended early"
+    )
+    off = Artifact("training_search", "key", "4be0", tmp_path, {"summary": {"search": "not declared"}})
+    assert _search(off) == "not made for the declared search yet"
 
 
 def test_the_difference_to_the_best_prompt_is_shown(tmp_path: Path) -> None:

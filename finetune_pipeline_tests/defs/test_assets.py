@@ -195,12 +195,14 @@ def test_a_section_of_the_declaration_makes_its_assets_stale(task: Path, data: P
 
 
 def test_staleness_reaches_assets_whose_edge_is_not_drawn(task: Path) -> None:
-    """eval_report reads data_split; drawn is only the way over baseline_report and adapter."""
+    """eval_report reads data_split; drawn is only the way over baseline_report and what is made after it."""
     everything()
     SUFFIX["data_split"] = "other rows"
     run("data_split", force=True)
     assert set(stale()) == {"baseline_report"}
     run("baseline_report")
+    assert set(stale()) == {"training_search", "eval_report"}
+    run("training_search")
     assert set(stale()) == {"adapter", "eval_report"}
     run("adapter", "eval_report")
     assert set(stale()) == {"release_decision"}

@@ -18,7 +18,7 @@ from finetune_pipeline.release.assets import registered_model, release_decision
 from finetune_pipeline.release.card import LANGUAGE
 from finetune_pipeline.release.evidence import dependent_rows
 from finetune_pipeline.store import StageContext, StageResult, TaskStore, require_verdict
-from finetune_pipeline.train.spec import TrainingResult
+from finetune_pipeline.train.spec import SearchChoice, TrainingResult
 from finetune_pipeline_tests.artifacts import example, finished, stage_context, task, task_store
 from finetune_pipeline_tests.mlflow_registry import alias_version, version_tags
 from finetune_pipeline_tests.release.evidence import bits, losses, scores
@@ -99,6 +99,7 @@ def adapter_of(store: TaskStore, weights: str, run_id: str = "0" * 32) -> Artifa
         precision="fp32",
         shared_prefix_tokens=20,
         supervised_tokens=8000,
+        search=SearchChoice(7, 20, "loss", {"lora.r": 8}, "4be0"),
     )
     with store.scratch("adapter") as folder:
         (folder / "adapter_model.safetensors").write_bytes(weights.encode())
@@ -286,6 +287,7 @@ def test_registration_is_complete_and_happens_once(
     assert (head.base_model, head.license, head.language) == ("tiny/base", "apache-2.0", LANGUAGE)
     assert head.eval_results[0].metric_value == 0.85
     text = registered.path("MODEL_CARD.md").read_text("utf-8")
+    assert "the best of 20 trainings, compared by loss on validation rows" in text
     assert inputs["adapter"].manifest["files"]["adapter_model.safetensors"]["sha256"] in text
     assert "| dropped by clean: html | 40 |" in text
     assert "checked for internal use. Approval of that license: the legal department. The licenses of the data" in text

@@ -16,7 +16,7 @@ from finetune_pipeline.statistics.formatting import percent
 from finetune_pipeline.train.search.choice import cost
 from finetune_pipeline.train.search.spec import SearchResult, TrialRecord
 
-WIDTH, HEIGHT, MARGIN = 340, 190, 34  # of a chart, in SVG units
+WIDTH, HEIGHT, MARGIN = 340, 190, 46  # of a chart, in SVG units
 METRICS = {"loss": "validation loss", "score": "right answers", "reward_accuracy": "reward accuracy"}
 
 
@@ -77,6 +77,7 @@ def page(heading: Heading, result: SearchResult) -> str:
         metric=METRICS[result.metric],
         names=parameter_names(result),
         ranked=ranked(result),
+        begins_as_declared=bool(result.as_declared) and result.as_declared.items() <= result.trials[0].values.items(),
         charts=[*parameter_charts(result), *check_chart(result)],
         width=WIDTH,
         height=HEIGHT,
@@ -199,7 +200,7 @@ def number(value: float | None) -> str:
 def value_text(value: Any) -> str:
     """A value of a parameter: a number, the names of the sources that are left out, or all layers."""
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "no source"
+        return ", ".join(map(str, value)) or "none"
     if value is None:
         return "all"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -66,7 +66,7 @@ def test_the_training_uses_the_best_trial_and_says_so(tiny_model: Path, here: Ta
     best = result.best_trial
     assert best is not None and best.values["learning_rate"] == 0.02 and outcome.summary["trials"] == 3
     page = (context.out / "report.html").read_text("utf-8")
-    assert "Trial" in page and "best of\n3 is chosen" in page and "no test row was read" in page
+    assert "Trial" in page and "The best of\n3 is chosen" in page and "no test row was read" in page
     assert outcome.unfinished is not None and (outcome.unfinished / "trials.jsonl").exists()
 
     files = {"search.json": result.to_json()}
