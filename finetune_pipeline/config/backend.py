@@ -22,6 +22,7 @@ class Ray(Section):
     address: str = Field(
         "http://127.0.0.1:8265", description="Address of the cluster's dashboard, which takes jobs; http or https."
     )
+    python: str = Field("python", description="Command of Python on the cluster's machines, with this package.")
     runtime_env: dict[str, Any] = Field(
         {}, description="Ray's `runtime_env`, for instance a container image that has this package; no secrets."
     )

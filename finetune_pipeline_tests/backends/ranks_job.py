@@ -64,6 +64,8 @@ def run(spec: Ranks, report: Reporter) -> Seen:
         raise RuntimeError("Connection closed by peer")  # as gloo's
     if spec.do in ("refuse", "break"):
         time.sleep(600)  # as in a collective that waits for the rank that is gone
+    if spec.do == "pause":
+        time.sleep(8)
     if spec.do == "wait":
         stubborn = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, start_new_session=True)
         assert stubborn.stdout is not None and stubborn.stdout.readline()
