@@ -40,6 +40,13 @@ class Ranks:
     size = 1
 
     @property
+    def device(self) -> Any:
+        """The device of this rank, a torch.device."""
+        import torch
+
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
     def is_main(self) -> bool:
         """Whether this process writes: events, checkpoints, metrics, the result."""
         return self.rank == 0
@@ -51,6 +58,10 @@ class Ranks:
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sums over all ranks (fp64)."""
         return list(values)
+
+    def max(self, value: float) -> float:
+        """The largest value of all ranks, for instance of their numbers of micro-batches."""
+        return value
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
@@ -97,8 +108,19 @@ class ProcessGroup(Ranks):
     def __init__(self, device: Any) -> None:
         import torch.distributed as dist
 
-        self._dist, self._device = dist, device
+        self._dist, self._device = dist, device  # type: Any, Any
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    @property
+    def device(self) -> Any:
+        return self._device
+
+    def max(self, value: float) -> float:
+        import torch
+
+        largest = torch.tensor([value], dtype=torch.float64, device=self._device)
+        self._dist.all_reduce(largest, self._dist.ReduceOp.MAX)
+        return float(largest)
 
     def sum_gradients(self, weights: Iterable[Any]) -> None:
         import torch
