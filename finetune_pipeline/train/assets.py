@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline.backends import local
+from finetune_pipeline.backends import launch
+from finetune_pipeline.backends.deployment import backend_for
 from finetune_pipeline.models.model_source import folder_of
 from finetune_pipeline.providers.assets import provider_adapter
 from finetune_pipeline.records import Check, Json, Verdict
@@ -27,9 +28,11 @@ def adapter(context: StageContext) -> StageResult:
     in providers/assets.py where a managed provider is declared."""
     if context.task.train.provider is not None:
         return provider_adapter(context, context.task.train.provider)
+    rules = context.task.train
+    backend = backend_for(rules.backend)
     job = context.store.unfinished("adapter", "checkpoints", context.key)
     spec = _spec(context, job)
-    training = local.run(JOB, spec, TrainingResult, job, context.report, context.task.train.threads)
+    training = launch.run(JOB, spec, TrainingResult, job, context.report, backend, rules.threads)
     summary: dict[str, Json] = {
         "method": training.method,
         "objective": training.objective,
@@ -42,6 +45,8 @@ def adapter(context: StageContext) -> StageResult:
         "validation_loss": training.validation_loss,
         "validation_score": training.validation_score,
         "precision": training.precision,
+        "backend": backend.kind,
+        "processes": training.processes,
         "peak_mb": training.peak_mb,
         "mlflow_run_id": training.mlflow_run_id,
         "mlflow_experiment_id": training.mlflow_experiment_id,

@@ -78,6 +78,15 @@ class Ranks:
     def barrier(self) -> None:
         """Wait until every rank has come here."""
 
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """A block that the first rank leaves before the others enter it."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
+
     def broadcast(self, tensors: Iterable[Any]) -> None:
         """Give every rank the values of rank 0."""
 
@@ -89,6 +98,9 @@ class Ranks:
     def require_agreement(self, step: int, weights: Mapping[str, Any]) -> None:
         """TrainingFailed unless all ranks are at the same step with the same weights, bit by bit. Reads all weights:
         for now and then, and for weights that every rank holds whole."""
+
+
+ALONE = Ranks()  # a single process
 
 
 def assignment(tokens: Sequence[int], size: int) -> list[list[int]]:

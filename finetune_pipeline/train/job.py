@@ -24,6 +24,7 @@ from finetune_pipeline.models.device import PeakDeviceMemory, name_of, uses_bf16
 from finetune_pipeline.records import SILENT, Example, Reporter, read_jsonl, write_jsonl
 from finetune_pipeline.train import checkpoint, forward_check
 from finetune_pipeline.train.audit import Audit, audit
+from finetune_pipeline.train.distributed import ALONE, Ranks, joined
 from finetune_pipeline.train.forward import Forward
 from finetune_pipeline.train.loop import Loop
 from finetune_pipeline.train.method import Base, Trainable, load_base, make_trainable
@@ -36,21 +37,28 @@ from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
 from finetune_pipeline.train.tokenize import TokenizedExample, tokenize, tokenize_pairs
 from finetune_pipeline.train.validation import scorer
 
+LogMetrics = Callable[[dict[str, float], int], None]
+
 
 def run(spec: TrainingSpec, report: Reporter) -> TrainingResult:
-    """Train one adapter. TrainingFailed, ModelError, StorageError; JobCanceled after a checkpoint."""
-    with PeakDeviceMemory() as peak:
-        result = _train(spec, report)
-    result = replace(result, peak_mb=round(peak.mb))
-    (spec.out / "training.json").write_text(json.dumps(result.to_json(), indent=1), "utf-8")
+    """Train, with the processes that torch's elastic agent started beside this one. TrainingFailed, ModelError,
+    StorageError; JobCanceled after a checkpoint."""
+    with joined() as ranks:
+        with PeakDeviceMemory() as peak:
+            result = _train(spec, report, ranks)
+        result = replace(result, peak_mb=round(peak.mb))
+        if ranks.is_main:
+            (spec.out / "training.json").write_text(json.dumps(result.to_json(), indent=1), "utf-8")
     return result
 
 
-def _train(spec: TrainingSpec, report: Reporter) -> TrainingResult:
-    setup = assemble(spec, report)
+def _train(spec: TrainingSpec, report: Reporter, ranks: Ranks) -> TrainingResult:
+    setup = assemble(spec, report, ranks)
     setup.measure_base(report)
     spec.checkpoints.mkdir(parents=True, exist_ok=True)
-    state = checkpoint.load(spec.checkpoints, setup.trainable.weights, setup.optimizer, report)
+    with ranks.first():  # it deletes what is damaged
+        state = checkpoint.load(spec.checkpoints, setup.trainable.weights, setup.optimizer, report)
+    ranks.require_agreement(state.step, setup.trainable.weights)
     resumed_at = state.step
     note_precision(state, name_of(uses_bf16(spec.rules.precision)), report)
     _train_in_mlflow_run(spec, report, setup, state)
@@ -83,6 +91,7 @@ class TrainingSetup:
     shared_prefix: int
     replay: Replay | None = None
     reference: Reference | None = None
+    ranks: Ranks = ALONE
 
     @property
     def bf16(self) -> bool:
@@ -93,15 +102,15 @@ class TrainingSetup:
         restored."""
         most = self.rules.max_tokens_per_batch
         rows = [*self.rows["train"], *self.rows["validation"]]
-        self.reference = Reference.measure(self.forward, rows, self.objective, most, self.bf16, report)
+        self.reference = Reference.measure(self.forward, rows, self.objective, most, self.bf16, report, self.ranks)
         if self.replay:
-            self.replay.measure(total_steps(len(self.rows["train"]), self.rules), most, report)
+            self.replay.measure(total_steps(len(self.rows["train"]), self.rules), most, report, self.ranks)
 
     def loop(
         self,
         folder: Path,
         report: Reporter,
-        log_metrics: Callable[[dict[str, float], int], None],
+        log_metrics: LogMetrics,
         score: Callable[[], float] | None = None,
     ) -> Loop:
         """The loop, with checkpoints in `folder`; `log_metrics` gets the metrics and the step."""
@@ -117,10 +126,11 @@ class TrainingSetup:
             self.replay,
             self.reference,
             score,
+            self.ranks,
         )
 
 
-def assemble(spec: TrainingSpec, report: Reporter = SILENT) -> TrainingSetup:
+def assemble(spec: TrainingSpec, report: Reporter = SILENT, ranks: Ranks = ALONE) -> TrainingSetup:
     """Load model and rows, audit them (audit.json in `out`), make the weights trainable, and choose the forward pass.
 
     ModelError when the model cannot be trained; TrainingFailed when there are no rows, or the audit fails.
@@ -137,8 +147,9 @@ def assemble(spec: TrainingSpec, report: Reporter = SILENT) -> TrainingSetup:
     _log_unused(examples["train"], rows["train"], report)
     prefix = common_prefix([row.prompt for split in rows.values() for row in split])
     audited = audit(rows["train"], base.end_ids, max_sequence_tokens(base.model.config), len(prefix))
-    _require_passed(audited, spec.out)
+    _require_passed(audited, spec.out if ranks.is_main else None)
     trainable = make_trainable(base, rules)
+    ranks.broadcast(trainable.weights.values())
     every = [*rows["train"], *rows["validation"]]
     forward = forward_check.choose(trainable.model, trainable.weights, prefix, every, report)
     optimizer = optimizer_for(trainable.weights, rules)
@@ -155,6 +166,7 @@ def assemble(spec: TrainingSpec, report: Reporter = SILENT) -> TrainingSetup:
         audited,
         len(prefix),
         replay,
+        ranks=ranks,
     )
 
 
@@ -176,21 +188,32 @@ def _log_unused(examples: list[Example], rows: list[TokenizedExample], report: R
 def _train_in_mlflow_run(
     spec: TrainingSpec, report: Reporter, setup: TrainingSetup, state: checkpoint.TrainingState
 ) -> None:
-    """Train inside the MLflow run of the checkpoint, or a new run, and log the adapter's files there, too."""
+    """Train inside the MLflow run of the checkpoint, or a new run, and log the adapter's files there, too. The first
+    rank does; the others only compute."""
     from finetune_pipeline import tracking
 
     train = setup.rows["train"]
+    if not setup.ranks.is_main:
+        _compute(spec, report, setup, state, lambda metrics, step: None)
+        return
     with tracking.training_run(spec.task, state.run_id, spec.params, {"data": spec.dataset_digest}) as run:
         if state.run_id is None:
             run.log_dataset(spec.dataset_name, spec.dataset_digest, len(train))
         state.run_id, state.experiment_id = run.run_id, run.experiment_id
-        score = scorer(setup.trainable.model, setup.base, setup.examples, spec, report)
-        loop = setup.loop(spec.checkpoints, report, run.log_metrics, score)
-        loop.run(train, setup.rows["validation"], state, setup.optimizer)
-        setup.trainable.round()
+        _compute(spec, report, setup, state, run.log_metrics)
         setup.trainable.save(spec.out, spec.base_id, setup.base.tokenizer)
         write_jsonl(spec.out / "history.jsonl", state.history)
         run.log_artifacts(spec.out, "adapter")
+
+
+def _compute(
+    spec: TrainingSpec, report: Reporter, setup: TrainingSetup, state: checkpoint.TrainingState, log_metrics: LogMetrics
+) -> None:
+    """This rank's part of the training."""
+    score = scorer(setup.trainable.model, setup.base, setup.examples, spec, report, setup.ranks)
+    loop = setup.loop(spec.checkpoints, report, log_metrics, score)
+    loop.run(setup.rows["train"], setup.rows["validation"], state, setup.optimizer)
+    setup.trainable.round()
 
 
 def replay_for(forward: Forward, base: Base, rules: Train, report: Reporter) -> Replay | None:
@@ -238,6 +261,7 @@ def _result(setup: TrainingSetup, state: checkpoint.TrainingState, resumed_at: i
         precision=", then ".join(state.precisions),
         shared_prefix_tokens=setup.shared_prefix,
         supervised_tokens=setup.audit.supervised_tokens,
+        processes=setup.ranks.size,
     )
 
 
@@ -245,9 +269,10 @@ def _examples(path: Path) -> list[Example]:
     return [Example.from_json(row) for row in read_jsonl(path)]
 
 
-def _require_passed(audited: Audit, out: Path) -> None:
-    """Write audit.json; TrainingFailed when a check failed."""
-    (out / "audit.json").write_text(json.dumps(audited.to_json(), indent=1), "utf-8")
+def _require_passed(audited: Audit, out: Path | None) -> None:
+    """Write audit.json into `out`; TrainingFailed when a check failed."""
+    if out is not None:
+        (out / "audit.json").write_text(json.dumps(audited.to_json(), indent=1), "utf-8")
     failed = [f"{check.name}: {check.observed}" for check in audited.checks if not check.passed]
     if failed:
         raise TrainingFailed(

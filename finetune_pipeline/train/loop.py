@@ -22,8 +22,9 @@ from finetune_pipeline.models.device import autocast, out_of_memory, release_mem
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.train import checkpoint
 from finetune_pipeline.train.checkpoint import HistoryLine, TrainingState
+from finetune_pipeline.train.distributed import Ranks
 from finetune_pipeline.train.forward import Forward, targets, without_dropout
-from finetune_pipeline.train.objective import Figures, Objective, Totals, completions_of, totals_of
+from finetune_pipeline.train.objective import FIGURES, Figures, Objective, Totals, completions_of, totals_of
 from finetune_pipeline.train.reference import Reference
 from finetune_pipeline.train.replay import Replay
 from finetune_pipeline.train.schedule import batch_at, learning_rate_at, total_steps, validates_at
@@ -32,6 +33,8 @@ from finetune_pipeline.train.tokenize import TokenizedExample
 SMOOTHING = 0.9  # of the exponential moving average of the loss
 SMOOTHED_STEPS = 50
 FIRST_CHECKED_STEP = 20  # for divergence: the loss of a few steps says nothing
+RANK_SEEDS = 1_000_003  # between the random seeds of the ranks
+GENERAL = "general_divergence"
 MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
 
 
@@ -39,7 +42,8 @@ MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
 class Loop:
     """One training. `weights`: the trainable tensors by name; `folder`: of the checkpoints; `log_metrics`: gets metrics
     and step (MLflow); `replay`: the general texts of each step; `reference`: of the objective; `score`: answers
-    validation rows, and returns the share of right answers."""
+    validation rows, and returns the share of right answers; `ranks`: the processes, each of which computes its share
+    of every batch, and of which the first writes."""
 
     forward: Forward
     weights: Mapping[str, Any]
@@ -52,6 +56,7 @@ class Loop:
     replay: Replay | None = None
     reference: Reference | None = None
     score: Callable[[], float] | None = None
+    ranks: Ranks = field(default_factory=Ranks)
     _saved: float = field(default_factory=time.monotonic)
 
     def run(
@@ -69,11 +74,9 @@ class Loop:
             state.history.append({"step": 0, **self.validate(validation, state.max_tokens)})
         started, seconds_before = time.monotonic(), state.seconds
         while state.step < total and not state.stopped:
-            try:
-                self.report.alive()
-            except JobCanceled:
-                checkpoint.save(self.folder, state, self.weights, optimizer)
-                raise
+            if self.ranks.canceled(self.report):
+                self._save(state, optimizer)
+                raise JobCanceled("stopped on request", "run again to resume from the last checkpoint")
             line = self._step(train, state, total, optimizer)
             state.step += 1
             state.seconds = seconds_before + time.monotonic() - started
@@ -85,10 +88,16 @@ class Loop:
             self.log_metrics(_metrics(line), state.step)
             self._progress(state, line, total)
             if time.monotonic() - self._saved >= self.rules.checkpoint_seconds and state.step < total:
-                checkpoint.save(self.folder, state, self.weights, optimizer)
-                self._saved = time.monotonic()
+                self._save(state, optimizer)
+        self.ranks.require_agreement(state.step, self.weights)
         if self.rules.validation.keep == "best" and state.best_step != state.step:
             checkpoint.restore_best(self.folder, state, self.weights)
+
+    def _save(self, state: TrainingState, optimizer: Any) -> None:
+        """Write a checkpoint; every rank has the same weights and optimizer state."""
+        if self.ranks.is_main:
+            checkpoint.save(self.folder, state, self.weights, optimizer)
+        self._saved = time.monotonic()
 
     def _step(self, train: Sequence[TokenizedExample], state: TrainingState, total: int, optimizer: Any) -> HistoryLine:
         import torch
@@ -99,6 +108,7 @@ class Loop:
         batch = [train[index] for index in batch_at(state.step, len(train), self.rules)]
         started = time.monotonic()
         loss, figures, tokens = self._in_memory(batch, state)
+        self.ranks.sum_gradients(self.weights.values())
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.rules.max_grad_norm))
         line: HistoryLine = {"step": state.step + 1, "learning_rate": rate}
         line.update(cast(HistoryLine, figures))
@@ -116,19 +126,23 @@ class Loop:
         """`_backward`, again in smaller parts when memory runs out. TrainingFailed when a single row does not fit."""
         import torch
 
+        totals = self._totals(batch)
+        own = self.ranks.share(batch, [row.tokens for row in batch])
         while True:
-            torch.manual_seed(self.rules.seed + state.step)  # dropout depends on the step, not on earlier computations
+            # dropout depends on the step, not on earlier computations
+            torch.manual_seed(self.rules.seed + state.step + self.ranks.rank * RANK_SEEDS)
             try:
-                return self._backward(batch, state)
+                loss, figures, tokens = self._backward(own, state, totals)
+                break
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
             for weight in self.weights.values():
                 weight.grad = None
             release_memory()
-            parts = self.forward.micro_batches(batch, state.max_tokens)
-            if len(parts) == len(batch):
-                longest = max(batch, key=lambda row: row.tokens)
+            parts = self.forward.micro_batches(own, state.max_tokens)
+            if len(parts) == len(own):
+                longest = max(own, key=lambda row: row.tokens)
                 raise TrainingFailed(
                     f"a single row does not fit into memory: {longest.id} with {longest.tokens} tokens",
                     "use `train.method: qlora`, fewer `train.layers`, shorter rows, a smaller model or a larger device",
@@ -136,33 +150,39 @@ class Loop:
             largest = max(self.forward.computed_tokens(part) for part in parts)
             state.max_tokens = min(state.max_tokens, largest) // 2
             self.report.log(f"memory ran out at step {state.step + 1}; now at most {state.max_tokens} tokens at once")
+        return self._over_ranks(loss, figures, tokens, totals)
 
-    def _backward(self, batch: Sequence[TokenizedExample], state: TrainingState) -> tuple[float, Figures, int]:
-        """Accumulate the gradient of a batch; its loss (without the general texts), the figures of the step, and the
-        number of computed tokens."""
-        figures: Figures = {}
-        totals = self._totals(batch)
+    def _over_ranks(self, loss: float, figures: Figures, tokens: int, totals: Totals) -> tuple[float, Figures, int]:
+        """Loss, figures and number of computed tokens of the whole batch, from the shares of all ranks."""
+        names = [*FIGURES, GENERAL] if self.replay else FIGURES
+        loss, count, *summed = self.ranks.sum([loss, float(tokens), *(figures.get(name, 0.0) for name in names)])
+        found = dict(zip(names, summed, strict=True))
+        general = {GENERAL: found.pop(GENERAL)} if self.replay else {}
+        return loss, general | _means(found) | _divergence_of(totals), int(count)
+
+    def _backward(
+        self, batch: Sequence[TokenizedExample], state: TrainingState, totals: Totals | None = None
+    ) -> tuple[float, Figures, int]:
+        """Accumulate the gradient of rows: all of a batch, or this rank's of one with these `totals`; their share of
+        its loss (without the general texts), sums of figures over their pairs, and the number of computed tokens."""
+        totals = totals or self._totals(batch)
         loss, sums, tokens = 0.0, Figures(), 0
-        general = self.replay.texts_at(state.step) if self.replay else []
-        for rows in self.forward.micro_batches(batch, state.max_tokens):
+        general = self.replay.texts_at(state.step, self.ranks) if self.replay else []
+        for rows in self.forward.micro_batches(batch, state.max_tokens) or ([[]] if general else []):
             computed = [*rows, *general]
             with autocast(self.bf16):
                 states = self.forward.states(computed)
                 learned = sum(row.learned for row in rows)
-                part, more = self._loss(rows, states[:learned], totals)
+                part, more = self._loss(rows, states[:learned], totals) if rows else (states.new_zeros(()), Figures())
             loss += float(part.detach())
             _add(sums, more)
             if self.replay and general:
-                divergence = self.replay.divergence(state.step, states[learned:])
+                divergence = self.replay.divergence(state.step, states[learned:], general)
                 part = part + self.replay.weight * divergence
-                general, figures["general_divergence"] = [], float(divergence.detach())  # with the first part only
+                general, sums[GENERAL] = [], float(divergence.detach())  # with the first part only
             part.backward()
             tokens += self.forward.computed_tokens(computed)
-        return (
-            loss,
-            figures | _means(sums) | ({"kto_divergence": totals.divergence} if totals.divergence else {}),
-            tokens,
-        )
+        return loss, sums, tokens
 
     def _totals(self, batch: Sequence[TokenizedExample]) -> Totals:
         uses = self.objective.uses_divergence and self.reference is not None
@@ -179,19 +199,22 @@ class Loop:
         import torch
 
         totals, loss, sums = totals_of(rows), 0.0, Figures()
+        own = self.ranks.share(rows, [row.tokens for row in rows])
         line: HistoryLine = {"validation_loss": 0.0}
         if not rows:
             return line
         with torch.no_grad(), without_dropout(self.forward.model):
             with autocast(self.bf16):
                 totals = self._totals(rows)
-                for part in self.forward.micro_batches(rows, max_tokens):
+                for part in self.forward.micro_batches(own, max_tokens):
                     value, more = self._loss(part, self.forward.states(part), totals)
                     loss += float(value)
                     _add(sums, more)
+            loss, *summed = self.ranks.sum([loss, *(sums.get(name, 0.0) for name in FIGURES)])
             line["validation_loss"] = loss
-            if "reward_accuracy" in sums:
-                line["validation_reward_accuracy"] = _means(sums)["reward_accuracy"]
+            means = _means(dict(zip(FIGURES, summed, strict=True)))
+            if means:
+                line["validation_reward_accuracy"] = means["reward_accuracy"]
             if self.score is not None:
                 line["validation_score"] = self.score()
         return line
@@ -201,7 +224,7 @@ class Loop:
         rules, loss = self.rules.validation, line["validation_loss"]
         if state.best_loss is None or loss < state.best_loss:
             state.best_loss, state.best_step, state.without_gain = loss, state.step, 0
-            if rules.keep == "best":
+            if rules.keep == "best" and self.ranks.is_main:
                 checkpoint.save_best(self.folder, state, self.weights)
             return
         state.without_gain += 1
@@ -254,6 +277,10 @@ def _metrics(line: HistoryLine) -> dict[str, float]:
 def _add(sums: Figures, more: Figures) -> None:
     for name, value in more.items():
         sums[name] = sums.get(name, 0.0) + value
+
+
+def _divergence_of(totals: Totals) -> Figures:
+    return {"kto_divergence": totals.divergence} if totals.divergence else {}
 
 
 def _means(sums: Figures) -> Figures:

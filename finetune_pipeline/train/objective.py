@@ -29,6 +29,7 @@ from finetune_pipeline.errors import TrainingFailed
 from finetune_pipeline.train.tokenize import TokenizedExample
 
 Figures = dict[str, float]
+FIGURES = ("pairs", "reward_accuracy", "reward_margin")  # what an objective sums over the pairs of a batch
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import Reporter
+from finetune_pipeline.train.distributed import ALONE, Ranks
 from finetune_pipeline.train.forward import Forward, without_dropout
 from finetune_pipeline.train.objective import Objective, completions_of
 from finetune_pipeline.train.tokenize import TokenizedExample
@@ -32,6 +33,7 @@ class Reference:
     sums: dict[str, list[float]]
     mismatched: dict[str, TokenizedExample]
     mismatched_sums: dict[str, list[float]]
+    ranks: Ranks = ALONE
 
     @staticmethod
     def measure(
@@ -41,19 +43,20 @@ class Reference:
         max_tokens: int,
         bf16: bool,
         report: Reporter,
+        ranks: Ranks = ALONE,
     ) -> Reference | None:
         """The reference of all `rows`; None where the objective has none. `max_tokens`: of a forward pass."""
         if not objective.uses_reference or not rows:
             return None
-        sums = likelihoods(forward, rows, max_tokens, bf16, report, "reference")
+        sums = likelihoods(forward, rows, max_tokens, bf16, report, "reference", ranks)
         others: dict[str, TokenizedExample] = {}
         if objective.uses_divergence:
             others = {
                 row.id: TokenizedExample(row.id, row.prompt, rows[(at + 1) % len(rows)].completions)
                 for at, row in enumerate(rows)
             }
-        measured = likelihoods(forward, list(others.values()), max_tokens, bf16, report, "reference, other rows")
-        return Reference(forward, bf16, max_tokens, sums, others, measured)
+        measured = likelihoods(forward, list(others.values()), max_tokens, bf16, report, "reference, other rows", ranks)
+        return Reference(forward, bf16, max_tokens, sums, others, measured, ranks)
 
     def of(self, rows: Sequence[TokenizedExample]) -> list[float]:
         """Of every completion, in the order of rows."""
@@ -65,7 +68,7 @@ class Reference:
         others = [self.mismatched[row.id] for row in rows if row.id in self.mismatched]
         if not others:
             return 0.0
-        now = likelihoods(self.forward, others, self.max_tokens, self.bf16)
+        now = likelihoods(self.forward, others, self.max_tokens, self.bf16, ranks=self.ranks)
         moved = [b - a for row in others for a, b in zip(now[row.id], self.mismatched_sums[row.id], strict=True)]
         return max(0.0, sum(moved) / len(moved))
 
@@ -77,16 +80,20 @@ def likelihoods(
     bf16: bool,
     report: Reporter | None = None,
     what: str = "",
+    ranks: Ranks = ALONE,
 ) -> dict[str, list[float]]:
-    """Negative log-likelihood (nats) of every completion, by row id, without gradient and dropout."""
+    """Negative log-likelihood (nats) of every completion, by row id, without gradient and dropout. Each rank computes
+    some of the rows, and gets the likelihoods of all."""
     import torch
 
+    own = ranks.share(rows, [row.tokens for row in rows])
     found: dict[str, list[float]] = {}
     with torch.no_grad(), autocast(bf16), without_dropout(forward.model):
-        for part in forward.micro_batches(rows, max_tokens):
+        for part in forward.micro_batches(own, max_tokens):
             sums = iter(completions_of(part, forward.losses(part)).sums.tolist())
             found |= {row.id: [next(sums) for _ in row.completions] for row in part}
             if report:
                 report.alive()
-                report.progress(what, len(found), len(rows))
-    return found
+                report.progress(what, len(found), len(own))
+    summed = iter(ranks.sum([value for row in rows for value in found.get(row.id, [0.0] * len(row.completions))]))
+    return {row.id: [next(summed) for _ in row.completions] for row in rows}

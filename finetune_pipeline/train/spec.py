@@ -1,6 +1,6 @@
 """What a training job gets and returns: the description in job.json, and the content of training.json.
 
-result = local.run("finetune_pipeline.train.job", spec, TrainingResult, folder, report)
+result = launch.run("finetune_pipeline.train.job", spec, TrainingResult, folder, report, backend)
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TrainingResult(JobData):
     the kept step. `validation_score`: share of right answers, `validation_reward_accuracy`: share of pairs whose chosen
     completion has the higher reward; None where not measured. `general_divergence`: mean KL from the base model over
     the last 20 steps. `tokens_per_second`: tokens that were computed, median of the steps. `resumed_at`: the step of
-    the checkpoint, 0 for a new training; `peak_mb`: memory of the process in MB."""
+    the checkpoint, 0 for a new training; `peak_mb`: memory of the first process in MB."""
 
     mlflow_run_id: str | None
     mlflow_experiment_id: str | None
@@ -69,3 +69,4 @@ class TrainingResult(JobData):
     shared_prefix_tokens: int
     supervised_tokens: int
     peak_mb: int = 0
+    processes: int = 1
