@@ -53,9 +53,10 @@ def mark(tmp_path: Path) -> Path:
     return folder
 
 
-def run(address: str, mark: Path, do: str, report: Any = None, **settings: object) -> Any:
+def run(address: str, mark: Path, do: str, report: Any = None, **settings: Any) -> Any:
     ray = {"address": address, "python": sys.executable}
-    return run_torchrun(mark, do, report or Listener(), **{"kind": "ray", "device": "cpu", "ray": ray, **settings})
+    chosen: dict[str, Any] = {"kind": "ray", "device": "cpu", "ray": ray, **settings}
+    return run_torchrun(mark, do, report or Listener(), **chosen)
 
 
 def test_one_machine_runs_several_ranks(address: str, mark: Path) -> None:

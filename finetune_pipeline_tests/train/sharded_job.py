@@ -55,7 +55,7 @@ def _train(spec: Sharding, ranks: Ranks) -> Sharded:
     held = sum(getattr(weight, "_local_tensor", weight).numel() for weight in model.parameters()) / whole
     optimizer = torch.optim.AdamW(weights.values(), lr=1e-3)
     first = _load(spec.out / "checkpoint.safetensors", weights, optimizer) if spec.resume else 0
-    losses, norms = [], []
+    losses, norms = list[float](), list[float]()
     for step in range(first, STEPS):
         loss, norm = _step(model, weights, optimizer, step, ranks)
         losses, norms = [*losses, loss], [*norms, norm]
