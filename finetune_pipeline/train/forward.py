@@ -17,15 +17,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from finetune_pipeline.inference.model_family import decoder_parts
 from finetune_pipeline.train.tokenize import TokenizedExample
 
 LOGITS_BYTES = 128 * 1024**2  # of a chunk; with logarithms and gradients up to five times as much
 
 
 class Forward(ABC):
-    """`model`: a transformers causal LM, with peft's layers in it or all of its weights trainable."""
+    """`model`: a transformers causal LM, with peft's layers in it or all of its weights trainable. `checkpointing`:
+    whether the trained layers are computed again in the backward pass (checkpointing.py)."""
 
     name: str
+    checkpointing = False
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -94,6 +97,28 @@ class Forward(ABC):
         import torch
 
         return torch.nn.functional.cross_entropy(self.logits(states), ids, reduction="none")
+
+
+@contextmanager
+def attention(model: Any, name: str) -> Iterator[None]:
+    """Within the block, the model computes with the attention function of this name."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def frozen_layers(model: Any) -> int:
+    """The number of decoder layers below the first trainable weight: their output for a row is the same in every
+    step. 0 when the embedding is trainable, or nothing is."""
+    if any(weight.requires_grad for weight in model.get_input_embeddings().parameters()):
+        return 0
+    layers = decoder_parts(model).layers
+    tuned = [any(weight.requires_grad for weight in layer.parameters()) for layer in layers]
+    return tuned.index(True) if True in tuned else 0
 
 
 @contextmanager

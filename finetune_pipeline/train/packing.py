@@ -15,10 +15,12 @@ keys and values in the tuned layers depend on the trained weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from finetune_pipeline.inference.model_family import DecoderParts, decoder_parts
-from finetune_pipeline.train.forward import Forward
+from finetune_pipeline.train.checkpointing import checkpointed
+from finetune_pipeline.train.forward import Forward, attention, frozen_layers
 from finetune_pipeline.train.tokenize import TokenizedExample
 from finetune_pipeline.train.tree import PackedTree, SegmentKey
 from finetune_pipeline.train.tree_attention import ATTENTION, Masks, TreeLayout, register_attention
@@ -99,29 +101,22 @@ class PackedForward(Forward):
         """Output [tokens, hidden] of the backbone."""
         import torch
 
-        device, config = self._parts.head.weight.device, self.model.config.get_text_config()
-        before = config._attn_implementation
-        config._attn_implementation = ATTENTION
-        try:
+        device = self._parts.head.weight.device
+        with self._attention(), self._checkpointed():
             out = self._parts.backbone(
                 input_ids=torch.tensor([packed.ids], device=device),
                 position_ids=torch.tensor([packed.positions], device=device),
                 use_cache=False,
                 tree=TreeLayout(packed, self._masks),
             )
-        finally:
-            config._attn_implementation = before
         return out.last_hidden_state[0]
 
+    def _attention(self) -> AbstractContextManager[None]:
+        return attention(self.model, ATTENTION)
 
-def frozen_layers(model: Any) -> int:
-    """The number of decoder layers below the first trainable weight: their output for a row is the same in every
-    step. 0 when the embedding is trainable, or nothing is."""
-    if any(weight.requires_grad for weight in model.get_input_embeddings().parameters()):
-        return 0
-    layers = decoder_parts(model).layers
-    tuned = [any(weight.requires_grad for weight in layer.parameters()) for layer in layers]
-    return tuned.index(True) if True in tuned else 0
+    def _checkpointed(self) -> AbstractContextManager[None]:
+        tuned = self._parts.layers[self._frozen :]
+        return checkpointed(tuned, self._attention) if self.checkpointing else nullcontext()
 
 
 def _substitutes(parts: DecoderParts, frozen: int, output: Any) -> Any:

@@ -12,7 +12,7 @@ from finetune_pipeline.errors import ModelError
 from finetune_pipeline.inference.loading import attach
 from finetune_pipeline.train import adapter
 from finetune_pipeline.train.adapter import save_adapter, with_adapter
-from finetune_pipeline.train.packing import frozen_layers
+from finetune_pipeline.train.forward import frozen_layers
 from finetune_pipeline_tests.train.architectures import tiny
 
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

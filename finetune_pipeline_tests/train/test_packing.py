@@ -10,9 +10,9 @@ import pytest
 from finetune_pipeline.config import Lora, Train
 from finetune_pipeline.train import forward as forward_module
 from finetune_pipeline.train import packing
-from finetune_pipeline.train.forward import targets
+from finetune_pipeline.train.forward import frozen_layers, targets
 from finetune_pipeline.train.method import Base, make_trainable
-from finetune_pipeline.train.packing import PackedForward, frozen_layers
+from finetune_pipeline.train.packing import PackedForward
 from finetune_pipeline.train.padding import PaddedForward
 from finetune_pipeline.train.tokenize import Completion, TokenizedExample
 from finetune_pipeline.train.tree import PackedTree
