@@ -100,6 +100,16 @@ def status(task: str | None) -> None:
 
 
 @main.command()
+def sync() -> None:
+    """Deliver to MLflow what trainings on this machine recorded while it was away."""
+    from finetune_pipeline import tracking
+
+    if not tracking.pending():
+        show("nothing to deliver: no training of this machine waits for MLflow")
+    tracking.sync(show)
+
+
+@main.command()
 def up() -> None:
     """Start the Dagster UI and daemon, the MLflow UI, the desk and the endpoint; Ctrl-C stops them."""
     from finetune_pipeline.cli.services import up as start

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from finetune_pipeline import tracking
 from finetune_pipeline.baseline.report import BaselineReport
 from finetune_pipeline.baseline.variants import TUNED, title
 from finetune_pipeline.config import Task
@@ -62,6 +63,8 @@ def _sections(task: Task, store: TaskStore) -> Iterable[tuple[str, RenderableTyp
     ):
         if asset in made:
             yield label, render(made[asset])
+    if waiting := [journal for journal in tracking.pending() if journal.about.task == task.name]:
+        yield "MLflow", f"{plural(len(waiting), 'training')} to deliver: `finetune sync`, when MLflow answers"
     if history := deployment_state.read(store).history:
         yield "traffic", _last_transition(history)
     yield "next", _next(task, store)

@@ -196,7 +196,8 @@ def _train_in_mlflow_run(
     if not setup.ranks.is_main:
         _compute(spec, report, setup, state, lambda metrics, step: None)
         return
-    with tracking.training_run(spec.task, state.run_id, spec.params, {"data": spec.dataset_digest}) as run:
+    tags = {"data": spec.dataset_digest}
+    with tracking.training_run(spec.task, state.run_id, spec.params, tags, report) as run:
         if state.run_id is None:
             run.log_dataset(spec.dataset_name, spec.dataset_digest, len(train))
         state.run_id, state.experiment_id = run.run_id, run.experiment_id
@@ -204,6 +205,7 @@ def _train_in_mlflow_run(
         setup.trainable.save(spec.out, spec.base_id, setup.base.tokenizer)
         write_jsonl(spec.out / "history.jsonl", state.history)
         run.log_artifacts(spec.out, "adapter")
+    state.run_id, state.experiment_id = run.run_id, run.experiment_id  # known by now, if MLflow was away at the start
 
 
 def _compute(

@@ -250,7 +250,7 @@ def trained(store: TaskStore, weights: str) -> Artifact:
     import mlflow
 
     from finetune_pipeline.tracking.client import connect
-    from finetune_pipeline.tracking.runs import experiment_id
+    from finetune_pipeline.tracking.delivery import experiment_id
 
     connect()
     client = mlflow.MlflowClient()
