@@ -2,8 +2,8 @@
 
     python -m finetune_pipeline.train.job job.json        # a TrainingSpec (spec.py)
 
-It writes to `out`: the weights (method.py), audit.json (audit.Audit), history.jsonl (one checkpoint.HistoryLine per
-step), and training.json (spec.TrainingResult).
+It writes to `out`: the weights (method.py), audit.json (audit.Audit), tokens.json and tokens.html (token_view.py),
+history.jsonl (one checkpoint.HistoryLine per step), and training.json (spec.TrainingResult).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from finetune_pipeline.train.reference import Reference
 from finetune_pipeline.train.replay import Replay, general_texts, whole_texts
 from finetune_pipeline.train.schedule import total_steps
 from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
+from finetune_pipeline.train.token_view import token_view, write_view
 from finetune_pipeline.train.tokenize import TokenizedExample, tokenize, tokenize_pairs
 from finetune_pipeline.train.validation import scorer
 
@@ -147,6 +148,8 @@ def assemble(spec: TrainingSpec, report: Reporter = SILENT, ranks: Ranks = ALONE
     _log_unused(examples["train"], rows["train"], report)
     prefix = common_prefix([row.prompt for split in rows.values() for row in split])
     audited = audit(rows["train"], base.end_ids, max_sequence_tokens(base.model.config), len(prefix))
+    if ranks.is_main:
+        write_view(spec.out, token_view(rows["train"], base.tokenizer, general_rows(base, rules)), spec.task)
     _require_passed(audited, spec.out if ranks.is_main else None)
     trainable = make_trainable(base, rules)
     ranks.broadcast(trainable.weights.values())
@@ -221,13 +224,19 @@ def _compute(
 def replay_for(forward: Forward, base: Base, rules: Train, report: Reporter) -> Replay | None:
     """The replay of general texts, without those that are longer than the model's limit; None when none is left, or
     `train.keep_general.weight` is 0."""
-    if not rules.keep_general.weight:
-        return None
-    texts = whole_texts(tokenize(general_texts(), base.tokenizer, "", base.end_ids))
-    texts = within_limit(texts, lambda text: text.tokens, base.model.config, "general texts", report)
+    texts = within_limit(
+        general_rows(base, rules), lambda text: text.tokens, base.model.config, "general texts", report
+    )
     if not texts:
         return None
     return Replay(forward, texts, rules.keep_general, rules.seed, uses_bf16(rules.precision))
+
+
+def general_rows(base: Base, rules: Train) -> list[TokenizedExample]:
+    """The general texts as token ids; none where `train.keep_general.weight` is 0."""
+    if not rules.keep_general.weight:
+        return []
+    return whole_texts(tokenize(general_texts(), base.tokenizer, "", base.end_ids))
 
 
 def _result(setup: TrainingSetup, state: checkpoint.TrainingState, resumed_at: int) -> TrainingResult:
