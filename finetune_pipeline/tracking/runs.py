@@ -140,7 +140,7 @@ def _end(journal: Journal, idle: bool, report: Reporter) -> bool:
     try:
         if idle:
             deliver(journal)
-    except (*mlflow_errors(), StorageError):
+    except mlflow_errors() + (StorageError,):
         idle = False
     if not idle:
         report.log(

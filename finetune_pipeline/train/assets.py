@@ -18,6 +18,7 @@ from finetune_pipeline.models.model_source import folder_of
 from finetune_pipeline.providers.assets import provider_adapter
 from finetune_pipeline.records import Check, Json, Verdict
 from finetune_pipeline.store import StageContext, StageResult
+from finetune_pipeline.train.history import describe
 from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
 
 JOB = "finetune_pipeline.train.job"
@@ -44,6 +45,7 @@ def adapter(context: StageContext) -> StageResult:
         "loss_last": training.loss_last,
         "validation_loss": training.validation_loss,
         "validation_score": training.validation_score,
+        "overfits_from": training.overfits_from,
         "precision": training.precision,
         "backend": backend.kind,
         "processes": training.processes,
@@ -56,8 +58,8 @@ def adapter(context: StageContext) -> StageResult:
 
 
 def evaluate_training(training: TrainingResult, about: str) -> Verdict:
-    """The gate of a finished training: the loss is finite, and the validation loss is lower than before training.
-    `about`: content hash of the split."""
+    """The gate of a finished training: the loss is finite, and the validation loss of the kept weights is lower than
+    before training. Overfitting is a warning. `about`: content hash of the split."""
     start, end = training.validation_loss_start, training.validation_loss
     checks = (
         Check(
@@ -67,11 +69,27 @@ def evaluate_training(training: TrainingResult, about: str) -> Verdict:
             f"{training.loss_last:.4f}",
             value=training.loss_last,
         ),
-        Check("the validation loss fell", end < start, f"below {start:.3f}, its start", f"{end:.3f}", value=end),
+        Check(
+            "the validation loss fell",
+            end < start,
+            f"below {start:.3f}, its start",
+            f"{end:.3f} at the kept step {training.kept_step}",
+            value=end,
+        ),
+        _overfitting(training),
     )
-    passed = all(check.passed for check in checks)
-    summary = f"validation loss {start:.3f} to {end:.3f} in {training.steps} steps, {training.seconds:.0f} s"
+    passed = all(check.passed for check in checks if check.severity == "error")
+    summary = f"validation loss {start:.3f} to {end:.3f} in {training.kept_step} steps, {training.seconds:.0f} s"
+    summary += f"; {describe(training)}" if training.overfits_from is not None else ""
     return Verdict("adapter", passed, about, summary, checks, {"validation_loss": end, "steps": training.steps})
+
+
+def _overfitting(training: TrainingResult) -> Check:
+    """A warning: the kept weights are judged by their validation loss, whatever came after them."""
+    expected = "the validation loss does not rise while the training loss falls"
+    last = training.validation_loss if training.validation_loss_last is None else training.validation_loss_last
+    observed = describe(training) or f"lowest at step {training.kept_step}, {last:.3f} at the end"
+    return Check("no overfitting", training.overfits_from is None, expected, observed, "warning", value=last)
 
 
 def _spec(context: StageContext, job: Path) -> TrainingSpec:

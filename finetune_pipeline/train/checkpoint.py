@@ -25,13 +25,15 @@ KEPT = 2
 class HistoryLine(TypedDict, total=False):
     """history.jsonl: the metrics of an optimizer step. Step 0 has the validation before training only; others have one
     where it was due. Losses and divergences in nats; `skipped` is 1 for a step that was not applied; the reward of a
-    completion is how much more likely it is than before training; `validation_score`: share of right answers."""
+    completion is how much more likely it is than before training; `validation_score`: share of right answers;
+    `peak_share`: of the device's peak for matrix products, 0 to 1."""
 
     step: int
     loss: float
     gradient_norm: float
     learning_rate: float
     tokens_per_second: float
+    peak_share: float
     general_divergence: float
     kto_divergence: float
     reward_accuracy: float

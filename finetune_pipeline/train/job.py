@@ -3,17 +3,17 @@
     python -m finetune_pipeline.train.job job.json        # a TrainingSpec (spec.py)
 
 It writes to `out`: the weights (method.py), audit.json (audit.Audit), tokens.json and tokens.html (token_view.py),
-history.jsonl (one checkpoint.HistoryLine per step), and training.json (spec.TrainingResult).
+history.jsonl (one checkpoint.HistoryLine per step), training.json (spec.TrainingResult) and training.html (charts).
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from finetune_pipeline.backends import worker
 from finetune_pipeline.config import Train
@@ -26,6 +26,8 @@ from finetune_pipeline.train import checkpoint, forward_check
 from finetune_pipeline.train.audit import Audit, audit
 from finetune_pipeline.train.distributed import ALONE, Ranks, joined
 from finetune_pipeline.train.forward import Forward
+from finetune_pipeline.train.history import overfits_from
+from finetune_pipeline.train.history_page import page
 from finetune_pipeline.train.loop import Loop
 from finetune_pipeline.train.method import Base, Trainable, load_base, make_trainable
 from finetune_pipeline.train.objective import Objective, objective_of, usable
@@ -49,6 +51,8 @@ def run(spec: TrainingSpec, report: Reporter) -> TrainingResult:
             result = _train(spec, report, ranks)
         result = replace(result, peak_mb=round(peak.mb))
         if ranks.is_main:
+            history = [cast(checkpoint.HistoryLine, line) for line in read_jsonl(spec.out / "history.jsonl")]
+            (spec.out / "training.html").write_text(page(spec.task, result, history), "utf-8")
             (spec.out / "training.json").write_text(json.dumps(result.to_json(), indent=1), "utf-8")
     return result
 
@@ -93,6 +97,8 @@ class TrainingSetup:
     replay: Replay | None = None
     reference: Reference | None = None
     ranks: Ranks = ALONE
+    # hook: gets the rows and seconds of a step; its share of the device's peak is shown while it trains (loop.Loop)
+    peak_share: Callable[[Sequence[TokenizedExample], float], float] | None = None
 
     @property
     def bf16(self) -> bool:
@@ -128,6 +134,7 @@ class TrainingSetup:
             self.reference,
             score,
             self.ranks,
+            self.peak_share,
         )
 
 
@@ -273,6 +280,8 @@ def _result(setup: TrainingSetup, state: checkpoint.TrainingState, resumed_at: i
         shared_prefix_tokens=setup.shared_prefix,
         supervised_tokens=setup.audit.supervised_tokens,
         processes=setup.ranks.size,
+        validation_loss_last=validated[-1]["validation_loss"],
+        overfits_from=overfits_from(history),
     )
 
 

@@ -35,6 +35,7 @@ SMOOTHED_STEPS = 50
 FIRST_CHECKED_STEP = 20  # for divergence: the loss of a few steps says nothing
 RANK_SEEDS = 1_000_003  # between the random seeds of the ranks
 GENERAL = "general_divergence"
+SHOWN = ("loss", "validation_loss", "validation_score", "learning_rate", "tokens_per_second", "peak_share")
 MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
 
 
@@ -42,7 +43,8 @@ MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
 class Loop:
     """One training. `weights`: the trainable tensors by name; `folder`: of the checkpoints; `log_metrics`: gets metrics
     and step (MLflow); `replay`: the general texts of each step; `reference`: of the objective; `score`: answers
-    validation rows, and returns the share of right answers; `ranks`: the processes, each of which computes its share
+    validation rows, and returns the share of right answers; `peak_share`: gets the rows and the seconds of a step, and
+    returns the share of the device's peak for matrix products; `ranks`: the processes, each of which computes its share
     of every batch, and of which the first writes."""
 
     forward: Forward
@@ -57,6 +59,7 @@ class Loop:
     reference: Reference | None = None
     score: Callable[[], float] | None = None
     ranks: Ranks = field(default_factory=Ranks)
+    peak_share: Callable[[Sequence[TokenizedExample], float], float] | None = None
     _saved: float = field(default_factory=time.monotonic)
 
     def run(
@@ -72,6 +75,7 @@ class Loop:
         state.max_tokens = state.max_tokens or self.rules.max_tokens_per_batch
         if state.step == 0 and not state.history:
             state.history.append({"step": 0, **self.validate(validation, state.max_tokens)})
+            self.log_metrics(_metrics(state.history[0]), 0)
         started, seconds_before = time.monotonic(), state.seconds
         while state.step < total and not state.stopped:
             if self.ranks.canceled(self.report):
@@ -85,8 +89,8 @@ class Loop:
                 line.update(self.validate(validation, state.max_tokens))
                 self._note_validation(state, line)
             self._check_divergence(state)
-            self.log_metrics(_metrics(line), state.step)
-            self._progress(state, line, total)
+            self.log_metrics(_metrics(line) | {"seconds_left": _seconds_left(state, total)}, state.step)
+            self._progress(state, total)
             if time.monotonic() - self._saved >= self.rules.checkpoint_seconds and state.step < total:
                 self._save(state, optimizer)
         self.ranks.require_agreement(state.step, self.weights)
@@ -119,7 +123,11 @@ class Loop:
             line["skipped"] = 1
             self._note_skipped(state, batch, loss, norm)
         optimizer.zero_grad(set_to_none=True)
-        line["tokens_per_second"] = tokens / (time.monotonic() - started)
+        seconds = time.monotonic() - started
+        line["tokens_per_second"] = tokens / seconds
+        if self.peak_share is not None:
+            general = self.replay.texts_at(state.step) if self.replay else []
+            line["peak_share"] = self.peak_share([*batch, *general], seconds)
         return line
 
     def _in_memory(self, batch: Sequence[TokenizedExample], state: TrainingState) -> tuple[float, Figures, int]:
@@ -250,10 +258,12 @@ class Loop:
                 "lower `train.learning_rate`, or set `train.precision: fp32`; the last checkpoint is not affected",
             )
 
-    def _progress(self, state: TrainingState, line: HistoryLine, total: int) -> None:
-        left = state.seconds / state.step * (total - state.step)
-        figures = {"loss": line.get("loss", math.nan), "seconds_left": left}
-        self.report.progress("training", state.step, total, **figures)
+    def _progress(self, state: TrainingState, total: int) -> None:
+        """Report the figures of the last step, and those of the last validation."""
+        validated = next(line for line in reversed(state.history) if "validation_loss" in line)
+        line = {"loss": math.nan, **_metrics(validated), **_metrics(state.history[-1])}
+        figures = {name: line[name] for name in SHOWN if name in line}
+        self.report.progress("training", state.step, total, **figures, seconds_left=_seconds_left(state, total))
 
     def _check_divergence(self, state: TrainingState) -> None:
         """TrainingFailed when the smoothed loss exceeds `divergence_factor` times the loss of the first step."""
@@ -268,6 +278,10 @@ class Loop:
                 f"the loss diverges: {smoothed:.3f} at step {state.step}, {first:.3f} at the start",
                 "lower `train.learning_rate`, or raise `train.warmup_ratio`",
             )
+
+
+def _seconds_left(state: TrainingState, total: int) -> float:
+    return state.seconds / state.step * (total - state.step)
 
 
 def _metrics(line: HistoryLine) -> dict[str, float]:

@@ -40,10 +40,12 @@ class TrainingResult(JobData):
     """training.json. `forward`: "packed" or "padded" rows. `kept_step`: the step whose weights are the result;
     `skipped_steps`: steps without a finite gradient, which were not applied. Losses are those of the objective (sft:
     means per learned token in nats): `loss_first` of the first step, `loss_last` of the last five, `validation_loss` at
-    the kept step. `validation_score`: share of right answers, `validation_reward_accuracy`: share of pairs whose chosen
-    completion has the higher reward; None where not measured. `general_divergence`: mean KL from the base model over
-    the last 20 steps. `tokens_per_second`: tokens that were computed, median of the steps. `resumed_at`: the step of
-    the checkpoint, 0 for a new training; `peak_mb`: memory of the first process in MB."""
+    the kept step, `validation_loss_last` after the last one. `overfits_from`: the step from which the validation loss
+    rose while the training loss fell (history.py). `validation_score`: share of right answers,
+    `validation_reward_accuracy`: share of pairs whose chosen completion has the higher reward; None where not measured.
+    `general_divergence`: mean KL from the base model over the last 20 steps. `tokens_per_second`: tokens that were
+    computed, median of the steps. `resumed_at`: the step of the checkpoint, 0 for a new training; `peak_mb`: memory of
+    the first process in MB."""
 
     mlflow_run_id: str | None
     mlflow_experiment_id: str | None
@@ -70,3 +72,5 @@ class TrainingResult(JobData):
     supervised_tokens: int
     peak_mb: int = 0
     processes: int = 1
+    validation_loss_last: float | None = None
+    overfits_from: int | None = None

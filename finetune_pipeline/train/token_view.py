@@ -12,6 +12,7 @@ be less likely), `general` (texts that hold the model to its base). In tokens.ht
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict
@@ -100,6 +101,27 @@ def page(view: TokenView, task: str) -> str:
     cut = {**view, "rows": [shortened(row) for row in view["rows"]]}
     text: str = environment.get_template("tokens.html.j2").render(view=cut, task=task, titles=TITLES)
     return text
+
+
+def markdown(view: TokenView, count: int) -> str:
+    """The first rows for Dagster, which shows no colors: learned tokens are bold, rejected ones struck out. Marks need
+    blanks around them where the text begins or ends with punctuation."""
+    lines = [f"{view['learned']:,} of {view['tokens']:,} tokens are learned (**bold**)."]
+    for row in view["rows"][:count]:
+        lines += ["", f"{_plain(row['id'])}:", "", "".join(_marked(part) for part in shortened(row)["parts"])]
+    return "\n".join(lines)
+
+
+def _marked(part: dict[str, Any]) -> str:
+    mark = {"learned": "**", "rejected": "~~"}.get(part["kind"], "")
+    text = _plain("".join(piece for _, piece in part["tokens"]))
+    more = f" … {part['hidden']:,} more tokens … " if part["hidden"] else ""
+    return f" {mark}{text.strip()}{mark} " if mark else text + more
+
+
+def _plain(text: str) -> str:
+    """The text as Markdown that shows it as it is: every character that could be markup is escaped."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+\-.!|~&:@$^=\"'])", r"\\\1", visible(text))
 
 
 def shortened(row: ViewRow) -> dict[str, Any]:
