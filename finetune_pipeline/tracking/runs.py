@@ -137,10 +137,11 @@ def _begin(journal: Journal, report: Reporter) -> None:
 
 def _end(journal: Journal, idle: bool, report: Reporter) -> bool:
     """Deliver the rest, files included; whether MLflow has all of it now. Without `idle`, a request hangs."""
+    failures: tuple[type[Exception], ...] = (*mlflow_errors(), StorageError)
     try:
         if idle:
             deliver(journal)
-    except mlflow_errors() + (StorageError,):
+    except failures:
         idle = False
     if not idle:
         report.log(
