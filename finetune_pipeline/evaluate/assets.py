@@ -53,13 +53,15 @@ def eval_report(context: StageContext) -> StageResult:
     baseline_answers = [Answer(**row) for row in read_jsonl(baseline.path("answers.jsonl"))]
     _require_same_rows(tests, baseline_answers)
     live = champion.served_version(context.fingerprint)
-    request, partial = _run_jobs(context, live)
+    request, partial, precision = _run_jobs(context, live)
     new = AnswerFile(partial / ANSWERS).answers
     answers = [*baseline_answers, *new]
     baseline_scores = [Score(**row) for row in read_jsonl(baseline.path("scores.jsonl"))]
     scores = [*baseline_scores, *score_all(tests, new, context.task.answer)]
     variants = [*baseline.json("report.json")["variants"], *([CHAMPION] if live else []), TUNED]
     report = _report(context, request, tests, answers, scores, variants, live)
+    if precision:
+        report["precision"] = precision
     cases = select_cases(tests, answers, scores, report["best_prompted"])
     write_report(context, answers, scores, report, page(heading(context), report, cases))
     return StageResult(_summary(report), unfinished=partial)
@@ -72,16 +74,16 @@ def evaluation_request(context: StageContext, partial: Path) -> EvaluationReques
     return EvaluationRequest(answers, declared.general and local, declared.memorization and local)
 
 
-def _run_jobs(context: StageContext, live: ServedVersion | None) -> tuple[EvaluationRequest, Path]:
-    """Run the job of the tuned model, then that of the live version. Returns the first request and the folder with the
-    answers of both."""
+def _run_jobs(context: StageContext, live: ServedVersion | None) -> tuple[EvaluationRequest, Path, str | None]:
+    """Run the job of the tuned model, then that of the live version. Returns the first request, the folder with the
+    answers of both, and what the tuned model computed in (None: a provider computed)."""
     partial = context.store.unfinished("eval_report", "answers", context.key)
     opponent = EvaluationRequest(champion.answer_request(context, partial, live)) if live else None
     request = evaluation_request(context, partial)
-    for job in (request, opponent):
-        if job is not None:
-            local.run(JOB, job, AnswerCounts, partial, context.report)
-    return request, partial
+    counts = local.run(JOB, request, AnswerCounts, partial, context.report)
+    if opponent is not None:
+        local.run(JOB, opponent, AnswerCounts, partial, context.report)
+    return request, partial, counts.precision
 
 
 def _require_same_rows(tests: Sequence[Example], baseline_answers: Sequence[Answer]) -> None:
