@@ -1,4 +1,4 @@
-"""Load the weights of one model folder for generation: the declared base model, the same in 4 bits, or a trained one.
+"""Load the weights of one model folder: the declared base model, the same in 4 bits, or a trained one.
 
     model, tokenizer = read_model(folder, torch.float32, quantized=True)
     with base_errors(folder):                           # what loading raises becomes ModelError, with a hint
@@ -22,7 +22,7 @@ from finetune_pipeline.inference.model_family import require_supported
 from finetune_pipeline.models import device
 from finetune_pipeline.models.finite_weights import require_finite
 from finetune_pipeline.models.model_files import check_safe
-from finetune_pipeline.models.quantization import keep_exact, nf4_config
+from finetune_pipeline.models.quantization import nf4_config, prepare_quantized, stored_dtype
 from finetune_pipeline.store import models_folder
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def read_model(folder: Path, dtype: torch.dtype, quantized: bool) -> tuple[Any, 
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=dtype,
+            dtype=stored_dtype() if quantized else dtype,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -58,7 +58,7 @@ def read_model(folder: Path, dtype: torch.dtype, quantized: bool) -> tuple[Any, 
         )
         _require_complete(folder, found)
     if quantized:
-        keep_exact(model)
+        prepare_quantized(model, dtype)
     require_finite(model, folder)
     return model.eval(), tokenizer
 
