@@ -69,6 +69,11 @@ class Backend(Section):
         description="auto: GPUs where the machine has any, and one GPU per process on Ray and Kubernetes; gpu: an "
         "error without; cpu: no GPU is used.",
     )
+    shard: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether each process holds a part of the weights (FSDP), not all of them. auto: with `method: "
+        "full`; always: an adapter's base model as well, if one device is too small for it.",
+    )
     rendezvous: str | None = Field(
         None,
         description="Host and port of the first machine, where the others find it: needed for torchrun on several.",

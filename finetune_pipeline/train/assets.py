@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.backends import launch
 from finetune_pipeline.backends.deployment import backend_for
+from finetune_pipeline.config import Backend, Train
 from finetune_pipeline.models.model_source import folder_of
 from finetune_pipeline.providers.assets import provider_adapter
 from finetune_pipeline.records import Check, Json, Verdict
@@ -32,7 +34,7 @@ def adapter(context: StageContext) -> StageResult:
     rules = context.task.train
     backend = backend_for(rules.backend)
     job = context.store.unfinished("adapter", "checkpoints", context.key)
-    spec = _spec(context, job)
+    spec = replace(_spec(context, job), shard=_shards(backend, rules))
     training = launch.run(JOB, spec, TrainingResult, job, context.report, backend, rules.threads)
     summary: dict[str, Json] = {
         "method": training.method,
@@ -90,6 +92,11 @@ def _overfitting(training: TrainingResult) -> Check:
     last = training.validation_loss if training.validation_loss_last is None else training.validation_loss_last
     observed = describe(training) or f"lowest at step {training.kept_step}, {last:.3f} at the end"
     return Check("no overfitting", training.overfits_from is None, expected, observed, "warning", value=last)
+
+
+def _shards(backend: Backend, rules: Train) -> bool:
+    """Whether each process holds a part of the weights: full weights do not fit on one device otherwise."""
+    return backend.shard == "always" or (backend.shard == "auto" and rules.method == "full")
 
 
 def _spec(context: StageContext, job: Path) -> TrainingSpec:

@@ -18,6 +18,8 @@ from typing import Any, TypedDict
 from finetune_pipeline.models.model_files import writing
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.store import sha256_file
+from finetune_pipeline.train.distributed import ALONE, Ranks
+from finetune_pipeline.train.sharding import gather, part_of, restore
 
 KEPT = 2
 
@@ -66,9 +68,20 @@ class TrainingState:
     stopped: bool = False
 
 
-def save(folder: Path, state: TrainingState, weights: Mapping[str, Any], optimizer: Any) -> None:
+def save(folder: Path, state: TrainingState, weights: Mapping[str, Any], optimizer: Any, ranks: Ranks = ALONE) -> None:
     """Write a checkpoint, and delete all but the newest two. StorageError when there is no space. `weights`: the
-    trainable tensors by name."""
+    trainable tensors by name. The first rank writes; with sharded weights, all ranks have to call this."""
+    if not (ranks.is_main or ranks.sharded):
+        return
+    tensors = dict(weights)
+    for name, weight in weights.items():  # none before the first step, or without a gradient
+        tensors |= {f"{key}/{name}": value for key, value in _tensors(optimizer.state.get(weight, {}))}
+    tensors = gather(tensors, ranks)
+    if ranks.is_main:
+        _write(folder, state, tensors)
+
+
+def _write(folder: Path, state: TrainingState, tensors: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
     target = folder / f"step-{state.step:08d}"
@@ -77,10 +90,7 @@ def save(folder: Path, state: TrainingState, weights: Mapping[str, Any], optimiz
         with writing(target):
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            tensors = {name: weight.detach().contiguous() for name, weight in weights.items()}
-            for name, weight in weights.items():  # none before the first step, or without a gradient
-                tensors |= {f"{key}/{name}": value for key, value in _tensors(optimizer.state.get(weight, {}))}
-            save_file(tensors, scratch / "tensors.safetensors")
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch / "tensors.safetensors")
             plain = asdict(state) | {"sha256": sha256_file(scratch / "tensors.safetensors")}
             (scratch / "state.json").write_text(json.dumps(plain), "utf-8")
             shutil.rmtree(target, ignore_errors=True)
@@ -94,27 +104,30 @@ def save(folder: Path, state: TrainingState, weights: Mapping[str, Any], optimiz
             best.unlink()
 
 
-def save_best(folder: Path, state: TrainingState, weights: Mapping[str, Any]) -> None:
-    """Keep the weights of `state.best_step`, beside those of the last checkpoint's best step."""
+def save_best(folder: Path, state: TrainingState, weights: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
+    """Keep the weights of `state.best_step`, beside those of the last checkpoint's best step. As `save`."""
     from safetensors.torch import save_file
 
+    if not (ranks.is_main or ranks.sharded):
+        return
+    tensors = gather(weights, ranks)
+    if not ranks.is_main:
+        return
     target = _best(folder, state)
     scratch = target.with_suffix(f".{os.getpid()}")
     with writing(target):
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, scratch)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
         scratch.rename(target)
 
 
 def restore_best(folder: Path, state: TrainingState, weights: Mapping[str, Any]) -> None:
     """Load the weights of `state.best_step`."""
-    import torch
     from safetensors.torch import load_file
 
     tensors = load_file(_best(folder, state))
-    with torch.no_grad():
-        for name, weight in weights.items():
-            weight.copy_(tensors[name])
+    for name, weight in weights.items():
+        restore(weight, tensors[name])
 
 
 def _best(folder: Path, state: TrainingState) -> Path:
@@ -125,7 +138,7 @@ def _tensors(state: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """One weight's optimizer state as tensors; bitsandbytes counts steps in an int."""
     import torch
 
-    return [(key, torch.as_tensor(value).clone().contiguous()) for key, value in state.items()]
+    return [(key, torch.as_tensor(value).clone()) for key, value in state.items()]
 
 
 def load(folder: Path, weights: Mapping[str, Any], optimizer: Any, report: Reporter) -> TrainingState:
@@ -168,11 +181,10 @@ def _restore(tensors: Mapping[str, Any], weights: Mapping[str, Any], optimizer: 
         kind, slash, name = key.partition("/")
         if slash:
             states.setdefault(name, {})[kind] = value
-    with torch.no_grad():
-        for name, weight in weights.items():
-            weight.copy_(tensors[name])
-            if name in states:
-                step = states[name].pop("step")
-                moments = {kind: value.to(weight.device) for kind, value in states[name].items()}
-                in_tensor = isinstance(optimizer, torch.optim.AdamW)
-                optimizer.state[weight] = {"step": step if in_tensor else int(step), **moments}
+    for name, weight in weights.items():
+        restore(weight, tensors[name])
+        if name in states:
+            step = states[name].pop("step")
+            moments = {kind: part_of(value, weight) for kind, value in states[name].items()}
+            in_tensor = isinstance(optimizer, torch.optim.AdamW)
+            optimizer.state[weight] = {"step": step if in_tensor else int(step), **moments}

@@ -29,6 +29,7 @@ from finetune_pipeline.errors import JobCanceled, TrainingFailed
 from finetune_pipeline.records import Reporter
 
 Row = TypeVar("Row")
+Part = TypeVar("Part")
 TIMEOUT = timedelta(hours=1)  # of one exchange: rank 0 may write a large checkpoint, on a slow disk, before the next
 STORE = "FINETUNE_STORE"  # set by backends/node.py where all processes are on one machine
 
@@ -38,6 +39,7 @@ class Ranks:
 
     rank = 0
     size = 1
+    sharded = False  # whether each rank holds a part of the weights (sharding.py), and not all of them
 
     @property
     def device(self) -> Any:
@@ -75,6 +77,12 @@ class Ranks:
             return self.any(True)
         return self.any(False)
 
+    def even(self, parts: Sequence[Part], filler: Part) -> list[tuple[Part, bool]]:
+        """This rank's micro-batches, each with whether it counts. With sharded weights every forward and backward pass
+        is an exchange: a rank with fewer parts than another computes `filler`, which does not count, as often."""
+        missing = int(self.max(len(parts))) - len(parts) if self.sharded else 0
+        return [*((part, True) for part in parts), *((filler, False),) * missing]
+
     def barrier(self) -> None:
         """Wait until every rank has come here."""
 
@@ -96,8 +104,8 @@ class Ranks:
         return [rows[index] for index in assignment(tokens, self.size)[self.rank]]
 
     def require_agreement(self, step: int, weights: Mapping[str, Any]) -> None:
-        """TrainingFailed unless all ranks are at the same step with the same weights, bit by bit. Reads all weights:
-        for now and then, and for weights that every rank holds whole."""
+        """TrainingFailed unless all ranks are at the same step and, if each holds all of them, have the same weights,
+        bit by bit. Reads all weights: for now and then."""
 
 
 ALONE = Ranks()  # a single process
@@ -178,7 +186,7 @@ class ProcessGroup(Ranks):
     def require_agreement(self, step: int, weights: Mapping[str, Any]) -> None:
         import torch
 
-        own = torch.tensor([step, _hash(weights)], dtype=torch.int64, device=self._device)
+        own = torch.tensor([step, 0 if self.sharded else _hash(weights)], dtype=torch.int64, device=self._device)
         gathered = [torch.empty_like(own) for _ in range(self.size)]
         self._dist.all_gather(gathered, own)
         states = [tuple(each.tolist()) for each in gathered]

@@ -13,7 +13,7 @@ cost, 2016).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,7 @@ class Forward(ABC):
     def __init__(self, model: Any) -> None:
         self.model = model
         self._backbone = model.base_model_prefix
+        self.run_backbone: Callable[..., Any] = lambda **inputs: getattr(model, model.base_model_prefix)(**inputs)
 
     @abstractmethod
     def states(self, rows: Sequence[TokenizedExample]) -> Any:
@@ -47,6 +48,10 @@ class Forward(ABC):
     @abstractmethod
     def computed_tokens(self, rows: Sequence[TokenizedExample]) -> int:
         """Tokens that pass the layers for these rows as one micro-batch."""
+
+    @abstractmethod
+    def forget_frozen(self) -> None:
+        """From now on compute every layer for every row: with sharded weights, all ranks compute the same layers."""
 
     def losses(self, rows: Sequence[TokenizedExample]) -> Any:
         """Negative log likelihoods (nats) [learned tokens] in fp32, with gradient."""

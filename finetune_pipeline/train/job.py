@@ -18,7 +18,7 @@ from typing import Any, cast
 from finetune_pipeline.backends import worker
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import TrainingFailed
-from finetune_pipeline.inference.model_family import max_sequence_tokens, within_limit
+from finetune_pipeline.inference.model_family import decoder_parts, max_sequence_tokens, within_limit
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.device import PeakDeviceMemory, name_of, uses_bf16
 from finetune_pipeline.records import SILENT, Example, Reporter, read_jsonl, write_jsonl
@@ -35,6 +35,7 @@ from finetune_pipeline.train.optimizer import optimizer_for
 from finetune_pipeline.train.reference import Reference
 from finetune_pipeline.train.replay import Replay, general_texts, whole_texts
 from finetune_pipeline.train.schedule import total_steps
+from finetune_pipeline.train.sharding import refresh, require_shardable, spread
 from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
 from finetune_pipeline.train.token_view import token_view, write_view
 from finetune_pipeline.train.tokenize import TokenizedExample, tokenize, tokenize_pairs
@@ -64,6 +65,7 @@ def _train(spec: TrainingSpec, report: Reporter, ranks: Ranks) -> TrainingResult
     with ranks.first():  # it deletes what is damaged
         state = checkpoint.load(spec.checkpoints, setup.trainable.weights, setup.optimizer, report)
     ranks.require_agreement(state.step, setup.trainable.weights)
+    refresh(setup.forward.model)
     resumed_at = state.step
     note_precision(state, name_of(uses_bf16(spec.rules.precision)), report)
     _train_in_mlflow_run(spec, report, setup, state)
@@ -147,7 +149,10 @@ def assemble(spec: TrainingSpec, report: Reporter = SILENT, ranks: Ranks = ALONE
 
     rules, objective = spec.rules, objective_of(spec.rules)
     torch.manual_seed(rules.seed)
-    base = load_base(spec.base, rules)
+    sharded = spec.shard and ranks.size > 1
+    if sharded:
+        require_shardable(rules)
+    base = load_base(spec.base, rules, "cpu" if sharded else None)
     examples = {name: _examples(path) for name, path in (("train", spec.train), ("validation", spec.validation))}
     if not examples["train"]:
         raise TrainingFailed("there are no rows to train on", "read the accounting of data_split")
@@ -159,9 +164,13 @@ def assemble(spec: TrainingSpec, report: Reporter = SILENT, ranks: Ranks = ALONE
         write_view(spec.out, token_view(rows["train"], base.tokenizer, general_rows(base, rules)), spec.task)
     _require_passed(audited, spec.out if ranks.is_main else None)
     trainable = make_trainable(base, rules)
-    ranks.broadcast(trainable.weights.values())
+    if not sharded:
+        ranks.broadcast(trainable.weights.values())
     every = [*rows["train"], *rows["validation"]]
     forward = forward_check.choose(trainable.model, trainable.weights, prefix, every, report)
+    if sharded:
+        spread(forward, decoder_parts(trainable.model).layers, ranks)
+        trainable = trainable.collected()
     optimizer = optimizer_for(trainable.weights, rules)
     replay = replay_for(forward, base, rules, report)
     return TrainingSetup(
@@ -211,8 +220,8 @@ def _train_in_mlflow_run(
         if state.run_id is None:
             run.log_dataset(spec.dataset_name, spec.dataset_digest, len(train))
         state.run_id, state.experiment_id = run.run_id, run.experiment_id
-        _compute(spec, report, setup, state, run.log_metrics)
-        setup.trainable.save(spec.out, spec.base_id, setup.base.tokenizer)
+        whole = _compute(spec, report, setup, state, run.log_metrics)
+        setup.trainable.save(spec.out, spec.base_id, setup.base.tokenizer, whole)
         write_jsonl(spec.out / "history.jsonl", state.history)
         run.log_artifacts(spec.out, "adapter")
     state.run_id, state.experiment_id = run.run_id, run.experiment_id  # known by now, if MLflow was away at the start
@@ -220,12 +229,13 @@ def _train_in_mlflow_run(
 
 def _compute(
     spec: TrainingSpec, report: Reporter, setup: TrainingSetup, state: checkpoint.TrainingState, log_metrics: LogMetrics
-) -> None:
-    """This rank's part of the training."""
+) -> dict[str, Any]:
+    """This rank's part of the training; the weights to save where they are sharded."""
     score = scorer(setup.trainable.model, setup.base, setup.examples, spec, report, setup.ranks)
     loop = setup.loop(spec.checkpoints, report, log_metrics, score)
     loop.run(setup.rows["train"], setup.rows["validation"], state, setup.optimizer)
     setup.trainable.round()
+    return setup.trainable.whole(setup.ranks)
 
 
 def replay_for(forward: Forward, base: Base, rules: Train, report: Reporter) -> Replay | None:

@@ -28,6 +28,7 @@ from finetune_pipeline.train.objective import FIGURES, Figures, Objective, Total
 from finetune_pipeline.train.reference import Reference
 from finetune_pipeline.train.replay import Replay
 from finetune_pipeline.train.schedule import batch_at, learning_rate_at, total_steps, validates_at
+from finetune_pipeline.train.sharding import clip, refresh
 from finetune_pipeline.train.tokenize import TokenizedExample
 
 SMOOTHING = 0.9  # of the exponential moving average of the loss
@@ -91,20 +92,25 @@ class Loop:
             self._check_divergence(state)
             self.log_metrics(_metrics(line) | {"seconds_left": _seconds_left(state, total)}, state.step)
             self._progress(state, total)
-            if time.monotonic() - self._saved >= self.rules.checkpoint_seconds and state.step < total:
+            if state.step < total and self._checkpoint_due():
                 self._save(state, optimizer)
         self.ranks.require_agreement(state.step, self.weights)
         if self.rules.validation.keep == "best" and state.best_step != state.step:
+            self.ranks.barrier()  # the first rank has written it
             checkpoint.restore_best(self.folder, state, self.weights)
+            refresh(self.forward.model)
+
+    def _checkpoint_due(self) -> bool:
+        """By the clock; that of the first rank decides where all ranks have to take part."""
+        due = time.monotonic() - self._saved >= self.rules.checkpoint_seconds
+        return self.ranks.any(due and self.ranks.is_main) if self.ranks.sharded else due
 
     def _save(self, state: TrainingState, optimizer: Any) -> None:
-        """Write a checkpoint; every rank has the same weights and optimizer state."""
-        if self.ranks.is_main:
-            checkpoint.save(self.folder, state, self.weights, optimizer)
+        """Write a checkpoint."""
+        checkpoint.save(self.folder, state, self.weights, optimizer, self.ranks)
         self._saved = time.monotonic()
 
     def _step(self, train: Sequence[TokenizedExample], state: TrainingState, total: int, optimizer: Any) -> HistoryLine:
-        import torch
 
         rate = learning_rate_at(state.step, total, self.rules)
         for group in optimizer.param_groups:
@@ -112,8 +118,9 @@ class Loop:
         batch = [train[index] for index in batch_at(state.step, len(train), self.rules)]
         started = time.monotonic()
         loss, figures, tokens = self._in_memory(batch, state)
-        self.ranks.sum_gradients(self.weights.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.rules.max_grad_norm))
+        if not self.ranks.sharded:  # else they were summed in the backward pass
+            self.ranks.sum_gradients(self.weights.values())
+        norm = clip(self.weights.values(), self.rules.max_grad_norm)
         line: HistoryLine = {"step": state.step + 1, "learning_rate": rate}
         line.update(cast(HistoryLine, figures))
         if math.isfinite(loss) and math.isfinite(norm):
@@ -140,11 +147,16 @@ class Loop:
             # dropout depends on the step, not on earlier computations
             torch.manual_seed(self.rules.seed + state.step + self.ranks.rank * RANK_SEEDS)
             try:
-                loss, figures, tokens = self._backward(own, state, totals)
+                loss, figures, tokens = self._backward(own, state, totals, batch[:1])
                 break
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
+                if self.ranks.sharded:  # the other ranks wait within a pass that this one cannot repeat alone
+                    raise TrainingFailed(
+                        f"memory ran out at step {state.step + 1}, at {state.max_tokens} tokens at once",
+                        "lower `train.max_tokens_per_batch`, or use more processes (`train.backend`)",
+                    ) from error
             for weight in self.weights.values():
                 weight.grad = None
             release_memory()
@@ -169,19 +181,25 @@ class Loop:
         return loss, general | _means(found) | _divergence_of(totals), int(count)
 
     def _backward(
-        self, batch: Sequence[TokenizedExample], state: TrainingState, totals: Totals | None = None
+        self,
+        batch: Sequence[TokenizedExample],
+        state: TrainingState,
+        totals: Totals | None = None,
+        filler: Sequence[TokenizedExample] = (),
     ) -> tuple[float, Figures, int]:
         """Accumulate the gradient of rows: all of a batch, or this rank's of one with these `totals`; their share of
         its loss (without the general texts), sums of figures over their pairs, and the number of computed tokens."""
         totals = totals or self._totals(batch)
         loss, sums, tokens = 0.0, Figures(), 0
         general = self.replay.texts_at(state.step, self.ranks) if self.replay else []
-        for rows in self.forward.micro_batches(batch, state.max_tokens) or ([[]] if general else []):
+        parts = self.forward.micro_batches(batch, state.max_tokens) or ([[]] if general else [])
+        for rows, counts in self.ranks.even(parts, list(filler)):
             computed = [*rows, *general]
             with autocast(self.bf16):
                 states = self.forward.states(computed)
                 learned = sum(row.learned for row in rows)
                 part, more = self._loss(rows, states[:learned], totals) if rows else (states.new_zeros(()), Figures())
+            part, more = (part, more) if counts else (part * 0, Figures())
             loss += float(part.detach())
             _add(sums, more)
             if self.replay and general:
@@ -214,10 +232,10 @@ class Loop:
         with torch.no_grad(), without_dropout(self.forward.model):
             with autocast(self.bf16):
                 totals = self._totals(rows)
-                for part in self.forward.micro_batches(own, max_tokens):
+                for part, counts in self.ranks.even(self.forward.micro_batches(own, max_tokens), list(rows[:1])):
                     value, more = self._loss(part, self.forward.states(part), totals)
-                    loss += float(value)
-                    _add(sums, more)
+                    loss += float(value) * counts
+                    _add(sums, more if counts else Figures())
             loss, *summed = self.ranks.sum([loss, *(sums.get(name, 0.0) for name in FIGURES)])
             line["validation_loss"] = loss
             means = _means(dict(zip(FIGURES, summed, strict=True)))
@@ -232,8 +250,8 @@ class Loop:
         rules, loss = self.rules.validation, line["validation_loss"]
         if state.best_loss is None or loss < state.best_loss:
             state.best_loss, state.best_step, state.without_gain = loss, state.step, 0
-            if rules.keep == "best" and self.ranks.is_main:
-                checkpoint.save_best(self.folder, state, self.weights)
+            if rules.keep == "best":
+                checkpoint.save_best(self.folder, state, self.weights, self.ranks)
             return
         state.without_gain += 1
         if rules.patience is not None and state.without_gain >= rules.patience:

@@ -59,6 +59,9 @@ class PackedForward(Forward):
             hidden = self._run(packed)
         return hidden.index_select(0, torch.tensor(packed.wanted, device=hidden.device))
 
+    def forget_frozen(self) -> None:
+        self._frozen, self._cache = 0, {}
+
     def micro_batches(self, rows: Sequence[TokenizedExample], max_tokens: int) -> list[list[TokenizedExample]]:
         parts: list[list[TokenizedExample]] = []
         room = 0
@@ -103,7 +106,7 @@ class PackedForward(Forward):
 
         device = self._parts.head.weight.device
         with self._attention(), self._checkpointed():
-            out = self._parts.backbone(
+            out = self.run_backbone(
                 input_ids=torch.tensor([packed.ids], device=device),
                 position_ids=torch.tensor([packed.positions], device=device),
                 use_cache=False,

@@ -41,8 +41,7 @@ class PaddedForward(Forward):
             mask[at, : len(tokens)] = 1
             wanted += [(at, len(row.prompt) + index - 1) for index in completion.learned]
         with self._attention(), self._checkpointed():
-            backbone = getattr(self.model, self._backbone)
-            out = backbone(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+            out = self.run_backbone(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
         at, index = torch.tensor(wanted, device=device).T
         return out.last_hidden_state[at, index]
 
@@ -55,6 +54,9 @@ class PaddedForward(Forward):
             return nullcontext()
         tuned = decoder_parts(self.model).layers[frozen_layers(self.model) :]
         return checkpointed(tuned, self._attention)
+
+    def forget_frozen(self) -> None:
+        """It computes every layer anyway."""
 
     def micro_batches(self, rows: Sequence[TokenizedExample], max_tokens: int) -> list[list[TokenizedExample]]:
         parts: list[list[TokenizedExample]] = []

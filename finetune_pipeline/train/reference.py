@@ -89,9 +89,9 @@ def likelihoods(
     own = ranks.share(rows, [row.tokens for row in rows])
     found: dict[str, list[float]] = {}
     with torch.no_grad(), autocast(bf16), without_dropout(forward.model):
-        for part in forward.micro_batches(own, max_tokens):
+        for part, counts in ranks.even(forward.micro_batches(own, max_tokens), list(rows[:1])):
             sums = iter(completions_of(part, forward.losses(part)).sums.tolist())
-            found |= {row.id: [next(sums) for _ in row.completions] for row in part}
+            found |= {row.id: [next(sums) for _ in row.completions] for row in part} if counts else {}
             if report:
                 report.alive()
                 report.progress(what, len(found), len(own))

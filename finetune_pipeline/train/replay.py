@@ -14,7 +14,6 @@ on seed and step alone, so that a resumed training is the same.
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import random
@@ -27,6 +26,7 @@ from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import SILENT, Example, Message, Reporter
 from finetune_pipeline.train.distributed import ALONE, Ranks
 from finetune_pipeline.train.forward import Forward, without_dropout
+from finetune_pipeline.train.sharding import whole_copy
 from finetune_pipeline.train.tokenize import Completion, TokenizedExample
 
 
@@ -87,14 +87,14 @@ class Replay:
         needed = {text.id: text for step in range(steps) for text in self.texts_at(step, ranks)}
         forward = self._forward
         with torch.no_grad(), autocast(self._bf16), without_dropout(forward.model):
-            for part in forward.micro_batches(list(needed.values()), max_tokens):
+            for part, _ in ranks.even(forward.micro_batches(list(needed.values()), max_tokens), self._texts[:1]):
                 report.alive()
                 states = forward.states(part).split([text.learned for text in part])
                 self._base_states |= {text.id: each.clone() for text, each in zip(part, states, strict=True)}
                 report.progress("general texts", len(self._base_states), len(needed))
         head = forward.model.get_output_embeddings()
         if any(weight.requires_grad for weight in head.parameters()):
-            self._base_head = copy.deepcopy(head).requires_grad_(False)
+            self._base_head = whole_copy(head)
 
     def divergence(self, step: int, states: Any, own: Sequence[TokenizedExample] | None = None) -> Any:
         """Mean KL(base || tuned) per token of the step's texts (nats), with gradient; with `own`, the share of these

@@ -14,10 +14,14 @@ function here does nothing, or the plain thing.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from finetune_pipeline.config import Train
+from finetune_pipeline.errors import ModelError
 from finetune_pipeline.train.distributed import Ranks
+from finetune_pipeline.train.forward import Forward
 
 
 def shard(model: Any, layers: Sequence[Any], ranks: Ranks, dtype: Any = None) -> None:
@@ -36,6 +40,37 @@ def shard(model: Any, layers: Sequence[Any], ranks: Ranks, dtype: Any = None) ->
         fully_shard(part, mesh=mesh, mp_policy=policy)
         part.set_gradient_divide_factor(1.0)  # the sum, as everywhere: the loss is divided by the tokens of all ranks
         part.set_force_sum_reduction_for_comms(True)  # gloo has no other
+
+
+def require_shardable(rules: Train) -> None:
+    """ModelError for settings whose weights or optimizer cannot be sharded."""
+    wrong = {
+        "`method: qlora`": rules.method == "qlora",
+        "`optimizer: adamw_8bit`": rules.optimizer == "adamw_8bit",
+        f"`lora.init_lora_weights: {rules.lora.init_lora_weights}`": rules.method != "full" and rules.lora.changes_base,
+    }
+    for setting in (setting for setting, found in wrong.items() if found):
+        raise ModelError(f"`train`: {setting} cannot be used with sharded weights", "set `shard: never` in the backend")
+
+
+def spread(forward: Forward, layers: Sequence[Any], ranks: Ranks) -> None:
+    """Shard the model of a forward pass, with `layers`, its decoder layers. From here on every rank computes as many
+    passes as the others (`Ranks.even`)."""
+    shard(forward.model, layers, ranks)
+    name = forward.model.base_model_prefix
+    forward.run_backbone = as_forward(
+        forward.model, "run_backbone", lambda model, **inputs: getattr(model, name)(**inputs)
+    )
+    forward.forget_frozen()
+    ranks.sharded = True
+
+
+def refresh(model: Any) -> None:
+    """Forget the whole weights that a forward pass without gradient has left: the shards have changed since."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def as_forward(model: Any, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,16 +107,32 @@ def restore(target: Any, whole: Any) -> None:
     """Set a weight, or a tensor of an optimizer's state, from the whole tensor; every rank passes the same one, as read
     from a checkpoint that all of them see, and keeps its part."""
     import torch
-    from torch.distributed.tensor import DTensor, distribute_tensor
 
     with torch.no_grad():
-        if isinstance(target, DTensor):
-            whole = whole.to(target.device, target.dtype)
-            whole = distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
-        target.copy_(whole)
+        target.copy_(part_of(whole, target))
+
+
+def part_of(whole: Any, like: Any) -> Any:
+    """A whole tensor on the device of `like`, and sharded as it is, if it is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    whole = whole.to(like.device)
+    if not isinstance(like, DTensor) or whole.shape != like.shape:
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _whole(tensor: Any) -> Any:
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_copy(module: Any) -> Any:
+    """A frozen copy of a module, its weights whole on every rank."""
+    import torch
+
+    copied = copy.deepcopy(module)
+    for name, weight in list(copied.named_parameters(recurse=False)):
+        setattr(copied, name, torch.nn.Parameter(_whole(weight.detach()).clone(), requires_grad=False))
+    return copied.requires_grad_(False)

@@ -18,7 +18,8 @@ class TrainingSpec(JobData):
     """All paths are absolute. `base`: folder of the base model, `base_id`: its name in base_model.json; `train` and
     `validation`: JSONL files of examples; `system`, `answer`: the task's system prompt and answer format; `checkpoints`
     and `out`: output folders; `params`: what the MLflow run shows, free-form; `dataset_name` and `dataset_digest`: the
-    split, in MLflow."""
+    split, in MLflow; `shard`: whether several processes hold
+    a part of the weights each, and not all of them."""
 
     task: str
     base: Path
@@ -33,6 +34,7 @@ class TrainingSpec(JobData):
     params: dict[str, Any]
     dataset_name: str
     dataset_digest: str
+    shard: bool = False
 
 
 @dataclass(frozen=True)
