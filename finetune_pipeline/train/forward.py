@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from finetune_pipeline.inference.model_family import decoder_parts
+from finetune_pipeline.models.training_load import Load
 from finetune_pipeline.train.tokenize import TokenizedExample
 
 LOGITS_BYTES = 128 * 1024**2  # of a chunk; with logarithms and gradients up to five times as much
@@ -52,6 +53,11 @@ class Forward(ABC):
     @abstractmethod
     def forget_frozen(self) -> None:
         """From now on compute every layer for every row: with sharded weights, all ranks compute the same layers."""
+
+    @abstractmethod
+    def load(self, rows: Sequence[TokenizedExample], general: int = 0, padding: bool = True) -> Load:
+        """What these rows have to compute as one micro-batch, the last `general` of them general texts (replay.py).
+        Without `padding`, only the tokens of the rows count: useful work."""
 
     def losses(self, rows: Sequence[TokenizedExample]) -> Any:
         """Negative log likelihoods (nats) [learned tokens] in fp32, with gradient."""
@@ -102,6 +108,10 @@ class Forward(ABC):
         import torch
 
         return torch.nn.functional.cross_entropy(self.logits(states), ids, reduction="none")
+
+
+def learned(rows: Sequence[TokenizedExample]) -> int:
+    return sum(row.learned for row in rows)
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from finetune_pipeline.inference.model_family import DecoderParts, decoder_parts
+from finetune_pipeline.models.training_load import Load
 from finetune_pipeline.train.checkpointing import checkpointed
-from finetune_pipeline.train.forward import Forward, attention, frozen_layers
+from finetune_pipeline.train.forward import Forward, attention, frozen_layers, learned
 from finetune_pipeline.train.tokenize import TokenizedExample
 from finetune_pipeline.train.tree import PackedTree, SegmentKey
 from finetune_pipeline.train.tree_attention import ATTENTION, Masks, TreeLayout, register_attention
@@ -77,6 +78,9 @@ class PackedForward(Forward):
     def computed_tokens(self, rows: Sequence[TokenizedExample]) -> int:
         return sum(PackedTree.of(self._prefix, rows).lengths)
 
+    def load(self, rows: Sequence[TokenizedExample], general: int = 0, padding: bool = True) -> Load:
+        return packed_load(self._prefix, rows, general)
+
     def _own_tokens(self, row: TokenizedExample) -> int:
         return len(row.prompt) - self.prefix_tokens + sum(len(completion.ids) for completion in row.completions)
 
@@ -120,6 +124,13 @@ class PackedForward(Forward):
     def _checkpointed(self) -> AbstractContextManager[None]:
         tuned = self._parts.layers[self._frozen :]
         return checkpointed(tuned, self._attention) if self.checkpointing else nullcontext()
+
+
+def packed_load(prefix: Sequence[int], rows: Sequence[TokenizedExample], general: int = 0) -> Load:
+    """The load of these rows as one packed micro-batch; the last `general` of them are general texts."""
+    tree = PackedTree.of(prefix, rows)
+    above = [sum(tree.lengths[index] for index in path) for path in tree.paths]
+    return Load.of(tree.lengths, above, learned(rows), learned(rows[len(rows) - general :]))
 
 
 def _substitutes(parts: DecoderParts, frozen: int, output: Any) -> Any:

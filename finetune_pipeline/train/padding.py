@@ -14,8 +14,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from finetune_pipeline.inference.model_family import decoder_parts
+from finetune_pipeline.models.training_load import Load
 from finetune_pipeline.train.checkpointing import checkpointed
-from finetune_pipeline.train.forward import Forward, attention, frozen_layers
+from finetune_pipeline.train.forward import Forward, attention, frozen_layers, learned
 from finetune_pipeline.train.tokenize import TokenizedExample
 
 PADDING = 0  # any id: masked
@@ -44,6 +45,12 @@ class PaddedForward(Forward):
             out = self.run_backbone(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
         at, index = torch.tensor(wanted, device=device).T
         return out.last_hidden_state[at, index]
+
+    def load(self, rows: Sequence[TokenizedExample], general: int = 0, padding: bool = True) -> Load:
+        lengths = [len(row.prompt) + len(completion.ids) - 1 for row in rows for completion in row.completions]
+        if padding:
+            lengths = [max(lengths, default=0)] * len(lengths)
+        return Load.of(lengths, [0] * len(lengths), learned(rows), learned(rows[len(rows) - general :]))
 
     def _attention(self) -> AbstractContextManager[None]:
         """The attention that transformers chooses by default."""
