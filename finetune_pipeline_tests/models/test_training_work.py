@@ -19,7 +19,7 @@ from finetune_pipeline_tests.train.architectures import tiny
 
 PREFIX = [1, 5]
 ROWS = [TokenizedExample(f"row{n}", [*PREFIX, 6, 7 + n], (Completion([9] * 4 + [2]),)) for n in range(40)]
-SIZES = {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 6}
+SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 6}
 
 
 def prepared(kind: str, **declared: Any) -> tuple[Architecture, Train, Forward]:

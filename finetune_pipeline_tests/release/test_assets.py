@@ -329,7 +329,7 @@ def full_weights(store: TaskStore) -> Artifact:
     import mlflow
 
     from finetune_pipeline.tracking.client import connect
-    from finetune_pipeline.tracking.runs import experiment_id
+    from finetune_pipeline.tracking.delivery import experiment_id
 
     connect()
     client = mlflow.MlflowClient()
