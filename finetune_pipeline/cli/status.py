@@ -216,11 +216,12 @@ def _failed_gate(plans: Iterable[Plan]) -> tuple[str, str] | None:
 
 def validation_report(name: str) -> str:
     """A confirmation with notes on files that will be dropped. DeclarationError lists every problem of declaration,
-    sources, expectations, base model and recorded verdicts."""
+    sources, expectations, base model, training and recorded verdicts."""
     from finetune_pipeline.ingest.sources import problems, remarks
     from finetune_pipeline.models.model_source import check_available
     from finetune_pipeline.quality import expectations
     from finetune_pipeline.review.verdict_store import recorded_file
+    from finetune_pipeline.train import declared
 
     task, store = open_task(name)
     errors = [*problems(task, store), *expectations.problems(task)]
@@ -228,6 +229,7 @@ def validation_report(name: str) -> str:
         check_available(task)
     except ModelError as error:
         errors.append(f"base: {error.message} ({error.hint})")
+    errors += declared.problems(task)
     try:
         recorded_file(store, task)
     except FinetuneError as error:

@@ -45,13 +45,14 @@ def eval_report(context: StageContext) -> StageResult:
     """Answer the test rows with the tuned model and with the live version (variant `champion`, where one is live),
     measure the side effects of tuning, and add the baselines' answers.
 
-    GateRefused when the baselines answered other test rows; ModelError, StorageError (the adapter does not fit),
-    DataError, JobCanceled.
+    GateRefused when the baselines answered other test rows, or the adapter is of another base model; ModelError,
+    StorageError (the adapter does not fit), DataError, JobCanceled.
     """
     tests = list(context.inputs["data_split"].examples("test.jsonl"))
     baseline = context.inputs["baseline_report"]
     baseline_answers = [Answer(**row) for row in read_jsonl(baseline.path("answers.jsonl"))]
     _require_same_rows(tests, baseline_answers)
+    _require_same_base(context)
     live = champion.served_version(context.fingerprint)
     request, partial, precision = _run_jobs(context, live)
     new = AnswerFile(partial / ANSWERS).answers
@@ -93,6 +94,18 @@ def _require_same_rows(tests: Sequence[Example], baseline_answers: Sequence[Answ
             f"the baselines answered other rows than the current test rows: {len(differing)} differ, "
             f"such as {differing[0]}",
             "materialize baseline_report again, so that all variants answer the same rows",
+        )
+
+
+def _require_same_base(context: StageContext) -> None:
+    """GateRefused for an adapter of another base model: one of the same shapes would load, and answer otherwise."""
+    adapter, base = context.inputs["adapter"], context.inputs["base_model"]
+    trained_on = adapter.manifest["inputs"].get("base_model", base.content_hash)
+    if trained_on != base.content_hash:
+        raise GateRefused(
+            f"the adapter {adapter.content_hash} was trained on the base model {trained_on}, and the current one is "
+            f"{base.content_hash}",
+            "materialize adapter again, or declare the base model that it was trained on",
         )
 
 

@@ -36,7 +36,7 @@ def render(tokenizer: Any, messages: Messages, add_generation_prompt: bool = Tru
     A special token that somebody typed into a message ("<|im_end|>") gets a blank after its first character, so that it
     does not end the turn. ModelError when there is no template, or it rejects the order of roles.
     """
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError
 
     template = _template(tokenizer)
     escaped = [{**message, "content": escape_special_tokens(tokenizer, message["content"])} for message in messages]
@@ -44,6 +44,11 @@ def render(tokenizer: Any, messages: Messages, add_generation_prompt: bool = Tru
         escaped = join_system(escaped)
     try:
         return _apply(tokenizer, template, escaped, add_generation_prompt)
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"the base model's chat template is damaged: line {error.lineno}: {error.message}",
+            "get the model's files again, or correct its chat_template.jinja",
+        ) from error
     except TemplateError as error:
         roles = [message["role"] for message in messages]
         raise ModelError(

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_pipeline.errors import ModelError
 
+INSTALL = "pip install 'bitsandbytes>=0.50,<0.51'"
+
 if TYPE_CHECKING:
     import torch
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 def nf4_config(dtype: torch.dtype) -> Any:
     """transformers' configuration for 4-bit weights that are multiplied in `dtype`. ModelError without bitsandbytes."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError("the method qlora needs the package bitsandbytes", "pip install 'bitsandbytes>=0.50,<0.51'")
+        raise ModelError("`train.method: qlora` needs the package bitsandbytes", INSTALL)
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

@@ -21,6 +21,7 @@ from finetune_pipeline.providers.assets import provider_adapter
 from finetune_pipeline.records import Check, Json, Verdict
 from finetune_pipeline.store import StageContext, StageResult
 from finetune_pipeline.train.history import describe
+from finetune_pipeline.train.objective import objective_of, require_rows
 from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
 
 JOB = "finetune_pipeline.train.job"
@@ -33,6 +34,7 @@ def adapter(context: StageContext) -> StageResult:
         return provider_adapter(context, context.task.train.provider)
     rules = context.task.train
     backend = backend_for(rules.backend)
+    require_rows(context.inputs["data_split"].examples("train.jsonl"), objective_of(rules))
     job = context.store.unfinished("adapter", "checkpoints", context.key)
     spec = replace(_spec(context, job), shard=_shards(backend, rules))
     training = launch.run(JOB, spec, TrainingResult, job, context.report, backend, rules.threads)
@@ -101,7 +103,8 @@ def _shards(backend: Backend, rules: Train) -> bool:
 
 def _spec(context: StageContext, job: Path) -> TrainingSpec:
     task, split, base = context.task, context.inputs["data_split"], context.inputs["base_model"]
-    base_id = str(base.json("base_model.json")["id"])
+    facts = base.json("base_model.json")
+    base_id = str(facts["id"])
     return TrainingSpec(
         task=task.name,
         base=folder_of(base, task.base, context.report),
@@ -116,6 +119,7 @@ def _spec(context: StageContext, job: Path) -> TrainingSpec:
         params={**_flat(task.train.model_dump(mode="json")), "base": base_id, "key": context.key},
         dataset_name=f"{task.name}/data_split",
         dataset_digest=split.content_hash,
+        base_sha256=str(facts["weights_sha256"]),
     )
 
 

@@ -67,7 +67,8 @@ def _svg(title: str, parts: Sequence[str]) -> Markup:
 def _value_tick(place: Place, last: int, value: float) -> str:
     (left, y), (right, _) = place(0, value), place(last, value)
     line = f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>'
-    return f'{line}<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{value:.3g}</text>'
+    shown = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f'{line}<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{shown}</text>'
 
 
 def _step_tick(place: Place, step: float, low: float) -> str:

@@ -2,7 +2,8 @@
 
     checkpoints/step-00000040/tensors.safetensors, state.json     # state.json holds the hash of the tensors
 
-Nothing else is needed to resume exactly: order, batches, learning rate and dropout depend on seed and step alone.
+Nothing else is needed to resume exactly: order, batches, learning rate and dropout depend on seed and step alone. What
+the training was made from (`identity`) is in the state, so that a checkpoint of another declaration is not resumed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+from finetune_pipeline.errors import TrainingFailed
 from finetune_pipeline.models.model_files import writing
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.store import sha256_file
@@ -52,7 +54,8 @@ class TrainingState:
     and the precisions used: more than one when `precision: auto` was resumed on another type of machine.
 
     `max_tokens`: of a forward pass, lower than declared after memory ran out; `skipped`: steps that were not applied;
-    `best_step` and `best_loss`: of the lowest validation loss, `without_gain` validations since; `stopped`: early."""
+    `best_step` and `best_loss`: of the lowest validation loss, `without_gain` validations since; `stopped`: early.
+    `identity`: settings, base model and data of the training, by name (spec.TrainingSpec.identity)."""
 
     step: int = 0
     run_id: str | None = None
@@ -66,6 +69,7 @@ class TrainingState:
     best_loss: float | None = None
     without_gain: int = 0
     stopped: bool = False
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
 def save(folder: Path, state: TrainingState, weights: Mapping[str, Any], optimizer: Any, ranks: Ranks = ALONE) -> None:
@@ -141,9 +145,17 @@ def _tensors(state: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(key, torch.as_tensor(value).clone()) for key, value in state.items()]
 
 
-def load(folder: Path, weights: Mapping[str, Any], optimizer: Any, report: Reporter) -> TrainingState:
+def load(
+    folder: Path,
+    weights: Mapping[str, Any],
+    optimizer: Any,
+    report: Reporter,
+    identity: Mapping[str, Any] | None = None,
+) -> TrainingState:
     """Restore the newest intact checkpoint and return its state; a new state if there is none. Damaged checkpoints are
-    logged and deleted."""
+    logged and deleted. TrainingFailed for a checkpoint of another training than that of `identity`."""
+    if identity:
+        require_same(folder, identity)
     for candidate in sorted(folder.glob("step-*"), reverse=True):
         try:
             state, tensors = _read(candidate, weights)
@@ -154,7 +166,26 @@ def load(folder: Path, weights: Mapping[str, Any], optimizer: Any, report: Repor
         _restore(tensors, weights, optimizer)
         report.log(f"resuming from the checkpoint at step {state.step}")
         return state
-    return TrainingState()
+    return TrainingState(identity=dict(identity or {}))
+
+
+def require_same(folder: Path, identity: Mapping[str, Any]) -> None:
+    """TrainingFailed when a checkpoint in the folder belongs to another training. It reads JSON only, so it can be
+    called before a model is loaded; damaged checkpoints are left to `load`."""
+    for path in sorted(folder.glob("step-*/state.json"), reverse=True):
+        try:
+            before = dict(json.loads(path.read_text("utf-8"))["identity"])
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        names = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
+        if before and names:
+            was, now = before.get(names[0]), identity.get(names[0])
+            more = f" (and {len(names) - 1} more differ)" if len(names) > 1 else ""
+            raise TrainingFailed(
+                f"the checkpoint {path.parent.name} in {folder} is of another training: its {names[0]} is {was!r}, "
+                f"and here it is {now!r}{more}",
+                f"delete {folder} to train from the beginning, or declare the training as it was",
+            )
 
 
 def _read(folder: Path, weights: Mapping[str, Any]) -> tuple[TrainingState, dict[str, Any]]:

@@ -30,7 +30,7 @@ from finetune_pipeline.train.history import overfits_from
 from finetune_pipeline.train.history_page import page
 from finetune_pipeline.train.loop import Loop
 from finetune_pipeline.train.method import Base, Trainable, load_base, make_trainable
-from finetune_pipeline.train.objective import Objective, objective_of, usable
+from finetune_pipeline.train.objective import Objective, objective_of, require_rows, usable
 from finetune_pipeline.train.optimizer import optimizer_for
 from finetune_pipeline.train.reference import Reference
 from finetune_pipeline.train.replay import Replay, general_texts, whole_texts
@@ -59,11 +59,12 @@ def run(spec: TrainingSpec, report: Reporter) -> TrainingResult:
 
 
 def _train(spec: TrainingSpec, report: Reporter, ranks: Ranks) -> TrainingResult:
+    checkpoint.require_same(spec.checkpoints, spec.identity)  # before a model is loaded
     setup = assemble(spec, report, ranks)
     setup.measure_base(report)
     spec.checkpoints.mkdir(parents=True, exist_ok=True)
     with ranks.first():  # it deletes what is damaged
-        state = checkpoint.load(spec.checkpoints, setup.trainable.weights, setup.optimizer, report)
+        state = checkpoint.load(spec.checkpoints, setup.trainable.weights, setup.optimizer, report, spec.identity)
     ranks.require_agreement(state.step, setup.trainable.weights)
     refresh(setup.forward.model)
     resumed_at = state.step
@@ -152,10 +153,9 @@ def assemble(spec: TrainingSpec, report: Reporter = SILENT, ranks: Ranks = ALONE
     sharded = spec.shard and ranks.size > 1
     if sharded:
         require_shardable(rules)
-    base = load_base(spec.base, rules, "cpu" if sharded else None)
     examples = {name: _examples(path) for name, path in (("train", spec.train), ("validation", spec.validation))}
-    if not examples["train"]:
-        raise TrainingFailed("there are no rows to train on", "read the accounting of data_split")
+    require_rows(examples["train"], objective)
+    base = load_base(spec.base, rules, "cpu" if sharded else None)
     rows = {name: tokenized(found, base, spec.system, rules, objective) for name, found in examples.items()}
     _log_unused(examples["train"], rows["train"], report)
     prefix = common_prefix([row.prompt for split in rows.values() for row in split])
@@ -307,7 +307,7 @@ def _require_passed(audited: Audit, out: Path | None) -> None:
     if failed:
         raise TrainingFailed(
             "the audit before training failed: " + "; ".join(failed),
-            "fix or drop these rows, or choose a base model whose chat template ends every turn",
+            f"{audited.hint}. `finetune train TASK --show-tokens` shows the rows as the model reads them",
         )
 
 

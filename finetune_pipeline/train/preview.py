@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DeclarationError, GateRefused
-from finetune_pipeline.inference.base_weights import base_errors
+from finetune_pipeline.inference.base_weights import base_errors, require_known
 from finetune_pipeline.inference.chat_template import end_ids_of
 from finetune_pipeline.inference.model_family import max_sequence_tokens
 from finetune_pipeline.inference.prefix import common_prefix
@@ -51,6 +51,7 @@ def preview_of(task: Task, store: TaskStore) -> Preview:
     folder = folder_of(artifact, task.base)
     with base_errors(folder):
         check_safe(folder)
+        require_known(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     base = Base(None, tokenizer, end_ids_of(folder, tokenizer), None)

@@ -5,6 +5,8 @@ result = launch.run("finetune_pipeline.train.job", spec, TrainingResult, folder,
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,16 @@ from typing import Any
 from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.config import AnswerFormat, Train
 
+OPERATIONAL = ("train.threads", "train.checkpoint_seconds")  # of a checkpoint's identity: they change no weight
+
 
 @dataclass(frozen=True)
 class TrainingSpec(JobData):
-    """All paths are absolute. `base`: folder of the base model, `base_id`: its name in base_model.json; `train` and
-    `validation`: JSONL files of examples; `system`, `answer`: the task's system prompt and answer format; `checkpoints`
-    and `out`: output folders; `params`: what the MLflow run shows, free-form; `dataset_name` and `dataset_digest`: the
-    split, in MLflow; `shard`: whether several processes hold
-    a part of the weights each, and not all of them."""
+    """All paths are absolute. `base`: folder of the base model, `base_id` and `base_sha256`: its name and the hash of
+    its weights in base_model.json; `train` and `validation`: JSONL files of examples; `system`, `answer`: the task's
+    system prompt and answer format; `checkpoints` and `out`: output folders; `params`: what the MLflow run shows,
+    free-form; `dataset_name` and `dataset_digest`: the split, in MLflow; `shard`: whether several processes hold a part
+    of the weights each, and not all of them."""
 
     task: str
     base: Path
@@ -35,6 +39,23 @@ class TrainingSpec(JobData):
     dataset_name: str
     dataset_digest: str
     shard: bool = False
+    base_sha256: str = ""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the result, by the names in task.yaml: settings, base model, system prompt, data. A checkpoint
+        with another identity is not resumed (checkpoint.py)."""
+        named = {"base": self.base_id, "base weights": self.base_sha256, "data": self.dataset_digest}
+        named["prompt.system"] = self.system
+        result: dict[str, Any] = json.loads(json.dumps(_flat(self.rules.result_values(), "train.") | named))
+        return {name: value for name, value in result.items() if name not in OPERATIONAL}
+
+
+def _flat(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in section.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 @dataclass(frozen=True)

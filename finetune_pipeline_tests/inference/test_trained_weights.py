@@ -278,7 +278,7 @@ def test_an_adapter_for_another_base_is_refused(tiny_model: Path, tmp_path: Path
     from finetune_pipeline_tests.train.architectures import tiny
 
     train_adapter(tiny("qwen3"), tmp_path)
-    with pytest.raises(StorageError, match="does not fit its base model"):
+    with pytest.raises(StorageError, match="does not fit this base model"):
         load(tiny_model, tmp_path)
 
 

@@ -64,14 +64,14 @@ def test_faulty_rows_are_shown_before_any_training(model: Path, store: TaskStore
     base_and_split(store, declared)
     out = io.StringIO()
     Console(file=out, width=200, markup=False).print(shown(preview_of(declared, store)))
-    assert "✗ no row is longer than the model's 30 tokens: 30 rows: t0" in out.getvalue()
+    assert "✗ no row is longer than the model's context of 30 tokens: 30 rows: t0" in out.getvalue()
 
 
 def test_what_cannot_be_shown_is_an_error_with_a_hint(model: Path, store: TaskStore) -> None:
     declared = color_task(model)
     base_and_split(store, declared)
     pairs = declared.model_copy(update={"train": declared.train.model_copy(update={"objective": "dpo"})})
-    with pytest.raises(TrainingFailed, match="none of the 30 rows has a rejected completion"):
+    with pytest.raises(TrainingFailed, match="none of the 30 training rows has a rejected completion"):
         preview_of(pairs, store)
     with pytest.raises(DeclarationError, match="provider renders and tokenizes"):
         preview_of(task(train={"provider": {"model": "gpt-x"}}), store)
