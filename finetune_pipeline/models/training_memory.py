@@ -191,7 +191,7 @@ def _adapters(matrices: tuple[Matrix, ...], rules: Train, wide: int) -> float:
     if rules.method == "full":
         return 0.0
     active = sum(matrix.active for matrix in matrices)
-    dropout = sum(m.active * m.inputs for m in matrices) if rules.lora.dropout else 0
+    dropout = sum(m.active * m.inputs for m in matrices) * 4 if rules.lora.dropout else 0
     dora = wide * sum(m.active * m.outputs for m in matrices) * 2 if rules.lora.use_dora else 0
     return active * rules.lora.r * wide + dropout + dora
 
