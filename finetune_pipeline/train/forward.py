@@ -19,6 +19,7 @@ from typing import Any
 
 from finetune_pipeline.inference.model_family import decoder_parts
 from finetune_pipeline.models.training_load import Load
+from finetune_pipeline.train.checkpointing import can_checkpoint
 from finetune_pipeline.train.tokenize import TokenizedExample
 
 LOGITS_BYTES = 128 * 1024**2  # of a chunk; with logarithms and gradients up to five times as much
@@ -58,6 +59,20 @@ class Forward(ABC):
     def load(self, rows: Sequence[TokenizedExample], general: int = 0, padding: bool = True) -> Load:
         """What these rows have to compute as one micro-batch, the last `general` of them general texts (replay.py).
         Without `padding`, only the tokens of the rows count: useful work."""
+
+    @abstractmethod
+    def _new(self) -> Forward:
+        """The same forward pass of the same model, with nothing computed yet."""
+
+    def renewed(self) -> Forward:
+        """The same forward pass of the same model, checkpointed or not, with nothing computed yet."""
+        new = self._new()
+        new.checkpointing = self.checkpointing
+        return new
+
+    def can_checkpoint(self) -> bool:
+        """Whether the trained layers can be computed again in the backward pass."""
+        return can_checkpoint(decoder_parts(self.model).layers)
 
     def losses(self, rows: Sequence[TokenizedExample]) -> Any:
         """Negative log likelihoods (nats) [learned tokens] in fp32, with gradient."""

@@ -20,6 +20,7 @@ from finetune_pipeline.config import Train
 from finetune_pipeline.errors import TrainingFailed
 from finetune_pipeline.inference.model_family import decoder_parts, max_sequence_tokens, within_limit
 from finetune_pipeline.inference.prefix import common_prefix
+from finetune_pipeline.models.architecture import Architecture
 from finetune_pipeline.models.device import PeakDeviceMemory, name_of, uses_bf16
 from finetune_pipeline.records import SILENT, Example, Reporter, read_jsonl, write_jsonl
 from finetune_pipeline.train import checkpoint, forward_check
@@ -29,6 +30,7 @@ from finetune_pipeline.train.forward import Forward
 from finetune_pipeline.train.history import overfits_from
 from finetune_pipeline.train.history_page import page
 from finetune_pipeline.train.loop import Loop
+from finetune_pipeline.train.memory_fit import fit_to_memory
 from finetune_pipeline.train.method import Base, Trainable, load_base, make_trainable
 from finetune_pipeline.train.objective import Objective, objective_of, require_rows, usable
 from finetune_pipeline.train.optimizer import optimizer_for
@@ -168,11 +170,15 @@ def assemble(spec: TrainingSpec, report: Reporter = SILENT, ranks: Ranks = ALONE
         ranks.broadcast(trainable.weights.values())
     every = [*rows["train"], *rows["validation"]]
     forward = forward_check.choose(trainable.model, trainable.weights, prefix, every, report)
+    replay = replay_for(forward, base, rules, report)
+    architecture, general = Architecture.of_folder(spec.base), replay.longest if replay else []
+    rules = fit_to_memory(forward, architecture, rules, rows["train"], general, report, ranks, sharded)
+    if forward.checkpointing:
+        forward_check.require_same(forward, trainable.weights, every)
     if sharded:
         spread(forward, decoder_parts(trainable.model).layers, ranks)
         trainable = trainable.collected()
     optimizer = optimizer_for(trainable.weights, rules)
-    replay = replay_for(forward, base, rules, report)
     return TrainingSetup(
         rules,
         base,

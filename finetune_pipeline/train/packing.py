@@ -60,29 +60,20 @@ class PackedForward(Forward):
             hidden = self._run(packed)
         return hidden.index_select(0, torch.tensor(packed.wanted, device=hidden.device))
 
+    def _new(self) -> PackedForward:
+        return PackedForward(self.model, self._prefix)
+
     def forget_frozen(self) -> None:
         self._frozen, self._cache = 0, {}
 
     def micro_batches(self, rows: Sequence[TokenizedExample], max_tokens: int) -> list[list[TokenizedExample]]:
-        parts: list[list[TokenizedExample]] = []
-        room = 0
-        for row in sorted(rows, key=lambda row: row.tokens):
-            own = self._own_tokens(row)
-            if not parts or own > room:
-                parts.append([])
-                room = max_tokens - self.prefix_tokens
-            parts[-1].append(row)
-            room -= own
-        return parts
+        return packed_parts(self._prefix, rows, max_tokens)
 
     def computed_tokens(self, rows: Sequence[TokenizedExample]) -> int:
         return sum(PackedTree.of(self._prefix, rows).lengths)
 
     def load(self, rows: Sequence[TokenizedExample], general: int = 0, padding: bool = True) -> Load:
         return packed_load(self._prefix, rows, general)
-
-    def _own_tokens(self, row: TokenizedExample) -> int:
-        return len(row.prompt) - self.prefix_tokens + sum(len(completion.ids) for completion in row.completions)
 
     def _frozen_output(self, packed: PackedTree) -> Any:
         """Output [tokens, hidden] of the frozen layers; segments that were computed before come from the cache."""
@@ -124,6 +115,22 @@ class PackedForward(Forward):
     def _checkpointed(self) -> AbstractContextManager[None]:
         tuned = self._parts.layers[self._frozen :]
         return checkpointed(tuned, self._attention) if self.checkpointing else nullcontext()
+
+
+def packed_parts(
+    prefix: Sequence[int], rows: Sequence[TokenizedExample], max_tokens: int
+) -> list[list[TokenizedExample]]:
+    """The rows, sorted by length, in parts of at most `max_tokens` tokens as packed rows."""
+    parts: list[list[TokenizedExample]] = []
+    room = 0
+    for row in sorted(rows, key=lambda row: row.tokens):
+        own = len(row.prompt) - len(prefix) + sum(len(completion.ids) for completion in row.completions)
+        if not parts or own > room:
+            parts.append([])
+            room = max_tokens - len(prefix)
+        parts[-1].append(row)
+        room -= own
+    return parts
 
 
 def packed_load(prefix: Sequence[int], rows: Sequence[TokenizedExample], general: int = 0) -> Load:

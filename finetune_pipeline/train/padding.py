@@ -27,6 +27,9 @@ class PaddedForward(Forward):
 
     name = "padded"
 
+    def _new(self) -> PaddedForward:
+        return PaddedForward(self.model)
+
     def states(self, rows: Sequence[TokenizedExample]) -> Any:
         import torch
 

@@ -79,6 +79,11 @@ class Replay:
                 selected.append(self._texts[_order(len(self._texts), self._seed, epoch)[within]])
         return selected
 
+    @property
+    def longest(self) -> list[TokenizedExample]:
+        """As many texts as a step has, the longest ones."""
+        return sorted(self._texts, key=lambda text: text.tokens)[-self._rules.texts :]
+
     def measure(self, steps: int, max_tokens: int, report: Reporter = SILENT, ranks: Ranks = ALONE) -> None:
         """Compute the base model's hidden states of all texts of a training of `steps` steps, with the model as it is
         now. Kept in memory: tokens x hidden values."""
