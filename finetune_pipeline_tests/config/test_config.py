@@ -230,5 +230,6 @@ def test_an_invalid_owner_is_an_error(owner: str) -> None:
 
 
 def test_where_a_training_runs_changes_no_key() -> None:
-    plain, elsewhere = ({}, {"backend": {"kind": "torchrun", "processes_per_node": 4}})
+    plain: dict[str, Any] = {}
+    elsewhere = {"backend": {"kind": "torchrun", "processes_per_node": 4}}
     assert Train.model_validate(plain).result_values() == Train.model_validate(elsewhere).result_values()
