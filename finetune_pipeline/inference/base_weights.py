@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_pipeline.errors import ModelError, reading
+from finetune_pipeline.errors import ModelError
 from finetune_pipeline.inference.chat_template import require_template
 from finetune_pipeline.inference.model_family import HINT, require_supported
 from finetune_pipeline.models import device
@@ -70,7 +70,7 @@ def require_known(folder: Path) -> None:
     import transformers
     from transformers import CONFIG_MAPPING
 
-    with reading(folder / "config.json", "get the model's files again"):
+    with base_errors(folder):
         model_type = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
     if model_type not in CONFIG_MAPPING:
         version = transformers.__version__

@@ -177,7 +177,7 @@ def _returning(states: Any) -> Any:
     from transformers.modeling_outputs import MoeModelOutputWithPast
 
     class Returning(torch.nn.Module):  # type: ignore[misc]
-        def forward(self, **_: Any) -> Any:
+        def forward(self, *_: Any, **__: Any) -> Any:
             return MoeModelOutputWithPast(last_hidden_state=states)
 
     return Returning()
