@@ -9,10 +9,6 @@ import pytest
 from finetune_pipeline.inference.loading import Loaded, load
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a GPU that torch can use")
-
-
 @pytest.fixture(scope="session")
 def loaded(tiny_model: Path) -> Loaded:
     """The tiny model and its tokenizer, in fp32. Its answers do not repeat, and end at different lengths."""
