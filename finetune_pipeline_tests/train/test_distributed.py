@@ -18,7 +18,7 @@ from finetune_pipeline.errors import JobCanceled
 from finetune_pipeline.records import Reporter, Silent, write_jsonl
 from finetune_pipeline.train.distributed import Ranks, assignment
 from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
-from finetune_pipeline_tests.train.ranks_job import OBJECTIVES, Losses, Trainings, train_all
+from finetune_pipeline_tests.train.ranks_job import OBJECTIVES, Losses, Trainings, full_losses, train_all
 from finetune_pipeline_tests.train.setup import COLORS, RULES, SYSTEM, rows
 
 JOB = "finetune_pipeline.train.job"
@@ -103,6 +103,7 @@ def test_every_objective_has_the_losses_of_one_process(tiny_model: Path, tmp_pat
         assert two.norms[objective][0] == pytest.approx(one.norms[objective][0], rel=10 * FIRST), objective
         assert two.training[objective] == pytest.approx(one.training[objective], rel=LATER), objective
         assert two.validation[objective] == pytest.approx(one.validation[objective], rel=LATER), objective
+    assert two.checkpointed == pytest.approx(full_losses(tiny_model, tmp_path / "full"), rel=LATER)
     assert two.noticed == "the 2 processes of the training are at step 7 with different weights"
 
 
