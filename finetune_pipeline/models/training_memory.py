@@ -220,8 +220,9 @@ def _attention(architecture: Architecture, setting: Setting, load: Load) -> floa
         return tokens * (wide * (2 * queries + 2 * keys) + 4 * architecture.heads)
     scores = 8 * architecture.heads * 1.5 * load.pairs if architecture.scores else 0.0  # more than the lower triangle
     grouped = queries if architecture.scores else keys
-    if setting.forward == "packed":  # on a CPU in fp32; the keys of each segment with those above it
-        return 4 * (tokens * (2 * queries + architecture.heads) + 2 * load.keys * grouped) + scores
+    if setting.forward == "packed":  # on a CPU in fp32; with scores, the keys of each segment with those above it
+        kept = load.keys if architecture.scores else tokens
+        return 4 * (tokens * (2 * queries + architecture.heads) + 2 * kept * grouped) + scores
     # with a mask, transformers repeats grouped keys for each head
     return tokens * (wide * 4 * queries + 4 * architecture.heads) + scores
 
