@@ -121,7 +121,9 @@ def committed(store: TaskStore, asset: str, files: Path, declared: Task) -> Arti
     plain = {name: getattr(declared, name).model_dump(mode="json", by_alias=True) for name in ("base", "prompt")}
     with store.scratch(asset) as scratch:
         shutil.copytree(files, scratch, dirs_exist_ok=True)
-        return store.commit(asset, f"{asset} made", scratch, {"summary": {}, "declaration": plain, "verdict": None})
+        return store.commit(
+            asset, f"{asset} made", scratch, {"summary": {}, "inputs": {}, "declaration": plain, "verdict": None}
+        )
 
 
 def answers_only(declared: Task) -> Task:
