@@ -162,15 +162,16 @@ def assemble(spec: TrainingSpec, report: Reporter = SILENT, ranks: Ranks = ALONE
     _log_unused(examples["train"], rows["train"], report)
     prefix = common_prefix([row.prompt for split in rows.values() for row in split])
     audited = audit(rows["train"], base.end_ids, max_sequence_tokens(base.model.config), len(prefix))
+    texts = general_rows(base, rules)
     if ranks.is_main:
-        write_view(spec.out, token_view(rows["train"], base.tokenizer, general_rows(base, rules)), spec.task)
+        write_view(spec.out, token_view(rows["train"], base.tokenizer, texts), spec.task)
     _require_passed(audited, spec.out if ranks.is_main else None)
     trainable = make_trainable(base, rules)
     if not sharded:
         ranks.broadcast(trainable.weights.values())
     every = [*rows["train"], *rows["validation"]]
     forward = forward_check.choose(trainable.model, trainable.weights, prefix, every, report)
-    replay = replay_for(forward, base, rules, report)
+    replay = replay_for(forward, base, rules, texts, report)
     architecture, general = Architecture.of_folder(spec.base), replay.longest if replay else []
     rules = fit_to_memory(forward, architecture, rules, rows["train"], general, report, ranks, sharded)
     if forward.checkpointing:
@@ -244,12 +245,12 @@ def _compute(
     return setup.trainable.whole(setup.ranks)
 
 
-def replay_for(forward: Forward, base: Base, rules: Train, report: Reporter) -> Replay | None:
-    """The replay of general texts, without those that are longer than the model's limit; None when none is left, or
-    `train.keep_general.weight` is 0."""
-    texts = within_limit(
-        general_rows(base, rules), lambda text: text.tokens, base.model.config, "general texts", report
-    )
+def replay_for(
+    forward: Forward, base: Base, rules: Train, texts: list[TokenizedExample], report: Reporter
+) -> Replay | None:
+    """The replay of general texts (`general_rows`), without those that are longer than the model's limit; None when
+    none is left."""
+    texts = within_limit(texts, lambda text: text.tokens, base.model.config, "general texts", report)
     if not texts:
         return None
     return Replay(forward, texts, rules.keep_general, rules.seed, uses_bf16(rules.precision))

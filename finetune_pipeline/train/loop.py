@@ -77,6 +77,7 @@ class Loop:
         if state.step == 0 and not state.history:
             state.history.append({"step": 0, **self.validate(validation, state.max_tokens)})
             self.log_metrics(_metrics(state.history[0]), 0)
+        validated = next((line for line in reversed(state.history) if "validation_loss" in line), HistoryLine())
         started, seconds_before = time.monotonic(), state.seconds
         while state.step < total and not state.stopped:
             if self.ranks.canceled(self.report):
@@ -89,9 +90,10 @@ class Loop:
             if validates_at(state.step, len(train), self.rules):
                 line.update(self.validate(validation, state.max_tokens))
                 self._note_validation(state, line)
+                validated = line
             self._check_divergence(state)
             self.log_metrics(_metrics(line) | {"seconds_left": _seconds_left(state, total)}, state.step)
-            self._progress(state, total)
+            self._progress(state, total, validated)
             if state.step < total and self._checkpoint_due():
                 self._save(state, optimizer)
         self.ranks.require_agreement(state.step, self.weights)
@@ -111,7 +113,6 @@ class Loop:
         self._saved = time.monotonic()
 
     def _step(self, train: Sequence[TokenizedExample], state: TrainingState, total: int, optimizer: Any) -> HistoryLine:
-
         rate = learning_rate_at(state.step, total, self.rules)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -224,7 +225,7 @@ class Loop:
         right answers, without dropout; 0 without rows."""
         import torch
 
-        totals, loss, sums = totals_of(rows), 0.0, Figures()
+        loss, sums = 0.0, Figures()
         own = self.ranks.share(rows, [row.tokens for row in rows])
         line: HistoryLine = {"validation_loss": 0.0}
         if not rows:
@@ -276,21 +277,20 @@ class Loop:
                 "lower `train.learning_rate`, or set `train.precision: fp32`; the last checkpoint is not affected",
             )
 
-    def _progress(self, state: TrainingState, total: int) -> None:
+    def _progress(self, state: TrainingState, total: int, validated: HistoryLine) -> None:
         """Report the figures of the last step, and those of the last validation."""
-        validated = next(line for line in reversed(state.history) if "validation_loss" in line)
         line = {"loss": math.nan, **_metrics(validated), **_metrics(state.history[-1])}
         figures = {name: line[name] for name in SHOWN if name in line}
         self.report.progress("training", state.step, total, **figures, seconds_left=_seconds_left(state, total))
 
     def _check_divergence(self, state: TrainingState) -> None:
         """TrainingFailed when the smoothed loss exceeds `divergence_factor` times the loss of the first step."""
-        losses = [line["loss"] for line in state.history if "loss" in line]
-        if not losses:
+        first = next((line["loss"] for line in state.history if "loss" in line), None)
+        if first is None:
             return
-        first = smoothed = losses[0]
-        for loss in losses[-SMOOTHED_STEPS:]:
-            smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * loss
+        smoothed = first
+        for line in state.history[-SMOOTHED_STEPS:]:
+            smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * line.get("loss", smoothed)
         if state.step >= FIRST_CHECKED_STEP and smoothed > self.rules.divergence_factor * first:
             raise TrainingFailed(
                 f"the loss diverges: {smoothed:.3f} at step {state.step}, {first:.3f} at the start",
