@@ -51,6 +51,8 @@ def run(spec: Ranks, report: Reporter) -> Seen:
     report.log(f"rank {place.rank} of {place.size}")
     (spec.mark / f"pid-{os.getpid()}").write_text(str(place.rank), "utf-8")
     different = place.rank == spec.rank
+    if spec.do == "refuse":
+        _meet(spec.mark, place)
     if spec.do == "refuse" and different:
         raise errors.ModelError("the weights of layer 3 are not numbers", "choose another base model")
     if spec.do == "break" and different:
