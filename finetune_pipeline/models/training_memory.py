@@ -35,6 +35,7 @@ from finetune_pipeline.models.training_load import Load
 MB = 1e6
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 LOGITS_BYTES = 128 * 1024**2  # of a chunk of fp32 logits
+KEPT_KEYS = 1024  # attention on a CPU in bf16 keeps the weights of at most these (train/attention_parts.py)
 # torch, transformers, peft and their threads (CPU); CUDA context, cuBLAS and the kernels of torch (GPU)
 LIBRARIES_MB = {"cpu": 760.0, "cuda": 900.0}
 QUANTIZED_MB = {"cpu": 220.0, "cuda": 100.0}  # bitsandbytes, and what loading in 4 bits leaves behind
@@ -213,13 +214,16 @@ def _mlp(architecture: Architecture, matrices: tuple[Matrix, ...]) -> list[float
 
 def _attention(architecture: Architecture, setting: Setting, load: Load) -> float:
     """Bytes that attention keeps: queries, keys, values, output, and a logarithm per head; without a fused kernel the
-    scores of all heads twice, in fp32."""
+    scores of all heads twice, in fp32; on a CPU in bf16 the weights of all heads."""
     queries, keys, tokens = architecture.queries, architecture.keys, load.tokens
     wide = 2 if setting.bf16 else 4
     if setting.device == "cuda" and setting.forward == "packed":
         return tokens * (wide * (2 * queries + 2 * keys) + 4 * architecture.heads)
     scores = 8 * architecture.heads * 1.5 * load.pairs if architecture.scores else 0.0  # more than the lower triangle
     grouped = queries if architecture.scores else keys
+    if setting.forward == "packed" and setting.bf16 and not architecture.scores:  # train/attention_parts.py
+        weights = architecture.heads * min(1.2 * load.pairs, KEPT_KEYS * tokens)
+        return tokens * (wide * (2 * queries + 2 * keys) + 8 * architecture.heads) + wide * weights
     if setting.forward == "packed":  # on a CPU in fp32; with scores, the keys of each segment with those above it
         kept = load.keys if architecture.scores else tokens
         return 4 * (tokens * (2 * queries + architecture.heads) + 2 * kept * grouped) + scores

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +34,7 @@ from finetune_pipeline.train.memory_fit import fit_to_memory
 from finetune_pipeline.train.method import Base, Trainable, load_base, make_trainable
 from finetune_pipeline.train.objective import Objective, objective_of, require_rows, usable
 from finetune_pipeline.train.optimizer import optimizer_for
+from finetune_pipeline.train.peak_share import PeakShare
 from finetune_pipeline.train.reference import Reference
 from finetune_pipeline.train.replay import Replay, general_texts, whole_texts
 from finetune_pipeline.train.schedule import total_steps
@@ -102,8 +103,7 @@ class TrainingSetup:
     replay: Replay | None = None
     reference: Reference | None = None
     ranks: Ranks = ALONE
-    # hook: gets the rows and seconds of a step; its share of the device's peak is shown while it trains (loop.Loop)
-    peak_share: Callable[[Sequence[TokenizedExample], float], float] | None = None
+    peak_share: PeakShare | None = None
 
     @property
     def bf16(self) -> bool:
@@ -193,6 +193,7 @@ def assemble(spec: TrainingSpec, report: Reporter = SILENT, ranks: Ranks = ALONE
         len(prefix),
         replay,
         ranks=ranks,
+        peak_share=PeakShare.measure(forward, architecture, rules, uses_bf16(rules.precision), ranks.size),
     )
 
 
