@@ -14,7 +14,7 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo up test lint docs lock clean
+.PHONY: demo up test test-gpu lint docs lock clean
 
 demo: $(READY)
 	@$(BIN)/finetune run support_tickets
@@ -24,6 +24,10 @@ up: $(READY)
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+# the tests that need a GPU; `make test` skips them where there is none
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .

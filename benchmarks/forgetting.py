@@ -137,9 +137,11 @@ def trained(
     replay = made.replay
     if replay and way == "rehearsal":
         bf16 = uses_bf16(rules.precision)
-        replay.divergence = lambda step, states: learned(  # type: ignore[method-assign]
-            replay.texts_at(step), states, made.forward, bf16
-        )
+
+        def rehearsed(step: int, states: Any, own: Any = None) -> Any:
+            return learned(own or replay.texts_at(step), states, made.forward, bf16)
+
+        replay.divergence = rehearsed  # type: ignore[method-assign]
     ticks: list[float] = []
     state = checkpoint.TrainingState()
     loop = made.loop(folder, Silent(), lambda metrics, step: ticks.append(time.perf_counter()))

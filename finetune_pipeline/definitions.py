@@ -27,6 +27,7 @@ The assets' functions are in the library (`ingest/` to `monitor/`); `graph.py` d
 import dagster as dg
 
 from finetune_pipeline.defs.code_location import code_location_sensor
+from finetune_pipeline.defs.mlflow_delivery import mlflow_delivery_sensor
 from finetune_pipeline.defs.run_monitoring import run_monitoring_sensor
 from finetune_pipeline.defs.task_definitions import task_definitions
 from finetune_pipeline.store import task_names
@@ -35,7 +36,8 @@ from finetune_pipeline.store import task_names
 def build(names: list[str]) -> dg.Definitions:
     """Definitions of these tasks. A run is one process; training and evaluation start processes of their own."""
     shared = dg.Definitions(
-        sensors=[code_location_sensor(names), run_monitoring_sensor()], executor=dg.in_process_executor
+        sensors=[code_location_sensor(names), run_monitoring_sensor(), mlflow_delivery_sensor()],
+        executor=dg.in_process_executor,
     )
     return dg.Definitions.merge(*(task_definitions(name) for name in names), shared)
 

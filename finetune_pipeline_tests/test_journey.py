@@ -25,7 +25,9 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from finetune_pipeline.cli.commands import main
 from finetune_pipeline.defs.run import instance, run_task
 from finetune_pipeline.errors import FinetuneError, GateRefused, WaitingForPeople
 from finetune_pipeline.graph import STEPS
@@ -132,6 +134,9 @@ def test_a_task_reaches_the_endpoint_after_a_review_and_a_killed_training(world:
     assert terminal.made[-1] == "review_sample"
     assert store.current("expert_review") is None
     approve_all("colors")
+    tokens = CliRunner().invoke(main, ["train", "colors", "--show-tokens"])
+    assert tokens.exit_code == 0 and "training rows" in tokens.output and "<|im_end|>⟧" in tokens.output
+    assert store.current("data_split") is not None and store.current("baseline_report") is None
 
     killed_at = kill_in_training("colors", store)
     assert store.current("adapter") is None, "a killed training must not leave an artifact"

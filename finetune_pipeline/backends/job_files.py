@@ -5,7 +5,8 @@
     output.log        what its processes print; output-<host>-<pid>.log: of a machine that the parent did not start
     launch.json       torchrun, Ray, Kubernetes: what each node starts (backends/node.py)
     cancel            exists once the job is to stop
-    failed            exists once a rank has raised an error
+    failed            exists once another start would not help: a rank has raised an error, or died too often
+    ending            a machine touches it while its processes end after a cancellation
     alive             its parent touches it while it waits for the job
 
 A folder on a volume that all machines share is enough for all of this: no port, no server, no credentials.
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,10 @@ class JobFiles:
         return self.folder / "failed"
 
     @property
+    def ending(self) -> Path:
+        return self.folder / "ending"
+
+    @property
     def alive(self) -> Path:
         return self.folder / "alive"
 
@@ -63,6 +69,9 @@ class JobFiles:
             file.unlink(missing_ok=True)
         self.events().touch()
         os.close(os.open(self.output, os.O_WRONLY | os.O_CREAT, 0o600))
+
+    def write_launch(self, launch: dict[str, Any]) -> None:
+        self.launch.write_text(json.dumps(launch), "utf-8")
 
     def stops(self) -> bool:
         """Whether the job is to stop: it was canceled, or its folder is gone, because another run began."""
@@ -91,3 +100,18 @@ def _events(file: Path) -> Iterable[Event]:
 
 def _tail(path: Path, lines: int) -> str:
     return "\n".join(path.read_text("utf-8", "replace").splitlines()[-lines:])
+
+
+def untouched(path: Path, seconds: float) -> Callable[[], bool]:
+    """A function that tells whether the file was not touched for `seconds`. By this machine's clock alone: that of the
+    machine which touches it may differ."""
+    last, since = 0.0, time.monotonic()
+
+    def asked() -> bool:
+        nonlocal last, since
+        touched = path.stat().st_mtime if path.exists() else -1.0
+        if touched != last:
+            last, since = touched, time.monotonic()
+        return time.monotonic() - since > seconds
+
+    return asked

@@ -10,7 +10,6 @@ machines the folder is on a volume that all of them share, under the same path.
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 import uuid
@@ -19,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from finetune_pipeline.backends import local, torchrun
+from finetune_pipeline.backends import kubernetes, local, ray, torchrun
 from finetune_pipeline.backends.follow import Started, follow
 from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.backends.job_files import JobFiles
@@ -30,7 +29,7 @@ from finetune_pipeline.records import Reporter
 Result = TypeVar("Result", bound=JobData)
 Starter = Callable[[JobFiles, Launch, Backend, Reporter], Started]
 ALIVE_SECONDS = 5.0
-STARTERS: Mapping[str, Starter] = {"torchrun": torchrun.start}
+STARTERS: Mapping[str, Starter] = {"torchrun": torchrun.start, "ray": ray.start, "kubernetes": kubernetes.start}
 
 
 def run(
@@ -74,7 +73,7 @@ def _prepare(folder: Path, spec: JobData, launch: Launch) -> JobFiles:
         shutil.rmtree(earlier, ignore_errors=True)
     files = JobFiles(folder.absolute() / f"launch-{launch.id}")
     files.prepare(spec.to_json())
-    files.launch.write_text(json.dumps(launch.to_json()), "utf-8")
+    files.write_launch(launch.to_json())
     return files
 
 

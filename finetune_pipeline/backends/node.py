@@ -1,6 +1,7 @@
 """One machine of a job of several processes: torch's elastic agent, with devices, cancellation and the parent's end.
 
-    python -m finetune_pipeline.backends.node <folder>/launch.json [<parent pid>]
+    python -m finetune_pipeline.backends.node <folder>/launch.json <parent pid>     # beside the parent
+    python -m finetune_pipeline.backends.node <folder>/launch.json                  # on another machine
 
 The agent (`torch.distributed.run`, torchrun) starts the job's processes here, each with a rank, finds the agents of the
 other machines at the rendezvous, and starts all processes again when one was killed. This module adds what the agent
@@ -16,6 +17,7 @@ On one machine nothing listens beyond loopback: the agent and its processes find
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import os
@@ -26,14 +28,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune_pipeline.backends import devices
 from finetune_pipeline.backends.events import ErrorEvent
 from finetune_pipeline.backends.follow import exit_status
 from finetune_pipeline.backends.job_data import JobData
-from finetune_pipeline.backends.job_files import JobFiles
+from finetune_pipeline.backends.job_files import JobFiles, untouched
 from finetune_pipeline.backends.local import ALLOCATOR, descendants, job_environment, kill
 from finetune_pipeline.backends.progress import GRACE_SECONDS, while_active
 from finetune_pipeline.backends.worker import EventFile, folder_lock
@@ -45,7 +48,7 @@ CHECK_SECONDS = 0.5
 END_SECONDS = 5.0  # from the end of a canceled job's processes to that of the agent
 SILENT_SECONDS = 60.0  # without a sign of the parent on another machine
 JOIN_SECONDS = 30 * 86400  # the other machines may wait for devices; a person or a scheduler ends that, not a time
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.", "localhost", "[::1]")
 STORE = "FINETUNE_STORE"  # the file through which the processes of one machine find each other
 
 
@@ -67,15 +70,17 @@ class Launch(JobData):
 
 def main() -> None:
     """Run this machine's part of a job; exits with 0 when every process has ended as it should."""
-    files = JobFiles(Path(sys.argv[1]).parent)
-    launch = Launch.from_json(json.loads(files.launch.read_text("utf-8")))
-    parent = int(sys.argv[2]) if len(sys.argv) > 2 else None
-    _Watch(files, parent).start()
-    if parent is None:
+    options = _options()
+    files = JobFiles(options.launch.parent)
+    launch = Launch.from_json(json.loads(options.launch.read_text("utf-8")))
+    launch = replace(launch, rendezvous=options.rendezvous or launch.rendezvous)
+    first = options.first_parent is not None
+    _Watch(files, options.first_parent or options.parent, first).start()
+    if not first:
         _print_into(files)
     _adopt_orphans()
     os.environ.update(ALLOCATOR | job_environment(launch.threads, launch.processes_per_node))
-    report = _NodeEvents(files, first=parent is not None)
+    report = _NodeEvents(files, first)
     try:
         _run(launch, files, report)
     except FinetuneError as error:
@@ -83,6 +88,15 @@ def main() -> None:
         sys.exit(error.exit_code)
     finally:
         kill(descendants(os.getpid()))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m finetune_pipeline.backends.node")
+    parser.add_argument("launch", type=Path, help="launch.json in the folder of the job")
+    parser.add_argument("first_parent", type=int, nargs="?", help="process id of the parent, on its own machine")
+    parser.add_argument("--parent", type=int, help="process id of what started this on another machine")
+    parser.add_argument("--rendezvous", help="host and port of the first machine, if it was not known before")
+    return parser.parse_args()
 
 
 def _adopt_orphans() -> None:
@@ -131,6 +145,7 @@ def _elastic(launch: Launch, files: JobFiles) -> None:
         try:
             run.main([*rendezvous(launch, Path(private)), "-m", launch.module, str(files.description)])
         except ChildFailedError as error:
+            files.failed.touch()
             rank, failure = error.get_first_failure()
             print(f"rank {rank} ended with {exit_status(failure.exitcode)}", flush=True)
             sys.exit(1)
@@ -149,7 +164,7 @@ def rendezvous(launch: Launch, private: Path) -> list[str]:
         f"--rdzv-endpoint={private / 'rendezvous' if alone else launch.rendezvous}",
         f"--rdzv-id={launch.id}",
         f"--rdzv-conf={conf}",
-        *(["--local-addr=127.0.0.1"] if alone or host in LOOPBACK else []),
+        *(["--local-addr=127.0.0.1"] if alone or host.startswith(LOOPBACK) else []),
     ]
 
 
@@ -171,39 +186,32 @@ def _print_into(files: JobFiles) -> None:
 class _Watch(threading.Thread):
     """Cancels the job when its parent has ended, and kills what is then inactive, or was canceled otherwise."""
 
-    def __init__(self, files: JobFiles, parent: int | None) -> None:
+    def __init__(self, files: JobFiles, parent: int | None, first: bool) -> None:
         super().__init__(daemon=True)
         self._files = files
-        self._orphaned = _parent_ended(parent) if parent else _parent_silent(files.alive)
+        self._orphaned = [_parent_ended(parent)] if parent else []
+        self._orphaned += [] if first else [untouched(files.alive, SILENT_SECONDS)]
 
     def run(self) -> None:
         while not self._files.stops():
-            if self._orphaned():
-                self._files.cancel.touch()
+            if any(orphaned() for orphaned in self._orphaned):
+                with suppress(FileNotFoundError):
+                    self._files.cancel.touch()
             time.sleep(CHECK_SECONDS)
         own = os.getpid()
-        while_active(own, GRACE_SECONDS, CHECK_SECONDS, lambda: not descendants(own), own=False)
+        while_active(own, GRACE_SECONDS, CHECK_SECONDS, self._all_ended, own=False)
         kill(descendants(own))
         time.sleep(END_SECONDS)  # it ends by itself where all of its processes have
         os.kill(own, signal.SIGKILL)
 
+    def _all_ended(self) -> bool:
+        with suppress(FileNotFoundError):  # another run began, and has deleted the folder
+            self._files.ending.touch()
+        return not descendants(os.getpid())
+
 
 def _parent_ended(parent: int) -> Callable[[], bool]:
     return lambda: os.getppid() != parent
-
-
-def _parent_silent(alive: Path) -> Callable[[], bool]:
-    """Whether the file was not touched for SILENT_SECONDS of this machine's clock."""
-    last, since = 0.0, time.monotonic()
-
-    def silent() -> bool:
-        nonlocal last, since
-        touched = alive.stat().st_mtime if alive.exists() else -1.0
-        if touched != last:
-            last, since = touched, time.monotonic()
-        return time.monotonic() - since > SILENT_SECONDS
-
-    return silent
 
 
 if __name__ == "__main__":

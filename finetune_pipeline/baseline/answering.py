@@ -48,10 +48,12 @@ class AnswerRequest(JobData):
 
 @dataclass(frozen=True)
 class AnswerCounts(JobData):
-    """The job's result: answers that it made, and `reused` ones of an earlier run that was interrupted."""
+    """The job's result: answers that it made, and `reused` ones of an earlier run that was interrupted; `precision`:
+    what the model computed in, "bf16" or "fp32"; None where a provider computed."""
 
     answers: int
     reused: int
+    precision: str | None
 
 
 def answer_request(

@@ -53,7 +53,7 @@ def answer(request: AnswerRequest, answerer: Answerer, report: Reporter) -> Answ
             _generate(variant, request, answerer, log, train, tests, report)
         elif classical.applies(request.task.answer):
             _classify(request, log, train, tests, report)
-    return AnswerCounts(len(log.answers) - reused, reused)
+    return AnswerCounts(len(log.answers) - reused, reused, answerer.precision)
 
 
 def _classify(

@@ -91,12 +91,45 @@ def run(task: str) -> None:
 
 
 @main.command()
+@click.argument("task")
+@click.option("--show-tokens", is_flag=True, help="Show what is learned of ten rows, token by token, and do not train.")
+def train(task: str, show_tokens: bool) -> None:
+    """Materialize the adapter of TASK, and what it needs."""
+    from finetune_pipeline.cli.status import summary
+    from finetune_pipeline.defs.run import run_task
+
+    try:
+        run_task(task, RichTerminal(out), until="data_split" if show_tokens else "adapter")
+    except (GateRefused, WaitingForPeople):
+        out.print(summary(task))
+        raise
+    if not show_tokens:
+        out.print(summary(task))
+        return
+    from finetune_pipeline.cli.tokens import shown
+    from finetune_pipeline.materialize import open_task
+    from finetune_pipeline.train.preview import preview_of
+
+    out.print(shown(preview_of(*open_task(task))))
+
+
+@main.command()
 @click.argument("task", required=False)
 def status(task: str | None) -> None:
     """Show the state of all tasks, or one TASK in detail."""
     from finetune_pipeline.cli.status import overview, summary
 
     out.print(summary(task) if task else overview())
+
+
+@main.command()
+def sync() -> None:
+    """Deliver to MLflow what trainings on this machine recorded while it was away."""
+    from finetune_pipeline import tracking
+
+    if not tracking.pending():
+        show("nothing to deliver: no training of this machine waits for MLflow")
+    tracking.sync(show)
 
 
 @main.command()

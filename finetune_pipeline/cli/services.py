@@ -28,6 +28,7 @@ from finetune_pipeline.errors import ServingError
 from finetune_pipeline.records import Reporter, Silent
 from finetune_pipeline.serve.traffic import private
 from finetune_pipeline.store import dagster_home, home, mlflow_artifacts, mlflow_uri
+from finetune_pipeline.tracking import background
 
 STOP_SECONDS = 20.0  # a server that is idle for so long after SIGTERM is killed
 
@@ -89,6 +90,9 @@ def up(show: Callable[[str], None]) -> None:
             show(f"{server.name:<9} {server.url}")
         if external := mlflow_server():
             show(f"{'MLflow':<9} {external} (external)")
+        if (delivery := background.start()) is not None:
+            running["delivery"] = delivery  # it ends by itself
+            show("trainings that ran while MLflow was away are being delivered to it")
         show("Ctrl-C stops them.")
         while not stop.requested:
             time.sleep(0.3)

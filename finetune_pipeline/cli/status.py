@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from finetune_pipeline import tracking
 from finetune_pipeline.baseline.report import BaselineReport
 from finetune_pipeline.baseline.variants import TUNED, title
 from finetune_pipeline.config import Task
@@ -63,6 +64,8 @@ def _sections(task: Task, store: TaskStore) -> Iterable[tuple[str, RenderableTyp
     ):
         if asset in made and (asset != "training_search" or task.search is not None):
             yield label, render(made[asset])
+    if waiting := [journal for journal in tracking.pending() if journal.about.task == task.name]:
+        yield "MLflow", f"{plural(len(waiting), 'training')} to deliver: `finetune sync`, when MLflow answers"
     if history := deployment_state.read(store).history:
         yield "traffic", _last_transition(history)
     yield "next", _next(task, store)
@@ -226,11 +229,12 @@ def _failed_gate(plans: Iterable[Plan]) -> tuple[str, str] | None:
 
 def validation_report(name: str) -> str:
     """A confirmation with notes on files that will be dropped. DeclarationError lists every problem of declaration,
-    sources, expectations, base model and recorded verdicts."""
+    sources, expectations, base model, training and recorded verdicts."""
     from finetune_pipeline.ingest.sources import problems, remarks
     from finetune_pipeline.models.model_source import check_available
     from finetune_pipeline.quality import expectations
     from finetune_pipeline.review.verdict_store import recorded_file
+    from finetune_pipeline.train import declared
 
     task, store = open_task(name)
     errors = [*problems(task, store), *expectations.problems(task)]
@@ -238,6 +242,7 @@ def validation_report(name: str) -> str:
         check_available(task)
     except ModelError as error:
         errors.append(f"base: {error.message} ({error.hint})")
+    errors += declared.problems(task)
     try:
         recorded_file(store, task)
     except FinetuneError as error:

@@ -3,7 +3,7 @@
 On a terminal the progress line is updated in place; in a log file there is one every LINE_SECONDS.
 
     ✓ clean_examples        2.1 s  877 rows: 742 kept, 135 dropped with a reason
-    ⠋ adapter             training 41 of 74, loss 0.31, 1 min 20 s left
+    ⠋ adapter             training 41 of 74, loss 0.31, validation 0.4, rate 0.0012, 812 tokens/s, 1 min 20 s left
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ from finetune_pipeline.errors import FinetuneError
 from finetune_pipeline.records import Artifact
 
 LINE_SECONDS = 10.0
+FIGURES = {  # those of a training, short: the line fits into a terminal
+    "validation_loss": "validation {:.3g}",
+    "validation_score": "right {:.0%}",
+    "learning_rate": "rate {:.2g}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "peak_share": "{:.0%} of peak",
+}
 HELD_SECONDS = 1.5  # a log message is held back for so long: it may be repeated as the summary of the asset
 
 
@@ -70,7 +77,7 @@ class RichTerminal:
         rate = (done - first) / (now - start) if now > start and done > first else 0.0
         seconds = figures.pop("seconds_left", (total - done) / rate if rate else 0.0)
         left = f", {duration(seconds)} left" if seconds and done < total else ""
-        shown = "".join(f", {name} {value:.3g}" for name, value in figures.items())
+        shown = "".join(f", {_figure(name, value)}" for name, value in figures.items())
         self._show(f"{what} {done} of {total}{shown}{left}")
 
     def alive(self) -> None:
@@ -103,6 +110,10 @@ class RichTerminal:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+def _figure(name: str, value: float) -> str:
+    return FIGURES.get(name, name + " {:.3g}").format(value)
 
 
 def console(error: bool = False) -> Console:

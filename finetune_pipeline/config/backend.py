@@ -22,6 +22,7 @@ class Ray(Section):
     address: str = Field(
         "http://127.0.0.1:8265", description="Address of the cluster's dashboard, which takes jobs; http or https."
     )
+    python: str = Field("python", description="Command of Python on the cluster's machines, with this package.")
     runtime_env: dict[str, Any] = Field(
         {}, description="Ray's `runtime_env`, for instance a container image that has this package; no secrets."
     )
@@ -67,6 +68,11 @@ class Backend(Section):
         "auto",
         description="auto: GPUs where the machine has any, and one GPU per process on Ray and Kubernetes; gpu: an "
         "error without; cpu: no GPU is used.",
+    )
+    shard: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether each process holds a part of the weights (FSDP), not all of them. auto: with `method: "
+        "full`; always: an adapter's base model as well, if one device is too small for it.",
     )
     rendezvous: str | None = Field(
         None,

@@ -23,6 +23,6 @@ class Section(BaseModel):
         plain = self.model_dump(mode="json", by_alias=True, exclude=set(self.OPERATIONAL))
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if isinstance(value, Section) and name not in self.OPERATIONAL:
+            if isinstance(value, Section) and name not in self.OPERATIONAL and not field.exclude:
                 plain[field.alias or name] = value.result_values()
         return plain

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from finetune_pipeline.config.section import Count, Section
 
+# the GPUs of models/gpus.py
+GpuName = Literal["l4", "a10", "rtx3090", "rtx4090", "l40s", "a100-40", "a100-80", "h100", "h200", "b200"]
+
 
 class Suitability(Section):
     """Facts about the task that `suitability_report` uses."""
@@ -29,4 +32,7 @@ class Suitability(Section):
         30.0, ge=0, description="Price per month of the machine that serves the tuned model."
     )
     training_per_hour: float = Field(1.0, ge=0, description="Price per hour of the machine that trains.")
+    gpu_per_hour: dict[GpuName, float] = Field(
+        {}, description="Price per hour of one GPU, by name, for the cost in the plan of a training, such as h100: 2.5."
+    )
     currency: str = Field("USD", description="Currency of these prices.")

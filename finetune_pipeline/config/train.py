@@ -117,7 +117,12 @@ class Train(Section):
         4096,
         ge=64,
         description="Most tokens in one forward pass; the rows of a step are split into such batches. Halved by itself "
-        "when memory runs out.",
+        "when memory runs out, or would.",
+    )
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        "auto",
+        description="Compute activations again in the backward pass instead of keeping them: a tenth of their memory, "
+        "a third more time. auto: only where the training would not fit into the memory otherwise.",
     )
     validation: Validation = Validation()
     keep_general: KeepGeneral = KeepGeneral()

@@ -6,6 +6,7 @@ dagster/column_schema  id string, messages array, source string, ...
 dagster/code_references   the function of the stage that makes it
 """
 
+import base64
 import importlib.util
 import itertools
 import re
@@ -24,7 +25,10 @@ from finetune_pipeline.config.addresses import address, mlflow_page
 from finetune_pipeline.graph import Step
 from finetune_pipeline.materialize import Materialized, declared_values
 from finetune_pipeline.records import Artifact, read_jsonl
+from finetune_pipeline.train import token_view
+from finetune_pipeline.train.history_page import loss_chart
 
+LEARNED_ROWS = 3  # rows whose learned tokens are in the metadata; ten are on the page in the desk
 SCHEMA_ROWS = 50  # rows that are looked at for the columns' types
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 
@@ -66,6 +70,7 @@ def materialization_metadata(step: Step, task: Task, found: Materialized) -> dic
         **plain(artifact.summary),
         **_rows(step, artifact),
         **_links(task.name, artifact),
+        **(_training(task.name, artifact) if artifact.asset == "adapter" else {}),
         "reused": found.reused,
         "made_at": dg.MetadataValue.timestamp(datetime.fromisoformat(manifest["made_at"])),
         "seconds": float(manifest["seconds"]),
@@ -115,6 +120,21 @@ def _links(name: str, artifact: Artifact) -> dict[str, Any]:
     if experiment:
         links["mlflow"] = dg.MetadataValue.url(mlflow_page(experiment, run))
     return links
+
+
+def _training(name: str, artifact: Artifact) -> dict[str, Any]:
+    """The losses of a training as an image, links to its pages in the desk, and what is learned of a few rows."""
+    desk, files = f"{address('FINETUNE_DESK_URL')}/tasks/{name}/reports/adapter", artifact.manifest["files"]
+    shown: dict[str, Any] = {}
+    if "training.html" in files:
+        shown["training"] = dg.MetadataValue.url(desk)
+    if "history.jsonl" in files and (svg := loss_chart(list(read_jsonl(artifact.path("history.jsonl"))))):
+        image = base64.b64encode(svg.encode()).decode()
+        shown["losses"] = dg.MetadataValue.md(f"![loss and validation loss](data:image/svg+xml;base64,{image})")
+    if "tokens.json" in files:
+        shown["tokens"] = dg.MetadataValue.url(f"{desk}?page=tokens.html")
+        shown["learned_tokens"] = dg.MetadataValue.md(token_view.markdown(artifact.json("tokens.json"), LEARNED_ROWS))
+    return shown
 
 
 def plain(figures: Any) -> dict[str, Any]:

@@ -52,12 +52,15 @@ def _make_pool(dagster: dg.DagsterInstance) -> None:
         storage.initialize_concurrency_limit_to_default(POOL)
 
 
-def run_task(name: str, terminal: Terminal) -> None:
-    """Materialize all of the task that is missing or stale. Raises the stage's own error, GateRefused with the gate's
-    reason, or WaitingForPeople when the experts have rows to review."""
+def run_task(name: str, terminal: Terminal, until: str | None = None) -> None:
+    """Materialize all of the task that is missing or stale, or what comes up to the asset `until`. Raises the stage's
+    own error, GateRefused with the gate's reason, or WaitingForPeople when the experts have rows to review."""
     task, store = open_task(name)
-    if not stale(task, store, [*PREPARE, *TRAIN, *TRAFFIC]):
+    train = TRAIN if until is None else TRAIN[: TRAIN.index(until) + 1]
+    traffic = TRAFFIC if until is None else []
+    if not stale(task, store, [*PREPARE, *train, *traffic]):
         require_review_complete(task, store)
+        _refuse_failed_gates(store, train if until else [])
         return
     from finetune_pipeline.definitions import build
 
@@ -66,8 +69,8 @@ def run_task(name: str, terminal: Terminal) -> None:
         fail_dead_runs(dagster)
         _run(dagster, definitions, task, store, "prepare", PREPARE, terminal)
         require_review_complete(task, store)
-        _run(dagster, definitions, task, store, "train", TRAIN, terminal)
-        _run(dagster, definitions, task, store, "traffic", TRAFFIC, terminal)
+        _run(dagster, definitions, task, store, "train", train, terminal)
+        _run(dagster, definitions, task, store, "traffic", traffic, terminal)
 
 
 def stale(task: Task, store: TaskStore, among: Sequence[str]) -> list[str]:

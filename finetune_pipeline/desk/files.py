@@ -1,6 +1,7 @@
 """Serve reports from the artifacts. Only files that the manifest of the artifact names are served.
 
     /tasks/support_tickets/reports/eval_report           the report in a frame on a page of the desk
+    /tasks/support_tickets/reports/adapter?page=tokens.html     another page of that report
     /tasks/support_tickets/reports/eval_report/report.html      the report, sandboxed, without scripts
 
 Markdown (the model card, the decision) is rendered by the desk; HTML in it is shown as text.
@@ -15,9 +16,9 @@ from fastapi.responses import FileResponse, RedirectResponse
 from markupsafe import Markup
 
 from finetune_pipeline.desk import security_headers
-from finetune_pipeline.desk.page import page
+from finetune_pipeline.desk.page import page as render
 from finetune_pipeline.desk.session import SignedIn
-from finetune_pipeline.desk.task_view import REPORTS
+from finetune_pipeline.desk.task_view import PAGES, REPORTS
 from finetune_pipeline.desk.tasks import Known
 from finetune_pipeline.materialize import open_task
 from finetune_pipeline.records import Artifact
@@ -27,18 +28,21 @@ TYPES = {".html": "text/html", ".md": "text/plain", ".json": "text/plain", ".png
 
 
 @router.get("/tasks/{task}/reports/{asset}")
-def framed(request: Request, user: SignedIn, task: Known, asset: str) -> Response:
-    """The report of an asset on a page of the desk: Markdown rendered, HTML in a frame."""
+def framed(request: Request, user: SignedIn, task: Known, asset: str, page: str = "") -> Response:
+    """The report of an asset on a page of the desk: Markdown rendered, HTML in a frame. `page`: one of its further
+    pages (task_view.PAGES)."""
     if asset == "data_quality":  # has its own page
         return RedirectResponse(f"/tasks/{task}/quality", 303)
     artifact = _artifact(task, asset)
-    name, title = REPORTS[asset]
+    name, title = (page, PAGES.get(asset, {}).get(page, "")) if page else REPORTS[asset]
+    if not title:
+        raise HTTPException(404, "There is no such page in this report.")
     file = _file(artifact, name)
     made_at = artifact.manifest.get("made_at", "")
     if file.suffix == ".md":
         text = rendered(file.read_text("utf-8"))
-        return page(request, "document.html", title, task=task, text=text, made_at=made_at)
-    return page(
+        return render(request, "document.html", title, task=task, text=text, made_at=made_at)
+    return render(
         request, "frame.html", title, task=task, source=f"/tasks/{task}/reports/{asset}/{name}", made_at=made_at
     )
 

@@ -30,11 +30,14 @@ REPORTS: Mapping[str, tuple[str, str]] = {
     "suitability_report": ("report.md", label("suitability_report")),
     "baseline_report": ("report.html", label("baseline_report")),
     "training_search": ("report.html", label("training_search")),
+    "adapter": ("training.html", "Training"),
     "eval_report": ("report.html", label("eval_report")),
     "release_decision": ("decision.md", label("release_decision")),
     "registered_model": ("MODEL_CARD.md", "Model card"),
     "traffic_report": ("report.html", label("traffic_report")),
 }
+# Further pages of an asset's report: file -> title
+PAGES: Mapping[str, Mapping[str, str]] = {"adapter": {"tokens.html": "What is learned, token by token"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +184,13 @@ def plain(name: str, value: bool | float | str) -> str:
 
 
 def reports(artifacts: Mapping[str, Artifact | None]) -> list[tuple[str, str]]:
-    """(asset, title) of every report that exists."""
+    """The address below `reports/` and the title of every report that exists."""
+    shown = [(asset, file, asset, title) for asset, (file, title) in REPORTS.items()]
+    for asset, pages in PAGES.items():
+        shown += [(asset, file, f"{asset}?page={file}", title) for file, title in pages.items()]
+    order = list(REPORTS)
     return [
-        (asset, title)
-        for asset, (file, title) in REPORTS.items()
+        (address, title)
+        for asset, file, address, title in sorted(shown, key=lambda each: order.index(each[0]))
         if (artifact := artifacts.get(asset)) is not None and file in artifact.manifest["files"]
     ]

@@ -45,21 +45,24 @@ def eval_report(context: StageContext) -> StageResult:
     """Answer the test rows with the tuned model and with the live version (variant `champion`, where one is live),
     measure the side effects of tuning, and add the baselines' answers.
 
-    GateRefused when the baselines answered other test rows; ModelError, StorageError (the adapter does not fit),
-    DataError, JobCanceled.
+    GateRefused when the baselines answered other test rows, or the adapter is of another base model; ModelError,
+    StorageError (the adapter does not fit), DataError, JobCanceled.
     """
     tests = list(context.inputs["data_split"].examples("test.jsonl"))
     baseline = context.inputs["baseline_report"]
     baseline_answers = [Answer(**row) for row in read_jsonl(baseline.path("answers.jsonl"))]
     _require_same_rows(tests, baseline_answers)
+    _require_same_base(context)
     live = champion.served_version(context.fingerprint)
-    request, partial = _run_jobs(context, live)
+    request, partial, precision = _run_jobs(context, live)
     new = AnswerFile(partial / ANSWERS).answers
     answers = [*baseline_answers, *new]
     baseline_scores = [Score(**row) for row in read_jsonl(baseline.path("scores.jsonl"))]
     scores = [*baseline_scores, *score_all(tests, new, context.task.answer)]
     variants = [*baseline.json("report.json")["variants"], *([CHAMPION] if live else []), TUNED]
     report = _report(context, request, tests, answers, scores, variants, live)
+    if precision:
+        report["precision"] = precision
     cases = select_cases(tests, answers, scores, report["best_prompted"])
     write_report(context, answers, scores, report, page(heading(context), report, cases))
     return StageResult(_summary(report), unfinished=partial)
@@ -72,16 +75,16 @@ def evaluation_request(context: StageContext, partial: Path) -> EvaluationReques
     return EvaluationRequest(answers, declared.general and local, declared.memorization and local)
 
 
-def _run_jobs(context: StageContext, live: ServedVersion | None) -> tuple[EvaluationRequest, Path]:
-    """Run the job of the tuned model, then that of the live version. Returns the first request and the folder with the
-    answers of both."""
+def _run_jobs(context: StageContext, live: ServedVersion | None) -> tuple[EvaluationRequest, Path, str | None]:
+    """Run the job of the tuned model, then that of the live version. Returns the first request, the folder with the
+    answers of both, and what the tuned model computed in (None: a provider computed)."""
     partial = context.store.unfinished("eval_report", "answers", context.key)
     opponent = EvaluationRequest(champion.answer_request(context, partial, live)) if live else None
     request = evaluation_request(context, partial)
-    for job in (request, opponent):
-        if job is not None:
-            local.run(JOB, job, AnswerCounts, partial, context.report)
-    return request, partial
+    counts = local.run(JOB, request, AnswerCounts, partial, context.report)
+    if opponent is not None:
+        local.run(JOB, opponent, AnswerCounts, partial, context.report)
+    return request, partial, counts.precision
 
 
 def _require_same_rows(tests: Sequence[Example], baseline_answers: Sequence[Answer]) -> None:
@@ -91,6 +94,18 @@ def _require_same_rows(tests: Sequence[Example], baseline_answers: Sequence[Answ
             f"the baselines answered other rows than the current test rows: {len(differing)} differ, "
             f"such as {differing[0]}",
             "materialize baseline_report again, so that all variants answer the same rows",
+        )
+
+
+def _require_same_base(context: StageContext) -> None:
+    """GateRefused for an adapter of another base model: one of the same shapes would load, and answer otherwise."""
+    adapter, base = context.inputs["adapter"], context.inputs["base_model"]
+    trained_on = adapter.manifest["inputs"].get("base_model", base.content_hash)
+    if trained_on != base.content_hash:
+        raise GateRefused(
+            f"the adapter {adapter.content_hash} was trained on the base model {trained_on}, and the current one is "
+            f"{base.content_hash}",
+            "materialize adapter again, or declare the base model that it was trained on",
         )
 
 

@@ -45,6 +45,7 @@ def answer_request(context: StageContext, partial: Path, version: ServedVersion)
         task=context.task.model_copy(update={"prompt": prompt}),
         variants=(CHAMPION,),
         max_new_tokens=version.max_new_tokens,
+        precision=version.precision,
         provider=record.answering(None) if record else None,
     )
 

@@ -31,9 +31,11 @@ MAX_CASES = 10  # rows of each kind on the page
 class EvalReport(BaselineReport):
     """report.json. `champion` has the fields of a ServedVersion (`champion.served_version` reads them), and is absent
     where nothing is live; `general` and `memorization` where they are not declared (`general` also where the model can
-    read no text as a whole). `not_measured`: "general" and "memorization" -> why they cannot be measured at all."""
+    read no text as a whole). `precision`: what the tuned model computed in, "bf16" or "fp32"; absent where a provider
+    computed. `not_measured`: "general" and "memorization" -> why they cannot be measured at all."""
 
     cost: CostFigures
+    precision: NotRequired[str]
     champion: NotRequired[dict[str, Any]]
     general: NotRequired[GeneralFigures]
     memorization: NotRequired[MemorizationFigures]

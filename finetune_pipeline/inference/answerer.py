@@ -26,6 +26,10 @@ def nothing(answer: Answer) -> None:
 class Answerer(Protocol):
     """Implemented by LocalModel and by providers.api_answerer.ApiAnswerer."""
 
+    @property
+    def precision(self) -> str | None:
+        """What the model computes in, "bf16" or "fp32"; None where that is the provider's choice."""
+
     def answer(
         self,
         chats: Mapping[str, Messages],
@@ -49,6 +53,10 @@ class LocalModel:
 
     loaded: Loaded
     spec: AnswerFormat
+
+    @property
+    def precision(self) -> str:
+        return self.loaded.dtype_name
 
     def answer(
         self,

@@ -167,7 +167,7 @@ def _prefill(part: PrefillSlice, batch: BatchLayout, layer: _Layer) -> Tensor:
     mask = batch.prefill_mask(part, layer.window)
     if layer.softcap is not None or layer.sinks is not None:
         return _explicit(q[0], k[0], v[0], mask, layer)
-    if mask is not None and q.is_cuda:  # with a mask, only the kernel without grouped heads needs little memory
+    if q.is_cuda and (mask is not None or q.dtype == torch.float32):  # grouped heads would take a kernel of much memory
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     out = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=layer.scale, enable_gqa=q.shape[1] != k.shape[1]

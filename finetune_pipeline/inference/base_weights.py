@@ -1,4 +1,4 @@
-"""Load the weights of one model folder for generation: the declared base model, the same in 4 bits, or a trained one.
+"""Load the weights of one model folder: the declared base model, the same in 4 bits, or a trained one.
 
     model, tokenizer = read_model(folder, torch.float32, quantized=True)
     with base_errors(folder):                           # what loading raises becomes ModelError, with a hint
@@ -11,6 +11,7 @@ pickled weights, kinds of layers that are not supported, a missing chat template
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_pipeline.errors import ModelError
 from finetune_pipeline.inference.chat_template import require_template
-from finetune_pipeline.inference.model_family import require_supported
+from finetune_pipeline.inference.model_family import HINT, require_supported
 from finetune_pipeline.models import device
 from finetune_pipeline.models.finite_weights import require_finite
-from finetune_pipeline.models.model_files import check_safe
-from finetune_pipeline.models.quantization import keep_exact, nf4_config
+from finetune_pipeline.models.model_files import check_safe, tensor_shapes
+from finetune_pipeline.models.quantization import nf4_config, prepare_quantized, stored_dtype
 from finetune_pipeline.store import models_folder
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def read_model(folder: Path, dtype: torch.dtype, quantized: bool) -> tuple[Any, 
 
     with base_errors(folder):
         check_safe(folder)
+        require_known(folder)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         require_supported(config)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -50,7 +52,7 @@ def read_model(folder: Path, dtype: torch.dtype, quantized: bool) -> tuple[Any, 
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=dtype,
+            dtype=stored_dtype() if quantized else dtype,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -58,9 +60,21 @@ def read_model(folder: Path, dtype: torch.dtype, quantized: bool) -> tuple[Any, 
         )
         _require_complete(folder, found)
     if quantized:
-        keep_exact(model)
+        prepare_quantized(model, dtype)
     require_finite(model, folder)
     return model.eval(), tokenizer
+
+
+def require_known(folder: Path) -> None:
+    """ModelError for an architecture that the installed transformers does not have."""
+    import transformers
+    from transformers import CONFIG_MAPPING
+
+    with base_errors(folder):
+        model_type = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        version = transformers.__version__
+        raise ModelError(f"{folder} is of the type {model_type!r}, which transformers {version} does not have", HINT)
 
 
 def _require_complete(folder: Path, found: dict[str, Any]) -> None:
@@ -84,8 +98,18 @@ def base_errors(base: Path) -> Iterator[None]:
         hint = "put its files back, or choose another base model"
         if base.is_relative_to(models_folder()):
             hint = f"delete the folder {base} and run again: it is converted or downloaded again"
-        raise ModelError(f"the base model in {base} cannot be loaded: {error}", hint) from error
+        raise ModelError(f"the base model in {base} cannot be loaded: {_reason(base, error)}", hint) from error
     except (RuntimeError, MemoryError) as error:
         if device.out_of_memory(error):
             raise device.memory_error(f"the model in {base}", MEMORY_HINT) from error
         raise
+
+
+def _reason(base: Path, error: Exception) -> str:
+    """The damaged file if a header of the weights cannot be read, else the first line of the error: transformers adds
+    advice of its own."""
+    try:
+        tensor_shapes(base)
+    except (ModelError, OSError) as damaged:
+        return damaged.message if isinstance(damaged, ModelError) else str(damaged)
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -13,11 +13,13 @@ by an empty line, as the template of Gemma 3 does.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from finetune_pipeline.errors import ModelError
+from finetune_pipeline.errors import ModelError, reading
 
 Messages = Sequence[Mapping[str, str]]
 # Variables with fixed values: a template that prints today's date, or has a "thinking" switch, would otherwise render
@@ -34,7 +36,7 @@ def render(tokenizer: Any, messages: Messages, add_generation_prompt: bool = Tru
     A special token that somebody typed into a message ("<|im_end|>") gets a blank after its first character, so that it
     does not end the turn. ModelError when there is no template, or it rejects the order of roles.
     """
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError
 
     template = _template(tokenizer)
     escaped = [{**message, "content": escape_special_tokens(tokenizer, message["content"])} for message in messages]
@@ -42,6 +44,11 @@ def render(tokenizer: Any, messages: Messages, add_generation_prompt: bool = Tru
         escaped = join_system(escaped)
     try:
         return _apply(tokenizer, template, escaped, add_generation_prompt)
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"the base model's chat template is damaged: line {error.lineno}: {error.message}",
+            "get the model's files again, or correct its chat_template.jinja",
+        ) from error
     except TemplateError as error:
         roles = [message["role"] for message in messages]
         raise ModelError(
@@ -124,7 +131,20 @@ def require_template(tokenizer: Any, source: str) -> None:
 def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Ids of the end-of-turn tokens: the tokenizer's `eos_token` and those of the model's generation config. ModelError
     when there is none."""
-    configured = model.generation_config.eos_token_id
+    return _end_ids(model.generation_config.eos_token_id, tokenizer)
+
+
+def end_ids_of(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """The same without loading the model in `folder`: a model without generation_config.json takes the ids from its
+    config.json."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).exists():
+            with reading(folder / name, "get the model's files again"):
+                return _end_ids(json.loads((folder / name).read_text("utf-8")).get("eos_token_id"), tokenizer)
+    return _end_ids(None, tokenizer)
+
+
+def _end_ids(configured: Any, tokenizer: Any) -> frozenset[int]:
     ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
     if not ids:
         raise ModelError(

@@ -56,7 +56,8 @@ def _is_plain(module: Any, name: str) -> bool:
     """Whether the layer computes exactly x Wᵀ + b + s (x Aᵀ) Bᵀ with this adapter."""
     import torch
 
-    dropout = module.training and not isinstance(module.lora_dropout[name], torch.nn.Identity)
+    # the flag of the dropout itself: the layers around it stay in evaluation mode in training (train/adapter.py)
+    dropout = module.lora_dropout[name].training and not isinstance(module.lora_dropout[name], torch.nn.Identity)
     special = dropout or module.lora_bias[name] or name in module.lora_variant
     return type(module.base_layer) is torch.nn.Linear and not special
 

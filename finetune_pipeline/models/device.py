@@ -93,6 +93,14 @@ def free_mb() -> float:
     return float(torch.cuda.mem_get_info()[0] + kept) / 1e6
 
 
+def reachable_mb() -> float:
+    """Memory of the device in MB that this process could hold all in all: what is free, and what it holds already."""
+    import torch
+
+    held = psutil.Process().memory_info().rss if kind() == "cpu" else torch.cuda.memory_allocated()
+    return free_mb() + held / 1e6
+
+
 def total_mb() -> float:
     """Memory of the device in MB (10^6 bytes)."""
     import torch

@@ -92,25 +92,38 @@ def template(folder: Path) -> str:
 def dimensions(folder: Path) -> dict[str, int]:
     """Sizes from config.json and the headers of the weights: parameters (tied weights count once), hidden size, layers,
     vocabulary and context in tokens (0 if config.json has none)."""
-    from safetensors import SafetensorError, safe_open
-
     config = _read(folder / "config.json")
     text = config.get("text_config", config)
-    parameters = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="numpy") as weights:
-                names = list(weights.keys())
-                parameters += sum(prod(weights.get_slice(name).get_shape()) for name in names)
-        except SafetensorError as error:
-            raise ModelError(f"{path} is damaged: {error}", "get the model's files again") from error
     return {
-        "parameters": parameters,
+        "parameters": sum(prod(shape) for shape in tensor_shapes(folder).values()),
         "hidden": int(text["hidden_size"]),
         "layers": int(text["num_hidden_layers"]),
         "vocabulary": int(text["vocab_size"]),
         "context": int(text.get("max_position_embeddings") or 0),
     }
+
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Name and shape of every tensor, from the headers of the weights. ModelError for a damaged file, or for none."""
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as weights:
+                names = list(weights.keys())
+                shapes |= {name: weights.get_slice(name).get_shape() for name in names}
+        except SafetensorError as error:
+            raise ModelError(f"{path} is damaged: {error}", "get the model's files again") from error
+    if not shapes:
+        raise ModelError(f"{folder} holds no safetensors weights, no weights at all", "put the model's files back")
+    return shapes
+
+
+def linear_names(folder: Path) -> set[str]:
+    """The names of the modules with a matrix in the decoder layers, such as q_proj, from the headers of the weights."""
+    matrices = [name for name, shape in tensor_shapes(folder).items() if len(shape) == 2 and ".layers." in name]
+    return {name.removesuffix(".weight").rpartition(".")[2] for name in matrices if name.endswith(".weight")}
 
 
 def weights_hash(folder: Path) -> str:

@@ -63,6 +63,11 @@ def check_available(task: Task) -> None:
         model_files.check(_local_path(task.base.path, task.name))
 
 
+def local_folder(task: Task) -> Path | None:
+    """The declared folder of the base model; None for a Hub model or a GGUF file."""
+    return _local_path(task.base.path, task.name) if task.base.path else None
+
+
 def source_fingerprint(task: Task, store: TaskStore) -> str:
     """Hash of the declared local files; "" for a Hub model, whose commit is in the declaration; "missing" if absent."""
     try:

@@ -45,6 +45,10 @@ class ApiAnswerer:
     requests_at_once: int = REQUESTS_AT_ONCE
     structured_outputs: bool = True
 
+    @property
+    def precision(self) -> None:
+        """None: the provider does not say what it computes in."""
+
     def answer(
         self,
         chats: Mapping[str, Messages],

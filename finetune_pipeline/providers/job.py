@@ -64,7 +64,8 @@ def _train(
 
     state = ProviderState.load(spec.folder)
     log = EventLog(spec.folder / "events_of_job.jsonl")
-    with tracking.training_run(spec.task, state.run_id, spec.params, {"data": spec.dataset_digest}) as mlflow_run:
+    tags = {"data": spec.dataset_digest}
+    with tracking.training_run(spec.task, state.run_id, spec.params, tags, report) as mlflow_run:
         if state.run_id is None:
             mlflow_run.log_dataset(spec.dataset_name, spec.dataset_digest, len(files["train"].ids))
         state.run_id, state.experiment_id = mlflow_run.run_id, mlflow_run.experiment_id
@@ -75,6 +76,7 @@ def _train(
         require_success(job, log.events, files, where)
         with api_call(f"list the checkpoints of job {job.id}", where):
             lines = history(log.events, checkpoints(client, job.id))
+        state.run_id, state.experiment_id = mlflow_run.run_id, mlflow_run.experiment_id
         result = write_artifact(spec, where, job, files, estimate, lines, log, state, earlier == job.id)
         mlflow_run.log_metrics({"trained_tokens": job.trained_tokens or 0, "cost": result.cost or 0.0}, result.steps)
         mlflow_run.log_artifacts(spec.out, "adapter")

@@ -45,13 +45,14 @@ class Score:
 @dataclass(frozen=True, slots=True)
 class ServedVersion:
     """The registered model behind the endpoint. `adapter` and `base` are content hashes, `adapter_key` is the key of
-    the artifact, `max_new_tokens` the limit of an answer in tokens."""
+    the artifact, `max_new_tokens` the limit of an answer in tokens, `precision` that of `serve.precision`."""
 
     version: int
     adapter: str
     adapter_key: str
     base: str
     max_new_tokens: int
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,13 +43,13 @@ def release_decision(context: StageContext) -> StageResult:
 
 def registered_model(context: StageContext) -> StageResult:
     """Register the promoted adapter in MLflow. GateRefused unless the decision is PROMOTE for this adapter and this
-    evaluation; StorageError when the adapter's files are not those that were evaluated."""
+    evaluation; StorageError when the adapter's files are not those that were evaluated, or MLflow is away."""
     from finetune_pipeline import tracking
 
     adapter, name = context.inputs["adapter"], context.task.name
     decision = promoted(context.inputs["release_decision"], adapter, context.inputs["eval_report"])
     context.store.verify(adapter)
-    run_id = str(adapter.json("training.json")["mlflow_run_id"])
+    run_id = tracking.delivered_run(name, str(adapter.json("training.json")["mlflow_run_id"]))
     version = tracking.find_version(name, "adapter", adapter.content_hash)
     new = version is None
     if version is None:

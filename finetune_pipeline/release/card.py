@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from finetune_pipeline.baseline.variants import TUNED
 from finetune_pipeline.config import Task
 from finetune_pipeline.evaluate.memorization import MemorizationFigures
 from finetune_pipeline.models.model_source import ModelFacts
+from finetune_pipeline.models.trained_weights import Method
 from finetune_pipeline.providers.record import ProviderRecord
 from finetune_pipeline.records import Decision
 from finetune_pipeline.release.figures import figures_of, general_of
@@ -34,6 +35,14 @@ USES = {
     "internal": "Inside the organization that trained it; the license of the base model was checked for internal use.",
     "commercial": "Commercial use; the license of the base model was checked for it.",
 }
+TrainedBy: TypeAlias = Method | Literal["managed"]
+LIBRARIES: dict[TrainedBy, str] = {"lora": "peft", "qlora": "peft", "full": "transformers", "managed": "openai"}
+TAGS: dict[TrainedBy, list[str]] = {
+    "lora": ["lora"],
+    "qlora": ["lora", "qlora", "4-bit"],
+    "full": [],
+    "managed": ["managed"],
+}
 DATA_LICENSES = "The licenses of the data are listed below and were not checked."
 
 
@@ -41,7 +50,7 @@ DATA_LICENSES = "The licenses of the data are listed below and were not checked.
 class Registration:
     """The values of the card. `checksums`: file name -> SHA-256; `lineage`: artifact -> content hash or id;
     `memorization`: the evaluation's figures, where it was measured; `at`: time of the registration (UTC, ISO 8601);
-    `training`: training.json; `provider`: where a managed provider trained and serves the model."""
+    `training`: training.json; `method`: how it was trained, "managed" by the `provider` that serves it, too."""
 
     task: Task
     version: int
@@ -49,6 +58,7 @@ class Registration:
     base: ModelFacts
     accounting: Account
     training: Mapping[str, Any]
+    method: TrainedBy
     memorization: MemorizationFigures | None
     checksums: Mapping[str, str]
     lineage: Mapping[str, str]
@@ -93,9 +103,9 @@ def _head(model: Registration) -> str:
         base_model=managed.provider.model if managed else model.base["id"],
         license="other" if managed else task.base.license,
         language=LANGUAGE,
-        library_name="openai" if managed else "peft",
+        library_name=LIBRARIES[model.method],
         pipeline_tag="text-generation",
-        tags=["managed" if managed else "lora", "finetune-pipeline", task.name],
+        tags=[*TAGS[model.method], "finetune-pipeline", task.name],
         metrics=["exact_match"],
         model_name=task.name,
         eval_results=[result],

@@ -6,14 +6,16 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TypedDict
 
-from finetune_pipeline.errors import GateRefused
+from finetune_pipeline.errors import GateRefused, StorageError
 from finetune_pipeline.models.model_source import ModelFacts
+from finetune_pipeline.models.trained_weights import HINT, method_of, weight_files
 from finetune_pipeline.providers.record import FILE as PROVIDER_FILE
-from finetune_pipeline.providers.record import read_record
+from finetune_pipeline.providers.record import ProviderRecord, read_record
 from finetune_pipeline.records import Artifact, Check, Decision
-from finetune_pipeline.release.card import Registration
+from finetune_pipeline.release.card import Registration, TrainedBy
 from finetune_pipeline.split.accounting import account_of
 from finetune_pipeline.store import StageContext
 
@@ -72,13 +74,28 @@ def tags(context: StageContext) -> dict[str, str]:
 
 
 def _model_tags(adapter: Artifact) -> dict[str, str]:
-    """The checksum of the adapter's weights, or the provider's model and the checksum of its record."""
+    """How it was trained, and the checksum of its weights, or of the record of a provider's model."""
     record = read_record(adapter.folder)
-    files = adapter.manifest["files"]
+    method = trained_by(adapter, record)
     if record is None:
-        return {"sha256": files["adapter_model.safetensors"]["sha256"]}
+        return {"method": method, "sha256": weights_checksum(adapter)}
     named = {"provider": record.provider.name, "provider_model": record.model, "provider_url": record.base_url}
-    return {**named, "sha256": files[PROVIDER_FILE]["sha256"]}
+    return {"method": method, **named, "sha256": str(adapter.manifest["files"][PROVIDER_FILE]["sha256"])}
+
+
+def trained_by(adapter: Artifact, record: ProviderRecord | None) -> TrainedBy:
+    return "managed" if record else method_of(adapter.folder)
+
+
+def weights_checksum(adapter: Artifact) -> str:
+    """SHA-256 of the file of weights; where there are several, of their names and hashes."""
+    files = adapter.manifest["files"]
+    hashes = {name: str(files[name]["sha256"]) for name in weight_files(method_of(adapter.folder), files)}
+    if not hashes:
+        raise StorageError(f"{adapter.folder} holds no weights", HINT)
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return sha256("".join(f"{name}:{hash_}\n" for name, hash_ in hashes.items()).encode()).hexdigest()
 
 
 def description(decision: Decision) -> str:
@@ -105,6 +122,7 @@ def registration(context: StageContext, version: int, run_id: str, decision: Dec
     adapter = context.inputs["adapter"]
     base: ModelFacts = context.inputs["base_model"].json("base_model.json")
     checksums = {name: str(file["sha256"]) for name, file in adapter.manifest["files"].items()}
+    record = read_record(adapter.folder)
     return Registration(
         task=context.task,
         version=version,
@@ -112,7 +130,8 @@ def registration(context: StageContext, version: int, run_id: str, decision: Dec
         base=base,
         accounting=account_of(context.inputs["data_split"]),
         training=adapter.json("training.json"),
-        provider=read_record(adapter.folder),
+        method=trained_by(adapter, record),
+        provider=record,
         memorization=context.inputs["eval_report"].json("report.json").get("memorization"),
         checksums={**checksums, "base model weights": base["weights_sha256"]},
         lineage={**lineage(context), "mlflow run": run_id},

@@ -1,4 +1,4 @@
-"""The endpoint's ASGI application: OpenAI's chat API in front of the embedded engine.
+"""The endpoint's ASGI application: OpenAI's chat API in front of the engines.
 
     curl 127.0.0.1:8311/v1/chat/completions -H "Authorization: Bearer $(cat .finetune/endpoint_key)" \\
          -d '{"model": "support_tickets", "messages": [{"role": "user", "content": "where is HV-48213?"}]}'
@@ -12,7 +12,7 @@
 Errors are OpenAI's error objects, with what is wrong and what to do: 400, 401, 403 (the header x-finetune-purpose with
 another key than the pipeline's), 404, 405, 408 (the body stalled), 413, 422 (on_invalid: reject), 429 with Retry-After,
 500 (the model failed, or an unexpected error), 503 while the first models load. One request is handled in endpoint.py,
-computed in engine.py; supervisor.py determines what is served.
+computed in engine.py, or forwarded (provider_chat.py); supervisor.py determines what is served.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def _live(store: TaskStore) -> ServedVersion | None:
     live = transitions.live_version(deployment_state.read(store), adapter.content_hash if adapter else "")
     if live is None:
         return None
-    return ServedVersion(live.version, live.adapter, live.adapter_key, live.base, live.max_new_tokens)
+    return ServedVersion(live.version, live.adapter, live.adapter_key, live.base, live.max_new_tokens, live.precision)
 
 
 def deployed_endpoint(context: StageContext) -> StageResult:
@@ -75,7 +75,8 @@ def deployed_endpoint(context: StageContext) -> StageResult:
             unfinished = context.store.unfinished("deployed_endpoint", "answers", context.key)
             parity = _replay_test_rows(context, endpoint, version, AnswerFile(unfinished / "answers.jsonl"))
             shutil.rmtree(unfinished)
-            verdict = evaluate_parity(parity, context.task.serve.parity, version.registered)
+            computed = context.inputs["eval_report"].json("report.json").get("precision", "fp32")
+            verdict = evaluate_parity(parity, context.task.serve.parity, version.registered, computed)
             write_jsonl(context.out / "parity.jsonl", parity.rows)
             if not verdict.passed:
                 return _result(context, version, verdict, None)
@@ -113,6 +114,7 @@ def candidate(context: StageContext) -> Version:
         on_invalid=serve.on_invalid,
         log_text=serve.log_text,
         at=context.now,
+        precision=serve.precision,
     )
 
 

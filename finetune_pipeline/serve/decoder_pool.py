@@ -1,4 +1,4 @@
-"""The decoders of one model: one per DecoderKey (adapter, shared prefix, class of size), made with its first request.
+"""The decoders of one base: one per DecoderKey (adapter, shared prefix, class of size), made with its first request.
 
     pool.add_request(key, Request("r7", prompt_ids, max_new_tokens=64))
     started, tokens = pool.step(key)            # one forward pass of that decoder
@@ -14,14 +14,15 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from finetune_pipeline.inference.adapters import Adapters
-from finetune_pipeline.serve.generation_request import DecoderKey
+from finetune_pipeline.inference.cache_budget import cache_tokens
+from finetune_pipeline.inference.model_family import max_sequence_tokens
+from finetune_pipeline.serve.generation_request import SIZES, DecoderKey
 
 if TYPE_CHECKING:
     from finetune_pipeline.inference.decoder import Decoder, Request, Token
 
 STEP_TOKENS = 256  # prompt tokens prefilled in one step: more would delay the requests that are being decoded
 CHUNK_TOKENS = 512  # a longer prompt is prefilled in chunks of this size, so that others get their tokens in between
-CACHED_TOKENS = 32_768  # of all sequences of a decoder together: bounds its memory
 
 
 class DecoderPool:
@@ -49,13 +50,18 @@ class DecoderPool:
         from finetune_pipeline.inference.decoder import Decoder
 
         if key not in self._decoders:
-            self._adapters.activate(key.adapter)
+            self._adapters.activate(key.model.adapter)
+            cached = cache_tokens(self._model, len(key.prefix_ids) + self._longest(key))
             decoder = Decoder(
-                self._model, self._eos, key.prefix_ids, self._max_sequences, STEP_TOKENS, CACHED_TOKENS, CHUNK_TOKENS
+                self._model, self._eos, key.prefix_ids, self._max_sequences, STEP_TOKENS, cached, CHUNK_TOKENS
             )
             with self._lock:
                 self._decoders[key] = decoder
         self._decoders[key].add_request([request])
+
+    def _longest(self, key: DecoderKey) -> int:
+        """The most tokens of a sequence of this class of size, without prefix."""
+        return SIZES[key.size_class] if key.size_class < len(SIZES) else max_sequence_tokens(self._model.config)
 
     def cancel(self, ids: Collection[str]) -> None:
         for decoder in self._decoders.values():
@@ -68,7 +74,7 @@ class DecoderPool:
     def step(self, key: DecoderKey) -> tuple[list[str], list[Token]]:
         """One forward pass: the ids of the requests whose computation began, and the new tokens."""
         decoder = self._decoders[key]
-        self._adapters.activate(key.adapter)
+        self._adapters.activate(key.model.adapter)
         tokens = decoder.step()
         if key.is_long and self.is_idle(key):
             self.discard(key)  # its cache is large, and long requests are rare
@@ -80,7 +86,7 @@ class DecoderPool:
 
     def discard_adapter(self, adapter: str) -> None:
         for key in self.keys:
-            if key.adapter == adapter:
+            if key.model.adapter == adapter:
                 self.discard(key)
 
     def clear(self) -> None:

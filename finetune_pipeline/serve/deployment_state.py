@@ -3,7 +3,7 @@
     11_serve/deployment_state.json
     {"champion": {"version": 4, "adapter": "9be0…", "adapter_key": "3fa9…", "base": "77c1…", "registered": "0d2e…",
                   "evaluation": "51aa…", "served_as": "support_tickets", "max_new_tokens": 64, "on_invalid": "flag",
-                  "log_text": true, "at": "2026-01-05T10:00:00+00:00"},
+                  "log_text": true, "at": "2026-01-05T10:00:00+00:00", "precision": "auto"},
      "challenger": null, "previous": [{"version": 3, …}], "held": {"c41d…": "version 5 was rolled back at 2026-…"},
      "history": [{"at": "2026-…", "action": "promote", "before": "e07b…", "after": "0d2e…", "version": 4,
                   "reason": ""}]}
@@ -25,7 +25,7 @@ from typing import Any, Literal, TypedDict, cast
 from filelock import FileLock
 from upath import UPath
 
-from finetune_pipeline.config import OnInvalid
+from finetune_pipeline.config import OnInvalid, Precision
 from finetune_pipeline.errors import reading
 from finetune_pipeline.store import TaskStore, home, write_atomic
 
@@ -38,8 +38,8 @@ Unknown = tuple[tuple[str, str], ...]
 @dataclass(frozen=True, slots=True)
 class Version:
     """One registered model and its serving settings. `adapter`, `base`, `registered` and `evaluation` are content
-    hashes; `adapter_key` finds the artifact; `max_new_tokens` is the limit of an answer, as in the evaluation; `at` is
-    when it was written here (UTC, ISO 8601)."""
+    hashes; `adapter_key` finds the artifact; `max_new_tokens` is the limit of an answer and `precision` that of the
+    computation, as in the evaluation; `at` is when it was written here (UTC, ISO 8601)."""
 
     version: int
     adapter: str
@@ -52,6 +52,7 @@ class Version:
     on_invalid: OnInvalid
     log_text: bool
     at: str
+    precision: Precision = "auto"
     unknown: Unknown = ()
 
 
@@ -69,6 +70,7 @@ class VersionRecord(TypedDict):
     on_invalid: OnInvalid
     log_text: bool
     at: str
+    precision: Precision
 
 
 @dataclass(frozen=True, slots=True)

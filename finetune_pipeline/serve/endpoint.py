@@ -2,38 +2,32 @@
 
     authorize, parse, lease the adapter, render the prompt, generate, check, respond, log
 
-The resources of a request (its slot in the engine, the lease on its adapter) are released however it ends: with an
+The resources of a request (its slot in the engine, the lease on its model) are released however it ends: with an
 answer, an error, or a client that disconnected.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from finetune_pipeline.errors import ModelError
-from finetune_pipeline.inference.generate import encode
 from finetune_pipeline.serve.api_keys import KEYS_VARIABLE, PIPELINE, ApiKeys
 from finetune_pipeline.serve.connection import ClientDisconnected, EventStream, read_body, while_connected
-from finetune_pipeline.serve.generation import Generation, GenerationFailed, Result, apply_policy, check, start
-from finetune_pipeline.serve.generation_request import AdapterGone, EngineFull, GenerationRequest
+from finetune_pipeline.serve.generation import Generation, GenerationFailed, Result, apply_policy, check
+from finetune_pipeline.serve.generation_request import EngineFull, GenerationRequest, ModelGone
 from finetune_pipeline.serve.metrics import Metrics
 from finetune_pipeline.serve.model_routes import Route
 from finetune_pipeline.serve.openai_responses import DONE, AnswerTrace, chunk, completion, sse_event, usage_of
 from finetune_pipeline.serve.openai_schema import ApiError, ChatRequest, parse_request
-from finetune_pipeline.serve.provider_engine import ProviderEngine
-from finetune_pipeline.serve.provider_generation import provider_request
 from finetune_pipeline.serve.request_trace import RequestTrace, TraceRecorder
 from finetune_pipeline.serve.supervisor import Supervisor
 from finetune_pipeline.serve.traffic import PURPOSE_HEADER, TrafficLog
 
 RETRY_AFTER = {"retry-after": "2"}
-CHARACTERS_PER_TOKEN = 16  # a prompt with more characters per token of the context is refused before tokenization
-LOOKUPS = 5  # of a route whose adapter was unloaded between lookup and lease
+LOOKUPS = 5  # of a route whose model was unloaded between lookup and lease
 
 
 class Endpoint:
@@ -56,7 +50,7 @@ class Endpoint:
             trace.request = request = parse_request(await read_body(http))
             route = self.lease_route(trace, request.model)
             generation_request = await self.generation_request(trace, request, route)
-            trace.generation = generation = start(route, generation_request, request.stops)
+            trace.generation = generation = route.chat.start(route, generation_request, request.stops)
             trace.resources.callback(generation.close)
             if request.stream and route.on_invalid == "flag":
                 streaming = True  # the stream releases the resources
@@ -102,15 +96,16 @@ class Endpoint:
         return RequestTrace(owner, is_check=bool(purpose))
 
     def lease_route(self, trace: RequestTrace, model: str) -> Route:
-        """The route of the requested model; its adapter stays loaded until the trace's resources are released.
+        """The route of the requested model; its model stays loaded until the trace's resources are released.
         ApiError 404 for an unknown model, 503 while the first models load."""
         for _ in range(LOOKUPS):
             route = self.supervisor.table.routes.get(model)
             if route is None:
                 break
             try:
-                trace.resources.enter_context(route.engine.lease(route.adapter))
-            except AdapterGone:
+                for id_ in (route.id, route.base) if route.on_invalid == "base" else (route.id,):
+                    trace.resources.enter_context(route.engine.models.lease(id_))
+            except ModelGone:
                 continue  # the table was replaced between the two lines; look up again
             trace.route = route
             return route
@@ -122,28 +117,14 @@ class Endpoint:
         raise ApiError(404, f"there is no model {model!r}; known: {known}", "model_not_found", "model")
 
     async def generation_request(self, trace: RequestTrace, request: ChatRequest, route: Route) -> GenerationRequest:
-        """The prompt as token ids, with the task's system prompt where the request has none, and its limits. An answer
-        is never longer than the limit of the evaluation. ApiError 400 when both do not fit into the context."""
+        """What goes to the route's engine, with the task's system prompt where the request has none. ApiError 400 when
+        it cannot be answered."""
         messages = request.chat
         if route.system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": route.system})
-        if isinstance(route.engine, ProviderEngine):
-            return provider_request(route, request, messages)  # the provider counts its tokens, and refuses too many
-        context = route.embedded.context
-        characters = sum(len(message["content"]) for message in messages)
-        if characters > CHARACTERS_PER_TOKEN * context:
-            raise _too_long(f"the prompt has {characters} characters", context)
-        try:  # tokenizing a long prompt takes time: in a thread, so that the event loop serves other requests
-            ids = await asyncio.to_thread(encode, route.embedded.tokenizer, messages)
-        except ModelError as error:  # the chat template does not support this order of roles
-            raise ApiError(400, f"`messages`: {error.message}", "invalid_value", "messages") from error
-        room = context - len(ids)
-        answer_tokens = min(request.max_answer_tokens or max(room, 1), route.max_new_tokens)
-        if answer_tokens > room:
-            raise _too_long(f"the prompt has {len(ids)} tokens and the answer may have {answer_tokens}", context)
-        trace.prompt_tokens = len(ids)
-        sampling = (request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p, request.seed or 0)
-        return GenerationRequest(route.adapter, ids, route.prefix_ids, answer_tokens, *sampling, stop=route.stop_rule)
+        made = await route.chat.request(route, request, messages)
+        trace.prompt_tokens = len(made.prompt_ids)
+        return made
 
     def _refuse(self, trace: RequestTrace, error: ApiError) -> ApiError:
         self.recorder.refused(trace, error)
@@ -219,12 +200,3 @@ def _answer_trace(trace: RequestTrace, route: Route, result: Result) -> AnswerTr
 
 def _engine_error(error: GenerationFailed) -> ApiError:
     return ApiError(500, f"the model failed: {error}", "engine_error")
-
-
-def _too_long(what: str, context: int) -> ApiError:
-    return ApiError(
-        400,
-        f"{what}: the model takes {context} tokens together; shorten `messages`, or lower `max_tokens`",
-        "context_length_exceeded",
-        "messages",
-    )

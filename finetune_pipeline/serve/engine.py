@@ -1,19 +1,21 @@
-"""The inference engine: one base model in this process, several LoRA adapters on it, continuous batching.
+"""The inference engine: the models of this process, LoRA adapters on them, continuous batching.
 
-    engine = Engine(base_folder)                             # loads the weights; seconds
-    engine.load("9be0…", adapter_folder)                     # while requests run, between two steps
-    with engine.lease("9be0…"):                              # the adapter stays loaded within the block
-        ticket = engine.submit(GenerationRequest("9be0…", prompt_ids, prefix_ids, max_new_tokens), sink)
-    engine.unload("9be0…")                                   # after the last lease is released
+    engine = Engine()
+    base, tuned = BaseId("77c1…"), ModelId(BaseId("77c1…"), "9be0…")
+    engine.models.load_base(base, base_folder)               # reads the weights; seconds, while requests run
+    engine.models.load(tuned, adapter_folder)                # between two steps
+    with engine.models.lease(tuned):                         # the model stays loaded within the block
+        ticket = engine.submit(GenerationRequest(tuned, prompt_ids, prefix_ids, max_new_tokens), sink)
+    engine.models.unload(tuned)                              # after the last lease is released
 
-One thread owns the model: loading, unloading and computing happen there only. It steps the decoders of decoder_pool.py
-(inference/decoder.py, the evaluation's own) in turn, so that long requests do not delay short ones; requests are added
-and end between steps. LoRA weights stay unmerged; adapter `None` is the base model. A request is
-computed by one adapter from its first token to its last, and an answer does not depend on other requests.
+Versions of different kinds live side by side: adapters on one base, an adapter on the base in 4 bits, full weights
+(loaded_models.py). One thread owns all models: computing, adding and removing happen there only. It steps the decoders
+of decoder_pool.py (inference/decoder.py, the evaluation's own) in turn, so that long requests do not delay short ones;
+requests are added and end between steps. LoRA weights stay unmerged. A request is computed by one model from its first
+token to its last, and an answer does not depend on other requests.
 
 Why not transformers' continuous batching: it holds one adapter for all requests, and returned wrong results in cases
-that its issues describe; the evaluation's decoder makes "served equals evaluated" true by construction. The file is
-longer than 250 lines because the queue and the thread share one lock.
+that its issues describe; the evaluation's decoder makes "served equals evaluated" true by construction.
 """
 
 from __future__ import annotations
@@ -23,18 +25,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from finetune_pipeline.errors import ServingError
-from finetune_pipeline.inference.adapters import Adapters
-from finetune_pipeline.serve.adapter_leases import AdapterLeases
-from finetune_pipeline.serve.decoder_pool import CACHED_TOKENS, DecoderPool
 from finetune_pipeline.serve.generation_request import DecoderKey, EngineFull, GenerationRequest, Ticket, TokenEvent
+from finetune_pipeline.serve.loaded_models import LoadedModels
+from finetune_pipeline.serve.model_pool import ModelPool
 
 if TYPE_CHECKING:
     from finetune_pipeline.inference.decoder import Request, Token
@@ -58,18 +57,9 @@ class _Pending:
 class Engine:
     """See the module's docstring. Every method may be called from any thread."""
 
-    def __init__(self, base: Path, max_sequences: int = MAX_SEQUENCES, max_requests: int = MAX_REQUESTS) -> None:
-        """Load the base model in the folder `base`. ModelError when it cannot be loaded."""
-        from finetune_pipeline.inference.loading import load
-        from finetune_pipeline.inference.model_family import max_sequence_tokens
-
-        loaded = load(base)
-        self.tokenizer = loaded.tokenizer
-        self._adapters = Adapters(loaded.model)
-        self._decoders = DecoderPool(loaded.model, loaded.eos_ids, self._adapters, max_sequences)
-        self.context = min(max_sequence_tokens(loaded.model.config), CACHED_TOKENS)
+    def __init__(self, max_sequences: int = MAX_SEQUENCES, max_requests: int = MAX_REQUESTS) -> None:
+        self._pool = ModelPool(max_sequences)
         self._max_requests = max_requests
-        self._leases = AdapterLeases()
         self._pending: dict[str, _Pending] = {}
         self._inbox: deque[tuple[DecoderKey, Request]] = deque()
         self._canceled: set[str] = set()
@@ -78,8 +68,8 @@ class Engine:
         self.steps = 0  # forward passes since the start: shows a waiting client that work goes on
         self._wake = threading.Condition()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self.models = LoadedModels(self._pool, self._wake, self._on_thread)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)  # starts with the first call
 
     # from any thread ----------------------------------------------------------------------------------------
 
@@ -87,38 +77,8 @@ class Engine:
     def busy(self) -> tuple[int, int]:
         """How many requests run, and how many wait for a slot."""
         with self._wake:
-            running, waiting = self._decoders.counts
+            running, waiting = self._pool.counts
             return running, waiting + len(self._inbox)
-
-    @property
-    def loaded(self) -> frozenset[str]:
-        with self._wake:
-            return frozenset(self._leases.loaded)
-
-    def load(self, adapter: str, folder: Path) -> None:
-        """Load the adapter in `folder` under its content hash. StorageError when it does not fit the base model."""
-        self._call(lambda: self._load(adapter, folder))
-
-    def unload(self, adapter: str) -> None:
-        """Unload the adapter after its last lease is released. Returns at once; no new lease is possible."""
-        with self._wake:
-            if self._leases.retire(adapter):
-                self._schedule_unload(adapter)
-
-    @contextmanager
-    def lease(self, adapter: str | None) -> Iterator[None]:
-        """Keep the adapter loaded within the block. AdapterGone when it is not loaded any more."""
-        if adapter is None:
-            yield
-            return
-        with self._wake:
-            self._leases.acquire(adapter)
-        try:
-            yield
-        finally:
-            with self._wake:
-                if self._leases.release(adapter):
-                    self._schedule_unload(adapter)
 
     def submit(self, request: GenerationRequest, sink: Sink) -> Ticket:
         """Queue a request; `sink` is called with its events on the engine's thread, and has to return at once. Returns
@@ -153,15 +113,17 @@ class Engine:
     def stop(self, timeout: float = 2.0) -> None:
         """`abort`, and end the thread after its present step; waits up to `timeout` seconds for that."""
         self.abort()
-        self._thread.join(timeout)
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
 
     @property
     def is_alive(self) -> bool:
         """Whether the thread has not ended."""
         return self._thread.is_alive()
 
-    def _call(self, function: Callable[[], T]) -> T:
-        """Run `function` on the engine's thread, between two steps."""
+    def _on_thread(self, function: Callable[[], T]) -> Future[T]:
+        """Run `function` on the engine's thread, between two steps. ServingError when the engine is stopping; then
+        nothing waits for it any more."""
         future: Future[T] = Future()
 
         def call() -> None:
@@ -172,10 +134,13 @@ class Engine:
 
         with self._wake:
             if self._stopping:
-                raise ServingError("the engine is stopping", "start the endpoint again")
-            self._calls.append(call)
-            self._wake.notify()
-        return future.result()
+                future.set_exception(ServingError("the engine is stopping", "start the endpoint again"))
+            else:
+                self._calls.append(call)
+                if self._thread.ident is None:
+                    self._thread.start()
+                self._wake.notify()
+        return future
 
     def _fail_all(self, message: str) -> None:
         with self._wake:
@@ -189,11 +154,6 @@ class Engine:
         if pending is not None:
             pending.sink(event)
 
-    def _schedule_unload(self, adapter: str) -> None:
-        """Called with the lock held."""
-        self._calls.append(lambda: self._unload(adapter))
-        self._wake.notify()
-
     # on the engine's thread ---------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -203,17 +163,17 @@ class Engine:
             while not self._stopping:
                 try:
                     if self._take_work():
-                        for key in self._decoders.keys:
+                        for key in self._pool.keys:
                             self._step(key)
                 except Exception as error:  # any: fail the requests and restart, rather than leave them waiting
                     log.exception("the engine failed and restarts; all requests end with an error")
-                    self._decoders.clear()
+                    self._pool.clear()
                     self._fail_all(str(error))
 
     def _take_work(self) -> bool:
         """Wait for work, then do the calls, cancel, and add the requests of the inbox. False: stop."""
         with self._wake:
-            while not (self._stopping or self._calls or self._inbox or self._canceled or any(self._decoders.counts)):
+            while not (self._stopping or self._calls or self._inbox or self._canceled or any(self._pool.counts)):
                 self._wake.wait()
             calls, self._calls = self._calls, deque()
             inbox, self._inbox = self._inbox, deque()
@@ -223,7 +183,7 @@ class Engine:
         for call in calls:
             call()
         if canceled:
-            self._decoders.cancel(canceled)
+            self._pool.cancel(canceled)
         for key, request in inbox:
             if request.id not in canceled:
                 self._add_request(key, request)
@@ -233,20 +193,20 @@ class Engine:
         if request.id not in self._pending:  # it has failed together with its decoder since
             return
         try:
-            self._decoders.add_request(key, request)
+            self._pool.add_request(key, request)
         except Exception as error:  # the request ends with it; the thread goes on for the others
             log.exception("a request could not be started")
             self._end(request.id, TokenEvent(-1, "error", str(error)))
 
     def _step(self, key: DecoderKey) -> None:
-        if self._decoders.is_idle(key):
+        if self._pool.is_idle(key):
             return
         began = time.perf_counter()
         try:
-            started, tokens = self._decoders.step(key)
+            started, tokens = self._pool.step(key)
             self.steps += 1
         except Exception as error:  # out of memory, for example: these requests end with it, the thread goes on
-            log.exception("a step of %s failed", key.adapter or "the base model")
+            log.exception("a step of %s failed", key.model.adapter or "the base model")
             self._fail_decoder(key, str(error))
             return
         self._deliver(started, began, tokens)
@@ -263,20 +223,8 @@ class Engine:
                 pending.sink(TokenEvent(token.token))
 
     def _fail_decoder(self, key: DecoderKey, message: str) -> None:
-        self._decoders.discard(key)
+        self._pool.discard(key)
         with self._wake:
             failed = [id_ for id_, pending in self._pending.items() if pending.key == key]
         for id_ in failed:
             self._end(id_, TokenEvent(-1, "error", message))
-
-    def _load(self, adapter: str, folder: Path) -> None:
-        self._adapters.load(adapter, folder)
-        with self._wake:
-            self._leases.add(adapter)
-
-    def _unload(self, adapter: str) -> None:
-        with self._wake:
-            if self._leases.needed(adapter):
-                return
-        self._decoders.discard_adapter(adapter)
-        self._adapters.unload(adapter)

@@ -12,15 +12,12 @@ check is that of cleaning and evaluation (clean/answers.py).
 
 from __future__ import annotations
 
-import asyncio
-import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
-from finetune_pipeline.config import AnswerFormat
-from finetune_pipeline.inference.generate import text_of
 from finetune_pipeline.serve.detokenizer import TextStream
-from finetune_pipeline.serve.generation_request import GenerationRequest, TokenEvent
+from finetune_pipeline.serve.generation_request import GenerationRequest
 from finetune_pipeline.serve.model_routes import Route
 from finetune_pipeline.serve.traffic import Status
 
@@ -46,68 +43,36 @@ class Result:
     first_token: float | None
 
 
-class Generation:
-    """One request in the engine, read from the event loop. `close` frees its slot; call it in any case."""
+class Generation(ABC):
+    """One request that is being answered, read from the event loop. `close` frees its slot; call it in any case."""
 
-    def __init__(self, route: Route, request: GenerationRequest, stop: tuple[str, ...]) -> None:
-        """Submit the request. EngineFull when too many are running or waiting."""
-        self._engine = engine = route.embedded
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[TokenEvent] = asyncio.Queue()
-        self._stream = TextStream(lambda ids: text_of(engine.tokenizer, ids), route.answer or AnswerFormat(), stop)
-        self.completion_tokens = 0
-        self.prompt_tokens = len(request.prompt_ids)
+    def __init__(self, stream: TextStream, prompt_tokens: int) -> None:
+        self._stream = stream
+        self.prompt_tokens, self.completion_tokens = prompt_tokens, 0
         self.first_token: float | None = None
         self.finish = "stop"
-        self._ticket = engine.submit(request, self._receive)
 
     @property
     def text(self) -> str:
         return self._stream.text
 
     @property
+    @abstractmethod
     def queued(self) -> float:
         """Seconds that the request waited for a slot in the engine."""
-        return self._ticket.queued
 
+    @abstractmethod
     def close(self) -> None:
-        self._engine.cancel(self._ticket)
+        """End the request, and free its slot; no effect when it has ended."""
 
-    async def deltas(self) -> AsyncIterator[str]:
+    @abstractmethod
+    def deltas(self) -> AsyncIterator[str]:
         """The answer's text in deltas, as they become final. GenerationFailed when the engine fails."""
-        while True:
-            event = await self._queue.get()
-            if event.reason == "error":
-                raise GenerationFailed(event.error)
-            self.completion_tokens += 1
-            self.first_token = self.first_token or time.perf_counter()
-            if event.reason != "eos" and (text := self._stream.add(event.token)):
-                yield text
-            if event.reason is not None or self._stream.stopped:
-                self.finish = "length" if event.reason == "length" and not self._stream.stopped else "stop"
-                break
-        self.close()
-        if rest := self._stream.end():
-            yield rest
 
     async def full_text(self) -> str:
         async for _ in self.deltas():
             pass
         return self.text
-
-    def _receive(self, event: TokenEvent) -> None:
-        """Called on the engine's thread."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
-
-
-def start(route: Route, request: GenerationRequest, stop: tuple[str, ...]) -> Generation:
-    """Submit the request to the route's engine. EngineFull when too many are running or waiting."""
-    from finetune_pipeline.serve.provider_generation import ProviderGeneration, ProviderRequest
-
-    if isinstance(request, ProviderRequest):
-        return ProviderGeneration(route, request, stop)
-    return Generation(route, request, stop)
 
 
 def format_problem(route: Route, text: str) -> str | None:
@@ -137,11 +102,11 @@ async def apply_policy(route: Route, request: GenerationRequest, stop: tuple[str
         return replace(result, status="rejected")
     to_base = route.on_invalid == "base"
     retry = (
-        replace(request, adapter=None)
+        replace(request, model=route.base)
         if to_base
         else replace(request, temperature=RETRY_TEMPERATURE, seed=request.seed + 1)
     )
-    second = start(route, retry, stop)
+    second = route.chat.start(route, retry, stop)
     try:
         await second.full_text()
     finally:

@@ -1,6 +1,7 @@
 """What goes into the engine and what comes out: a request, the events of its tokens, a ticket to cancel it.
 
-GenerationRequest("9be0…", prompt_ids, prefix_ids, max_new_tokens=64)
+base = BaseId("77c1…", quantized=False, precision="auto")
+GenerationRequest(ModelId(base, adapter="9be0…"), prompt_ids, prefix_ids, max_new_tokens=64)
 TokenEvent(1437)
 TokenEvent(2, reason="eos")
 """
@@ -12,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune_pipeline.config import Precision
+
 SIZES = (1024, 4096)  # upper bounds of the size classes, in tokens of a sequence without prefix: prompt and answer
 
 
@@ -19,17 +22,36 @@ class EngineFull(Exception):
     """The engine holds `max_requests` requests already."""
 
 
-class AdapterGone(Exception):
-    """The adapter was unloaded after its name was looked up; look it up again."""
+class ModelGone(Exception):
+    """The model was unloaded after its name was looked up; look it up again."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseId:
+    """A model that takes adapters. `weights` identifies its files (a hash, equal in all tasks): the base model's, or
+    those of an artifact with full weights; at a provider, its name there. `quantized`: in 4 bits; `precision` as in
+    `serve.precision`."""
+
+    weights: str
+    quantized: bool = False
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelId:
+    """What answers a request: a base with an adapter (a content hash), or the base alone (None)."""
+
+    base: BaseId
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderKey:
-    """Requests that one decoder computes together: same adapter, same shared prefix, same class of size. A decoder's
+    """Requests that one decoder computes together: same model, same shared prefix, same class of size. A decoder's
     cache has one length for all slots, that of the longest sequence: a long one among short ones would leave room for a
     few only, or wait until few are left."""
 
-    adapter: str | None
+    model: ModelId
     prefix_ids: tuple[int, ...]
     size_class: int
 
@@ -40,11 +62,11 @@ class DecoderKey:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt for one adapter (None: the base model). `prefix_ids` are the tokens that this task's prompts begin
+    """One prompt for one model. `prefix_ids` are the tokens that this task's prompts begin
     with: computed once for all of them; a prompt that begins otherwise is computed in full. `stop` takes the answer's
     ids so far, and ends the answer when it returns True."""
 
-    adapter: str | None
+    model: ModelId
     prompt_ids: Sequence[int]
     prefix_ids: tuple[int, ...]
     max_new_tokens: int
@@ -59,7 +81,7 @@ class GenerationRequest:
         shares_prefix = len(self.prompt_ids) > length and tuple(self.prompt_ids[:length]) == self.prefix_ids
         tokens = len(self.prompt_ids) - length * shares_prefix + self.max_new_tokens
         prefix = self.prefix_ids if shares_prefix else ()
-        return DecoderKey(self.adapter, prefix, sum(tokens > size for size in SIZES))
+        return DecoderKey(self.model, prefix, sum(tokens > size for size in SIZES))
 
 
 @dataclass(frozen=True, slots=True)

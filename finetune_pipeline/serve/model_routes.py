@@ -1,8 +1,8 @@
 """From a desired version to a route: finds and verifies its artifacts, and reads its prompt and answer format.
 
     artifacts = find_artifacts(store, version)
-    engine.load(version.adapter, artifacts.adapter.folder)
-    make_route(store, version, artifacts, engine, now)          # Route("support_tickets", version=4, …)
+    models = load_embedded(engine, version, artifacts)  # embedded_chat.py; or load_forwarded of provider_chat.py
+    make_route(store, version, artifacts, models, now)  # Route("support_tickets", version=4, …)
 
 System prompt and answer format are those of the adapter's manifest, with which it was trained; task.yaml may have
 changed since.
@@ -12,18 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from finetune_pipeline.config import AnswerFormat, Base, OnInvalid, Prompt
+from finetune_pipeline.config import AnswerFormat, Base, OnInvalid, Precision, Prompt
 from finetune_pipeline.errors import StorageError
-from finetune_pipeline.inference.generate import encode, text_of
-from finetune_pipeline.inference.prefix import common_prefix
-from finetune_pipeline.inference.stopping import StopRule
+from finetune_pipeline.models.trained_weights import Method, method_of
+from finetune_pipeline.providers.record import ProviderModel, read_record
 from finetune_pipeline.records import Artifact
 from finetune_pipeline.serve.deployment_state import Version
-from finetune_pipeline.serve.engine import Engine
-from finetune_pipeline.serve.provider_engine import ProviderEngine
-from finetune_pipeline.serve.serving_engine import ServingEngine
+from finetune_pipeline.serve.generation_request import ModelId
+from finetune_pipeline.serve.serving_engine import ChatModel, ServingEngine
 from finetune_pipeline.store import TaskStore
 
 BASE = "base"
@@ -31,36 +29,30 @@ BASE = "base"
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What is served under one model name. `adapter` is a content hash, None for the base model (`version` 0); `since`
-    is when this process began to serve it (UTC, ISO 8601)."""
+    """What is served under one model name. `adapter` is the content hash of what was trained, None for the base model
+    (`version` 0); `id` is what answers in the engine, and `base` the base model there; `chat` asks both; `since` is
+    when this process began to serve it (UTC, ISO 8601)."""
 
     model: str
     task: str
     version: int
     adapter: str | None
     engine: ServingEngine
+    id: ModelId
+    base: ModelId
+    chat: ChatModel
     system: str
-    prefix_ids: tuple[int, ...]
     answer: AnswerFormat | None
     on_invalid: OnInvalid
     log_text: bool
     max_new_tokens: int
+    precision: Precision
     since: str
-
-    @property
-    def embedded(self) -> Engine:
-        """The engine where it computes in this process: the only one with a tokenizer."""
-        return cast(Engine, self.engine)
 
     @property
     def fingerprint(self) -> str:
         """OpenAI's `system_fingerprint`: identifies the model that answered."""
         return f"{self.task or BASE}@{self.label}" + (f":{self.adapter}" if self.adapter else "")
-
-    @property
-    def stop_rule(self) -> StopRule:
-        """Ends an answer before the model does; the same rule as in the evaluation."""
-        return StopRule(lambda ids: text_of(self.embedded.tokenizer, ids), self.answer or AnswerFormat())
 
     @property
     def label(self) -> str:
@@ -70,7 +62,8 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class VersionArtifacts:
-    """The verified artifacts of a version. `weights` is a hash of the base model's files, equal in all tasks."""
+    """The verified artifacts of a version. `weights` is a hash of the base model's files, equal in all tasks; `method`
+    how the adapter artifact was trained here; `provider` is set where it is a provider's model instead."""
 
     adapter: Artifact
     base: Artifact
@@ -78,6 +71,18 @@ class VersionArtifacts:
     prompt: Prompt
     answer: AnswerFormat
     weights: str
+    method: Method
+    provider: ProviderModel | None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionModels:
+    """What was loaded for a version: `id` answers, `base` is its base model (with weights in 4 bits, in 4 bits)."""
+
+    engine: ServingEngine
+    id: ModelId
+    base: ModelId
+    chat: ChatModel
 
 
 def find_artifacts(store: TaskStore, version: Version) -> VersionArtifacts:
@@ -97,6 +102,7 @@ def find_artifacts(store: TaskStore, version: Version) -> VersionArtifacts:
             "run `finetune run` to make base model and adapter again",
         )
     declared = _declared(adapter, "prompt", "answer") | _declared(base, "base")
+    record = read_record(adapter.folder)
     return VersionArtifacts(
         adapter,
         base,
@@ -104,6 +110,8 @@ def find_artifacts(store: TaskStore, version: Version) -> VersionArtifacts:
         Prompt.model_validate(declared["prompt"]),
         AnswerFormat.model_validate(declared["answer"]),
         "{weights_sha256}-{tokenizer_sha256}".format_map(base.json("base_model.json")),
+        method_of(adapter.folder),
+        record.answering(None) if record else None,
     )
 
 
@@ -114,33 +122,26 @@ def base_folder(artifacts: VersionArtifacts) -> Path:
 
 
 def make_route(
-    store: TaskStore, version: Version, artifacts: VersionArtifacts, engine: ServingEngine, now: str
+    store: TaskStore, version: Version, artifacts: VersionArtifacts, models: VersionModels, now: str
 ) -> Route:
-    """The route of `version` under its public name; `engine` has loaded its adapter."""
-    system = artifacts.prompt.system
+    """The route of `version` under its public name."""
     return Route(
         model=version.served_as,
         task=store.task,
         version=version.version,
         adapter=version.adapter,
-        engine=engine,
-        system=system,
-        prefix_ids=() if isinstance(engine, ProviderEngine) else prefix_of(cast(Engine, engine).tokenizer, system),
+        engine=models.engine,
+        id=models.id,
+        base=models.base,
+        chat=models.chat,
+        system=artifacts.prompt.system,
         answer=artifacts.answer,
         on_invalid=version.on_invalid,
         log_text=version.log_text,
         max_new_tokens=version.max_new_tokens,
+        precision=version.precision,
         since=now,
     )
-
-
-def prefix_of(tokenizer: Any, system: str) -> tuple[int, ...]:
-    """The token ids that all prompts with this system prompt begin with. Empty without a system prompt."""
-    if not system:
-        return ()
-    system_message = {"role": "system", "content": system}
-    chats = [[system_message, {"role": "user", "content": user}] for user in ("a", "Z")]
-    return tuple(common_prefix([encode(tokenizer, chat) for chat in chats]))
 
 
 def _declared(artifact: Artifact, *sections: str) -> dict[str, Any]:

@@ -138,6 +138,11 @@ class ChatRequest(BaseModel):
         return self.max_completion_tokens or self.max_tokens
 
     @property
+    def sampling(self) -> tuple[float, float, int]:
+        """Temperature, top_p and seed; without them greedy decoding."""
+        return self.temperature or 0.0, 1.0 if self.top_p is None else self.top_p, self.seed or 0
+
+    @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 

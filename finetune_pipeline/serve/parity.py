@@ -8,6 +8,9 @@ Another chat template, a missing system prompt, a tokenizer that adds a token, a
 loaded only in part: each of these changes answers, and shows here before any user sees it. Answers are compared as
 values (JSON objects by content, labels by name); two answers that break the format are compared as text.
 
+In bf16 the gate cannot be exact: an answer depends on which requests are computed together, where two tokens are nearly
+equally probable. The share that `serve.parity` allows to differ has to cover that; a gate that fails in bf16 says so.
+
 The gate does not evaluate the model: the release decision did. The answers come from replay.py.
 """
 
@@ -22,6 +25,11 @@ from finetune_pipeline.clean.answers import parse
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.records import Answer, Check, Example, Json, Verdict
 from finetune_pipeline.statistics.formatting import percent, percent_down
+
+BF16_NOTE = (
+    "; the evaluation computed in bf16, where near ties between two tokens depend on the batch: with `serve.precision: "
+    "fp32` they do not; or lower `serve.parity`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +104,9 @@ def compare(
     return ParityResult(rows, len(base), sum(served[id_] != text for id_, text in base.items()))
 
 
-def evaluate_parity(parity: ParityResult, threshold: float, about: str) -> Verdict:
-    """Passes when the share of equal answers reaches `threshold`, and one answer differs from the base model's."""
+def evaluate_parity(parity: ParityResult, threshold: float, about: str, precision: str = "fp32") -> Verdict:
+    """Passes when the share of equal answers reaches `threshold`, and one answer differs from the base model's.
+    `precision`: what the evaluation computed in, "bf16" or "fp32"."""
     equal, total = sum(row.equal for row in parity.rows), len(parity.rows)
     checks = (
         Check(
@@ -114,6 +123,7 @@ def evaluate_parity(parity: ParityResult, threshold: float, about: str) -> Verdi
     if not passed:
         failed = "; ".join(check.name for check in checks if not check.passed)
         summary += f"; failed: {failed}{_differing(parity.rows)}; no traffic was moved"
+        summary += BF16_NOTE if precision == "bf16" and parity.share < threshold else ""
     figures: dict[str, Json] = {
         "rows": total,
         "equal": equal,

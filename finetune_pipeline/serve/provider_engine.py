@@ -1,12 +1,13 @@
-"""An engine that forwards requests to a managed provider: for versions whose weights are not on this machine.
+"""An engine that forwards requests to a managed provider: for a version whose weights are not on this machine.
 
     engine = ProviderEngine(record.answering(None))
-    engine.load("9be0…", adapter_folder)
-    engine.model_of("9be0…")           # "ft:gpt-4.1-mini-2025-04-14:acme:parcels:9x1"
-    engine.model_of(None)              # "gpt-4.1-mini-2025-04-14": the provider's model before the tuning
+    tuned, base = engine.models.add("9be0…")
+    engine.name_of(tuned)           # "ft:gpt-4.1-mini-2025-04-14:acme:parcels:9x1"
+    engine.name_of(base)            # "gpt-4.1-mini-2025-04-14": the provider's model before the tuning
 
 The endpoint's own keys, its traffic log, the check of the answer's format and the parity gate stay as they are; the
-provider's key is read from the endpoint's environment, and is not a client's to see or to choose.
+provider's key is read from the endpoint's environment, and is not a client's to see or to choose. How a request is
+forwarded: provider_chat.py.
 """
 
 from __future__ import annotations
@@ -14,14 +15,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_pipeline.errors import StorageError
 from finetune_pipeline.providers.connection import Connection, connect_async, connection_of
-from finetune_pipeline.providers.record import ProviderModel, read_record
-from finetune_pipeline.serve.adapter_leases import AdapterLeases
-from finetune_pipeline.serve.generation_request import EngineFull
+from finetune_pipeline.providers.record import ProviderModel
+from finetune_pipeline.serve.generation_request import BaseId, EngineFull, ModelId
+from finetune_pipeline.serve.model_leases import ModelLeases
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -29,30 +28,67 @@ if TYPE_CHECKING:
 MAX_REQUESTS = 64  # open at the same time; more are refused, as by the embedded engine
 
 
+class ProviderModels:
+    """See serving_engine.ServedModels. The tuned model and the one before the tuning; nothing is loaded here."""
+
+    def __init__(self, base: BaseId) -> None:
+        self._base = base
+        self._leases = ModelLeases()
+        self._lock = threading.Lock()
+
+    def add(self, adapter: str) -> tuple[ModelId, ModelId]:
+        """Let both be leased; `adapter` is the content hash of the tuned one. Returns the tuned one and the base."""
+        tuned, base = ModelId(self._base, adapter), ModelId(self._base)
+        with self._lock:
+            self._leases.add(tuned)
+            self._leases.add(base)
+        return tuned, base
+
+    @property
+    def loaded(self) -> frozenset[ModelId]:
+        with self._lock:
+            return frozenset(self._leases.loaded)
+
+    @property
+    def needed(self) -> bool:
+        """Whether one is loaded or leased."""
+        with self._lock:
+            return self._leases.base_needed(self._base)
+
+    def unload(self, model: ModelId) -> None:
+        with self._lock:
+            self._leases.retire(model)
+
+    @contextmanager
+    def lease(self, model: ModelId) -> Iterator[None]:
+        with self._lock:
+            self._leases.acquire(model)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._leases.release(model)
+
+
 class ProviderEngine:
     """See the module's docstring, and serving_engine.ServingEngine."""
 
     def __init__(self, model: ProviderModel, max_requests: int = MAX_REQUESTS) -> None:
         """DeclarationError when the provider's key is not in the environment, ModelError when `openai` is missing."""
-        self._provider = model.provider
+        self._model = model
         self.where: Connection = connection_of(model.provider, model.base_url)
-        self._client: AsyncOpenAI = connect_async(self.where)
+        self.client: AsyncOpenAI = connect_async(self.where)  # for one event loop, the endpoint's
+        # Tasks share a base where the same key pays for it:
+        self.models = ProviderModels(BaseId(f"{model.provider.model} at {self.where.url}, {self.where.key_variable}"))
         self._max_requests = max_requests
-        self._models: dict[str, str] = {}
-        self._leases = AdapterLeases()
         self._open = 0
         self._stopping = False
         self._lock = threading.Lock()
         self.steps = 0
 
-    @property
-    def client(self) -> AsyncOpenAI:
-        """For one event loop, the endpoint's."""
-        return self._client
-
-    def model_of(self, adapter: str | None) -> str:
-        """The name of the model in requests to the provider; None: the model before the tuning."""
-        return self._provider.model if adapter is None else self._models[adapter]
+    def name_of(self, model: ModelId) -> str:
+        """The model's name in requests to the provider."""
+        return self._model.provider.model if model.adapter is None else self._model.model
 
     @property
     def busy(self) -> tuple[int, int]:
@@ -60,33 +96,8 @@ class ProviderEngine:
 
     @property
     def is_alive(self) -> bool:
+        """False: it has no thread."""
         return False
-
-    def load(self, adapter: str, folder: Path) -> None:
-        """Read the adapter's provider.json. StorageError when it has none."""
-        record = read_record(folder)
-        if record is None:
-            raise StorageError(f"{folder} is no provider's model", "make the adapter again with `finetune run`")
-        with self._lock:
-            self._models[adapter] = record.answering(None).model
-            self._leases.add(adapter)
-
-    def unload(self, adapter: str) -> None:
-        with self._lock:
-            self._leases.retire(adapter)
-
-    @contextmanager
-    def lease(self, adapter: str | None) -> Iterator[None]:
-        if adapter is None:
-            yield
-            return
-        with self._lock:
-            self._leases.acquire(adapter)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._leases.release(adapter)
 
     def begin(self) -> None:
         """Count one more open request. EngineFull when there are `max_requests`, or the endpoint is stopping."""

@@ -3,7 +3,7 @@
     support_tickets           the champion
     support_tickets@4         version 4, while it is champion or challenger
     support_tickets@base      the base model with the task's system prompt
-    base                      the base model without it, where all tasks share one
+    base                      the base model without it, where all tasks share one (in 4 bits, if all versions are)
 
 A task's status in GET /version is in version_response.py.
 """
@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 
 from finetune_pipeline.serve.deployment_state import DeploymentState, Version, VersionRecord, version_record
 from finetune_pipeline.serve.model_routes import BASE, Route
-from finetune_pipeline.serve.serving_engine import ServingEngine
 from finetune_pipeline.serve.version_response import ServedRoute, TaskVersions
 
 
@@ -60,7 +59,7 @@ def build_table(tasks: Mapping[str, ServingStatus]) -> RoutingTable:
     """All model names of these tasks. When two tasks have the same name, the first in the alphabet has it, and the
     status of the other gets an error."""
     statuses, routes = dict(tasks), dict[str, Route]()
-    engines: dict[ServingEngine, Route] = {}
+    bases: dict[str, Route] = {}  # by the hash of their weights, or a provider's name for them
     for task, status in tasks.items():
         for route, is_challenger in ((status.champion, False), (status.challenger, True)):
             if route is None:
@@ -70,11 +69,13 @@ def build_table(tasks: Mapping[str, ServingStatus]) -> RoutingTable:
                 error = f"the name {name!r} is taken; declare another one as `serve.alias`"
                 statuses[task] = replace(status, errors={**status.errors, "name": error})
                 continue
-            engines.setdefault(route.engine, route)
+            shared = bases.get(route.base.base.weights)
+            if shared is None or (shared.base.base.quantized and not route.base.base.quantized):
+                bases[route.base.base.weights] = route
             routes |= {named.model: named for named in _names(route) if not (is_challenger and named.model == name)}
-    if len(engines) == 1:
-        route = _base(next(iter(engines.values())))
-        routes[BASE] = replace(route, model=BASE, task="", system="", prefix_ids=(), answer=None)
+    if len(bases) == 1:
+        route = _base(next(iter(bases.values())))
+        routes[BASE] = replace(route, model=BASE, task="", system="", answer=None)
     return RoutingTable(routes, statuses)
 
 
@@ -86,4 +87,4 @@ def _names(route: Route) -> Iterator[Route]:
 
 
 def _base(route: Route) -> Route:
-    return replace(route, version=0, adapter=None, on_invalid="flag")
+    return replace(route, version=0, adapter=None, id=route.base, on_invalid="flag")

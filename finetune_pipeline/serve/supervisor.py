@@ -1,7 +1,11 @@
 """Makes the running endpoint serve the desired state: polls every task's deployment_state.json each second.
 
-    deployment_state.json: version 4     find and verify the adapter, load it, then replace the whole routing table:
+    deployment_state.json: version 4     find and verify its files, load them, then replace the whole routing table:
     routes so far: version 3             running requests end on 3, new ones go to 4; then 3 is unloaded
+
+Both may be of any kind: an adapter on a base model, on the same in 4 bits, or full weights, which one engine of this
+process computes for all tasks (embedded_chat.py); or a provider's model, which has an engine that forwards to it
+(provider_chat.py).
 
 There is no restart, and no request fails or changes its version. A version that cannot be served (a file is missing or
 changed, the adapter does not fit) leaves the version before it in place; the error is in /version under `errors`, in
@@ -15,17 +19,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from finetune_pipeline.errors import FinetuneError, StorageError
-from finetune_pipeline.providers.record import read_record
+from finetune_pipeline.providers.record import ProviderModel
 from finetune_pipeline.serve import deployment_state
 from finetune_pipeline.serve.deployment_state import Version
+from finetune_pipeline.serve.embedded_chat import load_embedded
 from finetune_pipeline.serve.engine import Engine
 from finetune_pipeline.serve.metrics import Metrics
-from finetune_pipeline.serve.model_routes import Route, VersionArtifacts, base_folder, find_artifacts, make_route
+from finetune_pipeline.serve.model_routes import Route, VersionArtifacts, VersionModels, find_artifacts, make_route
+from finetune_pipeline.serve.provider_chat import load_forwarded
 from finetune_pipeline.serve.provider_engine import ProviderEngine
 from finetune_pipeline.serve.routing_table import RoutingTable, ServingStatus, build_table
 from finetune_pipeline.serve.serving_engine import ServingEngine
@@ -37,14 +42,15 @@ log = logging.getLogger("finetune.supervisor")
 
 
 class Supervisor:
-    """`only`: serve this task only. `make_engine` loads an engine from a base model's folder."""
+    """`only`: serve this task only. `engine` holds the models of all tasks, but those of providers."""
 
-    def __init__(self, metrics: Metrics, only: str | None = None, make_engine: Callable[..., Engine] = Engine) -> None:
+    def __init__(self, metrics: Metrics, only: str | None = None) -> None:
         self.table = RoutingTable()
         self.ready = threading.Event()
         self.rounds = 0  # completed; two rounds after a desired state was written, it has been read
-        self._metrics, self._only, self._make_engine = metrics, only, make_engine
-        self._engines: dict[str, ServingEngine] = {}
+        self.engine = Engine()
+        self._forwarding: dict[str, ProviderEngine] = {}  # by adapter; replaced, not changed: other threads read it
+        self._metrics, self._only = metrics, only
         self._failed: dict[tuple[str, Version], tuple[str, float]] = {}
         self._last_error = ""  # of the last round: logged once
         self._stop = threading.Event()
@@ -55,20 +61,25 @@ class Supervisor:
 
     def abort(self) -> None:
         """End every running request with an error: the endpoint is about to end."""
-        for engine in list(self._engines.values()):
+        for engine in self.engines:
             engine.abort()
 
     def stop(self) -> None:
         """End the polling and every engine, after its present step."""
         self._stop.set()
         self._thread.join(1.0)  # it takes longer while a model is loaded
-        for engine in list(self._engines.values()):
+        for engine in self.engines:
             engine.stop()
+
+    @property
+    def engines(self) -> list[ServingEngine]:
+        """The one of this process, and one for each provider's model that is served."""
+        return [self.engine, *self._forwarding.values()]
 
     @property
     def is_alive(self) -> bool:
         """Whether a thread has not ended: one that computes or loads does not notice the stop."""
-        return self._thread.is_alive() or any(engine.is_alive for engine in list(self._engines.values()))
+        return self._thread.is_alive() or any(engine.is_alive for engine in self.engines)
 
     @property
     def failing_tasks(self) -> int:
@@ -77,12 +88,12 @@ class Supervisor:
 
     @property
     def steps(self) -> int:
-        """Forward passes of all engines."""
-        return sum(engine.steps for engine in list(self._engines.values()))
+        """Steps of all engines."""
+        return sum(engine.steps for engine in self.engines)
 
     def busy(self) -> tuple[int, int]:
         """Requests running and waiting, of all engines."""
-        counts = [engine.busy for engine in list(self._engines.values())]
+        counts = [engine.busy for engine in self.engines]
         return sum(running for running, _ in counts), sum(waiting for _, waiting in counts)
 
     def _run(self) -> None:
@@ -108,7 +119,7 @@ class Supervisor:
         if table.tasks != before.tasks:
             self.table = table
             self._report_errors(before)
-        self._unload_unused(before)
+        self._unload_unused()
 
     def _update_task(self, task: str, now: ServingStatus) -> ServingStatus:
         """`_update_status`, where no failure of any kind (an unforeseen manifest) affects another task."""
@@ -166,35 +177,39 @@ class Supervisor:
 
     def _load(self, store: TaskStore, version: Version) -> Route:
         artifacts = find_artifacts(store, version)
-        engine = self._engine(artifacts)
-        engine.load(version.adapter, artifacts.adapter.folder)
-        return make_route(store, version, artifacts, engine, datetime.now(UTC).isoformat(timespec="seconds"))
+        models = self._load_models(version, artifacts)
+        return make_route(store, version, artifacts, models, datetime.now(UTC).isoformat(timespec="seconds"))
 
-    def _engine(self, artifacts: VersionArtifacts) -> ServingEngine:
-        """The engine of this base model, or of this model at a provider; made with its first version."""
-        record = read_record(artifacts.adapter.folder)
-        key = f"provider {artifacts.adapter.content_hash}" if record else artifacts.weights
-        if key not in self._engines:
-            made = ProviderEngine(record.answering(None)) if record else self._make_engine(base_folder(artifacts))
-            self._engines[key] = made
-        return self._engines[key]
+    def _load_models(self, version: Version, artifacts: VersionArtifacts) -> VersionModels:
+        if artifacts.provider is not None:
+            return load_forwarded(self._engine_of(artifacts.provider, version.adapter), version)
+        return load_embedded(self.engine, version, artifacts)
 
-    def _unload_unused(self, before: RoutingTable) -> None:
-        """Unload adapters that no route uses any more, and base models that no task needs."""
-        used = {(route.engine, route.adapter) for route in self.table.routes.values()}
-        for engine, adapter in {(route.engine, route.adapter) for route in before.routes.values()} - used:
-            if adapter is not None:
-                engine.unload(adapter)
-                log.info("adapter %s is unloaded after its last request", adapter)
-        needed = {engine for engine, _ in used}
-        for weights, engine in list(self._engines.items()):
-            if engine not in needed and engine.busy == (0, 0):
-                del self._engines[weights]
-                engine.stop()
+    def _engine_of(self, provider: ProviderModel, adapter: str) -> ProviderEngine:
+        """The engine that forwards to this model; made with its first version."""
+        if adapter not in self._forwarding:
+            self._forwarding = {**self._forwarding, adapter: ProviderEngine(provider)}
+        return self._forwarding[adapter]
+
+    def _unload_unused(self) -> None:
+        """Unload the models that no route uses any more, and those of a version that could be loaded only in part."""
+        statuses = self.table.tasks.values()
+        served = [route for status in statuses for route in (status.champion, status.challenger) if route]
+        routes = [*served, *self.table.routes.values()]
+        used = {(route.engine, model) for route in routes for model in (route.id, route.base)}
+        for engine in self.engines:
+            for model in engine.models.loaded:
+                if (engine, model) not in used:
+                    engine.models.unload(model)
+                    if model.adapter is not None:
+                        log.info("adapter %s is unloaded after its last request", model.adapter)
+        if not all(engine.models.needed for engine in self._forwarding.values()):
+            self._forwarding = {key: engine for key, engine in self._forwarding.items() if engine.models.needed}
 
 
 def is_current(route: Route, version: Version) -> bool:
     """Whether this route serves this version with these settings."""
-    settings = (version.served_as, version.on_invalid, version.log_text, version.max_new_tokens)
+    settings = (version.served_as, version.on_invalid, version.log_text, version.max_new_tokens, version.precision)
     same_model = (route.version, route.adapter) == (version.version, version.adapter)
-    return same_model and (route.model, route.on_invalid, route.log_text, route.max_new_tokens) == settings
+    served = (route.model, route.on_invalid, route.log_text, route.max_new_tokens, route.precision)
+    return same_model and served == settings

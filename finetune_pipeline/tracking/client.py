@@ -25,6 +25,13 @@ ENCODING_HINT = (
     "check MLFLOW_TRACKING_URI, and percent-encode special characters in its user and password "
     "(`#` is %23, `/` is %2F, `?` is %3F, `@` is %40, a space is %20); then run again"
 )
+REFUSALS = (
+    "UNAUTHENTICATED",
+    "CUSTOMER_UNAUTHORIZED",
+    "PERMISSION_DENIED",
+    "ENDPOINT_NOT_FOUND",
+    "INVALID_PARAMETER_VALUE",
+)
 DRIVER_HINT = (
     "install what is missing; for PostgreSQL: `.venv/bin/uv pip install -p .venv -c requirements.lock -e '.[postgres]'`"
     " in the project's folder, and MLFLOW_TRACKING_URI=postgresql+psycopg2://… (with the driver's name); then run again"
@@ -61,6 +68,25 @@ def mlflow_errors() -> tuple[type[Exception], ...]:
     return MlflowException, RequestException, SQLAlchemyError, OSError, ImportError, ValueError
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether the error is of an address or a login that a person has to correct, and not an outage that ends by
+    itself."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in REFUSALS or lacks_encoding(mlflow_uri())
+    return isinstance(error, ImportError | ValueError) or lacks_encoding(mlflow_uri())
+
+
+def answers() -> bool:
+    """Whether MLflow answers a small request."""
+    try:
+        connect().search_experiments(max_results=1)
+    except mlflow_errors():
+        return False
+    return True
+
+
 def error_line(error: Exception) -> str:
     """The first line of an error's message, without the user and password of any address in it."""
     text = hide_credentials(str(error), mlflow_uri())
@@ -73,14 +99,20 @@ def server() -> str:
     return without_credentials(mlflow_uri())
 
 
-def connect() -> Any:
-    """The module mlflow, configured: telemetry off, short timeouts, tracking and registry at the configured address."""
+def load() -> Any:
+    """The module mlflow: telemetry off, short timeouts. Sends no request."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     for name, value in HTTP_LIMITS.items():
         os.environ.setdefault(name, value)
     import mlflow
 
+    return mlflow
+
+
+def connect() -> Any:
+    """The module mlflow, with tracking and registry at the configured address."""
+    mlflow = load()
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").addFilter(_hide_in_log)  # logs each failed connection with its address

@@ -2,58 +2,69 @@
 
     with training_run("support_tickets", state.run_id, {"lora.r": 16}) as run:
         run.log_metrics({"loss": 0.31}, step=12)
+    state.run_id = run.run_id
 
-A run ends as FINISHED, FAILED, or KILLED (canceled, to be resumed). An MLflow that stops or hangs during a run does
-not interrupt the training: metrics are sent by a separate thread and kept until they are accepted (tracking/outbox.py);
-everything else is logged as a warning.
+A run ends as FINISHED, FAILED, or KILLED (canceled, to be resumed). Everything is written to a journal on this machine
+first (journal.py), and delivered from there. So a training begins, goes on and ends while MLflow is away; what is left
+then is delivered later: by the next training, by `finetune up`, by the sensor `mlflow_delivery`, by `finetune sync`, or
+by the registration of the model. Only an address or a login that MLflow refuses is an error at the beginning.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline.errors import JobCanceled
-from finetune_pipeline.records import SILENT
-from finetune_pipeline.store import machine_lock, mlflow_artifacts, mlflow_uri
-from finetune_pipeline.tracking.client import connect, error_line, mlflow_call, mlflow_errors, none_if_missing
-from finetune_pipeline.tracking.outbox import Metrics, Outbox
+from finetune_pipeline.errors import JobCanceled, StorageError
+from finetune_pipeline.records import SILENT, Reporter
+from finetune_pipeline.tracking import journal as journals
+from finetune_pipeline.tracking.client import error_line, is_refusal, load, mlflow_call, mlflow_errors, server
+from finetune_pipeline.tracking.delivery import deliver, sync
+from finetune_pipeline.tracking.journal import Journal
+from finetune_pipeline.tracking.sender import MachineMetrics, Sender, now_ms
 
-log = logging.getLogger("finetune.tracking")
-LOCAL_HINT = "start it, or unset MLFLOW_TRACKING_URI to keep the runs on this machine; then run again"
+LOCAL_HINT = "correct it, or unset MLFLOW_TRACKING_URI to keep the runs on this machine; then run again"
 
 
 @dataclass(frozen=True)
 class Run:
-    """An open run. `step` counts optimizer steps. No method blocks for long or raises when MLflow is down."""
+    """An open run. `step` counts optimizer steps. No method waits for MLflow or raises when it is away; StorageError
+    when the disk of this machine is full."""
 
-    run_id: str
-    experiment_id: str
-    outbox: Outbox
+    journal: Journal
+    sender: Sender
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run, or its local one while MLflow does not know it (`delivery.delivered_run`)."""
+        return self.journal.place.run_id or self.journal.about.continues or self.journal.about.id
+
+    @property
+    def experiment_id(self) -> str | None:
+        """MLflow's id of the experiment; None while it is not known."""
+        return self.journal.place.experiment_id
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self.outbox.put(metrics, step)
+        values = {name: float(value) for name, value in metrics.items()}
+        self.journal.append("metrics", values=values, step=step, timestamp=now_ms())
+        self.sender.wake()
 
     def log_artifacts(self, folder: Path, path: str) -> None:
-        """Copy the files of `folder` to `path` in the run. `registry.register` repeats it if this failed."""
-        _warn_on_failure(path, lambda: connect().log_artifacts(str(folder), path, run_id=self.run_id))
+        """Put the files of `folder` to `path` in the run, at its end."""
+        self.journal.add_files(folder, path)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run, such as the state of a trial."""
-        client = connect().MlflowClient()
-        _warn_on_failure("tags", lambda: [client.set_tag(self.run_id, name, value) for name, value in tags.items()])
+        self.journal.append("tags", values=dict(tags))
+        self.sender.wake()
 
     def log_dataset(self, name: str, digest: str, rows: int) -> None:
         """Record the training data as the run's dataset, with its content hash as digest."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        dataset = Dataset(name, digest[:36], "local", name, profile=f'{{"num_rows": {rows}}}')
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
-        _warn_on_failure("the dataset", lambda: connect().MlflowClient().log_inputs(self.run_id, datasets=inputs))
+        self.journal.append("dataset", name=name, digest=digest, rows=rows)
+        self.sender.wake()
 
 
 @contextmanager
@@ -62,74 +73,100 @@ def training_run(
     run_id: str | None,
     params: Mapping[str, Any],
     tags: Mapping[str, str] | None = None,
+    report: Reporter = SILENT,
     parent: str | None = None,
 ) -> Iterator[Run]:
-    """Open a run in the task's experiment, or continue `run_id`; system metrics are recorded while it is open.
-    `parent`: the id of an open run that this one is a part of (tag `mlflow.parentRunId`), which records them.
+    """Open a run in the task's experiment, or continue `run_id`; metrics of the machine are recorded while it is open.
+    `parent`: `Run.run_id` of an open run that this one is shown below, and which records the metrics of the machine.
 
-    `params` are logged once, for a new run. A `run_id` that was deleted in MLflow is replaced by a new run, so that a
-    training does not depend on it. StorageError when MLflow is down at the start: better than after hours of training.
+    `params` are logged once, for a new run. A `run_id` that was deleted in MLflow is replaced by a new run. That MLflow
+    is away is reported. StorageError when it refuses the address or the login: better than after hours of training.
     """
-    with mlflow_call("open a run", LOCAL_HINT):
-        mlflow = connect()
-        known = run_id if run_id and _exists(run_id) else None
-        active = mlflow.start_run(
-            run_id=known,
-            experiment_id=experiment_id(task),
-            tags=dict(tags or {}),
-            log_system_metrics=parent is None,
-            nested=parent is not None,
-            parent_run_id=parent,
-        )
-        if known is None:
-            mlflow.log_params(dict(params))
-    open_id, status = active.info.run_id, "FINISHED"
-    outbox = Outbox(lambda item: _warn_on_failure("metrics", lambda: _log_batch(open_id, item)))
+    with _owned(task, run_id, params, tags or {}, parent) as journal:
+        _begin(journal, report)
+        sender = Sender(lambda: deliver(journal, with_files=False))
+        run = Run(journal, sender)
+        sender.wake()
+        machine = MachineMetrics(run.log_metrics) if parent is None else None
+        status = "FINISHED"
+        try:
+            yield run
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, JobCanceled) else "FAILED"
+            raise
+        finally:
+            if machine is not None:
+                machine.close()
+            journal.append("status", status=status, timestamp=now_ms())
+            if _end(journal, sender.close(), report) and status == "FINISHED":
+                _deliver_others(report)
+
+
+@contextmanager
+def _owned(
+    task: str, run_id: str | None, params: Mapping[str, Any], tags: Mapping[str, str], parent: str | None
+) -> Iterator[Journal]:
+    """The journal of the run, for this process alone. Another process may deliver and remove it before."""
+    while True:
+        journal = _journal(task, run_id, params, tags, parent)
+        with journals.own(journal, wait=True) as owned:
+            if owned:
+                yield journal
+                return
+
+
+def _journal(
+    task: str, run_id: str | None, params: Mapping[str, Any], tags: Mapping[str, str], parent: str | None
+) -> Journal:
+    """The journal that has records of the run, or a new one."""
+    found = journals.find(run_id)
+    if found is not None:
+        return found
+    load()
+    from mlflow.tracking.context.registry import resolve_tags  # who runs what: user, source, commit
+
+    return journals.create(task, run_id, params, resolve_tags(dict(tags)), now_ms(), parent)
+
+
+def _begin(journal: Journal, report: Reporter) -> None:
+    """Open the run in MLflow if it answers."""
+    continued = bool(list(journal.records())) or bool(journal.place.bytes)
+    journal.reopen()
+    if continued and journal.is_over:
+        journal.append("status", status="RUNNING")
     try:
-        yield Run(open_id, str(active.info.experiment_id), outbox)
-    except BaseException as error:
-        status = "KILLED" if isinstance(error, JobCanceled) else "FAILED"
-        raise
-    finally:
-        if unsent := outbox.close():
-            log.warning("%s lines of metrics were not sent to MLflow: it does not accept them", unsent)
-        _warn_on_failure("the run's end", lambda: mlflow.end_run(status))
-
-
-def end_killed(run_id: str) -> None:
-    """End a run whose process was killed as KILLED."""
-    _warn_on_failure("the run's end", lambda: connect().MlflowClient().set_terminated(run_id, "KILLED"))
-
-
-def experiment_id(task: str) -> str:
-    """The id of the task's experiment, created if necessary. With SQLite its artifacts are in the home folder; a server
-    has its own artifact store."""
-    mlflow = connect()
-    with machine_lock("mlflow", SILENT, "MLflow's database is in use"):
-        experiment = mlflow.get_experiment_by_name(task)
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        local = mlflow_uri().startswith("sqlite:")
-        return str(mlflow.create_experiment(task, (mlflow_artifacts() / task).as_uri() if local else None))
-
-
-def _exists(run_id: str) -> bool:
-    run = none_if_missing(lambda: connect().MlflowClient().get_run(run_id))
-    return run is not None and bool(run.info.lifecycle_stage == "active")
-
-
-def _log_batch(run_id: str, item: Metrics) -> None:
-    from mlflow.entities import Metric
-
-    metrics = [Metric(name, value, item.timestamp_ms, item.step) for name, value in item.values.items()]
-    connect().MlflowClient().log_batch(run_id, metrics)
-
-
-def _warn_on_failure(what: str, send: Callable[[], object]) -> bool:
-    """Whether MLflow accepted it. A failure is logged as a warning, because the training has to continue."""
-    try:
-        send()
+        deliver(journal, with_files=False)
     except mlflow_errors() as error:
-        log.warning("MLflow did not accept %s, and the run continues: %s", what, error_line(error))
-        return False
-    return True
+        if is_refusal(error):
+            if not continued:
+                journal.remove()
+            with mlflow_call("open a run", LOCAL_HINT):
+                raise
+        report.log(
+            f"MLflow at {server()} is away, and the training goes on without it ({error_line(error)}); its run is kept "
+            f"in {journal.folder} and delivered later"
+        )
+
+
+def _end(journal: Journal, idle: bool, report: Reporter) -> bool:
+    """Deliver the rest, files included; whether MLflow has all of it now. Without `idle`, a request hangs."""
+    failures: tuple[type[Exception], ...] = (*mlflow_errors(), StorageError)
+    try:
+        if idle:
+            deliver(journal)
+    except failures:
+        idle = False
+    if not idle:
+        report.log(
+            f"MLflow at {server()} did not take over the whole run; the rest is in {journal.folder}: `finetune sync` "
+            "delivers it when MLflow answers again"
+        )
+    return idle
+
+
+def _deliver_others(report: Reporter) -> None:
+    """What earlier trainings left, while MLflow answers."""
+    try:
+        sync(lambda text: None)
+    except StorageError as error:
+        report.log(f"a run of an earlier training is not in MLflow yet: {error.message}")

@@ -66,11 +66,14 @@ def _activate_dropout(wrapped: Any) -> None:
             part.train()
 
 
-def save_adapter(wrapped: Any, out: Path, base_id: str, initial: Mapping[str, Any]) -> None:
+def save_adapter(
+    wrapped: Any, out: Path, base_id: str, initial: Mapping[str, Any], whole: Mapping[str, Any] | None = None
+) -> None:
     """Save in peft's format. The base is named by its id, because a local path is meaningless on another machine.
 
     `initial`: weights before training of an initialization that changed the base model (PiSSA, OLoRA); peft subtracts
-    them, so that the saved adapter of twice the rank fits the base model as it was."""
+    them, so that the saved adapter of twice the rank fits the base model as it was. `whole`: the weights to save of a
+    sharded model (sharding.py)."""
     for config in wrapped.peft_config.values():
         config.base_model_name_or_path = base_id
         config.target_modules = sorted(config.target_modules)  # a set: its order, and the file's hash, would vary
@@ -81,6 +84,8 @@ def save_adapter(wrapped: Any, out: Path, base_id: str, initial: Mapping[str, An
             with _weights_of(wrapped, initial):
                 wrapped.save_pretrained(before, **options)
             options["path_initial_model_for_weight_conversion"] = before
+        if whole:
+            options["state_dict"] = dict(whole)
         wrapped.save_pretrained(str(out), **options)
     (out / "README.md").unlink(missing_ok=True)  # peft's empty model card; registration writes one
 

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline.backends import local
+from finetune_pipeline.backends import launch
+from finetune_pipeline.backends.deployment import backend_for
+from finetune_pipeline.config import Backend, Train
 from finetune_pipeline.models.model_source import folder_of
 from finetune_pipeline.providers.assets import provider_adapter
 from finetune_pipeline.records import Check, Json, Verdict
 from finetune_pipeline.store import StageContext, StageResult
 from finetune_pipeline.train.defaults import with_defaults
+from finetune_pipeline.train.history import describe
+from finetune_pipeline.train.objective import objective_of, require_rows
 from finetune_pipeline.train.search.choice import choice_of
 from finetune_pipeline.train.search.space import applied
 from finetune_pipeline.train.spec import SearchChoice, TrainingResult, TrainingSpec
@@ -30,9 +35,13 @@ def adapter(context: StageContext) -> StageResult:
     in providers/assets.py where a managed provider is declared."""
     if context.task.train.provider is not None:
         return provider_adapter(context, context.task.train.provider)
+    rules = context.task.train
+    backend = backend_for(rules.backend)
+    require_rows(context.inputs["data_split"].examples("train.jsonl"), objective_of(rules))
     job = context.store.unfinished("adapter", "checkpoints", context.key)
     spec = training_spec(context, job, choice_of(context.inputs["training_search"]))
-    training = local.run(JOB, spec, TrainingResult, job, context.report, context.task.train.threads)
+    spec = replace(spec, shard=shards(backend, rules))
+    training = launch.run(JOB, spec, TrainingResult, job, context.report, backend, rules.threads)
     summary: dict[str, Json] = {
         "method": training.method,
         "objective": training.objective,
@@ -45,7 +54,10 @@ def adapter(context: StageContext) -> StageResult:
         "loss_last": training.loss_last,
         "validation_loss": training.validation_loss,
         "validation_score": training.validation_score,
+        "overfits_from": training.overfits_from,
         "precision": training.precision,
+        "backend": backend.kind,
+        "processes": training.processes,
         "peak_mb": training.peak_mb,
         "mlflow_run_id": training.mlflow_run_id,
         "mlflow_experiment_id": training.mlflow_experiment_id,
@@ -55,8 +67,8 @@ def adapter(context: StageContext) -> StageResult:
 
 
 def evaluate_training(training: TrainingResult, about: str) -> Verdict:
-    """The gate of a finished training: the loss is finite, and the validation loss is lower than before training.
-    `about`: content hash of the split."""
+    """The gate of a finished training: the loss is finite, and the validation loss of the kept weights is lower than
+    before training. Overfitting is a warning. `about`: content hash of the split."""
     start, end = training.validation_loss_start, training.validation_loss
     checks = (
         Check(
@@ -66,11 +78,32 @@ def evaluate_training(training: TrainingResult, about: str) -> Verdict:
             f"{training.loss_last:.4f}",
             value=training.loss_last,
         ),
-        Check("the validation loss fell", end < start, f"below {start:.3f}, its start", f"{end:.3f}", value=end),
+        Check(
+            "the validation loss fell",
+            end < start,
+            f"below {start:.3f}, its start",
+            f"{end:.3f} at the kept step {training.kept_step}",
+            value=end,
+        ),
+        _overfitting(training),
     )
-    passed = all(check.passed for check in checks)
-    summary = f"validation loss {start:.3f} to {end:.3f} in {training.steps} steps, {training.seconds:.0f} s"
+    passed = all(check.passed for check in checks if check.severity == "error")
+    summary = f"validation loss {start:.3f} to {end:.3f} in {training.kept_step} steps, {training.seconds:.0f} s"
+    summary += f"; {describe(training)}" if training.overfits_from is not None else ""
     return Verdict("adapter", passed, about, summary, checks, {"validation_loss": end, "steps": training.steps})
+
+
+def _overfitting(training: TrainingResult) -> Check:
+    """A warning: the kept weights are judged by their validation loss, whatever came after them."""
+    expected = "the validation loss does not rise while the training loss falls"
+    last = training.validation_loss if training.validation_loss_last is None else training.validation_loss_last
+    observed = describe(training) or f"lowest at step {training.kept_step}, {last:.3f} at the end"
+    return Check("no overfitting", training.overfits_from is None, expected, observed, "warning", value=last)
+
+
+def shards(backend: Backend, rules: Train) -> bool:
+    """Whether each process holds a part of the weights: full weights do not fit on one device otherwise."""
+    return backend.shard == "always" or (backend.shard == "auto" and rules.method == "full")
 
 
 def training_spec(context: StageContext, job: Path, choice: SearchChoice | None = None) -> TrainingSpec:
@@ -101,6 +134,7 @@ def training_spec(context: StageContext, job: Path, choice: SearchChoice | None 
         share=float(values.get("row_share", 1.0)),
         without_sources=tuple(values.get("without_sources", ())),
         choice=choice,
+        base_sha256=str(facts["weights_sha256"]),
     )
 
 

@@ -17,6 +17,18 @@ from finetune_pipeline.records import Check
 from finetune_pipeline.train.tokenize import TokenizedExample
 
 NAMED_ROWS = 5
+SUPERVISED, END, LONGEST, PROMPT = (
+    "every row has supervised tokens",
+    "the end-of-turn token is trained in every row",
+    "no row is longer than the model's context",
+    "training renders the prompt as serving does",
+)
+HINTS = {
+    SUPERVISED: "drop rows with an empty answer in the source (`train.turns: all` learns every turn of a conversation)",
+    END: "choose a base model whose chat template ends every turn with a token of its `eos_token`",
+    LONGEST: "set `clean.max_tokens` to at most that, or choose a base model with a longer context",
+    PROMPT: "choose a base model whose chat template renders a prompt the same with and without its answer",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,12 @@ class Audit:
     def passed(self) -> bool:
         return all(check.passed for check in self.checks)
 
+    @property
+    def hint(self) -> str:
+        """What to do about the checks that failed."""
+        failed = [check.name for check in self.checks if not check.passed]
+        return "; ".join(hint for name, hint in HINTS.items() if any(each.startswith(name) for each in failed))
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"supervised_share": self.supervised_tokens / max(1, self.tokens)}
 
@@ -48,10 +66,10 @@ def audit(rows: Sequence[TokenizedExample], end_ids: frozenset[int], max_tokens:
     too_long = [row.id for row in rows if row.tokens > max_tokens]
     other_prompt = [row.id for row in rows if not row.prompt_matches]
     checks = (
-        _no_rows("every row has supervised tokens", unsupervised),
-        _no_rows("the end-of-turn token is trained in every row", without_end),
-        _no_rows(f"no row is longer than the model's {max_tokens} tokens", too_long),
-        _no_rows("training renders the prompt as serving does", other_prompt),
+        _no_rows(SUPERVISED, unsupervised),
+        _no_rows(END, without_end),
+        _no_rows(f"{LONGEST} of {max_tokens} tokens", too_long),
+        _no_rows(PROMPT, other_prompt),
     )
     lengths = [row.learned for row in rows]
     return Audit(

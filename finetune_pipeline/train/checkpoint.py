@@ -2,7 +2,8 @@
 
     checkpoints/step-00000040/tensors.safetensors, state.json     # state.json holds the hash of the tensors
 
-Nothing else is needed to resume exactly: order, batches, learning rate and dropout depend on seed and step alone.
+Nothing else is needed to resume exactly: order, batches, learning rate and dropout depend on seed and step alone. What
+the training was made from (`identity`) is in the state, so that a checkpoint of another declaration is not resumed.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+from finetune_pipeline.errors import TrainingFailed
 from finetune_pipeline.models.model_files import writing
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.store import sha256_file
+from finetune_pipeline.train.distributed import ALONE, Ranks
+from finetune_pipeline.train.sharding import gather, part_of, restore
 
 KEPT = 2
 
@@ -25,13 +29,15 @@ KEPT = 2
 class HistoryLine(TypedDict, total=False):
     """history.jsonl: the metrics of an optimizer step. Step 0 has the validation before training only; others have one
     where it was due. Losses and divergences in nats; `skipped` is 1 for a step that was not applied; the reward of a
-    completion is how much more likely it is than before training; `validation_score`: share of right answers."""
+    completion is how much more likely it is than before training; `validation_score`: share of right answers;
+    `peak_share`: of the device's peak for matrix products, 0 to 1."""
 
     step: int
     loss: float
     gradient_norm: float
     learning_rate: float
     tokens_per_second: float
+    peak_share: float
     general_divergence: float
     kto_divergence: float
     reward_accuracy: float
@@ -48,7 +54,8 @@ class TrainingState:
     and the precisions used: more than one when `precision: auto` was resumed on another type of machine.
 
     `max_tokens`: of a forward pass, lower than declared after memory ran out; `skipped`: steps that were not applied;
-    `best_step` and `best_loss`: of the lowest validation loss, `without_gain` validations since; `stopped`: early."""
+    `best_step` and `best_loss`: of the lowest validation loss, `without_gain` validations since; `stopped`: early.
+    `identity`: settings, base model and data of the training, by name (spec.TrainingSpec.identity)."""
 
     step: int = 0
     run_id: str | None = None
@@ -62,11 +69,23 @@ class TrainingState:
     best_loss: float | None = None
     without_gain: int = 0
     stopped: bool = False
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
-def save(folder: Path, state: TrainingState, weights: Mapping[str, Any], optimizer: Any) -> None:
+def save(folder: Path, state: TrainingState, weights: Mapping[str, Any], optimizer: Any, ranks: Ranks = ALONE) -> None:
     """Write a checkpoint, and delete all but the newest two. StorageError when there is no space. `weights`: the
-    trainable tensors by name."""
+    trainable tensors by name. The first rank writes; with sharded weights, all ranks have to call this."""
+    if not (ranks.is_main or ranks.sharded):
+        return
+    tensors = dict(weights)
+    for name, weight in weights.items():  # none before the first step, or without a gradient
+        tensors |= {f"{key}/{name}": value for key, value in _tensors(optimizer.state.get(weight, {}))}
+    tensors = gather(tensors, ranks)
+    if ranks.is_main:
+        _write(folder, state, tensors)
+
+
+def _write(folder: Path, state: TrainingState, tensors: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
     target = folder / f"step-{state.step:08d}"
@@ -75,10 +94,7 @@ def save(folder: Path, state: TrainingState, weights: Mapping[str, Any], optimiz
         with writing(target):
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            tensors = {name: weight.detach().contiguous() for name, weight in weights.items()}
-            for name, weight in weights.items():  # none before the first step, or without a gradient
-                tensors |= {f"{key}/{name}": value for key, value in _tensors(optimizer.state.get(weight, {}))}
-            save_file(tensors, scratch / "tensors.safetensors")
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch / "tensors.safetensors")
             plain = asdict(state) | {"sha256": sha256_file(scratch / "tensors.safetensors")}
             (scratch / "state.json").write_text(json.dumps(plain), "utf-8")
             shutil.rmtree(target, ignore_errors=True)
@@ -92,27 +108,30 @@ def save(folder: Path, state: TrainingState, weights: Mapping[str, Any], optimiz
             best.unlink()
 
 
-def save_best(folder: Path, state: TrainingState, weights: Mapping[str, Any]) -> None:
-    """Keep the weights of `state.best_step`, beside those of the last checkpoint's best step."""
+def save_best(folder: Path, state: TrainingState, weights: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
+    """Keep the weights of `state.best_step`, beside those of the last checkpoint's best step. As `save`."""
     from safetensors.torch import save_file
 
+    if not (ranks.is_main or ranks.sharded):
+        return
+    tensors = gather(weights, ranks)
+    if not ranks.is_main:
+        return
     target = _best(folder, state)
     scratch = target.with_suffix(f".{os.getpid()}")
     with writing(target):
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, scratch)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
         scratch.rename(target)
 
 
 def restore_best(folder: Path, state: TrainingState, weights: Mapping[str, Any]) -> None:
     """Load the weights of `state.best_step`."""
-    import torch
     from safetensors.torch import load_file
 
     tensors = load_file(_best(folder, state))
-    with torch.no_grad():
-        for name, weight in weights.items():
-            weight.copy_(tensors[name])
+    for name, weight in weights.items():
+        restore(weight, tensors[name])
 
 
 def _best(folder: Path, state: TrainingState) -> Path:
@@ -123,12 +142,20 @@ def _tensors(state: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """One weight's optimizer state as tensors; bitsandbytes counts steps in an int."""
     import torch
 
-    return [(key, torch.as_tensor(value).clone().contiguous()) for key, value in state.items()]
+    return [(key, torch.as_tensor(value).clone()) for key, value in state.items()]
 
 
-def load(folder: Path, weights: Mapping[str, Any], optimizer: Any, report: Reporter) -> TrainingState:
+def load(
+    folder: Path,
+    weights: Mapping[str, Any],
+    optimizer: Any,
+    report: Reporter,
+    identity: Mapping[str, Any] | None = None,
+) -> TrainingState:
     """Restore the newest intact checkpoint and return its state; a new state if there is none. Damaged checkpoints are
-    logged and deleted."""
+    logged and deleted. TrainingFailed for a checkpoint of another training than that of `identity`."""
+    if identity:
+        require_same(folder, identity)
     for candidate in sorted(folder.glob("step-*"), reverse=True):
         try:
             state, tensors = _read(candidate, weights)
@@ -139,7 +166,26 @@ def load(folder: Path, weights: Mapping[str, Any], optimizer: Any, report: Repor
         _restore(tensors, weights, optimizer)
         report.log(f"resuming from the checkpoint at step {state.step}")
         return state
-    return TrainingState()
+    return TrainingState(identity=dict(identity or {}))
+
+
+def require_same(folder: Path, identity: Mapping[str, Any]) -> None:
+    """TrainingFailed when a checkpoint in the folder belongs to another training. It reads JSON only, so it can be
+    called before a model is loaded; damaged checkpoints are left to `load`."""
+    for path in sorted(folder.glob("step-*/state.json"), reverse=True):
+        try:
+            before = dict(json.loads(path.read_text("utf-8"))["identity"])
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        names = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
+        if before and names:
+            was, now = before.get(names[0]), identity.get(names[0])
+            more = f" (and {len(names) - 1} more differ)" if len(names) > 1 else ""
+            raise TrainingFailed(
+                f"the checkpoint {path.parent.name} in {folder} is of another training: its {names[0]} is {was!r}, "
+                f"and here it is {now!r}{more}",
+                f"delete {folder} to train from the beginning, or declare the training as it was",
+            )
 
 
 def _read(folder: Path, weights: Mapping[str, Any]) -> tuple[TrainingState, dict[str, Any]]:
@@ -166,11 +212,10 @@ def _restore(tensors: Mapping[str, Any], weights: Mapping[str, Any], optimizer: 
         kind, slash, name = key.partition("/")
         if slash:
             states.setdefault(name, {})[kind] = value
-    with torch.no_grad():
-        for name, weight in weights.items():
-            weight.copy_(tensors[name])
-            if name in states:
-                step = states[name].pop("step")
-                moments = {kind: value.to(weight.device) for kind, value in states[name].items()}
-                in_tensor = isinstance(optimizer, torch.optim.AdamW)
-                optimizer.state[weight] = {"step": step if in_tensor else int(step), **moments}
+    for name, weight in weights.items():
+        restore(weight, tensors[name])
+        if name in states:
+            step = states[name].pop("step")
+            moments = {kind: part_of(value, weight) for kind, value in states[name].items()}
+            in_tensor = isinstance(optimizer, torch.optim.AdamW)
+            optimizer.state[weight] = {"step": step if in_tensor else int(step), **moments}

@@ -29,6 +29,7 @@ from finetune_pipeline.errors import JobCanceled, TrainingFailed
 from finetune_pipeline.records import Reporter
 
 Row = TypeVar("Row")
+Part = TypeVar("Part")
 TIMEOUT = timedelta(hours=1)  # of one exchange: rank 0 may write a large checkpoint, on a slow disk, before the next
 STORE = "FINETUNE_STORE"  # set by backends/node.py where all processes are on one machine
 
@@ -38,6 +39,14 @@ class Ranks:
 
     rank = 0
     size = 1
+    sharded = False  # whether each rank holds a part of the weights (sharding.py), and not all of them
+
+    @property
+    def device(self) -> Any:
+        """The device of this rank, a torch.device."""
+        import torch
+
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @property
     def is_main(self) -> bool:
@@ -52,6 +61,10 @@ class Ranks:
         """The sums over all ranks (fp64)."""
         return list(values)
 
+    def max(self, value: float) -> float:
+        """The largest value of all ranks, for instance of their numbers of micro-batches."""
+        return value
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         return self.sum([float(flag)])[0] > 0
@@ -64,8 +77,23 @@ class Ranks:
             return self.any(True)
         return self.any(False)
 
+    def even(self, parts: Sequence[Part], filler: Part) -> list[tuple[Part, bool]]:
+        """This rank's micro-batches, each with whether it counts. With sharded weights every forward and backward pass
+        is an exchange: a rank with fewer parts than another computes `filler`, which does not count, as often."""
+        missing = int(self.max(len(parts))) - len(parts) if self.sharded else 0
+        return [*((part, True) for part in parts), *((filler, False),) * missing]
+
     def barrier(self) -> None:
         """Wait until every rank has come here."""
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """A block that the first rank leaves before the others enter it."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
 
     def broadcast(self, tensors: Iterable[Any]) -> None:
         """Give every rank the values of rank 0."""
@@ -76,8 +104,11 @@ class Ranks:
         return [rows[index] for index in assignment(tokens, self.size)[self.rank]]
 
     def require_agreement(self, step: int, weights: Mapping[str, Any]) -> None:
-        """TrainingFailed unless all ranks are at the same step with the same weights, bit by bit. Reads all weights:
-        for now and then, and for weights that every rank holds whole."""
+        """TrainingFailed unless all ranks are at the same step and, if each holds all of them, have the same weights,
+        bit by bit. Reads all weights: for now and then."""
+
+
+ALONE = Ranks()  # a single process
 
 
 def assignment(tokens: Sequence[int], size: int) -> list[list[int]]:
@@ -97,8 +128,19 @@ class ProcessGroup(Ranks):
     def __init__(self, device: Any) -> None:
         import torch.distributed as dist
 
-        self._dist, self._device = dist, device
+        self._dist, self._device = dist, device  # type: Any, Any
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    @property
+    def device(self) -> Any:
+        return self._device
+
+    def max(self, value: float) -> float:
+        import torch
+
+        largest = torch.tensor([value], dtype=torch.float64, device=self._device)
+        self._dist.all_reduce(largest, self._dist.ReduceOp.MAX)
+        return float(largest)
 
     def sum_gradients(self, weights: Iterable[Any]) -> None:
         import torch
@@ -144,7 +186,7 @@ class ProcessGroup(Ranks):
     def require_agreement(self, step: int, weights: Mapping[str, Any]) -> None:
         import torch
 
-        own = torch.tensor([step, _hash(weights)], dtype=torch.int64, device=self._device)
+        own = torch.tensor([step, 0 if self.sharded else _hash(weights)], dtype=torch.int64, device=self._device)
         gathered = [torch.empty_like(own) for _ in range(self.size)]
         self._dist.all_gather(gathered, own)
         states = [tuple(each.tolist()) for each in gathered]

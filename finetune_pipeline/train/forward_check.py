@@ -23,7 +23,8 @@ from typing import Any
 
 from finetune_pipeline.errors import ModelError
 from finetune_pipeline.inference.model_family import HINT
-from finetune_pipeline.models.device import release_memory
+from finetune_pipeline.models.device import free_mb, kind, release_memory
+from finetune_pipeline.models.training_fit import ROOM
 from finetune_pipeline.records import SILENT, Reporter
 from finetune_pipeline.train.forward import Forward, without_dropout
 from finetune_pipeline.train.packing import FrozenStates, PackedForward
@@ -69,15 +70,34 @@ def choose(
     return PaddedForward(model)
 
 
+def require_same(forward: Forward, weights: Mapping[str, Any], rows: Sequence[TokenizedExample]) -> None:
+    """ModelError when this forward pass, with gradient checkpointing, differs from the model's own."""
+    problem = difference(forward.model, weights, forward.renewed, rows)
+    if problem:
+        raise ModelError(
+            f"{type(forward.model).__name__} cannot be trained with gradient checkpointing: {problem}",
+            "set `train.gradient_checkpointing: false`",
+        )
+
+
 def difference(model: Any, weights: Mapping[str, Any], make: Any, rows: Sequence[TokenizedExample]) -> str:
     """How the forward pass that `make` returns differs from the model's own, in words; "" if it does not."""
     import torch
 
-    try:
-        return _compare(model, weights, make, rows, in_fp32=True)
-    except torch.OutOfMemoryError:
-        release_memory()
+    if _fp32_fits(model):
+        try:
+            return _compare(model, weights, make, rows, in_fp32=True)
+        except torch.OutOfMemoryError:
+            release_memory()
     return _compare(model, weights, make, rows, in_fp32=False)
+
+
+def _fp32_fits(model: Any) -> bool:
+    """Whether there is memory for 16-bit weights in fp32. A GPU would report that there is none; a process that takes
+    too much of a machine's memory is killed."""
+    weights = (weight for weight in model.parameters() if weight.is_floating_point())
+    more = sum(weight.numel() * (4 - weight.element_size()) for weight in weights)
+    return kind() == "cuda" or more / 1e6 < ROOM * free_mb()
 
 
 def _compare(model: Any, weights: Mapping[str, Any], make: Any, rows: Sequence[TokenizedExample], in_fp32: bool) -> str:

@@ -22,16 +22,21 @@ from finetune_pipeline.models.device import autocast, out_of_memory, release_mem
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.train import checkpoint
 from finetune_pipeline.train.checkpoint import HistoryLine, TrainingState
+from finetune_pipeline.train.distributed import Ranks
 from finetune_pipeline.train.forward import Forward, targets, without_dropout
-from finetune_pipeline.train.objective import Figures, Objective, Totals, completions_of, totals_of
+from finetune_pipeline.train.objective import FIGURES, Figures, Objective, Totals, completions_of, totals_of
 from finetune_pipeline.train.reference import Reference
 from finetune_pipeline.train.replay import Replay
 from finetune_pipeline.train.schedule import batch_at, learning_rate_at, total_steps, validates_at
+from finetune_pipeline.train.sharding import clip, refresh
 from finetune_pipeline.train.tokenize import TokenizedExample
 
 SMOOTHING = 0.9  # of the exponential moving average of the loss
 SMOOTHED_STEPS = 50
 FIRST_CHECKED_STEP = 20  # for divergence: the loss of a few steps says nothing
+RANK_SEEDS = 1_000_003  # between the random seeds of the ranks
+GENERAL = "general_divergence"
+SHOWN = ("loss", "validation_loss", "validation_score", "learning_rate", "tokens_per_second", "peak_share")
 MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
 
 
@@ -39,7 +44,9 @@ MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
 class Loop:
     """One training. `weights`: the trainable tensors by name; `folder`: of the checkpoints; `log_metrics`: gets metrics
     and step (MLflow); `replay`: the general texts of each step; `reference`: of the objective; `score`: answers
-    validation rows, and returns the share of right answers."""
+    validation rows, and returns the share of right answers; `peak_share`: gets the rows and the seconds of a step, and
+    returns the share of the device's peak for matrix products; `ranks`: the processes, each of which computes its share
+    of every batch, and of which the first writes."""
 
     forward: Forward
     weights: Mapping[str, Any]
@@ -52,6 +59,8 @@ class Loop:
     replay: Replay | None = None
     reference: Reference | None = None
     score: Callable[[], float] | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+    peak_share: Callable[[Sequence[TokenizedExample], float], float] | None = None
     _saved: float = field(default_factory=time.monotonic)
 
     def run(
@@ -67,13 +76,13 @@ class Loop:
         state.max_tokens = state.max_tokens or self.rules.max_tokens_per_batch
         if state.step == 0 and not state.history:
             state.history.append({"step": 0, **self.validate(validation, state.max_tokens)})
+            self.log_metrics(_metrics(state.history[0]), 0)
+        validated = next((line for line in reversed(state.history) if "validation_loss" in line), HistoryLine())
         started, seconds_before = time.monotonic(), state.seconds
         while state.step < total and not state.stopped:
-            try:
-                self.report.alive()
-            except JobCanceled:
-                checkpoint.save(self.folder, state, self.weights, optimizer)
-                raise
+            if self.ranks.canceled(self.report):
+                self._save(state, optimizer)
+                raise JobCanceled("stopped on request", "run again to resume from the last checkpoint")
             line = self._step(train, state, total, optimizer)
             state.step += 1
             state.seconds = seconds_before + time.monotonic() - started
@@ -81,25 +90,38 @@ class Loop:
             if validates_at(state.step, len(train), self.rules):
                 line.update(self.validate(validation, state.max_tokens))
                 self._note_validation(state, line)
+                validated = line
             self._check_divergence(state)
-            self.log_metrics(_metrics(line), state.step)
-            self._progress(state, line, total)
-            if time.monotonic() - self._saved >= self.rules.checkpoint_seconds and state.step < total:
-                checkpoint.save(self.folder, state, self.weights, optimizer)
-                self._saved = time.monotonic()
+            self.log_metrics(_metrics(line) | {"seconds_left": _seconds_left(state, total)}, state.step)
+            self._progress(state, total, validated)
+            if state.step < total and self._checkpoint_due():
+                self._save(state, optimizer)
+        self.ranks.require_agreement(state.step, self.weights)
         if self.rules.validation.keep == "best" and state.best_step != state.step:
+            self.ranks.barrier()  # the first rank has written it
             checkpoint.restore_best(self.folder, state, self.weights)
+            refresh(self.forward.model)
+
+    def _checkpoint_due(self) -> bool:
+        """By the clock; that of the first rank decides where all ranks have to take part."""
+        due = time.monotonic() - self._saved >= self.rules.checkpoint_seconds
+        return self.ranks.any(due and self.ranks.is_main) if self.ranks.sharded else due
+
+    def _save(self, state: TrainingState, optimizer: Any) -> None:
+        """Write a checkpoint."""
+        checkpoint.save(self.folder, state, self.weights, optimizer, self.ranks)
+        self._saved = time.monotonic()
 
     def _step(self, train: Sequence[TokenizedExample], state: TrainingState, total: int, optimizer: Any) -> HistoryLine:
-        import torch
-
         rate = learning_rate_at(state.step, total, self.rules)
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = [train[index] for index in batch_at(state.step, len(train), self.rules)]
         started = time.monotonic()
         loss, figures, tokens = self._in_memory(batch, state)
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.rules.max_grad_norm))
+        if not self.ranks.sharded:  # else they were summed in the backward pass
+            self.ranks.sum_gradients(self.weights.values())
+        norm = clip(self.weights.values(), self.rules.max_grad_norm)
         line: HistoryLine = {"step": state.step + 1, "learning_rate": rate}
         line.update(cast(HistoryLine, figures))
         if math.isfinite(loss) and math.isfinite(norm):
@@ -109,26 +131,39 @@ class Loop:
             line["skipped"] = 1
             self._note_skipped(state, batch, loss, norm)
         optimizer.zero_grad(set_to_none=True)
-        line["tokens_per_second"] = tokens / (time.monotonic() - started)
+        seconds = time.monotonic() - started
+        line["tokens_per_second"] = tokens / seconds
+        if self.peak_share is not None:
+            general = self.replay.texts_at(state.step) if self.replay else []
+            line["peak_share"] = self.peak_share([*batch, *general], seconds)
         return line
 
     def _in_memory(self, batch: Sequence[TokenizedExample], state: TrainingState) -> tuple[float, Figures, int]:
         """`_backward`, again in smaller parts when memory runs out. TrainingFailed when a single row does not fit."""
         import torch
 
+        totals = self._totals(batch)
+        own = self.ranks.share(batch, [row.tokens for row in batch])
         while True:
-            torch.manual_seed(self.rules.seed + state.step)  # dropout depends on the step, not on earlier computations
+            # dropout depends on the step, not on earlier computations
+            torch.manual_seed(self.rules.seed + state.step + self.ranks.rank * RANK_SEEDS)
             try:
-                return self._backward(batch, state)
+                loss, figures, tokens = self._backward(own, state, totals, batch[:1])
+                break
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
+                if self.ranks.sharded:  # the other ranks wait within a pass that this one cannot repeat alone
+                    raise TrainingFailed(
+                        f"memory ran out at step {state.step + 1}, at {state.max_tokens} tokens at once",
+                        "lower `train.max_tokens_per_batch`, or use more processes (`train.backend`)",
+                    ) from error
             for weight in self.weights.values():
                 weight.grad = None
             release_memory()
-            parts = self.forward.micro_batches(batch, state.max_tokens)
-            if len(parts) == len(batch):
-                longest = max(batch, key=lambda row: row.tokens)
+            parts = self.forward.micro_batches(own, state.max_tokens)
+            if len(parts) == len(own):
+                longest = max(own, key=lambda row: row.tokens)
                 raise TrainingFailed(
                     f"a single row does not fit into memory: {longest.id} with {longest.tokens} tokens",
                     "use `train.method: qlora`, fewer `train.layers`, shorter rows, a smaller model or a larger device",
@@ -136,33 +171,45 @@ class Loop:
             largest = max(self.forward.computed_tokens(part) for part in parts)
             state.max_tokens = min(state.max_tokens, largest) // 2
             self.report.log(f"memory ran out at step {state.step + 1}; now at most {state.max_tokens} tokens at once")
+        return self._over_ranks(loss, figures, tokens, totals)
 
-    def _backward(self, batch: Sequence[TokenizedExample], state: TrainingState) -> tuple[float, Figures, int]:
-        """Accumulate the gradient of a batch; its loss (without the general texts), the figures of the step, and the
-        number of computed tokens."""
-        figures: Figures = {}
-        totals = self._totals(batch)
+    def _over_ranks(self, loss: float, figures: Figures, tokens: int, totals: Totals) -> tuple[float, Figures, int]:
+        """Loss, figures and number of computed tokens of the whole batch, from the shares of all ranks."""
+        names = [*FIGURES, GENERAL] if self.replay else FIGURES
+        loss, count, *summed = self.ranks.sum([loss, float(tokens), *(figures.get(name, 0.0) for name in names)])
+        found = dict(zip(names, summed, strict=True))
+        general = {GENERAL: found.pop(GENERAL)} if self.replay else {}
+        return loss, general | _means(found) | _divergence_of(totals), int(count)
+
+    def _backward(
+        self,
+        batch: Sequence[TokenizedExample],
+        state: TrainingState,
+        totals: Totals | None = None,
+        filler: Sequence[TokenizedExample] = (),
+    ) -> tuple[float, Figures, int]:
+        """Accumulate the gradient of rows: all of a batch, or this rank's of one with these `totals`; their share of
+        its loss (without the general texts), sums of figures over their pairs, and the number of computed tokens."""
+        totals = totals or self._totals(batch)
         loss, sums, tokens = 0.0, Figures(), 0
-        general = self.replay.texts_at(state.step) if self.replay else []
-        for rows in self.forward.micro_batches(batch, state.max_tokens):
+        general = self.replay.texts_at(state.step, self.ranks) if self.replay else []
+        parts = self.forward.micro_batches(batch, state.max_tokens) or ([[]] if general else [])
+        for rows, counts in self.ranks.even(parts, list(filler)):
             computed = [*rows, *general]
             with autocast(self.bf16):
                 states = self.forward.states(computed)
                 learned = sum(row.learned for row in rows)
-                part, more = self._loss(rows, states[:learned], totals)
+                part, more = self._loss(rows, states[:learned], totals) if rows else (states.new_zeros(()), Figures())
+            part, more = (part, more) if counts else (part * 0, Figures())
             loss += float(part.detach())
             _add(sums, more)
             if self.replay and general:
-                divergence = self.replay.divergence(state.step, states[learned:])
+                divergence = self.replay.divergence(state.step, states[learned:], general)
                 part = part + self.replay.weight * divergence
-                general, figures["general_divergence"] = [], float(divergence.detach())  # with the first part only
+                general, sums[GENERAL] = [], float(divergence.detach())  # with the first part only
             part.backward()
             tokens += self.forward.computed_tokens(computed)
-        return (
-            loss,
-            figures | _means(sums) | ({"kto_divergence": totals.divergence} if totals.divergence else {}),
-            tokens,
-        )
+        return loss, sums, tokens
 
     def _totals(self, batch: Sequence[TokenizedExample]) -> Totals:
         uses = self.objective.uses_divergence and self.reference is not None
@@ -178,20 +225,23 @@ class Loop:
         right answers, without dropout; 0 without rows."""
         import torch
 
-        totals, loss, sums = totals_of(rows), 0.0, Figures()
+        loss, sums = 0.0, Figures()
+        own = self.ranks.share(rows, [row.tokens for row in rows])
         line: HistoryLine = {"validation_loss": 0.0}
         if not rows:
             return line
         with torch.no_grad(), without_dropout(self.forward.model):
             with autocast(self.bf16):
                 totals = self._totals(rows)
-                for part in self.forward.micro_batches(rows, max_tokens):
+                for part, counts in self.ranks.even(self.forward.micro_batches(own, max_tokens), list(rows[:1])):
                     value, more = self._loss(part, self.forward.states(part), totals)
-                    loss += float(value)
-                    _add(sums, more)
+                    loss += float(value) * counts
+                    _add(sums, more if counts else Figures())
+            loss, *summed = self.ranks.sum([loss, *(sums.get(name, 0.0) for name in FIGURES)])
             line["validation_loss"] = loss
-            if "reward_accuracy" in sums:
-                line["validation_reward_accuracy"] = _means(sums)["reward_accuracy"]
+            means = _means(dict(zip(FIGURES, summed, strict=True)))
+            if means:
+                line["validation_reward_accuracy"] = means["reward_accuracy"]
             if self.score is not None:
                 line["validation_score"] = self.score()
         return line
@@ -202,7 +252,7 @@ class Loop:
         if state.best_loss is None or loss < state.best_loss:
             state.best_loss, state.best_step, state.without_gain = loss, state.step, 0
             if rules.keep == "best":
-                checkpoint.save_best(self.folder, state, self.weights)
+                checkpoint.save_best(self.folder, state, self.weights, self.ranks)
             return
         state.without_gain += 1
         if rules.patience is not None and state.without_gain >= rules.patience:
@@ -227,24 +277,29 @@ class Loop:
                 "lower `train.learning_rate`, or set `train.precision: fp32`; the last checkpoint is not affected",
             )
 
-    def _progress(self, state: TrainingState, line: HistoryLine, total: int) -> None:
-        left = state.seconds / state.step * (total - state.step)
-        figures = {"loss": line.get("loss", math.nan), "seconds_left": left}
-        self.report.progress("training", state.step, total, **figures)
+    def _progress(self, state: TrainingState, total: int, validated: HistoryLine) -> None:
+        """Report the figures of the last step, and those of the last validation."""
+        line = {"loss": math.nan, **_metrics(validated), **_metrics(state.history[-1])}
+        figures = {name: line[name] for name in SHOWN if name in line}
+        self.report.progress("training", state.step, total, **figures, seconds_left=_seconds_left(state, total))
 
     def _check_divergence(self, state: TrainingState) -> None:
         """TrainingFailed when the smoothed loss exceeds `divergence_factor` times the loss of the first step."""
-        losses = [line["loss"] for line in state.history if "loss" in line]
-        if not losses:
+        first = next((line["loss"] for line in state.history if "loss" in line), None)
+        if first is None:
             return
-        first = smoothed = losses[0]
-        for loss in losses[-SMOOTHED_STEPS:]:
-            smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * loss
+        smoothed = first
+        for line in state.history[-SMOOTHED_STEPS:]:
+            smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * line.get("loss", smoothed)
         if state.step >= FIRST_CHECKED_STEP and smoothed > self.rules.divergence_factor * first:
             raise TrainingFailed(
                 f"the loss diverges: {smoothed:.3f} at step {state.step}, {first:.3f} at the start",
                 "lower `train.learning_rate`, or raise `train.warmup_ratio`",
             )
+
+
+def _seconds_left(state: TrainingState, total: int) -> float:
+    return state.seconds / state.step * (total - state.step)
 
 
 def _metrics(line: HistoryLine) -> dict[str, float]:
@@ -254,6 +309,10 @@ def _metrics(line: HistoryLine) -> dict[str, float]:
 def _add(sums: Figures, more: Figures) -> None:
     for name, value in more.items():
         sums[name] = sums.get(name, 0.0) + value
+
+
+def _divergence_of(totals: Totals) -> Figures:
+    return {"kto_divergence": totals.divergence} if totals.divergence else {}
 
 
 def _means(sums: Figures) -> Figures:

@@ -15,7 +15,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from finetune_pipeline.models.device import kind, uses_bf16
 from finetune_pipeline.models.model_files import writing
 from finetune_pipeline.models.trained_weights import Method, write_method
 from finetune_pipeline.train.adapter import save_adapter, with_adapter
+from finetune_pipeline.train.distributed import Ranks
+from finetune_pipeline.train.sharding import gather
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,9 @@ class Base:
     dtype: Any
 
 
-def load_base(folder: Path, rules: Train) -> Base:
-    """Load the base model for training, on the device. ModelError when it cannot be used (base_weights.py)."""
+def load_base(folder: Path, rules: Train, device: str | None = None) -> Base:
+    """Load the base model for training, on `device` (default: the device of models/device.py). ModelError when it
+    cannot be used (base_weights.py)."""
     import torch
     from transformers import AutoConfig
 
@@ -48,7 +52,9 @@ def load_base(folder: Path, rules: Train) -> Base:
     dtype = torch.bfloat16 if bf16 and rules.method != "full" else torch.float32
     model, tokenizer = read_model(folder, dtype, quantized=rules.method == "qlora")
     own = AutoConfig.from_pretrained(folder, local_files_only=True).dtype or torch.float32
-    return Base(model if rules.method == "qlora" else model.to(kind()), tokenizer, end_ids(model, tokenizer), own)
+    return Base(
+        model if rules.method == "qlora" else model.to(device or kind()), tokenizer, end_ids(model, tokenizer), own
+    )
 
 
 @dataclass(frozen=True)
@@ -78,14 +84,23 @@ class Trainable:
                 if name in self.original:
                     weight.copy_(self.original[name])
 
-    def save(self, out: Path, base_id: str, tokenizer: Any) -> None:
-        """Write weights (safetensors), configuration and weights.json to the folder `out`; `base_id`: the name of the
-        base model, because a local path is meaningless on another machine."""
+    def whole(self, ranks: Ranks) -> dict[str, Any]:
+        """On the first rank the weights to save, if they are sharded; else nothing. All ranks have to call this."""
+        if not ranks.sharded:
+            return {}
         if self.wrapped is not None:
-            save_adapter(self.wrapped, out, base_id, self.initial)
+            return gather(self.weights, ranks)
+        own = {name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())}  # a tied weight once
+        return gather({name: value for name, value in self.model.state_dict().items() if name in own}, ranks)
+
+    def save(self, out: Path, base_id: str, tokenizer: Any, whole: Mapping[str, Any] | None = None) -> None:
+        """Write weights (safetensors), configuration and weights.json to the folder `out`; `base_id`: the name of the
+        base model, because a local path is meaningless on another machine; `whole`: of a sharded model."""
+        if self.wrapped is not None:
+            save_adapter(self.wrapped, out, base_id, self.initial, whole)
         else:
             with writing(out):
-                self._save_model(out)
+                self._save_model(out, whole or self.model.state_dict())
                 tokenizer.save_pretrained(out)
         write_method(out, self.method)
 
@@ -98,14 +113,19 @@ class Trainable:
                 for weight in self.weights.values():
                     weight.copy_(weight.to(self.dtype))
 
-    def _save_model(self, out: Path) -> None:
+    def _save_model(self, out: Path, weights: Mapping[str, Any]) -> None:
         before = self.model.config.dtype
         self.model.config.dtype = self.dtype
         try:
-            state = {name: value.to(self.dtype) for name, value in self.model.state_dict().items()}
+            state = {name: value.to(self.dtype) for name, value in weights.items()}
             self.model.save_pretrained(out, state_dict=state)
         finally:
             self.model.config.dtype = before
+
+    def collected(self) -> Trainable:
+        """The same with the weights as they are in the model now: sharding replaces them."""
+        found = (self.wrapped or self.model).named_parameters()
+        return replace(self, weights={name: weight for name, weight in found if weight.requires_grad})
 
 
 def make_trainable(base: Base, rules: Train, keep_base: bool = False) -> Trainable:

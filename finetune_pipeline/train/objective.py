@@ -20,15 +20,17 @@ whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from finetune_pipeline.config import Preference, Train
 from finetune_pipeline.errors import TrainingFailed
+from finetune_pipeline.records import Example
 from finetune_pipeline.train.tokenize import TokenizedExample
 
 Figures = dict[str, float]
+FIGURES = ("pairs", "reward_accuracy", "reward_margin")  # what an objective sums over the pairs of a batch
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,26 @@ def objective_of(rules: Train) -> Objective:
     return OBJECTIVES[rules.objective](rules.preference)
 
 
+def require_rows(examples: Iterable[Example], objective: Objective) -> None:
+    """TrainingFailed when there are no rows, or none with the rejected completion that the objective needs. It reads up
+    to the first row that can be used, so it can be called before anything is computed."""
+    count = 0
+    for example in examples:
+        count += 1
+        if example.rejected is not None or not objective.pairs:
+            return
+    if not count:
+        raise TrainingFailed("there are no rows to train on", "read the accounting of data_split")
+    raise no_pairs(count)
+
+
+def no_pairs(count: int) -> TrainingFailed:
+    return TrainingFailed(
+        f"none of the {count} training rows has a rejected completion, which this `train.objective` needs",
+        "use `train.objective: sft`, or a source with preference pairs (`rows: preference`)",
+    )
+
+
 def usable(rows: Sequence[TokenizedExample], objective: Objective) -> list[TokenizedExample]:
     """The rows that the objective takes: with pairs, those with a rejected completion; without preferences, each with
     its chosen completion alone. TrainingFailed when there are rows, but none of them can be used."""
@@ -154,10 +176,7 @@ def usable(rows: Sequence[TokenizedExample], objective: Objective) -> list[Token
         return [TokenizedExample(r.id, r.prompt, r.completions[:1], r.prompt_matches) for r in rows]
     found = [row for row in rows if len(row.completions) == 2 or not objective.pairs]
     if rows and not found:
-        raise TrainingFailed(
-            f"none of the {len(rows)} rows has a rejected completion, which this `train.objective` needs",
-            "use `train.objective: sft`, or a source with preference pairs (`rows: preference`)",
-        )
+        raise no_pairs(len(rows))
     return found
 
 

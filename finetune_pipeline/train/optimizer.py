@@ -11,6 +11,7 @@ from typing import Any
 
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import ModelError
+from finetune_pipeline.models.quantization import INSTALL
 from finetune_pipeline.train.schedule import peak_learning_rate
 
 BETAS = (0.9, 0.999)
@@ -29,9 +30,7 @@ def optimizer_for(weights: Mapping[str, Any], rules: Train) -> Any:
     if rules.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
     if find_spec("bitsandbytes") is None:
-        raise ModelError(
-            "`train.optimizer: adamw_8bit` needs the package bitsandbytes", "install it: pip install bitsandbytes"
-        )
+        raise ModelError("`train.optimizer: adamw_8bit` needs the package bitsandbytes", INSTALL)
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(groups, lr=rate, betas=BETAS)

@@ -15,10 +15,13 @@ keys and values in the tuned layers depend on the trained weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from finetune_pipeline.inference.model_family import DecoderParts, decoder_parts
-from finetune_pipeline.train.forward import Forward
+from finetune_pipeline.models.training_load import Load
+from finetune_pipeline.train.checkpointing import checkpointed
+from finetune_pipeline.train.forward import Forward, attention, frozen_layers, learned
 from finetune_pipeline.train.tokenize import TokenizedExample
 from finetune_pipeline.train.tree import PackedTree, SegmentKey
 from finetune_pipeline.train.tree_attention import ATTENTION, Masks, TreeLayout, register_attention
@@ -70,23 +73,20 @@ class PackedForward(Forward):
             hidden = self._run(packed)
         return hidden.index_select(0, torch.tensor(packed.wanted, device=hidden.device))
 
+    def _new(self) -> PackedForward:
+        return PackedForward(self.model, self._prefix)
+
+    def forget_frozen(self) -> None:
+        self._frozen, self._cache = 0, FrozenStates()
+
     def micro_batches(self, rows: Sequence[TokenizedExample], max_tokens: int) -> list[list[TokenizedExample]]:
-        parts: list[list[TokenizedExample]] = []
-        room = 0
-        for row in sorted(rows, key=lambda row: row.tokens):
-            own = self._own_tokens(row)
-            if not parts or own > room:
-                parts.append([])
-                room = max_tokens - self.prefix_tokens
-            parts[-1].append(row)
-            room -= own
-        return parts
+        return packed_parts(self._prefix, rows, max_tokens)
 
     def computed_tokens(self, rows: Sequence[TokenizedExample]) -> int:
         return sum(PackedTree.of(self._prefix, rows).lengths)
 
-    def _own_tokens(self, row: TokenizedExample) -> int:
-        return len(row.prompt) - self.prefix_tokens + sum(len(completion.ids) for completion in row.completions)
+    def load(self, rows: Sequence[TokenizedExample], general: int = 0, padding: bool = True) -> Load:
+        return packed_load(self._prefix, rows, general)
 
     def _frozen_output(self, packed: PackedTree) -> Any:
         """Output [tokens, hidden] of the frozen layers; segments that were computed before come from the cache."""
@@ -109,29 +109,45 @@ class PackedForward(Forward):
         """Output [tokens, hidden] of the backbone."""
         import torch
 
-        device, config = self._parts.head.weight.device, self.model.config.get_text_config()
-        before = config._attn_implementation
-        config._attn_implementation = ATTENTION
-        try:
-            out = self._parts.backbone(
+        device = self._parts.head.weight.device
+        with self._attention(), self._checkpointed():
+            out = self.run_backbone(
                 input_ids=torch.tensor([packed.ids], device=device),
                 position_ids=torch.tensor([packed.positions], device=device),
                 use_cache=False,
                 tree=TreeLayout(packed, self._masks),
             )
-        finally:
-            config._attn_implementation = before
         return out.last_hidden_state[0]
 
+    def _attention(self) -> AbstractContextManager[None]:
+        return attention(self.model, ATTENTION)
 
-def frozen_layers(model: Any) -> int:
-    """The number of decoder layers below the first trainable weight: their output for a row is the same in every
-    step. 0 when the embedding is trainable, or nothing is."""
-    if any(weight.requires_grad for weight in model.get_input_embeddings().parameters()):
-        return 0
-    layers = decoder_parts(model).layers
-    tuned = [any(weight.requires_grad for weight in layer.parameters()) for layer in layers]
-    return tuned.index(True) if True in tuned else 0
+    def _checkpointed(self) -> AbstractContextManager[None]:
+        tuned = self._parts.layers[self._frozen :]
+        return checkpointed(tuned, self._attention) if self.checkpointing else nullcontext()
+
+
+def packed_parts(
+    prefix: Sequence[int], rows: Sequence[TokenizedExample], max_tokens: int
+) -> list[list[TokenizedExample]]:
+    """The rows, sorted by length, in parts of at most `max_tokens` tokens as packed rows."""
+    parts: list[list[TokenizedExample]] = []
+    room = 0
+    for row in sorted(rows, key=lambda row: row.tokens):
+        own = len(row.prompt) - len(prefix) + sum(len(completion.ids) for completion in row.completions)
+        if not parts or own > room:
+            parts.append([])
+            room = max_tokens - len(prefix)
+        parts[-1].append(row)
+        room -= own
+    return parts
+
+
+def packed_load(prefix: Sequence[int], rows: Sequence[TokenizedExample], general: int = 0) -> Load:
+    """The load of these rows as one packed micro-batch; the last `general` of them are general texts."""
+    tree = PackedTree.of(prefix, rows)
+    above = [sum(tree.lengths[index] for index in path) for path in tree.paths]
+    return Load.of(tree.lengths, above, learned(rows), learned(rows[len(rows) - general :]))
 
 
 def _substitutes(parts: DecoderParts, frozen: int, output: Any) -> Any:

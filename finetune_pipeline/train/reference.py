@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import Reporter
+from finetune_pipeline.train.distributed import ALONE, Ranks
 from finetune_pipeline.train.forward import Forward, without_dropout
 from finetune_pipeline.train.objective import Objective, completions_of
 from finetune_pipeline.train.tokenize import TokenizedExample
@@ -32,6 +33,7 @@ class Reference:
     sums: dict[str, list[float]]
     mismatched: dict[str, TokenizedExample]
     mismatched_sums: dict[str, list[float]]
+    ranks: Ranks = ALONE
 
     @staticmethod
     def measure(
@@ -41,6 +43,7 @@ class Reference:
         max_tokens: int,
         bf16: bool,
         report: Reporter,
+        ranks: Ranks = ALONE,
         known: dict[str, list[float]] | None = None,
     ) -> Reference | None:
         """The reference of all `rows`; None where the objective has none. `max_tokens`: of a forward pass; `known`:
@@ -51,7 +54,7 @@ class Reference:
 
         def measured(keyed: Mapping[str, TokenizedExample], what: str) -> dict[str, list[float]]:
             missing = [replace(row, id=key) for key, row in keyed.items() if key not in known]
-            known.update(likelihoods(forward, missing, max_tokens, bf16, report, what))
+            known.update(likelihoods(forward, missing, max_tokens, bf16, report, what, ranks))
             return {row.id: known[key] for key, row in keyed.items()}
 
         sums = measured({row.id: row for row in rows}, "reference")
@@ -60,7 +63,8 @@ class Reference:
             pairs = zip(rows, (*rows[1:], rows[0]), strict=True)
             others = {f"{a.id} {b.id}": TokenizedExample(a.id, a.prompt, b.completions) for a, b in pairs}
         other_sums = measured(others, "reference, other rows")
-        return Reference(forward, bf16, max_tokens, sums, {row.id: row for row in others.values()}, other_sums)
+        mismatched = {row.id: row for row in others.values()}
+        return Reference(forward, bf16, max_tokens, sums, mismatched, other_sums, ranks)
 
     def of(self, rows: Sequence[TokenizedExample]) -> list[float]:
         """Of every completion, in the order of rows."""
@@ -72,7 +76,7 @@ class Reference:
         others = [self.mismatched[row.id] for row in rows if row.id in self.mismatched]
         if not others:
             return 0.0
-        now = likelihoods(self.forward, others, self.max_tokens, self.bf16)
+        now = likelihoods(self.forward, others, self.max_tokens, self.bf16, ranks=self.ranks)
         moved = [b - a for row in others for a, b in zip(now[row.id], self.mismatched_sums[row.id], strict=True)]
         return max(0.0, sum(moved) / len(moved))
 
@@ -84,16 +88,20 @@ def likelihoods(
     bf16: bool,
     report: Reporter | None = None,
     what: str = "",
+    ranks: Ranks = ALONE,
 ) -> dict[str, list[float]]:
-    """Negative log-likelihood (nats) of every completion, by row id, without gradient and dropout."""
+    """Negative log-likelihood (nats) of every completion, by row id, without gradient and dropout. Each rank computes
+    some of the rows, and gets the likelihoods of all."""
     import torch
 
+    own = ranks.share(rows, [row.tokens for row in rows])
     found: dict[str, list[float]] = {}
     with torch.no_grad(), autocast(bf16), without_dropout(forward.model):
-        for part in forward.micro_batches(rows, max_tokens):
+        for part, counts in ranks.even(forward.micro_batches(own, max_tokens), list(rows[:1])):
             sums = iter(completions_of(part, forward.losses(part)).sums.tolist())
-            found |= {row.id: [next(sums) for _ in row.completions] for row in part}
+            found |= {row.id: [next(sums) for _ in row.completions] for row in part} if counts else {}
             if report:
                 report.alive()
-                report.progress(what, len(found), len(rows))
-    return found
+                report.progress(what, len(found), len(own))
+    summed = iter(ranks.sum([value for row in rows for value in found.get(row.id, [0.0] * len(row.completions))]))
+    return {row.id: [next(summed) for _ in row.completions] for row in rows}

@@ -14,7 +14,6 @@ on seed and step alone, so that a resumed training is the same.
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import random
@@ -25,7 +24,9 @@ from typing import Any
 from finetune_pipeline.config import KeepGeneral
 from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import SILENT, Example, Message, Reporter
+from finetune_pipeline.train.distributed import ALONE, Ranks
 from finetune_pipeline.train.forward import Forward, without_dropout
+from finetune_pipeline.train.sharding import whole_copy
 from finetune_pipeline.train.tokenize import Completion, TokenizedExample
 
 
@@ -75,24 +76,30 @@ class Replay:
     def weight(self) -> float:
         return self._rules.weight
 
-    def texts_at(self, step: int) -> list[TokenizedExample]:
-        """The texts of an optimizer step; every pass over the texts has another order."""
+    def texts_at(self, step: int, ranks: Ranks = ALONE) -> list[TokenizedExample]:
+        """This rank's texts of an optimizer step; every pass over the texts has another order."""
         count, selected = self._rules.texts, []
         for index in range(step * count, (step + 1) * count):
             epoch, within = divmod(index, len(self._texts))
-            selected.append(self._texts[_order(len(self._texts), self._seed, epoch)[within]])
+            if index % ranks.size == ranks.rank:
+                selected.append(self._texts[_order(len(self._texts), self._seed, epoch)[within]])
         return selected
 
-    def measure(self, steps: int, max_tokens: int, report: Reporter = SILENT) -> None:
+    @property
+    def longest(self) -> list[TokenizedExample]:
+        """As many texts as a step has, the longest ones."""
+        return sorted(self._texts, key=lambda text: text.tokens)[-self._rules.texts :]
+
+    def measure(self, steps: int, max_tokens: int, report: Reporter = SILENT, ranks: Ranks = ALONE) -> None:
         """Compute the base model's hidden states of all texts of a training of `steps` steps, with the model as it is
         now. Kept in memory: tokens x hidden values."""
         import torch
 
-        needed = {text.id: text for step in range(steps) for text in self.texts_at(step)}
+        needed = {text.id: text for step in range(steps) for text in self.texts_at(step, ranks)}
         missing = [text for text in needed.values() if text.id not in self._base_states]
         forward = self._forward
         with torch.no_grad(), autocast(self._bf16), without_dropout(forward.model):
-            for part in forward.micro_batches(missing, max_tokens):
+            for part, _ in ranks.even(forward.micro_batches(missing, max_tokens), self._texts[:1]):
                 report.alive()
                 states = forward.states(part).split([text.learned for text in part])
                 for text, each in zip(part, states, strict=True):
@@ -100,15 +107,17 @@ class Replay:
                 report.progress("general texts", len(needed.keys() & self._base_states.keys()), len(needed))
         head = forward.model.get_output_embeddings()
         if any(weight.requires_grad for weight in head.parameters()):
-            self._base_head = copy.deepcopy(head).requires_grad_(False)
+            self._base_head = whole_copy(head)
 
-    def divergence(self, step: int, states: Any) -> Any:
-        """Mean KL(base || tuned) per token of the step's texts (nats), with gradient. `states` [tokens, hidden] of the
-        tuned model, from `Forward.states` of these texts."""
+    def divergence(self, step: int, states: Any, own: Sequence[TokenizedExample] | None = None) -> Any:
+        """Mean KL(base || tuned) per token of the step's texts (nats), with gradient; with `own`, the share of these
+        texts in it. `states` [tokens, hidden] of the tuned model, from `Forward.states` of the texts."""
         import torch
 
-        base = torch.cat([self._base_states[text.id] for text in self.texts_at(step)]).to(states.device)
-        return self._forward.in_chunks(self._divergences, states, base).sum() / len(base)
+        texts = self.texts_at(step)
+        base = torch.cat([self._base_states[text.id] for text in own or texts]).to(states.device)
+        tokens = sum(text.learned for text in texts)
+        return self._forward.in_chunks(self._divergences, states, base).sum() / tokens
 
     def _divergences(self, states: Any, base: Any) -> Any:
         """KL(base || tuned) of every token [tokens]."""

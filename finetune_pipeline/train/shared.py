@@ -1,7 +1,7 @@
 """What several trainings of one base model in one process have in common; it is loaded and computed once.
 
     shared = Shared(load_base(folder, rules))
-    setup = assemble(spec, report, shared)      # job.py: a training with what is known already
+    setup = assemble(spec, report, shared=shared)      # job.py: a training with what is known already
     …
     setup.trainable.release()                   # the base model is as before, for the next training
 
@@ -11,6 +11,8 @@ All of it holds for one base model, method and precision, whatever the learning 
 - the likelihoods of the rows before training (reference.py), and the states of the general texts (replay.py),
 - the outputs of the frozen layers, for as many frozen layers and one shared prefix (packing.py),
 - whether the packed forward pass equals the model's own, for a number of tuned layers (forward_check.py).
+
+None of it is of several ranks: a training that shares something computes in one process.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ class Shared:
     likelihoods: dict[str, list[float]] = field(default_factory=dict)
     _frozen: dict[FrozenKey, FrozenStates] = field(default_factory=dict)  # the last used one is the last
     _forwards: dict[int | None, str] = field(default_factory=dict)
+    _checkpointed: set[int | None] = field(default_factory=set)  # tuned layers of a forward pass that was compared
 
     def forward(
         self,
@@ -59,6 +62,14 @@ class Shared:
             self._forwards[layers] = chosen.name
             return chosen
         return PackedForward(model, prefix, cache) if known == PackedForward.name else PaddedForward(model)
+
+    def require_same(
+        self, forward: Forward, trainable: Trainable, layers: int | None, rows: Sequence[TokenizedExample]
+    ) -> None:
+        """ModelError when a checkpointed forward pass differs from the model's own; compared once for `layers`."""
+        if layers not in self._checkpointed:
+            forward_check.require_same(forward, trainable.weights, rows)
+            self._checkpointed.add(layers)
 
     def frozen(self, layers: int | None, prefix: Sequence[int]) -> FrozenStates:
         """The outputs of the layers below `layers` tuned ones. Those of other numbers of layers are kept as well, as

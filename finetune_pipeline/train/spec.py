@@ -1,16 +1,20 @@
 """What a training job gets and returns: the description in job.json, and the content of training.json.
 
-result = local.run("finetune_pipeline.train.job", spec, TrainingResult, folder, report)
+result = launch.run("finetune_pipeline.train.job", spec, TrainingResult, folder, report, backend)
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.config import AnswerFormat, Train
+
+OPERATIONAL = ("train.threads", "train.checkpoint_seconds")  # of a checkpoint's identity: they change no weight
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,13 @@ class SearchChoice(JobData):
 
 @dataclass(frozen=True)
 class TrainingSpec(JobData):
-    """All paths are absolute. `base`: folder of the base model, `base_id`: its name in base_model.json; `train` and
-    `validation`: JSONL files of examples; `system`, `answer`: the task's system prompt and answer format; `checkpoints`
-    and `out`: output folders; `params`: what the MLflow run shows, free-form; `dataset_name` and `dataset_digest`: the
-    split, in MLflow; `origins`: settings that the declaration did not give, and where they are from (defaults.py);
-    `share` and `without_sources`: of the training rows (row_selection.py); `choice`: where the search gave settings."""
+    """All paths are absolute. `base`: folder of the base model, `base_id` and `base_sha256`: its name and the hash of
+    its weights in base_model.json; `train` and `validation`: JSONL files of examples; `system`, `answer`: the task's
+    system prompt and answer format; `checkpoints` and `out`: output folders; `params`: what the MLflow run shows,
+    free-form; `dataset_name` and `dataset_digest`: the split, in MLflow; `shard`: whether several processes hold a part
+    of the weights each, and not all of them; `origins`: settings that the declaration did not give, and where they are
+    from (defaults.py); `share` and `without_sources`: of the training rows (row_selection.py); `choice`: where the
+    search gave settings."""
 
     task: str
     base: Path
@@ -46,10 +52,34 @@ class TrainingSpec(JobData):
     params: dict[str, Any]
     dataset_name: str
     dataset_digest: str
+    shard: bool = False
+    base_sha256: str = ""
     origins: dict[str, str] = field(default_factory=dict)
     share: float = 1.0
     without_sources: tuple[str, ...] = ()
     choice: SearchChoice | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the result, by the names in task.yaml: settings, base model, system prompt, data. A checkpoint
+        with another identity is not resumed (checkpoint.py)."""
+        named: dict[str, Any] = {
+            "base": self.base_id,
+            "base weights": self.base_sha256,
+            "data": self.dataset_digest,
+            "prompt.system": self.system,
+        }
+        selected = {"row_share": self.share, "without_sources": self.without_sources}
+        named |= {name: value for name, value in selected.items() if value not in (1.0, ())}  # all rows: as without
+        result: dict[str, Any] = json.loads(json.dumps(_flat(self.rules.result_values(), "train.") | named))
+        return {name: value for name, value in result.items() if name not in OPERATIONAL}
+
+
+def _flat(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in section.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 @dataclass(frozen=True)
@@ -57,11 +87,12 @@ class TrainingResult(JobData):
     """training.json. `forward`: "packed" or "padded" rows. `kept_step`: the step whose weights are the result;
     `skipped_steps`: steps without a finite gradient, which were not applied. Losses are those of the objective (sft:
     means per learned token in nats): `loss_first` of the first step, `loss_last` of the last five, `validation_loss` at
-    the kept step. `validation_score`: share of right answers, `validation_reward_accuracy`: share of pairs whose chosen
-    completion has the higher reward; None where not measured. `general_divergence`: mean KL from the base model over
-    the last 20 steps. `tokens_per_second`: tokens that were computed, median of the steps. `resumed_at`: the step of
-    the checkpoint, 0 for a new training; `peak_mb`: memory of the process in MB. `learning_rate`: the peak; `origins`:
-    as in the spec; `search`: its `choice`."""
+    the kept step, `validation_loss_last` after the last one. `overfits_from`: the step from which the validation loss
+    rose while the training loss fell (history.py). `validation_score`: share of right answers,
+    `validation_reward_accuracy`: share of pairs whose chosen completion has the higher reward; None where not measured.
+    `general_divergence`: mean KL from the base model over the last 20 steps. `tokens_per_second`: tokens that were
+    computed, median of the steps. `resumed_at`: the step of the checkpoint, 0 for a new training; `peak_mb`: memory of
+    the first process in MB. `learning_rate`: the peak; `origins`: as in the spec; `search`: its `choice`."""
 
     mlflow_run_id: str | None
     mlflow_experiment_id: str | None
@@ -87,6 +118,9 @@ class TrainingResult(JobData):
     shared_prefix_tokens: int
     supervised_tokens: int
     peak_mb: int = 0
+    processes: int = 1
+    validation_loss_last: float | None = None
+    overfits_from: int | None = None
     learning_rate: float | None = None
     origins: dict[str, str] = field(default_factory=dict)
     search: SearchChoice | None = None

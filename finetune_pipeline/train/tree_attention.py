@@ -6,8 +6,9 @@
 
 It is registered with transformers' `AttentionInterface`; the model passes the keyword argument `tree` on to it. What
 the model's own attention does besides (a window, soft-capped scores, sinks) arrives as keyword arguments and is
-computed as well. On a GPU it is one call of FlexAttention (Dong et al., arXiv:2412.05496) with a block mask; on a CPU
-one call of torch's attention for each segment, since a masked call over everything would compute what is masked.
+computed as well. On a GPU it is one call of FlexAttention (Dong et al., arXiv:2412.05496) with a block mask; on a CPU a
+few calls of torch's flash kernel (cpu_attention.py), or one call for each segment where the attention is not plain: a
+masked call over everything would compute what is masked.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_pipeline.inference.model_family import require_causal, require_forwarded
+from finetune_pipeline.train import cpu_attention
 from finetune_pipeline.train.tree import PackedTree
 
 ATTENTION = "finetune_tree"
@@ -57,6 +59,10 @@ class TreeLayout:
     masks: Masks = field(default_factory=Masks)
     layers: int = 0
     _block_masks: dict[int | None, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def cascade(self) -> cpu_attention.CascadePlan:
+        return cpu_attention.plan_of(self.packed)
 
     def block_mask(self, window: int | None, device: Any) -> Any:
         """FlexAttention's mask of the whole tree."""
@@ -123,11 +129,24 @@ def tree_attention(
     tree.layers += 1
     window = None if sliding_window is None or sliding_window >= tree.packed.longest else int(sliding_window)
     scale = float(query.shape[-1]) ** -0.5 if scaling is None else float(scaling)
-    if query.device.type == "cuda" and s_aux is None:
+    plain = softcap is None and window is None and s_aux is None
+    if query.device.type == "cpu" and plain:
+        out = _cascade(query, key, value, tree, scale)
+    elif query.device.type == "cuda" and s_aux is None:
         out = _flex(query, key, value, tree, scale, window, softcap)
     else:
         out = _by_segment(query, key, value, tree, functools.partial(_attend, scale, softcap, s_aux), window)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _cascade(query: Any, key: Any, value: Any, tree: TreeLayout, scale: float) -> Any:
+    """A few calls of the CPU's kernel for the whole tree; [1, heads, tokens, size]. In fp32, which is faster there; the
+    gradient is computed in bf16 where the training is."""
+    import torch
+
+    narrow = torch.is_autocast_enabled("cpu") or query.dtype == torch.bfloat16
+    out = cpu_attention.attend(query.float(), key.float(), value.float(), tree.cascade, scale, narrow)
+    return out.to(value.dtype)
 
 
 def _by_segment(query: Any, key: Any, value: Any, tree: TreeLayout, attend: Any, window: int | None) -> Any:

@@ -13,12 +13,13 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from finetune_pipeline.baseline.metrics import exact, mean
+from finetune_pipeline.baseline.metrics import exact
 from finetune_pipeline.inference.generate import Generation, encode, generate
 from finetune_pipeline.inference.loading import Loaded
 from finetune_pipeline.inference.model_family import within_limit
 from finetune_pipeline.models.device import autocast, uses_bf16
 from finetune_pipeline.records import Example, Reporter
+from finetune_pipeline.train.distributed import ALONE, Ranks
 from finetune_pipeline.train.method import Base
 from finetune_pipeline.train.spec import TrainingSpec
 
@@ -27,11 +28,14 @@ LENGTH_FACTOR = 1.2  # an answer may be this much longer than the longest comple
 
 
 def scorer(
-    model: Any, base: Base, rows: Sequence[Example], spec: TrainingSpec, report: Reporter
+    model: Any, base: Base, rows: Sequence[Example], spec: TrainingSpec, report: Reporter, ranks: Ranks = ALONE
 ) -> Callable[[], float] | None:
     """The function that scores the model as it is when it is called. None for free text, without rows, or where
     `train.validation.generate_rows` is 0."""
     count = spec.rules.validation.generate_rows
+    if ranks.sharded:  # every token of an answer is a pass, of which each rank would compute another number
+        report.log("with sharded weights, no validation rows are answered")
+        return None
     if not count or spec.answer.format == "text":
         return None
     sample = random.Random(spec.rules.seed).sample(list(rows), min(count, len(rows)))
@@ -50,10 +54,12 @@ def scorer(
     if not fitting:
         return None
     expected = {row.id: row.completion for row in sample if row.id in fitting}
+    own = {key: chats[key] for key in list(fitting)[ranks.rank :: ranks.size]}
 
     def score() -> float:
         with autocast(uses_bf16(spec.rules.precision)):
-            answers = generate(loaded, {key: chats[key] for key in fitting}, spec.answer, settings, report=report)
-        return mean([exact(expected[answer.id], answer.text, spec.answer) for answer in answers])
+            answers = generate(loaded, own, spec.answer, settings, report=report) if own else []
+        right = [exact(expected[answer.id], answer.text, spec.answer) for answer in answers]
+        return ranks.sum([sum(right)])[0] / len(expected)
 
     return score

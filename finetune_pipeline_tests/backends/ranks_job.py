@@ -51,6 +51,8 @@ def run(spec: Ranks, report: Reporter) -> Seen:
     report.log(f"rank {place.rank} of {place.size}")
     (spec.mark / f"pid-{os.getpid()}").write_text(str(place.rank), "utf-8")
     different = place.rank == spec.rank
+    if spec.do == "refuse":
+        _meet(spec.mark, place)
     if spec.do == "refuse" and different:
         raise errors.ModelError("the weights of layer 3 are not numbers", "choose another base model")
     if spec.do == "break" and different:
@@ -64,6 +66,8 @@ def run(spec: Ranks, report: Reporter) -> Seen:
         raise RuntimeError("Connection closed by peer")  # as gloo's
     if spec.do in ("refuse", "break"):
         time.sleep(600)  # as in a collective that waits for the rank that is gone
+    if spec.do == "pause":
+        time.sleep(8)
     if spec.do == "wait":
         stubborn = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, start_new_session=True)
         assert stubborn.stdout is not None and stubborn.stdout.readline()

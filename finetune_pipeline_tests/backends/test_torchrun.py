@@ -17,6 +17,7 @@ import pytest
 from finetune_pipeline import errors
 from finetune_pipeline.backends import launch, node, torchrun
 from finetune_pipeline.backends.devices import lease
+from finetune_pipeline.backends.job_files import untouched
 from finetune_pipeline.config import Backend
 from finetune_pipeline.records import Reporter, Silent
 from finetune_pipeline_tests.backends.ranks_job import Ranks, Seen
@@ -228,11 +229,8 @@ def test_a_cancellation_reaches_the_second_machine(mark: Path, rendezvous: str) 
     assert not left(mark)
 
 
-def test_the_second_machine_ends_when_the_first_gives_no_sign_of_life(
-    mark: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(node, "SILENT_SECONDS", 0.2)
-    silent = node._parent_silent(mark / "alive")
+def test_a_sign_of_life_that_stops_is_noticed(mark: Path) -> None:
+    silent = untouched(mark / "alive", 0.2)
     (mark / "alive").touch()
     assert not silent()
     time.sleep(0.3)

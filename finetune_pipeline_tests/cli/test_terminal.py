@@ -52,3 +52,16 @@ def test_a_message_before_a_wait_is_shown_during_the_wait(monkeypatch: pytest.Mo
     assert file.getvalue().count("waiting for it") == 1
     shown.alive()
     assert file.getvalue().count("waiting for it") == 1
+
+
+def test_the_line_of_a_training_fits_into_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_pipeline.cli.terminal.LINE_SECONDS", -1.0)
+    file = io.StringIO()
+    shown = RichTerminal(Console(file=file, width=200))
+    shown.begins("adapter")
+    figures = {"loss": 0.3123, "validation_loss": 0.41234, "validation_score": 0.84, "learning_rate": 0.00123}
+    figures |= {"tokens_per_second": 1812.3, "peak_share": 0.55, "seconds_left": 80.0}
+    shown.progress("training", 41, 74, **figures)
+    (line,) = (line for line in file.getvalue().splitlines() if "training" in line)
+    expected = "loss 0.312, validation 0.412, right 84%, rate 0.0012, 1,812 tokens/s, 55% of peak, 1 min 20 s left"
+    assert line.endswith(f"training 41 of 74, {expected}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_pipeline.config import load_task, task_from
+from finetune_pipeline.config import Train, load_task, task_from
 from finetune_pipeline.errors import DeclarationError
 
 MINIMAL: dict[str, Any] = {
@@ -227,3 +227,9 @@ def test_a_valid_owner_is_valid_in_dagster_too(owner: str) -> None:
 def test_an_invalid_owner_is_an_error(owner: str) -> None:
     (problem,) = problems(owners=["team:support", owner])
     assert problem.startswith("owners: ") and "`team:support`" in problem
+
+
+def test_where_a_training_runs_changes_no_key() -> None:
+    plain: dict[str, Any] = {}
+    elsewhere = {"backend": {"kind": "torchrun", "processes_per_node": 4}}
+    assert Train.model_validate(plain).result_values() == Train.model_validate(elsewhere).result_values()

@@ -72,7 +72,7 @@ def test_downstream_follows_needs_gates_and_order() -> None:
 
 def test_sensors_and_schedules_that_start_runs_wait_to_be_switched_on(definitions: dg.Definitions) -> None:
     running = [s.name for s in definitions.sensors or () if s.default_status == dg.DefaultSensorStatus.RUNNING]
-    assert running == ["code_location_reload", "run_monitoring"]
+    assert running == ["code_location_reload", "run_monitoring", "mlflow_delivery"]
     schedules = [s for s in definitions.schedules or () if isinstance(s, dg.ScheduleDefinition)]
     assert {s.default_status for s in schedules} == {dg.DefaultScheduleStatus.STOPPED}
 

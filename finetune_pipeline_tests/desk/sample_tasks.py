@@ -242,6 +242,8 @@ class Maker:
 
     def adapter(self, out: Path) -> Any:
         _json(out / "training.json", {"steps": 74})
+        (out / "training.html").write_text("<!doctype html><title>Training</title><h1>Training</h1>", "utf-8")
+        (out / "tokens.html").write_text("<!doctype html><title>Tokens</title><h1>Tokens</h1>", "utf-8")
         return {"steps": 74}, self.verdict("adapter", "data_split", "the loss fell from 2.1 to 0.3 in 74 steps")
 
     def eval_report(self, out: Path) -> Any:

@@ -338,6 +338,16 @@ def test_reports_are_sandboxed(client: TestClient) -> None:
     assert quality.status_code == 200 and quality.headers["content-security-policy"] == security_headers.REPORT
     frame = client.get("/tasks/parcels/reports/eval_report").text
     assert '<iframe class="report" src="/tasks/parcels/reports/eval_report/report.html"' in frame
+    tokens = "/tasks/parcels/reports/adapter/tokens.html"
+    assert client.get(tokens).headers["content-security-policy"] == security_headers.REPORT
+    assert (
+        f'src="{tokens}" title="What is learned' in client.get("/tasks/parcels/reports/adapter?page=tokens.html").text
+    )
+    assert 'src="/tasks/parcels/reports/adapter/training.html"' in client.get("/tasks/parcels/reports/adapter").text
+    assert client.get("/tasks/parcels/reports/adapter?page=training.json").status_code == 404
+    task = client.get("/tasks/parcels").text
+    for path in ("adapter", "adapter?page=tokens.html"):
+        assert f'href="/tasks/parcels/reports/{path}"' in task
     document = client.get("/tasks/parcels/reports/suitability_report").text
     assert "<strong>Yes.</strong>" in document and "&lt;script&gt;" in document and "<td>enough</td>" in document
 

@@ -57,7 +57,7 @@ def test_the_tuned_model_is_added_to_the_baselines(
     first = stage_context(declared, store, tmp_path, **artifacts)
     baseline_report(first)
     baseline = commit(store, first, "baseline_report")
-    tuned = Artifact("adapter", "k", "c", adapter, {"files": {}})
+    tuned = Artifact("adapter", "k", "c", adapter, {"files": {}, "inputs": {}})
     second = stage_context(declared, store, tmp_path, **artifacts, baseline_report=baseline, adapter=tuned)
     result = eval_report(second)
     report = json.loads((second.out / "report.json").read_text("utf-8"))
@@ -109,7 +109,7 @@ def test_a_live_version_with_missing_files_is_named(
 ) -> None:
     store, artifacts = inputs
     baseline = finished(store, "baseline_report", {"answers.jsonl": [], "scores.jsonl": []})
-    tuned = Artifact("adapter", "k", "c", adapter, {"files": {}})
+    tuned = Artifact("adapter", "k", "c", adapter, {"files": {}, "inputs": {}})
     context = stage_context(declared, store, tmp_path, **artifacts, baseline_report=baseline, adapter=tuned)
     missing = asdict(ServedVersion(3, "gone", "gone", artifacts["base_model"].content_hash, 5))
     with pytest.raises(StorageError, match="version 3 is live, and its adapter gone"):
@@ -121,7 +121,9 @@ def committed(store: TaskStore, asset: str, files: Path, declared: Task) -> Arti
     plain = {name: getattr(declared, name).model_dump(mode="json", by_alias=True) for name in ("base", "prompt")}
     with store.scratch(asset) as scratch:
         shutil.copytree(files, scratch, dirs_exist_ok=True)
-        return store.commit(asset, f"{asset} made", scratch, {"summary": {}, "declaration": plain, "verdict": None})
+        return store.commit(
+            asset, f"{asset} made", scratch, {"summary": {}, "inputs": {}, "declaration": plain, "verdict": None}
+        )
 
 
 def answers_only(declared: Task) -> Task:
@@ -144,7 +146,7 @@ def test_a_request_survives_json_and_a_missing_key_is_named(
     tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]], adapter: Path
 ) -> None:
     store, artifacts = inputs
-    tuned = Artifact("adapter", "k", "c", adapter, {"files": {}})
+    tuned = Artifact("adapter", "k", "c", adapter, {"files": {}, "inputs": {}})
     request = evaluation_request(stage_context(declared, store, tmp_path, **artifacts, adapter=tuned), tmp_path)
     row = json.loads(json.dumps(request.to_json()))
     assert EvaluationRequest.from_json(row) == request

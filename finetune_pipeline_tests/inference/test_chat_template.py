@@ -12,7 +12,7 @@ from finetune_pipeline.errors import ModelError
 from finetune_pipeline.inference.chat_template import join_system, render
 from finetune_pipeline.inference.generate import encode
 from finetune_pipeline.records import Example, Message
-from finetune_pipeline.serve.model_routes import prefix_of
+from finetune_pipeline.serve.embedded_chat import prefix_of
 from finetune_pipeline.train.tokenize import tokenize
 from finetune_pipeline_tests.inference import templates
 

@@ -12,9 +12,9 @@ import pytest
 
 from finetune_pipeline.errors import FinetuneError, ModelError, StorageError
 from finetune_pipeline.inference.adapters import Adapters
+from finetune_pipeline.inference.base_weights import read_model
 from finetune_pipeline.inference.decoder import Decoder, Request
 from finetune_pipeline.inference.loading import Loaded, base_only, load, load_base
-from finetune_pipeline.models.quantization import keep_exact, nf4_config
 from finetune_pipeline.models.trained_weights import method_of, weight_files, write_method
 
 PROMPT = list(range(20, 60))
@@ -60,9 +60,7 @@ def plain(tiny_model: Path, **settings: Any) -> Any:
 def in_4_bits(tiny_model: Path) -> Any:
     import torch
 
-    model = plain(tiny_model, quantization_config=nf4_config(torch.float32))
-    keep_exact(model)
-    return model
+    return read_model(tiny_model, torch.float32, quantized=True)[0]
 
 
 @pytest.fixture
@@ -92,6 +90,20 @@ def test_an_adapter_is_loaded_on_the_base_in_4_bits_that_it_was_trained_on(tiny_
     assert not torch.allclose(logits_of(loaded.model), logits_of(load(tiny_model).model), atol=1e-2)
     (tmp_path / "adapter" / "weights.json").unlink()  # the same adapter on the base in full precision is another model
     assert not torch.allclose(logits_of(load(tiny_model, tmp_path / "adapter").model), logits_of(trained), atol=1e-2)
+
+
+def test_4_bit_weights_are_the_same_in_every_precision(tiny_model: Path) -> None:
+    """An adapter that was trained in bf16 is evaluated in fp32 on the same base."""
+    import torch
+
+    pytest.importorskip("bitsandbytes")
+    exact, fast = (read_model(tiny_model, dtype, quantized=True)[0] for dtype in (torch.float32, torch.bfloat16))
+    kinds = {weight.dtype for weight in exact.parameters()}, {weight.dtype for weight in fast.parameters()}
+    assert kinds == ({torch.uint8, torch.float32}, {torch.uint8, torch.bfloat16})
+    for mine, other in zip(exact.parameters(), fast.parameters(), strict=True):
+        assert torch.equal(mine.to(other.dtype), other)
+        if mine.dtype == torch.uint8:
+            assert torch.equal(mine.quant_state.absmax, other.quant_state.absmax)
 
 
 def test_the_base_of_an_adapter_in_4_bits_is_the_base_in_4_bits(tiny_model: Path, tmp_path: Path) -> None:
@@ -266,7 +278,7 @@ def test_an_adapter_for_another_base_is_refused(tiny_model: Path, tmp_path: Path
     from finetune_pipeline_tests.train.architectures import tiny
 
     train_adapter(tiny("qwen3"), tmp_path)
-    with pytest.raises(StorageError, match="does not fit its base model"):
+    with pytest.raises(StorageError, match="does not fit this base model"):
         load(tiny_model, tmp_path)
 
 

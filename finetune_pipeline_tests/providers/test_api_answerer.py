@@ -16,6 +16,7 @@ from finetune_pipeline_tests.providers.fake_provider import KEY, MODEL, FakeProv
 LABELS = ("red", "green", "blue")
 SPEC = AnswerFormat(format="label", labels=LABELS)
 HOW = Generation("tuned", 24)
+TUNED = f"ft:{MODEL}:acme:doors:9x1"
 
 
 def chats(count: int) -> dict[str, list[dict[str, str]]]:
@@ -27,8 +28,8 @@ def answerer(url: str, requests_at_once: int = 4, model: str = MODEL) -> ApiAnsw
 
 
 def test_every_row_is_answered_with_tokens_and_seconds(provider: FakeProvider, url: str) -> None:
-    provider.answers = {"door 3": "blue\nbecause of the paint"}
-    model: Answerer = answerer(url)
+    provider.tuned, provider.answers = [TUNED], {"door 3": "blue\nbecause of the paint"}
+    model: Answerer = answerer(url, model=TUNED)
     found = {answer.id: answer for answer in model.answer(chats(20), HOW)}
     assert len(found) == 20
     assert found["q3"].text == "blue", "cut where a label is complete, as on this machine"
@@ -36,7 +37,7 @@ def test_every_row_is_answered_with_tokens_and_seconds(provider: FakeProvider, u
     assert found["q1"].seconds >= 0.02
     assert provider.most_open_chats <= 4
     body = provider.chats[0]
-    assert (body["temperature"], body["seed"], body["max_tokens"], body["model"]) == (0.0, 0, 24, MODEL)
+    assert (body["temperature"], body["seed"], body["max_tokens"], body["model"]) == (0.0, 0, 24, TUNED)
     assert "response_format" not in body
 
 

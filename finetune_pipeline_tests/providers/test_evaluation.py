@@ -69,6 +69,7 @@ def test_prompts_and_tuned_model_are_answered_at_the_provider(
     report = json.loads((second.out / "report.json").read_text("utf-8"))
     assert report["variants"]["tuned"]["exact"] == 1.0
     assert "general" not in report
+    assert "precision" not in report, "what the provider computes in is not known"
     assert report["not_measured"]["general"] == "the provider's API gives no likelihood of a given text"
     figures = report["variants"]["tuned"]
     price = (figures["prompt_tokens"] * 0.8 + figures["completion_tokens"] * 3.2) / 1000
@@ -150,6 +151,8 @@ def test_decision_and_registry_name_the_providers_model(
     named = tags(stage_context(declared, store, tmp_path, **inputs))
     assert named["provider_model"].startswith(f"ft:{MODEL}")
     assert named["provider_url"] == url
+    assert named["method"] == "managed"
+    assert named["sha256"] == inputs["adapter"].manifest["files"]["provider.json"]["sha256"]
 
 
 def test_a_registered_version_names_the_providers_model_and_its_limits(
@@ -169,6 +172,8 @@ def test_a_registered_version_names_the_providers_model_and_its_limits(
     card = second.out / "MODEL_CARD.md"
     head, text = ModelCard.load(card).data, card.read_text("utf-8")
     assert (head.base_model, head.license, head.library_name) == (MODEL, "other", "openai")
+    assert head.tags[0] == "managed"
+    assert "lora" not in head.tags
     assert f"at {url}: its weights are not here" in text
     assert WHY in text
     assert version_tags(store.task, 1)["provider_model"] == named.json("provider.json")["model"]

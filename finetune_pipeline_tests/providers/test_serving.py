@@ -14,12 +14,23 @@ from finetune_pipeline.providers.cost import TrainingCost
 from finetune_pipeline.providers.record import ProviderRecord
 from finetune_pipeline.records import read_jsonl
 from finetune_pipeline.serve import supervisor
+from finetune_pipeline.serve.engine import Engine
 from finetune_pipeline.serve.provider_engine import ProviderEngine
 from finetune_pipeline.store import traffic_folder
 from finetune_pipeline_tests.providers.fake_provider import KEY as PROVIDER_KEY
 from finetune_pipeline_tests.providers.fake_provider import MODEL, FakeProvider
-from finetune_pipeline_tests.serve.deployment import KEY, ROWS, TEST, Deployed, RunningEndpoint, declare, running
-from finetune_pipeline_tests.serve.test_assets import _register, candidate, deploy
+from finetune_pipeline_tests.serve.deployment import (
+    KEY,
+    ROWS,
+    TEST,
+    Deployed,
+    RunningEndpoint,
+    candidate,
+    declare,
+    deploy,
+    register,
+    running,
+)
 
 TUNED = f"ft:{MODEL}:acme:parcels:9x1"
 FREE = TrainingCost(None, None, True, None, None, "USD")
@@ -63,7 +74,7 @@ def test_a_deployment_replays_the_test_rows_through_the_endpoint(
 ) -> None:
     provider.tuned, provider.answers = [TUNED], {row.prompt: f"answer {row.id[-2:]}" for row in TEST}
     task = declare(tmp_path / "data", "parcels", tiny_model)
-    _register("parcels")
+    register("parcels")
     answers = {row.id: provider.answers[row.prompt] for row in TEST}
     candidate(task, 1, managed_adapter(tmp_path / "adapter", url), answers)
     deployed = deploy(task)
@@ -72,8 +83,9 @@ def test_a_deployment_replays_the_test_rows_through_the_endpoint(
     assert deployed.verdict.figures["equal"] == ROWS
     assert endpoint.status("parcels")["champion"]["version"] == 1
     assert {chat["model"] for chat in provider.chats} == {TUNED, MODEL}, "the base is the model before the tuning"
-    engines = endpoint.endpoint.supervisor._engines.values()
-    assert [type(engine) for engine in engines] == [ProviderEngine], "no model is loaded on this machine"
+    supervisor = endpoint.endpoint.supervisor
+    assert not supervisor.engine.models.loaded, "no model is loaded on this machine"
+    assert [type(engine) for engine in supervisor.engines] == [Engine, ProviderEngine]
 
 
 def test_parity_fails_where_the_provider_answers_otherwise_than_evaluated(
@@ -81,7 +93,7 @@ def test_parity_fails_where_the_provider_answers_otherwise_than_evaluated(
 ) -> None:
     provider.tuned, provider.answers = [TUNED], {row.prompt: f"answer {row.id[-2:]}" for row in TEST}
     task = declare(tmp_path / "data", "parcels", tiny_model)
-    _register("parcels")
+    register("parcels")
     candidate(task, 1, managed_adapter(tmp_path / "adapter", url), {row.id: "other" for row in TEST})
     deployed = deploy(task)
     assert deployed.verdict is not None

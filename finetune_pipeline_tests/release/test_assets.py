@@ -251,7 +251,7 @@ def trained(store: TaskStore, weights: str) -> Artifact:
     import mlflow
 
     from finetune_pipeline.tracking.client import connect
-    from finetune_pipeline.tracking.runs import experiment_id
+    from finetune_pipeline.tracking.delivery import experiment_id
 
     connect()
     client = mlflow.MlflowClient()
@@ -324,3 +324,53 @@ def test_changed_weights_are_not_registered(
     inputs["adapter"].path("adapter_model.safetensors").write_bytes(b"other weights")
     with pytest.raises(StorageError, match="adapter_model"):
         register(store, tmp_path, inputs, decision)
+
+
+def full_weights(store: TaskStore) -> Artifact:
+    """The artifact of full weights in two files, in a real MLflow run."""
+    import mlflow
+
+    from finetune_pipeline.tracking.client import connect
+    from finetune_pipeline.tracking.delivery import experiment_id
+
+    connect()
+    client = mlflow.MlflowClient()
+    run_id = str(client.create_run(experiment_id(store.task)).info.run_id)
+    training = adapter_of(store, "any", run_id).json("training.json")
+    with store.scratch("adapter") as folder:
+        for number in (1, 2):
+            (folder / f"model-0000{number}-of-00002.safetensors").write_bytes(bytes([number]))
+        (folder / "config.json").write_text("{}", "utf-8")
+        (folder / "weights.json").write_text('{"method": "full"}', "utf-8")
+        (folder / "training.json").write_text(json.dumps(training), "utf-8")
+        adapter = store.commit("adapter", "key-full", folder, {"summary": {}, "inputs": {}, "verdict": None})
+    client.log_artifacts(run_id, str(adapter.folder), "adapter")
+    return adapter
+
+
+def test_full_weights_are_registered_with_the_checksum_of_all_their_files(
+    store: TaskStore, tmp_path: Path, decided: Callable[[Inputs], Artifact]
+) -> None:
+    from hashlib import sha256
+
+    from huggingface_hub import ModelCard
+
+    inputs = inputs_of(store, full_weights(store), GOOD)
+    registered = register(store, tmp_path, inputs, decided(inputs))
+    tags = version_tags(store.task, 1)
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    lines = "".join(f"{name}:{sha256(bytes([i])).hexdigest()}\n" for i, name in enumerate(names, 1))
+    assert (tags["method"], tags["sha256"]) == ("full", sha256(lines.encode()).hexdigest())
+    head = ModelCard.load(registered.path("MODEL_CARD.md")).data
+    assert (head.library_name, "lora" in head.tags) == ("transformers", False)
+
+
+def test_an_adapter_is_registered_with_its_method(
+    store: TaskStore, tmp_path: Path, decided: Callable[[Inputs], Artifact]
+) -> None:
+    from huggingface_hub import ModelCard
+
+    inputs = inputs_of(store, trained(store, "w1"), GOOD)
+    registered = register(store, tmp_path, inputs, decided(inputs))
+    head = ModelCard.load(registered.path("MODEL_CARD.md")).data
+    assert (version_tags(store.task, 1)["method"], head.library_name, head.tags[0]) == ("lora", "peft", "lora")

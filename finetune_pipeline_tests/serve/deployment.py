@@ -17,11 +17,13 @@ import uvicorn
 
 from finetune_pipeline.config import Task, task_from
 from finetune_pipeline.config.addresses import listen
+from finetune_pipeline.materialize import materialize
 from finetune_pipeline.models.model_source import prepare
-from finetune_pipeline.records import Artifact, Example, Message, Silent, content_id
+from finetune_pipeline.records import Artifact, Example, Message, Silent, Verdict, content_id, dumps
 from finetune_pipeline.serve import deployment_state, transitions
 from finetune_pipeline.serve.api_keys import PIPELINE, ApiKeys, pipeline_key
 from finetune_pipeline.serve.app import create_app
+from finetune_pipeline.serve.assets import live_version
 from finetune_pipeline.serve.deployment_state import Version
 from finetune_pipeline.serve.endpoint import Endpoint
 from finetune_pipeline.serve.identity import endpoint_identity
@@ -29,7 +31,9 @@ from finetune_pipeline.serve.metrics import Metrics
 from finetune_pipeline.serve.supervisor import Supervisor
 from finetune_pipeline.serve.traffic import TrafficLog
 from finetune_pipeline.store import TaskStore, home
+from finetune_pipeline.tracking.client import connect
 
+MakeAdapter = Callable[[int], Path]
 KEY = "key-of-the-tests"
 LIMIT = 16
 ROWS = 12
@@ -69,6 +73,7 @@ class Deployed:
             version=number, adapter=adapter.content_hash, adapter_key=adapter.key, base=self.base.content_hash,
             registered=f"registered-{number}", evaluation=f"evaluation-{number}", served_as=self.task.served_as,
             max_new_tokens=LIMIT, on_invalid=serve.on_invalid, log_text=serve.log_text, at="2026-01-05T10:00:00+00:00",
+            precision=serve.precision,
         )  # fmt: skip
 
     def promote(self, number: int, folder: Path, **settings: Any) -> Version:
@@ -138,9 +143,11 @@ class RunningEndpoint:
             time.sleep(0.05)
 
     def wait_until_serves(self, task: str, version: int) -> None:
-        self.wait_until(
-            lambda: (self.status(task)["champion"] or {}).get("version") == version, f"version {version} of {task}"
-        )
+        def served() -> bool:
+            status = self.get("/version").json()["tasks"].get(task, {})  # absent until the first round after its making
+            return bool((status.get("champion") or {}).get("version") == version)
+
+        self.wait_until(served, f"version {version} of {task}")
 
 
 @contextmanager
@@ -165,3 +172,60 @@ def running(keys: dict[str, str] | None = None) -> Iterator[RunningEndpoint]:
     finally:
         server.should_exit = True
         thread.join(10)
+
+
+@dataclass
+class Deployment:
+    """An endpoint, and tasks that are deployed to it."""
+
+    server: RunningEndpoint
+    root: Path
+    model: Path
+    make_adapter: MakeAdapter
+
+    def task(self, name: str, **sections: Any) -> Deployed:
+        task = declare(self.root / "data", name, self.model, **sections)
+        for _ in range(3):
+            register(name)
+        return task
+
+
+def register(name: str) -> None:
+    """Add a version to MLflow's registry, for the alias to point to."""
+    client = connect().MlflowClient()
+    if not client.search_registered_models(f"name='{name}'"):
+        client.create_registered_model(name)
+    client.create_model_version(name, "file:///nowhere")
+
+
+def evaluated_answers(task: Deployed, folder: Path | None) -> dict[str, str]:
+    """The evaluation's answers to these rows."""
+    from finetune_pipeline.inference.generate import Generation, generate
+    from finetune_pipeline.inference.loading import load
+
+    prompts = {row.id: row.chat(task.task.prompt.system) for row in TEST}
+    loaded = load(Path(str(task.task.base.path)), folder)
+    return {a.id: a.text for a in generate(loaded, prompts, task.task.answer, Generation("tuned", LIMIT))}
+
+
+def candidate(task: Deployed, number: int, folder: Path, answers: dict[str, str]) -> Artifact:
+    """Write the artifacts of the stages up to the registered model; returns the adapter."""
+    adapter = task.adapter(folder)
+    task.store.point(adapter)
+    rows = "\n".join(dumps(row.to_json()) for row in TEST)
+    task.finished("data_split", {"test.jsonl": rows})
+    lines = [dumps({"id": id_, "variant": "tuned", "text": text}) for id_, text in answers.items()]
+    report_json = {"max_new_tokens": LIMIT, "champion": live_version(task.task, task.store)}
+    report = task.finished("eval_report", {"answers.jsonl": "\n".join(lines), "report.json": json.dumps(report_json)})
+    verdict = Verdict("release_decision", True, report.content_hash, "PROMOTE")
+    with task.store.scratch("release_decision") as scratch:
+        (scratch / "decision.json").write_text(json.dumps({"outcome": "PROMOTE", "number": number}), "utf-8")
+        facts = {"summary": {}, "inputs": {}, "verdict": verdict.to_json()}
+        task.store.commit("release_decision", f"decision{report.content_hash}", scratch, facts)
+    model = {"name": task.name, "version": number, "adapter": adapter.content_hash, "evaluation": report.content_hash}
+    task.finished("registered_model", {"model.json": json.dumps(model)})
+    return adapter
+
+
+def deploy(task: Deployed) -> Artifact:
+    return materialize("deployed_endpoint", task.task, task.store)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,91 +11,24 @@ import pytest
 from finetune_pipeline import tracking
 from finetune_pipeline.errors import GateRefused, JobCanceled, ServingError, StorageError
 from finetune_pipeline.materialize import materialize
-from finetune_pipeline.records import Artifact, Silent, Verdict, dumps, read_jsonl
-from finetune_pipeline.serve import deployment_state, supervisor
+from finetune_pipeline.records import Silent, read_jsonl
+from finetune_pipeline.serve import deployment_state
 from finetune_pipeline.serve.api_keys import pipeline_key
-from finetune_pipeline.serve.assets import live_version
 from finetune_pipeline.serve.client import EndpointClient, wait_until_served
 from finetune_pipeline.serve.deployment_state import Role
 from finetune_pipeline.serve.replay import CONCURRENCY, replay
 from finetune_pipeline.serve.rollback import rollback, unhold
 from finetune_pipeline.store import home, traffic_folder
-from finetune_pipeline.tracking.client import connect
 from finetune_pipeline_tests.mlflow_registry import alias_version
-from finetune_pipeline_tests.serve.deployment import KEY, LIMIT, ROWS, TEST, Deployed, RunningEndpoint, declare, running
-
-MakeAdapter = Callable[[int], Path]
-
-
-@dataclass
-class Deployment:
-    server: RunningEndpoint
-    root: Path
-    model: Path
-    make_adapter: MakeAdapter
-
-    def task(self, name: str) -> Deployed:
-        task = declare(self.root / "data", name, self.model)
-        for _ in range(3):
-            _register(name)
-        return task
-
-
-@pytest.fixture(scope="module")
-def deployment(
-    tiny_model: Path, make_adapter: MakeAdapter, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Deployment]:
-    root = tmp_path_factory.mktemp("deployment")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FINETUNE_DATA", str(root / "data"))
-        patch.setenv("FINETUNE_HOME", str(root / "home"))
-        patch.setenv("FINETUNE_API_KEYS", f"tests:{KEY}")
-        (root / "data").mkdir()
-        patch.setattr(supervisor, "POLL_SECONDS", 0.1)
-        with running() as server:
-            patch.setenv("FINETUNE_ENDPOINT_URL", server.url)
-            yield Deployment(server, root, tiny_model, make_adapter)
-
-
-def _register(name: str) -> None:
-    """Add a version to MLflow's registry, for the alias to point to."""
-    client = connect().MlflowClient()
-    if not client.search_registered_models(f"name='{name}'"):
-        client.create_registered_model(name)
-    client.create_model_version(name, "file:///nowhere")
-
-
-def evaluated_answers(task: Deployed, folder: Path) -> dict[str, str]:
-    """The evaluation's answers to these rows."""
-    from finetune_pipeline.inference.generate import Generation, generate
-    from finetune_pipeline.inference.loading import load
-
-    prompts = {row.id: row.chat(task.task.prompt.system) for row in TEST}
-    loaded = load(Path(str(task.task.base.path)), folder)
-    return {a.id: a.text for a in generate(loaded, prompts, task.task.answer, Generation("tuned", LIMIT))}
-
-
-def candidate(task: Deployed, number: int, folder: Path, answers: dict[str, str]) -> Artifact:
-    """Write the artifacts of the stages up to the registered model; returns the adapter."""
-    adapter = task.adapter(folder)
-    task.store.point(adapter)
-    rows = "\n".join(dumps(row.to_json()) for row in TEST)
-    task.finished("data_split", {"test.jsonl": rows})
-    lines = [dumps({"id": id_, "variant": "tuned", "text": text}) for id_, text in answers.items()]
-    report_json = {"max_new_tokens": LIMIT, "champion": live_version(task.task, task.store)}
-    report = task.finished("eval_report", {"answers.jsonl": "\n".join(lines), "report.json": json.dumps(report_json)})
-    verdict = Verdict("release_decision", True, report.content_hash, "PROMOTE")
-    with task.store.scratch("release_decision") as scratch:
-        (scratch / "decision.json").write_text(json.dumps({"outcome": "PROMOTE", "number": number}), "utf-8")
-        facts = {"summary": {}, "inputs": {}, "verdict": verdict.to_json()}
-        task.store.commit("release_decision", f"decision{report.content_hash}", scratch, facts)
-    model = {"name": task.name, "version": number, "adapter": adapter.content_hash, "evaluation": report.content_hash}
-    task.finished("registered_model", {"model.json": json.dumps(model)})
-    return adapter
-
-
-def deploy(task: Deployed) -> Artifact:
-    return materialize("deployed_endpoint", task.task, task.store)
+from finetune_pipeline_tests.serve.deployment import (
+    KEY,
+    ROWS,
+    TEST,
+    Deployment,
+    candidate,
+    deploy,
+    evaluated_answers,
+)
 
 
 def test_first_deployment_then_a_second_then_rollback_then_unhold(deployment: Deployment) -> None:

@@ -26,7 +26,7 @@ from finetune_pipeline.backends import progress
 from finetune_pipeline.backends.progress import activity, until
 from finetune_pipeline.errors import JobCanceled, ServingError
 from finetune_pipeline.records import Silent
-from finetune_pipeline.serve import client, model_routes, supervisor
+from finetune_pipeline.serve import client, model_routes
 from finetune_pipeline.serve.client import (
     EndpointClient,
     is_own_endpoint,
@@ -165,7 +165,7 @@ def test_a_slow_load_of_a_version_is_waited_for(
             pass
         return real(artifacts)
 
-    monkeypatch.setattr(supervisor, "base_folder", slow_base_folder)
+    monkeypatch.setattr(model_routes, "base_folder", slow_base_folder)
     with running() as server:
         version = task.promote(1, make_adapter(1))
         wait_until_served(EndpointClient(server.url, KEY), "parcels", "champion", version.adapter, Silent())

@@ -20,7 +20,7 @@ import pytest
 
 from finetune_pipeline.inference.generate import encode
 from finetune_pipeline.records import read_jsonl
-from finetune_pipeline.serve import deployment_state, endpoint, supervisor, transitions
+from finetune_pipeline.serve import deployment_state, embedded_chat, supervisor, transitions
 from finetune_pipeline.serve.api_keys import pipeline_key
 from finetune_pipeline.serve.traffic import PURPOSE_HEADER
 from finetune_pipeline.store import home, traffic_folder
@@ -187,7 +187,7 @@ def test_wrong_sizes_paths_and_methods_are_refused(served: Served) -> None:
 
 
 def test_too_many_requests_get_429_with_retry_after(served: Served) -> None:
-    engine: Any = next(iter(served.server.endpoint.supervisor._engines.values()))
+    engine = served.server.endpoint.supervisor.engine
     engine._max_requests, before = 0, engine._max_requests
     try:
         response = served.server.complete("parcels")
@@ -259,7 +259,7 @@ def test_a_bad_sampling_value_fails_its_own_request_only(served: Served) -> None
 def test_a_huge_prompt_is_refused_before_tokenization(
     served: Served, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "encode", lambda *_: pytest.fail("it was tokenized"))
+    monkeypatch.setattr(embedded_chat, "encode", lambda *_: pytest.fail("it was tokenized"))
     response = served.server.complete("parcels", text * (600_000 // len(text)))
     assert response.status_code == 400 and "characters" in response.json()["error"]["message"]
 
@@ -272,7 +272,7 @@ def test_health_answers_while_prompts_are_tokenized(served: Served, monkeypatch:
         assert answered.wait(30)
         return encode(tokenizer, messages)
 
-    monkeypatch.setattr(endpoint, "encode", slow_encode)
+    monkeypatch.setattr(embedded_chat, "encode", slow_encode)
     with ThreadPoolExecutor(1) as pool:
         response = pool.submit(served.server.complete, "parcels")
         time.sleep(0.2)
@@ -439,9 +439,9 @@ def test_promotion_and_rollback_during_requests_lose_and_mix_no_answer(
     assert {status for status, _ in seen} == {200}
     assert len({text for _, text in seen}) == 2  # one answer per version: none is mixed
     assert seen[-1][1][0] == "1"
-    engine: Any = next(iter(served.server.endpoint.supervisor._engines.values()))
+    engine = served.server.endpoint.supervisor.engine
     served.server.wait_until(
-        lambda: task.adapter(make_adapter(3)).content_hash not in engine._adapters.names,
+        lambda: task.adapter(make_adapter(3)).content_hash not in {model.adapter for model in engine.models.loaded},
         "the old adapter to be unloaded",
     )
 

@@ -1,28 +1,54 @@
-"""The engine: several adapters on one base model, loaded and unloaded while requests run."""
+"""The engine: adapters on bases of several kinds, loaded and unloaded while requests run."""
 
 from __future__ import annotations
 
 import queue
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from finetune_pipeline.errors import StorageError
+from finetune_pipeline.errors import ModelError, StorageError
 from finetune_pipeline.serve.engine import Engine
-from finetune_pipeline.serve.generation_request import AdapterGone, EngineFull, GenerationRequest, TokenEvent
+from finetune_pipeline.serve.generation_request import (
+    BaseId,
+    EngineFull,
+    GenerationRequest,
+    ModelGone,
+    ModelId,
+    TokenEvent,
+)
 
 MakeAdapter = Callable[[int], Path]
 PROMPT = tuple(range(20, 44))
 
 
+BASE = BaseId("tiny")
+
+
+def named(adapter: str | None) -> ModelId:
+    return ModelId(BASE, adapter)
+
+
+def loaded_engine(tiny_model: Path, **settings: int) -> Engine:
+    """An engine with the tiny model as a base."""
+    engine = Engine(**settings)
+    engine.models.load_base(BASE, tiny_model)
+    return engine
+
+
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> Iterator[Engine]:
-    engine = Engine(tiny_model, max_sequences=4, max_requests=32)
+    engine = loaded_engine(tiny_model, max_sequences=4, max_requests=32)
     yield engine
     engine.stop()
+
+
+def adapter_names(engine: Engine, base: BaseId = BASE) -> frozenset[str]:
+    return engine._pool.bases[base].adapters.names
 
 
 class Collect:
@@ -47,7 +73,7 @@ class Collect:
 def request(
     adapter: str | None, limit: int = 12, prompt: tuple[int, ...] = PROMPT, prefix: int = 8
 ) -> GenerationRequest:
-    return GenerationRequest(adapter, prompt, PROMPT[:prefix], limit)
+    return GenerationRequest(named(adapter), prompt, PROMPT[:prefix], limit)
 
 
 def answers(engine: Engine, *requests: GenerationRequest) -> list[list[int]]:
@@ -75,8 +101,8 @@ def reference(base: Path, adapter: Path | None, limit: int = 12) -> list[int]:
 def test_concurrent_adapters_answer_as_transformers_does(
     engine: Engine, tiny_model: Path, make_adapter: MakeAdapter
 ) -> None:
-    engine.load("one", make_adapter(1))
-    engine.load("two", make_adapter(2))
+    engine.models.load(named("one"), make_adapter(1))
+    engine.models.load(named("two"), make_adapter(2))
     together = answers(engine, *(request(name) for name in ("one", "two", None, "one", None, "two", "two")))
     one, two, base = (
         reference(tiny_model, make_adapter(1)),
@@ -88,7 +114,7 @@ def test_concurrent_adapters_answer_as_transformers_does(
 
 
 def test_the_shared_prefix_changes_no_answer(engine: Engine, make_adapter: MakeAdapter) -> None:
-    engine.load("one", make_adapter(1))
+    engine.models.load(named("one"), make_adapter(1))
     with_prefix, without, other = answers(
         engine, request("one"), request("one", prefix=0), request("one", prompt=(7, *PROMPT[1:]))
     )
@@ -96,39 +122,39 @@ def test_the_shared_prefix_changes_no_answer(engine: Engine, make_adapter: MakeA
 
 
 def test_an_adapter_is_unloaded_after_its_last_lease(engine: Engine, make_adapter: MakeAdapter) -> None:
-    engine.load("three", make_adapter(3))
-    with engine.lease("three"):
+    engine.models.load(named("three"), make_adapter(3))
+    with engine.models.lease(named("three")):
         before = answers(engine, request("three"))
-        engine.unload("three")
-        with pytest.raises(AdapterGone), engine.lease("three"):
+        engine.models.unload(named("three"))
+        with pytest.raises(ModelGone), engine.models.lease(named("three")):
             pass
         assert answers(engine, request("three")) == before
     answers(engine, request(None))  # one round of the engine later it is unloaded
-    assert "three" not in engine._adapters.names
-    engine.load("three", make_adapter(3))
+    assert "three" not in adapter_names(engine)
+    engine.models.load(named("three"), make_adapter(3))
     assert answers(engine, request("three")) == before
 
 
 def test_after_unloading_all_adapters_the_base_model_is_unchanged(tiny_model: Path, make_adapter: MakeAdapter) -> None:
-    engine = Engine(tiny_model)
+    engine = loaded_engine(tiny_model)
     base = answers(engine, request(None))
-    engine.load("one", make_adapter(1))
+    engine.models.load(named("one"), make_adapter(1))
     tuned = answers(engine, request("one"))
-    engine.unload("one")
+    engine.models.unload(named("one"))
     assert answers(engine, request(None)) == base != tuned
-    engine.load("two", make_adapter(2))
+    engine.models.load(named("two"), make_adapter(2))
     assert answers(engine, request("two")) not in (base, tuned)
     engine.stop()
 
 
 def test_loading_and_unloading_changes_no_running_answer(engine: Engine, make_adapter: MakeAdapter) -> None:
-    engine.load("one", make_adapter(1))
+    engine.models.load(named("one"), make_adapter(1))
     expected = answers(engine, request("one", limit=60))
     sink = Collect()
     engine.submit(request("one", limit=60), sink)
     for _ in range(3):
-        engine.load("two", make_adapter(2))
-        engine.unload("two")
+        engine.models.load(named("two"), make_adapter(2))
+        engine.models.unload(named("two"))
     assert sink.tokens() == expected[0]
 
 
@@ -137,7 +163,7 @@ def test_an_adapter_that_does_not_fit_is_refused_and_leaves_nothing(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    engine.load("one", make_adapter(1))
+    engine.models.load(named("one"), make_adapter(1))
     before = answers(engine, request("one"), request(None))
     for number, damage in enumerate((_half, _foreign, _narrow)):
         folder = tmp_path / str(number)
@@ -145,11 +171,11 @@ def test_an_adapter_that_does_not_fit_is_refused_and_leaves_nothing(
         weights = folder / "adapter_model.safetensors"
         save_file(damage(load_file(weights)), weights)
         with pytest.raises(StorageError, match="fit"):
-            engine.load("damaged", folder)
-        assert "damaged" not in engine.loaded and "damaged" not in engine._adapters.names
+            engine.models.load(named("damaged"), folder)
+        assert named("damaged") not in engine.models.loaded and "damaged" not in adapter_names(engine)
     shutil.rmtree(tmp_path / "0")
     with pytest.raises(StorageError, match="holds no adapter_model"):
-        engine.load("damaged", tmp_path / "0")
+        engine.models.load(named("damaged"), tmp_path / "0")
     assert answers(engine, request("one"), request(None)) == before
 
 
@@ -158,18 +184,18 @@ def test_a_first_adapter_that_does_not_fit_leaves_the_base_model_unchanged(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    engine = Engine(tiny_model)
+    engine = loaded_engine(tiny_model)
     before = answers(engine, request(None))
     shutil.copytree(make_adapter(2), tmp_path / "damaged")
     weights = tmp_path / "damaged" / "adapter_model.safetensors"
     save_file(_half(load_file(weights)), weights)
     with pytest.raises(StorageError, match="only in part"):
-        engine.load("two", tmp_path / "damaged")
+        engine.models.load(named("two"), tmp_path / "damaged")
     (tmp_path / "damaged" / "adapter_config.json").write_text("{}", "utf-8")
     with pytest.raises(StorageError, match="does not fit"):
-        engine.load("two", tmp_path / "damaged")
+        engine.models.load(named("two"), tmp_path / "damaged")
     assert answers(engine, request(None)) == before
-    engine.load("two", make_adapter(2))
+    engine.models.load(named("two"), make_adapter(2))
     assert answers(engine, request("two")) == [reference(tiny_model, make_adapter(2))]
     engine.stop()
 
@@ -202,7 +228,7 @@ def test_a_canceled_request_frees_its_slot(engine: Engine) -> None:
 
 
 def test_a_full_engine_refuses_at_once(tiny_model: Path) -> None:
-    engine = Engine(tiny_model, max_sequences=1, max_requests=2)
+    engine = loaded_engine(tiny_model, max_sequences=1, max_requests=2)
     tickets = [engine.submit(request(None, limit=1500), Collect()) for _ in range(2)]
     with pytest.raises(EngineFull):
         engine.submit(request(None), Collect())
@@ -246,17 +272,63 @@ def test_a_long_prompt_is_answered_as_transformers_does(engine: Engine, tiny_mod
 
 
 def test_a_stop_rule_ends_an_answer(engine: Engine) -> None:
-    from dataclasses import replace
-
     full = answers(engine, request(None))[0]
     assert answers(engine, replace(request(None), stop=lambda ids: len(ids) == 5))[0] == full[:5]
 
 
 def test_stop_ends_running_requests_with_an_error(tiny_model: Path) -> None:
-    engine = Engine(tiny_model)
+    engine = loaded_engine(tiny_model)
     sink = Collect()
     engine.submit(request(None, limit=600), sink)
     sink.events.get(timeout=30)
     engine.stop()
     last = [sink.events.get(timeout=1) for _ in range(sink.events.qsize())][-1]
     assert last.reason == "error" and "stopping" in last.error
+
+
+def test_a_base_is_freed_after_the_last_model_on_it(
+    engine: Engine, tiny_model: Path, make_adapter: MakeAdapter
+) -> None:
+    other = BaseId("tiny", precision="bf16")
+    tuned = ModelId(other, "one")
+    loaded = engine.models.load_base(other, tiny_model)
+    assert engine.models.load_base(other, tiny_model) is loaded, "a loaded base is not read again"
+    engine.models.load(tuned, make_adapter(1))
+    before = answers(engine, request("one"), replace(request(None), model=tuned))
+    with engine.models.lease(tuned):
+        engine.models.unload(tuned)
+        engine.models.unload(ModelId(other))
+        answers(engine, request(None))  # a round of the engine
+        assert other in engine._pool.bases
+        assert answers(engine, replace(request(None), model=tuned)) == before[1:]
+        assert engine.models.load_base(other, tiny_model) is loaded, "a base in use is kept"
+        engine.models.unload(ModelId(other))
+    answers(engine, request(None))
+    assert other not in engine._pool.bases and BASE in engine._pool.bases
+    assert answers(engine, request("one")) == before[:1]
+    failed = Collect()
+    engine.submit(replace(request(None), model=tuned), failed)
+    event = failed.events.get(timeout=30)
+    assert event.reason == "error" and "not loaded" in event.error
+
+
+def test_the_memory_of_a_freed_base_is_released(tiny_model: Path) -> None:
+    import weakref
+
+    engine = loaded_engine(tiny_model)
+    answers(engine, request(None))
+    weight = weakref.ref(next(iter(engine._pool.bases.values())).adapters._model.lm_head.weight)
+    assert weight() is not None
+    engine.models.unload(named(None))
+    engine.models._on_thread(lambda: None).result()
+    assert weight() is None
+    engine.stop()
+
+
+def test_a_base_that_cannot_be_loaded_leaves_nothing(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        engine.models.load_base(BaseId("nothing"), tmp_path)
+    with pytest.raises(StorageError, match="trained weights"):
+        engine.models.load_base(BaseId("nothing"), tmp_path, trained=True)
+    assert BaseId("nothing") not in engine._pool.bases
+    assert ModelId(BaseId("nothing")) not in engine.models.loaded

@@ -38,3 +38,11 @@ def test_parity_passes_at_the_threshold() -> None:
     failed = evaluate_parity(result, 0.97, "x")
     assert not failed.passed and TEST[0].id in failed.summary
     assert not evaluate_parity(compare(TEST, evaluated, evaluated, {TEST[1].id: "a"}, answer_format), 0.97, "x").passed
+
+
+def test_a_gate_that_fails_in_bf16_names_the_precision() -> None:
+    rows = tuple(ParityRow(str(i), i < 9, "a", "a", True, True) for i in range(10))
+    assert "serve.precision: fp32" in evaluate_parity(ParityResult(rows, 1, 1), 0.97, "x", "bf16").summary
+    assert "serve.precision" not in evaluate_parity(ParityResult(rows, 1, 1), 0.97, "x", "fp32").summary
+    without_effect = evaluate_parity(ParityResult(rows, 1, 0), 0.5, "x", "bf16")
+    assert not without_effect.passed and "serve.precision" not in without_effect.summary

@@ -1,34 +1,24 @@
-"""A real MLflow on SQLite and as a server: resumed runs, versions, aliases, outages, and no password in any message."""
+"""A real MLflow on SQLite: resumed runs, versions, aliases; and no password in any message."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
-import signal
-import socket
-import subprocess
 import sys
-import time
 import tomllib
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
 
 from finetune_pipeline import tracking
-from finetune_pipeline.backends.progress import activity, until
-from finetune_pipeline.config import AnswerFormat, Lora, Train
 from finetune_pipeline.config.addresses import mlflow_server
 from finetune_pipeline.config.credentials import hide_credentials, without_credentials
 from finetune_pipeline.errors import JobCanceled, StorageError
-from finetune_pipeline.records import Example, Message, Silent, write_jsonl
 from finetune_pipeline.tracking.client import error_line, mlflow_call
-from finetune_pipeline.tracking.outbox import Outbox
 from finetune_pipeline_tests.mlflow_registry import alias_version, version_tags
+from finetune_pipeline_tests.train.setup import LogRecorder
 
 
 @pytest.fixture
@@ -75,102 +65,6 @@ def test_a_deleted_run_is_replaced_by_a_new_one(home: Path) -> None:
         assert run.run_id != "0" * 32
 
 
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
-    """A real MLflow server at $MLFLOW_TRACKING_URI."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    settings = {
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    process = subprocess.Popen(
-        [*command, "--artifacts-destination", str(tmp_path / "artifacts")],
-        env={**os.environ, **settings}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        until(lambda: answers(port), lambda: activity(process.pid), "MLflow", Silent())
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def answers(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def test_an_outage_of_mlflow_does_not_end_the_training(
-    server: subprocess.Popen[bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{}", "utf-8")
-    with tracking.training_run("parcels", None, {"lora.r": 4}) as run:
-        run.log_metrics({"loss": 2.0}, step=1)
-        os.killpg(server.pid, signal.SIGSTOP)  # it hangs
-        began = time.monotonic()
-        for step in range(2, 50):
-            run.log_metrics({"loss": 1.0}, step=step)
-        assert time.monotonic() - began < 1
-        os.killpg(server.pid, signal.SIGKILL)
-        run.log_dataset("train.jsonl", "d1", rows=12)
-        run.log_artifacts(tmp_path / "adapter", "adapter")
-    logged = "\n".join(record.message for record in caplog.records)
-    assert "MLflow did not accept metrics, and the run continues" in logged
-    assert "lines of metrics were not sent to MLflow" in logged and "the run's end" in logged
-    with pytest.raises(StorageError, match="could not open a run"), tracking.training_run("parcels", None, {}):
-        pass
-
-
-def test_a_training_whose_mlflow_is_killed_still_saves_the_adapter(
-    server: subprocess.Popen[bytes], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The whole training job; the server is killed after the first step."""
-    from finetune_pipeline.train import job
-    from finetune_pipeline.train.spec import TrainingSpec
-
-    class KillsServer(Silent):
-        def progress(self, what: str, done: int, total: int, **figures: float) -> None:
-            if what == "training":
-                with suppress(ProcessLookupError):
-                    os.killpg(server.pid, signal.SIGKILL)
-
-    rows = [Example(f"r{n}", (Message("user", f"q {n}"), Message("assistant", "a")), "t", "t:1") for n in range(8)]
-    write_jsonl(tmp_path / "rows.jsonl", rows)
-    out = tmp_path / "out"
-    out.mkdir()
-    spec = TrainingSpec(
-        task="parcels",
-        base=tiny_model,
-        base_id="tiny",
-        train=tmp_path / "rows.jsonl",
-        validation=tmp_path / "rows.jsonl",
-        system="",
-        answer=AnswerFormat(),
-        rules=Train(lora=Lora(r=4, alpha=8), num_epochs=2, batch_size=4, learning_rate=2e-4, precision="fp32"),
-        checkpoints=tmp_path / "steps",
-        out=out,
-        params={"lora.r": 4},
-        dataset_name="parcels",
-        dataset_digest="d1",
-    )
-    training = job.run(spec, KillsServer())
-    assert server.wait(timeout=60) == -signal.SIGKILL  # poll() could run before the kernel has ended the process
-    assert training.steps == 4 and training.mlflow_run_id
-    assert training.general_divergence  # general texts are on by default
-    assert (out / "adapter_model.safetensors").exists()
-
-
 def test_files_that_a_run_could_not_log_are_logged_on_registration(home: Path) -> None:
     import mlflow
 
@@ -211,12 +105,16 @@ def test_no_password_is_shown_when_mlflow_is_down(
         "http://127.0.0.1:9/other"
     )  # so that connect() configures mlflow again, which sends a request
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{DOWN}/mlflow")
-    opened = tracking.training_run("parcels", None, {})
-    with pytest.raises(StorageError, match=r"MLflow at http://127\.0\.0\.1:9/mlflow could not") as caught, opened:
-        pass
-    tracking.Run("r1", "1", Outbox(lambda *_: True)).log_dataset("train.jsonl", "d1", rows=12)
-    assert "MLflow did not accept the dataset" in caplog.text
-    assert "secret" not in caplog.text and "secret" not in str(caught.value)
+    report = LogRecorder()
+    with tracking.training_run("parcels", None, {}, report=report) as run:
+        run.log_dataset("train.jsonl", "d1", rows=12)
+    with pytest.raises(StorageError, match=r"MLflow at http://127\.0\.0\.1:9/mlflow could not") as caught:
+        tracking.sync(report.log)
+    assert "MLflow did not accept a record" in caplog.text
+    assert "MLflow at http://127.0.0.1:9/mlflow is away" in report.lines[0] and "finetune sync" in report.lines[1]
+    written = "".join(path.read_text("utf-8") for path in home.rglob("*") if path.is_file())
+    for text in (caplog.text, str(caught.value), str(report.lines), written):
+        assert "secret" not in text
 
 
 def test_every_request_to_an_mlflow_that_is_down_is_a_storage_error_without_its_password(
@@ -228,7 +126,7 @@ def test_every_request_to_an_mlflow_that_is_down_is_a_storage_error_without_its_
         lambda: tracking.register("parcels", "r1", "adapter", {}, "why"),
         lambda: tracking.find_version("parcels", "adapter", "a1"),
         lambda: tracking.set_alias("parcels", "champion", 1),
-        lambda: tracking.training_run("parcels", "0" * 32, {}).__enter__(),
+        lambda: tracking.delivered_run("parcels", "local-1"),
     ]
     for request in requests:
         with pytest.raises(StorageError, match=r"MLflow at http://127\.0\.0\.1:9/mlflow could not") as caught:
@@ -263,7 +161,7 @@ def test_a_password_that_is_not_encoded_is_hidden_and_the_hint_says_so(
     opened = tracking.training_run("parcels", None, {})
     with pytest.raises(StorageError, match=f"MLflow at {re.escape(shown)} could not open a run") as caught, opened:
         pass
-    tracking.Run("r1", "1", Outbox(lambda *_: True)).log_dataset("train.jsonl", "d1", rows=12)
+    assert not list(home.glob("tracking/*"))
     shown_text = "".join(traceback.format_exception(caught.value)) + caplog.text
     assert "S3cr" not in shown_text and not re.search(r"\bet\b", shown_text)
     assert "percent-encode" in caught.value.hint or "psycopg2" in caught.value.hint

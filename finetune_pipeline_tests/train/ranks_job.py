@@ -1,137 +1,92 @@
-"""A small training of several ranks for the tests: LoRA on a tiny model, fp32, a checkpoint at every step."""
+"""Every objective trained for a few steps by the ranks of one job, for the tests: faster than a job for each."""
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from finetune_pipeline.backends import worker
 from finetune_pipeline.backends.job_data import JobData
-from finetune_pipeline.errors import JobCanceled
-from finetune_pipeline.records import Reporter
-from finetune_pipeline.store import sha256_file
-from finetune_pipeline.train.distributed import Ranks, joined
+from finetune_pipeline.inference.model_family import decoder_parts
+from finetune_pipeline.records import Reporter, Silent
+from finetune_pipeline.train import checkpoint
+from finetune_pipeline.train.distributed import ALONE, Ranks, joined
+from finetune_pipeline.train.optimizer import optimizer_for
+from finetune_pipeline.train.reference import Reference
+from finetune_pipeline.train.sharding import spread
+from finetune_pipeline_tests.train.setup import RULES, Setup
 
-STEPS, BATCH, WORDS = 6, 8, 300
+OBJECTIVES = ("sft", "dpo", "ipo", "kto", "orpo")
 
 
 @dataclass(frozen=True)
-class Tuning(JobData):
-    """`kill`: the step at which rank 1 kills itself once, 0: never; `endless`: it goes on until it is canceled."""
-
+class Trainings(JobData):
     base: Path
     out: Path
-    kill: int = 0
-    endless: bool = False
 
 
 @dataclass(frozen=True)
-class Tuned(JobData):
-    losses: list[float]
-    norms: list[float]
-    sha256: str
-    size: int
-    resumed_at: int
+class Losses(JobData):
+    """By objective, of each step. `noticed`: what was said of ranks that disagree; `checkpointed`: losses of full
+    weights in shards, with gradient checkpointing."""
+
+    training: dict[str, list[float]]
+    validation: dict[str, list[float]]
+    norms: dict[str, list[float]]
+    noticed: str = ""
+    checkpointed: tuple[float, ...] = ()
 
 
-def run(spec: Tuning, report: Reporter) -> Tuned:
+def run(spec: Trainings, report: Reporter) -> Losses:
     with joined() as ranks:
-        return _train(spec, report, ranks)
+        found = train_all(spec.base, spec.out / f"rank-{ranks.rank}", ranks)
+        noticed, folder = _disagreement(ranks), spec.out / f"sharded-{ranks.rank}"
+        return Losses(found.training, found.validation, found.norms, noticed, full_losses(spec.base, folder, ranks))
 
 
-def _train(spec: Tuning, report: Reporter, ranks: Ranks) -> Tuned:
+def train_all(base: Path, folder: Path, ranks: Ranks = ALONE) -> Losses:
+    """The losses of six steps for each objective. A batch of 5 rows, which two ranks cannot share evenly."""
+    found = Losses({}, {}, {})
+    for objective in OBJECTIVES:
+        setup = Setup(base, RULES.model_copy(update={"objective": objective, "batch_size": 5}))
+        setup.reference = Reference.measure(setup.forward, setup.rows, setup.objective, 4096, False, Silent(), ranks)
+        loop, state = setup.loop(folder / objective), checkpoint.TrainingState()
+        loop.ranks = ranks
+        loop.run(setup.rows, setup.rows[:3], state, setup.optimizer)
+        found.training[objective] = [line["loss"] for line in state.history if "loss" in line]
+        found.norms[objective] = [line["gradient_norm"] for line in state.history if "loss" in line]
+        found.validation[objective] = [line["validation_loss"] for line in state.history if "validation_loss" in line]
+    return found
+
+
+def full_losses(base: Path, folder: Path, ranks: Ranks = ALONE) -> tuple[float, ...]:
+    """The losses of full weights, sharded where there are several ranks, with gradient checkpointing."""
+    setup = Setup(base, RULES.model_copy(update={"method": "full", "learning_rate": 1e-3}))
+    setup.forward.checkpointing = True
+    if ranks.size > 1:
+        spread(setup.forward, decoder_parts(setup.model).layers, ranks)
+    weights = dict(setup.model.named_parameters())
+    loop, state = setup.loop(folder), checkpoint.TrainingState()
+    loop.ranks, loop.weights = ranks, weights
+    loop.run(setup.rows, setup.rows[:3], state, optimizer_for(weights, setup.rules))
+    return tuple(line["loss"] for line in state.history if "loss" in line)
+
+
+def _disagreement(ranks: Ranks) -> str:
+    """What is said when one weight of one rank differs in its last bit, as from a broken GPU."""
     import torch
 
-    (spec.out / f"pid-{os.getpid()}").touch()
-    model, weights = _model(spec.base, seed=ranks.rank)  # the ranks begin differently, until the broadcast
-    ranks.broadcast(weights.values())
-    optimizer = torch.optim.AdamW(weights.values(), lr=1e-2)
-    state = _load(spec.out / "state.pt", weights, optimizer)
-    resumed_at = step = state["step"]
-    rows = [np.random.default_rng(n).integers(3, WORDS, 5 + n % 40).tolist() for n in range(64)]
-    while step < STEPS or spec.endless:
-        if ranks.canceled(report):
-            _save(spec.out / "state.pt", ranks, {**state, "step": step}, weights, optimizer)
-            raise JobCanceled("stopped on request")
-        if ranks.rank == 1 and step == spec.kill > 0 and not (spec.out / "killed").exists():
-            (spec.out / "killed").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        loss, norm = _step(model, weights, optimizer, rows, step, ranks)
-        step += 1
-        state = {"losses": [*state["losses"], loss], "norms": [*state["norms"], norm]}
-        if not spec.endless:
-            _save(spec.out / "state.pt", ranks, {**state, "step": step}, weights, optimizer)
-        ranks.require_agreement(step, weights)
-        report.progress("training", step, STEPS, loss=loss)
-    digest = _digest(spec.out, ranks, weights)
-    return Tuned(state["losses"], state["norms"], digest, ranks.size, resumed_at)
+    from finetune_pipeline.errors import TrainingFailed
 
-
-def _model(base: Path, seed: int) -> tuple[Any, dict[str, Any]]:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)  # a random adapter, not a zero one
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
-    return model, {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-def _step(model: Any, weights: Any, optimizer: Any, rows: Any, step: int, ranks: Ranks) -> tuple[float, float]:
-    """One optimizer step: every row a forward and backward pass of its own."""
-    import torch
-
-    batch = [rows[(step * BATCH + offset) % len(rows)] for offset in range(BATCH)]
-    lengths = [len(row) for row in batch]
-    supervised, total = sum(lengths) - len(batch), 0.0
-    for row in ranks.share(batch, lengths):
-        ids = torch.tensor([row])
-        logits = model(input_ids=ids).logits[0, :-1]
-        loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / supervised
-        loss.backward()
-        total += float(loss.detach())
-    ranks.sum_gradients(weights.values())
-    norm = float(torch.nn.utils.clip_grad_norm_(list(weights.values()), 1.0))
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return ranks.sum([total])[0], norm
-
-
-def _save(path: Path, ranks: Ranks, state: dict[str, Any], weights: Any, optimizer: Any) -> None:
-    import torch
-
-    if ranks.is_main:
-        torch.save({**state, "weights": weights, "optimizer": optimizer.state_dict()}, path.with_suffix(".new"))
-        path.with_suffix(".new").rename(path)
-    ranks.barrier()
-
-
-def _load(path: Path, weights: Any, optimizer: Any) -> dict[str, Any]:
-    import torch
-
-    if not path.exists():
-        return {"step": 0, "losses": [], "norms": []}
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    optimizer.load_state_dict(state.pop("optimizer"))
-    with torch.no_grad():
-        for name, value in state.pop("weights").items():
-            weights[name].copy_(value)
-    return state
-
-
-def _digest(out: Path, ranks: Ranks, weights: Any) -> str:
-    from safetensors.torch import save_file
-
-    path = out / f"weights-{ranks.rank}.safetensors"
-    save_file({name: weight.detach() for name, weight in weights.items()}, path)
-    return sha256_file(path)
+    weight = torch.ones(5)
+    if ranks.rank == 1:
+        weight[3] = torch.nextafter(weight[3], torch.tensor(2.0))
+    try:
+        ranks.require_agreement(7, {"a": weight})
+    except TrainingFailed as error:
+        return error.message
+    return ""
 
 
 if __name__ == "__main__":
-    worker.main(run, Tuning)
+    worker.main(run, Trainings)

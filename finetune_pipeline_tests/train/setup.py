@@ -47,7 +47,7 @@ class Setup:
         import torch
 
         torch.manual_seed(rules.seed)
-        self.rules, self.base = rules, load_base(folder, rules)
+        self.folder, self.rules, self.base = folder, rules, load_base(folder, rules)
         self.model = self.base.model
         self.objective = objective_of(rules)
         self.rows = tokenized(rows(count, self.objective.preference), self.base, SYSTEM, rules, self.objective)

@@ -12,7 +12,8 @@ from finetune_pipeline.errors import ModelError
 from finetune_pipeline.inference.loading import attach
 from finetune_pipeline.train import adapter
 from finetune_pipeline.train.adapter import save_adapter, with_adapter
-from finetune_pipeline.train.packing import frozen_layers
+from finetune_pipeline.train.forward import frozen_layers, without_dropout
+from finetune_pipeline.train.method import Base, make_trainable
 from finetune_pipeline_tests.train.architectures import tiny
 
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -98,3 +99,18 @@ def test_a_saved_adapter_gives_the_same_logits_when_attached(family: str, layers
         expected, base = wrapped.eval()(input_ids=ids).logits, tiny(family).eval()(input_ids=ids).logits
         torch.testing.assert_close(attached(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(expected, base, atol=1e-3)
+
+
+def test_dropout_drops_in_training_and_not_in_validation() -> None:
+    import torch
+
+    made = make_trainable(Base(tiny("llama"), None, frozenset({2}), None), Train(lora=Lora(r=2, dropout=0.5)))
+    with torch.no_grad():
+        for name, weight in made.weights.items():
+            weight.add_(0.5 if "lora_B" in name else 0.0)
+    ids = torch.tensor([[1, 5, 6, 7]])
+    first, second = (made.model(input_ids=ids).logits for _ in range(2))
+    assert not torch.allclose(first, second)
+    with without_dropout(made.model):
+        first, second = (made.model(input_ids=ids).logits for _ in range(2))
+    assert torch.equal(first, second)

@@ -210,7 +210,7 @@ def test_rows_without_a_rejected_completion_are_left_out_of_pairs() -> None:
     assert [row.id for row in usable([single, pair], objective_of(rules_of("kto")))] == ["a", "b"]
     (_, without) = usable([single, pair], objective_of(rules_of("sft")))
     assert without.completions == pair.completions[:1]
-    with pytest.raises(TrainingFailed, match="none of the 1 rows has a rejected completion") as failed:
+    with pytest.raises(TrainingFailed, match="none of the 1 training rows has a rejected completion") as failed:
         usable([single], objective_of(rules_of("ipo")))
     assert "rows: preference" in failed.value.hint
 

@@ -10,9 +10,9 @@ import pytest
 from finetune_pipeline.config import Lora, Train
 from finetune_pipeline.train import forward as forward_module
 from finetune_pipeline.train import packing
-from finetune_pipeline.train.forward import targets
+from finetune_pipeline.train.forward import frozen_layers, targets
 from finetune_pipeline.train.method import Base, make_trainable
-from finetune_pipeline.train.packing import PackedForward, frozen_layers
+from finetune_pipeline.train.packing import PackedForward
 from finetune_pipeline.train.padding import PaddedForward
 from finetune_pipeline.train.tokenize import Completion, TokenizedExample
 from finetune_pipeline.train.tree import PackedTree
@@ -192,3 +192,56 @@ def test_an_unknown_setting_of_attention_is_an_error() -> None:
     states = torch.randn(1, 2, sum(tree.lengths), 8)
     with pytest.raises(ValueError, match="passes `alibi` to its attention function"):
         tree_attention(object(), states, states, states, None, tree=TreeLayout(tree), alibi=True)
+
+
+def random_tree(seed: int) -> PackedTree:
+    """Rows and pairs of many lengths below a prefix, and a long row of its own."""
+    import random
+
+    rng = random.Random(seed)
+    prefix = list(range(100, 140))
+
+    def tokens(most: int) -> list[int]:
+        return [rng.randrange(50) for _ in range(rng.randrange(1, most))]
+
+    rows = [
+        TokenizedExample(str(n), prefix + tokens(30), tuple(Completion(tokens(12)) for _ in range(rng.choice([1, 2]))))
+        for n in range(9)
+    ]
+    return PackedTree.of(prefix, [*rows, TokenizedExample("text", [1], (Completion(list(range(60))),))])
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize(
+    ("narrow", "tolerance", "kept", "block"), [(False, 1e-5, 0, 0), (True, 1e-2, 1024, 256), (True, 1e-2, 8, 7)]
+)
+def test_a_few_calls_for_the_whole_tree_equal_the_call_for_each_segment(
+    heads: int, kv_heads: int, narrow: bool, tolerance: float, kept: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Output and gradients; `narrow`: in bf16, also where the weights are not kept, and in blocks of queries."""
+    import functools
+
+    import torch
+
+    from finetune_pipeline.train import attention_parts, cpu_attention
+    from finetune_pipeline.train import tree_attention as module
+
+    monkeypatch.setattr(attention_parts, "KEPT_KEYS", kept)
+    monkeypatch.setattr(attention_parts, "CAUSAL_BLOCK", block)
+    tree = random_tree(heads)
+    results = []
+    for whole in (True, False):
+        generator = torch.Generator().manual_seed(1)
+        shapes = [(1, count, sum(tree.lengths), 16) for count in (heads, kv_heads, kv_heads)]
+        query, key, value = (torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes)
+        if whole:
+            out = cpu_attention.attend(query, key, value, TreeLayout(tree).cascade, 0.25, narrow)
+        else:
+            attend = functools.partial(module._attend, 0.25, None, None)
+            out = module._by_segment(query, key, value, TreeLayout(tree), attend, None)
+        out.backward(torch.randn(out.shape, generator=generator))
+        results.append((out.detach(), query.grad, key.grad, value.grad))
+    for ours, expected in zip(*results, strict=True):
+        assert ours is not None and expected is not None
+        assert float((ours - expected).norm() / expected.norm()) < tolerance
+    assert narrow or torch.allclose(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from finetune_pipeline.backends import local
+from finetune_pipeline.backends import launch
 from finetune_pipeline.config import Search
 from finetune_pipeline.records import Json
 from finetune_pipeline.store import StageContext, StageResult
 from finetune_pipeline.train.assets import training_spec
 from finetune_pipeline.train.search.choice import FILE
+from finetune_pipeline.train.search.placement import search_backend
 from finetune_pipeline.train.search.report import Heading, headline, page, value_text
 from finetune_pipeline.train.search.spec import SearchResult, SearchSpec
 
@@ -25,15 +26,17 @@ JOB = "finetune_pipeline.train.search.job"
 
 
 def training_search(context: StageContext) -> StageResult:
-    """Search, or go on after the trials of an interrupted run with the same key; without a declared search, say so."""
+    """Search, or go on after the trials of an interrupted run with the same key; without a declared search, say so.
+    DeclarationError where the backend cannot run it."""
     search = context.task.search
     if search is None:
         result = SearchResult(declared=False)
         _write(context, result)
         return StageResult({"search": "not declared"})
+    backend = search_backend(context.task.train)
     folder = context.store.unfinished("training_search", "search", context.key).absolute()
     spec = SearchSpec(training_spec(context, folder), search, folder)
-    result = local.run(JOB, spec, SearchResult, folder, context.report, context.task.train.threads)
+    result = launch.run(JOB, spec, SearchResult, folder, context.report, backend, context.task.train.threads)
     _write(context, result)
     return StageResult(_summary(result, search), unfinished=folder)
 

@@ -3,7 +3,8 @@
     python -m finetune_pipeline.train.search.job job.json        # a SearchSpec (spec.py)
 
 The base model is loaded once; what holds for several trials is computed once (train/shared.py). Finished trials are in
-a journal (study.py), so that a search whose process was killed goes on. Only training and validation rows are read.
+a journal (study.py), so that a search whose process was killed goes on; the MLflow run of its trial ends as KILLED when
+what the process left is delivered (tracking/). Only training and validation rows are read.
 """
 
 from __future__ import annotations
@@ -32,13 +33,11 @@ def run(spec: SearchSpec, report: Reporter) -> SearchResult:
     rules, search = spec.training.rules, spec.search
     declared = as_declared(rules, search.parameters)
     study = Study(spec.folder / JOURNAL, search, rules.seed, declared)
-    for run_id in study.interrupted:
-        tracking.end_killed(run_id)
     if found := study.records:
         report.log(f"resuming the search after {len(found)} of {study.trials} trials")
     params = {**spec.training.params, "search.trials": study.trials, "search.metric": search.metric}
     tags = {"data": spec.training.dataset_digest, "search": "training_search"}
-    with tracking.training_run(spec.training.task, study.run_id, params, tags) as parent:
+    with tracking.training_run(spec.training.task, study.run_id, params, tags, report) as parent:
         study.run_id = parent.run_id
         limited = _trials(spec, study, parent, report)
     result = SearchResult(
@@ -74,7 +73,7 @@ def _trials(spec: SearchSpec, study: Study, parent: tracking.Run, report: Report
         shared = shared or Shared(load_base(spec.training.base, spec.training.rules), several=True)
         number = len(records) + 1
         reporter = TrialReporter(report, f"trial {number} of {study.trials}")
-        record = run_trial(trial, values, number, TrialContext(spec, shared, parent.run_id, reporter, study.began))
+        record = run_trial(trial, values, number, TrialContext(spec, shared, parent.run_id, reporter))
         study.tell(trial, record)
         records = study.records
         best = best_of(records, search.metric)

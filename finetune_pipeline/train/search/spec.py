@@ -1,6 +1,6 @@
 """What the job of a search gets and returns: the description in job.json, and the content of search.json.
 
-result = local.run("finetune_pipeline.train.search.job", spec, SearchResult, folder, report)
+result = launch.run("finetune_pipeline.train.search.job", spec, SearchResult, folder, report, backend)
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Study:
                 pruner=self._pruner(),
                 load_if_exists=True,
             )
-        self.interrupted = self._begin_again()
+        self._begin_again()
         planned = combinations(search.parameters, search.trials)
         self.trials = len(planned) or search.trials
         for values in planned or ([first] if first else []):
@@ -91,10 +91,6 @@ class Study:
             return samplers.RandomSampler(seed=seed)
         return samplers.TPESampler(seed=seed, n_startup_trials=min(STARTUP_TRIALS, max(1, self.trials // 2)))
 
-    def began(self, trial: Any, run_id: str) -> None:
-        """Note the MLflow run of a trial."""
-        trial.set_user_attr(RUN, run_id)
-
     def tell(self, trial: Any, record: TrialRecord) -> None:
         """Keep a finished trial."""
         trial.set_user_attr(RECORD, record.to_json())
@@ -120,8 +116,8 @@ class Study:
         ended = self._study.get_trials(deepcopy=False)
         return [trial for trial in ended if RECORD in trial.user_attrs and trial.state.is_finished()]
 
-    def _begin_again(self) -> list[str]:
-        """End the trials of a run that was killed, and plan each again, once. The ids of their MLflow runs."""
+    def _begin_again(self) -> None:
+        """End the trials of a run that was killed, and plan each again, once."""
         running = self._study.get_trials(deepcopy=False, states=(self._states.RUNNING,))
         for trial in running:
             self._study.tell(trial.number, state=self._states.FAIL)
@@ -129,7 +125,6 @@ class Study:
             if trial.params and not trial.user_attrs.get(AGAIN):
                 self._study.enqueue_trial(trial.params, user_attrs={AGAIN: True})
                 self._study.set_user_attr(AGAIN, self._study.user_attrs.get(AGAIN, 0) + 1)
-        return [str(trial.user_attrs[RUN]) for trial in running if RUN in trial.user_attrs]
 
     @property
     def interruptions(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,12 @@ NO_CHECKPOINTS = 1e9  # seconds between them: a trial is begun again, and not re
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What the trials of a search share. `parent`: the id of the search's MLflow run; `began`: is told the id of a
-    trial's run."""
+    """What the trials of a search share. `parent`: the id of the search's MLflow run."""
 
     spec: SearchSpec
     shared: Shared
     parent: str
     report: Reporter
-    began: Callable[[Any, str], None]
 
 
 class Pruned(Exception):
@@ -57,7 +55,7 @@ def run_trial(trial: Any, values: Values, number: int, context: TrialContext) ->
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     spec = trial_spec(context.spec, values, folder)
-    setup = assemble(spec, context.report, context.shared)
+    setup = assemble(spec, context.report, shared=context.shared)
     if not setup.rows["validation"]:
         raise TrainingFailed("a search compares on validation rows, and there are none", "raise `split.validation`")
     try:
@@ -92,10 +90,10 @@ def _trained(
     state, started = TrainingState(), time.monotonic()
     tags = {"trial": str(record.number), "data": spec.dataset_digest}
     checks: list[float] = []
+    record = replace(record, rows=len(setup.rows["train"]))
+    run: tracking.Run | None = None
     try:
-        with tracking.training_run(spec.task, None, spec.params, tags, context.parent) as run:
-            context.began(trial, run.run_id)
-            record = replace(record, mlflow_run_id=run.run_id, rows=len(setup.rows["train"]))
+        with tracking.training_run(spec.task, None, spec.params, tags, context.report, context.parent) as run:
             try:
                 _run_loop(trial, spec, setup, state, checks, context, run)
                 record = _measured(record, spec, setup, state, context)
@@ -106,7 +104,13 @@ def _trained(
     except TrainingFailed as error:
         context.report.log(f"trial {record.number} failed: {error.message}")
         record = replace(record, reason=error.message)
-    return replace(record, checks=tuple(checks), steps=state.step, seconds=round(time.monotonic() - started, 3))
+    return replace(
+        record,
+        checks=tuple(checks),
+        steps=state.step,
+        seconds=round(time.monotonic() - started, 3),
+        mlflow_run_id=run.run_id if run else None,  # known by now, if MLflow was away at the start
+    )
 
 
 def _run_loop(

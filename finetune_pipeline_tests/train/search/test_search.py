@@ -13,16 +13,19 @@ from typing import Any
 
 import pytest
 
-from finetune_pipeline.config import Lora, Search, Train
-from finetune_pipeline.errors import JobCanceled, TrainingFailed
+from finetune_pipeline.config import Backend, Lora, Search, Train
+from finetune_pipeline.errors import DeclarationError, JobCanceled, TrainingFailed
 from finetune_pipeline.records import Silent, write_jsonl
 from finetune_pipeline.train import job as training_job
+from finetune_pipeline.train.declared import problems
 from finetune_pipeline.train.loop import Loop
 from finetune_pipeline.train.method import load_base
 from finetune_pipeline.train.search import job, trial
 from finetune_pipeline.train.search.job import run
+from finetune_pipeline.train.search.placement import search_backend
 from finetune_pipeline.train.search.spec import SearchResult, SearchSpec
 from finetune_pipeline.train.search.trial import check_steps, trial_spec
+from finetune_pipeline_tests.artifacts import task
 from finetune_pipeline_tests.train.setup import RULES, LogRecorder, rows
 from finetune_pipeline_tests.train.test_training import spec_of
 
@@ -230,6 +233,18 @@ def test_only_training_and_validation_rows_are_opened(tiny_model: Path, tmp_path
         "validation.jsonl",
     }
     assert not [path for path in opened if Path(path).name == "test.jsonl"]
+
+
+def test_trials_run_in_one_process_of_the_backend_and_not_with_spread_weights() -> None:
+    several = Backend(kind="torchrun", processes_per_node=4)
+    found = search_backend(RULES.model_copy(update={"backend": several}))
+    assert (found.kind, found.nodes, found.processes_per_node) == ("torchrun", 1, 1)
+    full = RULES.model_copy(update={"backend": several, "method": "full"})
+    with pytest.raises(DeclarationError, match="weights of this one are spread over 4") as refused:
+        search_backend(full)
+    assert "shard: never" in refused.value.hint
+    declared = task(train={"method": "full", "backend": several.model_dump()}, search={"parameters": SPACE})
+    assert "search: `search` compares" in problems(declared)[-1]
 
 
 def test_checks_are_even_over_the_steps_of_a_trial() -> None:

@@ -1,0 +1,211 @@
+"""The Kubernetes objects against Kubernetes' own schema, and the official client against a small API server that runs
+the command of a Job's pod here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from finetune_pipeline import errors
+from finetune_pipeline.backends.kubernetes_manifest import manifests, rendezvous
+from finetune_pipeline.backends.node import Launch
+from finetune_pipeline.config import Backend
+from finetune_pipeline.config.backend import Kubernetes
+from finetune_pipeline_tests.backends.test_torchrun import Listener, left
+from finetune_pipeline_tests.backends.test_torchrun import run as run_torchrun
+
+SCHEMA = json.loads(Path(__file__).with_name("kubernetes_schema.json").read_text("utf-8"))
+KINDS = {"Job": "io.k8s.api.batch.v1.Job", "Service": "io.k8s.api.core.v1.Service"}
+SETTINGS = {"image": "registry/finetune@sha256:1", "volume_claim": "shared", "mount_path": "/data", "secret": "mlflow"}
+
+
+def launch_of(nodes: int, device: str = "auto") -> Launch:
+    return Launch("a.job", "id1", nodes, 4, 3, None, rendezvous("finetune-1", _nodes(nodes)), device, False)
+
+
+def _nodes(nodes: int) -> Launch:
+    return Launch("a.job", "id1", nodes, 4, 3, None, None, "auto", False)
+
+
+def check(manifest: dict[str, Any]) -> None:
+    jsonschema.Draft202012Validator({**SCHEMA, "$ref": f"#/$defs/{KINDS[manifest['kind']]}"}).validate(manifest)
+
+
+def made(nodes: int, device: str = "auto", **settings: Any) -> list[dict[str, Any]]:
+    kubernetes = Kubernetes.model_validate({**SETTINGS, **settings})
+    return manifests("finetune-1", launch_of(nodes, device), kubernetes, "/data/job/launch.json", {"A": "1"})
+
+
+def test_the_objects_are_valid_for_kubernetes() -> None:
+    pod = {"nodeSelector": {"gpu": "h100"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]}
+    for manifest in [*made(1), *made(3, pod=pod, resources={"memory": "64Gi", "cpu": "8"})]:
+        check(manifest)
+    wrong = made(1)[0]
+    wrong["spec"]["template"]["spec"]["nodeSelectors"] = {}
+    with pytest.raises(jsonschema.ValidationError, match="nodeSelectors"):
+        check(wrong)
+
+
+def test_several_machines_are_an_indexed_job_that_finds_its_first_pod() -> None:
+    service, job = made(3)
+    assert (job["spec"]["completions"], job["spec"]["parallelism"], job["spec"]["backoffLimit"]) == (3, 3, 9)
+    assert job["spec"]["completionMode"] == "Indexed"
+    assert service["metadata"]["name"] == job["spec"]["template"]["spec"]["subdomain"] == "finetune-1"
+    assert service["spec"]["selector"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    assert launch_of(3).rendezvous == f"finetune-1-0.finetune-1:{service['spec']['ports'][0]['port']}"
+
+
+def test_each_process_gets_a_gpu_unless_none_is_asked_for() -> None:
+    (container,) = made(1)[-1]["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "4"}
+    assert container["envFrom"] == [{"secretRef": {"name": "mlflow"}}]  # no secret value is in the manifest
+    (container,) = made(1, device="cpu")[-1]["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {}
+
+
+class Cluster(ThreadingHTTPServer):
+    """Keeps Jobs, and runs the command of a new one's pod as a process of this machine."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.pods: dict[str, subprocess.Popen[bytes]] = {}
+        self.log: list[str] = []
+        self.pending: list[dict[str, Any]] = []
+
+    def create(self, job: dict[str, Any]) -> None:
+        check(job)
+        name = job["metadata"]["name"]
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        environment = {**os.environ, **{each["name"]: each["value"] for each in container["env"]}}
+        self.jobs[name] = job
+        self.pods[name] = subprocess.Popen([sys.executable, *container["command"][1:]], env=environment)
+
+    def status(self, name: str) -> dict[str, Any]:
+        code = self.pods[name].poll()
+        kind = "Complete" if code == 0 else "Failed"
+        conditions = [] if code is None else [{"type": kind, "status": "True", "reason": f"exit {code}"}]
+        return {**self.jobs[name], "status": {"conditions": conditions}}
+
+    def delete(self, name: str) -> None:
+        self.jobs.pop(name)
+        pod = self.pods.pop(name)
+        if pod.poll() is None:
+            pod.terminate()
+        pod.wait()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The few paths of the API that the client uses."""
+
+    server: Cluster
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        self.server.log.append(f"{self.command} {self.path}")
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.endswith("/jobs"):
+            self.server.create(body)
+        self._answer(201, body)
+
+    def do_GET(self) -> None:
+        if "/pods" in self.path:
+            return self._answer(200, {"kind": "PodList", "apiVersion": "v1", "items": self.server.pending})
+        name = self.path.split("/")[-2]
+        return self._answer(200, self.server.status(name)) if name in self.server.jobs else self._answer(404, {})
+
+    def do_DELETE(self) -> None:
+        name = self.path.split("?")[0].split("/")[-1]
+        if "/jobs/" not in self.path or name not in self.server.jobs:
+            return self._answer(404, {})
+        self.server.delete(name)
+        return self._answer(200, {"kind": "Status", "apiVersion": "v1"})
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    pytest.importorskip("kubernetes", reason="the extra `kubernetes` is not installed")
+    server = Cluster()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+        "users": [{"name": "test", "user": {}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+    }
+    (tmp_path / "kubeconfig").write_text(json.dumps(config), "utf-8")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    yield server
+    for name in list(server.jobs):
+        server.delete(name)
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    folder = tmp_path / "mark"
+    folder.mkdir()
+    return folder
+
+
+def run(mark: Path, do: str, report: Listener, **settings: Any) -> Any:
+    kubernetes = {**SETTINGS, "mount_path": str(mark.parent), "context": "test", **settings}
+    return run_torchrun(mark, do, report, kind="kubernetes", device="cpu", kubernetes=kubernetes)
+
+
+def test_a_job_runs_in_a_pod_and_is_deleted(cluster: Cluster, mark: Path) -> None:
+    unschedulable = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available: no GPU"}
+    cluster.pending = [{"metadata": {"name": "a"}, "status": {"conditions": [unschedulable]}}]
+    report = Listener()
+    result = run(mark, "report", report)
+    assert (result.rank, result.size) == (0, 2)
+    assert report.lines[0].startswith("created the Job finetune-") and "rank 0 of 2" in report.lines
+    assert "the pods wait: 0/3 nodes are available: no GPU" in report.lines
+    assert not cluster.jobs and not left(mark)
+
+
+def test_the_error_of_a_rank_reaches_the_caller(cluster: Cluster, mark: Path) -> None:
+    with pytest.raises(errors.ModelError, match="layer 3"):
+        run(mark, "refuse", Listener())
+    assert not cluster.jobs and not left(mark)
+
+
+def test_a_canceled_job_ends_at_a_checkpoint_and_is_deleted(cluster: Cluster, mark: Path) -> None:
+    with pytest.raises(errors.JobCanceled):
+        run(mark, "wait", Listener(mark / "waiting-0", mark / "waiting-1"))
+    assert (mark / "checkpoint-0").exists() and (mark / "checkpoint-1").exists()
+    assert not cluster.jobs and not left(mark)
+
+
+def test_a_folder_that_is_not_on_the_volume_is_refused(cluster: Cluster, mark: Path) -> None:
+    with pytest.raises(errors.TrainingFailed, match=r"is not below `kubernetes\.mount_path`"):
+        run(mark, "report", Listener(), mount_path="/elsewhere")
+    assert not cluster.log
+
+
+def test_the_settings_of_a_cluster_are_complete_or_refused() -> None:
+    assert Backend.model_validate({"kind": "kubernetes", "kubernetes": SETTINGS}).kubernetes.gpu_resource
