@@ -64,6 +64,10 @@ def run(spec: Ranks, report: Reporter) -> Seen:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(2)
         raise RuntimeError("Connection closed by peer")  # as gloo's
+    if spec.do == "dies":
+        if different:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
     if spec.do in ("refuse", "break"):
         time.sleep(600)  # as in a collective that waits for the rank that is gone
     if spec.do == "pause":
@@ -93,4 +97,6 @@ def run(spec: Ranks, report: Reporter) -> Seen:
 
 
 if __name__ == "__main__":
+    if os.environ.get("RANK") == os.environ.get("SLOW_RANK", "none"):
+        time.sleep(4)  # as a machine that starts Python slowly
     worker.main(run, Ranks)
