@@ -257,7 +257,7 @@ def test_an_error_before_the_other_rank_has_begun_ends_the_job_at_once(
     monkeypatch.setenv("SLOW_RANK", "0")
     report = SecondMachine(mark.parent)
     with pytest.raises(errors.ModelError, match="layer 3"):
-        run(mark, "refuse", report, nodes=2, processes_per_node=1, rendezvous=rendezvous)
+        run(mark, "refuse early", report, nodes=2, processes_per_node=1, rendezvous=rendezvous)
     assert report.agent is not None and report.agent.wait(LIMIT) == 0
     assert not left(mark)
 
