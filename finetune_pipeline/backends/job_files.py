@@ -6,6 +6,7 @@
     launch.json       torchrun, Ray, Kubernetes: what each node starts (backends/node.py)
     cancel            exists once the job is to stop
     failed            exists once another start would not help: a rank has raised an error, or died too often
+    given-up          exists once a machine has given up, so that the others do not wait for it
     ending            a machine touches it while its processes end after a cancellation
     alive             its parent touches it while it waits for the job
 
@@ -48,6 +49,10 @@ class JobFiles:
     @property
     def failed(self) -> Path:
         return self.folder / "failed"
+
+    @property
+    def given_up(self) -> Path:
+        return self.folder / "given-up"
 
     @property
     def ending(self) -> Path:

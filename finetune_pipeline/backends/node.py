@@ -42,6 +42,7 @@ from finetune_pipeline.backends.progress import GRACE_SECONDS, while_active
 from finetune_pipeline.backends.worker import EventFile, folder_lock
 from finetune_pipeline.errors import FinetuneError
 from finetune_pipeline.records import Reporter
+from finetune_pipeline.store import write_atomic
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 CHECK_SECONDS = 0.5
@@ -145,7 +146,8 @@ def _elastic(launch: Launch, files: JobFiles) -> None:
         try:
             run.main([*rendezvous(launch, Path(private)), "-m", launch.module, str(files.description)])
         except ChildFailedError as error:
-            files.failed.touch()
+            write_atomic(files.failed, "")
+            files.given_up.touch()
             rank, failure = error.get_first_failure()
             print(f"rank {rank} ended with {exit_status(failure.exitcode)}", flush=True)
             sys.exit(1)
@@ -184,7 +186,8 @@ def _print_into(files: JobFiles) -> None:
 
 
 class _Watch(threading.Thread):
-    """Cancels the job when its parent has ended, and kills what is then inactive, or was canceled otherwise."""
+    """Cancels the job when its parent has ended, and kills what is then inactive, or was canceled otherwise; or when
+    another machine has given up, for which torch's agent would wait."""
 
     def __init__(self, files: JobFiles, parent: int | None, first: bool) -> None:
         super().__init__(daemon=True)
@@ -193,7 +196,7 @@ class _Watch(threading.Thread):
         self._orphaned += [] if first else [untouched(files.alive, SILENT_SECONDS)]
 
     def run(self) -> None:
-        while not self._files.stops():
+        while not self._files.stops() and not self._files.given_up.exists():
             if any(orphaned() for orphaned in self._orphaned):
                 with suppress(FileNotFoundError):
                     self._files.cancel.touch()
@@ -202,6 +205,8 @@ class _Watch(threading.Thread):
         while_active(own, GRACE_SECONDS, CHECK_SECONDS, self._all_ended, own=False)
         kill(descendants(own))
         time.sleep(END_SECONDS)  # it ends by itself where all of its processes have
+        if self._files.given_up.exists():
+            os._exit(1)
         os.kill(own, signal.SIGKILL)
 
     def _all_ended(self) -> bool:

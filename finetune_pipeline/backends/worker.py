@@ -39,7 +39,7 @@ from finetune_pipeline.backends.job_files import JobFiles
 from finetune_pipeline.backends.progress import GRACE_SECONDS, while_active
 from finetune_pipeline.errors import FinetuneError, JobCanceled
 from finetune_pipeline.records import Reporter, content_id
-from finetune_pipeline.store import machine_lock
+from finetune_pipeline.store import machine_lock, write_atomic
 
 Spec = TypeVar("Spec", bound=JobData)
 PARENT_CHECK_SECONDS = 0.5
@@ -51,19 +51,24 @@ FOLDER_IN_USE = "the job of an earlier run still works in this folder; waiting f
 @dataclass(frozen=True)
 class Place:
     """This process among those of its job. `elastic`: whether torch's elastic agent started it, `restarts`: how often
-    it has started it again."""
+    it has started it again; `round`: the same for all processes that were started together."""
 
     rank: int = 0
     size: int = 1
     elastic: bool = False
     restarts: int = 0
+    round: str = ""
 
     @staticmethod
     def of_environment() -> Place:
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return Place()
         return Place(
-            int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), True, int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+            int(os.environ["RANK"]),
+            int(os.environ["WORLD_SIZE"]),
+            True,
+            int(os.environ["TORCHELASTIC_RESTART_COUNT"]),
+            os.environ["MASTER_PORT"],
         )
 
 
@@ -114,8 +119,8 @@ def main(run: Callable[[Spec, Reporter], JobData], kind: type[Spec], computes: b
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends this job
     if os.getppid() != parent:
         sys.exit(JobCanceled.exit_code)  # writes nothing: the files may belong to another run by now
-    if place.elastic and (files.stops() or files.failed.exists()):
-        sys.exit(0)  # the agent has started this process again, but there is nothing to repeat
+    if place.elastic:
+        _end_what_has_ended(files, place)
     events = EventFile(files.events(place.rank), only_errors=place.rank > 0)
     signal.signal(signal.SIGTERM, lambda *_: setattr(events, "canceled", True))
     end_with(parent)
@@ -130,7 +135,7 @@ def main(run: Callable[[Spec, Reporter], JobData], kind: type[Spec], computes: b
         sys.exit(_fail(error, files, place, events))
     except Exception as error:
         if not isinstance(error, LOST_PEER):
-            files.failed.touch()  # before the traceback: starting again would only repeat it
+            write_atomic(files.failed, place.round)  # starting again would only repeat it
         raise
     if place.rank == 0:
         events.write(ResultEvent(result.to_json()))
@@ -146,8 +151,18 @@ def _fail(error: FinetuneError, files: JobFiles, place: Place, events: EventFile
     events.write(ErrorEvent(type(error).__name__, error.message, error.hint))
     if canceled:
         return 0
-    files.failed.touch()
+    write_atomic(files.failed, place.round)
     return error.exit_code
+
+
+def _end_what_has_ended(files: JobFiles, place: Place) -> None:
+    """Exit where the job is canceled, or has failed: the agent has started this process again, but there is nothing to
+    repeat. Where a rank failed before this one, which was started together with it, came here, the agent has to count
+    this one as failed, too: else it would wait for the ranks that the other machines start again."""
+    if files.failed.exists():
+        sys.exit(JobCanceled.exit_code if files.failed.read_text("utf-8") == place.round else 0)
+    if files.stops():
+        sys.exit(0)
 
 
 @contextmanager

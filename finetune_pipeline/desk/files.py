@@ -18,7 +18,7 @@ from markupsafe import Markup
 from finetune_pipeline.desk import security_headers
 from finetune_pipeline.desk.page import page as render
 from finetune_pipeline.desk.session import SignedIn
-from finetune_pipeline.desk.task_view import PAGES, REPORTS
+from finetune_pipeline.desk.task_view import PAGES, REPORTS, reports
 from finetune_pipeline.desk.tasks import Known
 from finetune_pipeline.materialize import open_task
 from finetune_pipeline.records import Artifact
@@ -42,9 +42,10 @@ def framed(request: Request, user: SignedIn, task: Known, asset: str, page: str 
     if file.suffix == ".md":
         text = rendered(file.read_text("utf-8"))
         return render(request, "document.html", title, task=task, text=text, made_at=made_at)
-    return render(
-        request, "frame.html", title, task=task, source=f"/tasks/{task}/reports/{asset}/{name}", made_at=made_at
-    )
+    pages = reports({asset: artifact})  # a link within the frame would have no session: it is sandboxed
+    others = [(address, other) for address, other in pages if other != title]
+    source = f"/tasks/{task}/reports/{asset}/{name}"
+    return render(request, "frame.html", title, task=task, source=source, others=others, made_at=made_at)
 
 
 @router.get("/tasks/{task}/reports/{asset}/{path:path}")

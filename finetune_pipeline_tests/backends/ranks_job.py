@@ -53,7 +53,7 @@ def run(spec: Ranks, report: Reporter) -> Seen:
     different = place.rank == spec.rank
     if spec.do == "refuse":
         _meet(spec.mark, place)
-    if spec.do == "refuse" and different:
+    if spec.do in ("refuse", "refuse early") and different:
         raise errors.ModelError("the weights of layer 3 are not numbers", "choose another base model")
     if spec.do == "break" and different:
         raise KeyError("weights")
@@ -64,7 +64,11 @@ def run(spec: Ranks, report: Reporter) -> Seen:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(2)
         raise RuntimeError("Connection closed by peer")  # as gloo's
-    if spec.do in ("refuse", "break"):
+    if spec.do == "dies":
+        if different:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+    if spec.do in ("refuse", "refuse early", "break"):
         time.sleep(600)  # as in a collective that waits for the rank that is gone
     if spec.do == "pause":
         time.sleep(8)
@@ -93,4 +97,6 @@ def run(spec: Ranks, report: Reporter) -> Seen:
 
 
 if __name__ == "__main__":
+    if os.environ.get("RANK") == os.environ.get("SLOW_RANK", "none"):
+        time.sleep(4)  # as a machine that starts Python slowly
     worker.main(run, Ranks)

@@ -248,3 +248,23 @@ def test_the_options_of_torchrun(tmp_path: Path) -> None:
     alone = node.Launch.from_json({**several.to_json(), "nodes": 1, "rendezvous": None})
     options = node.rendezvous(alone, tmp_path)
     assert f"--rdzv-endpoint={tmp_path}/rendezvous" in options and "--local-addr=127.0.0.1" in options
+
+
+def test_an_error_before_the_other_rank_has_begun_ends_the_job_at_once(
+    mark: Path, rendezvous: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine would otherwise count it as finished, and wait for the rank that the other machine starts again."""
+    monkeypatch.setenv("SLOW_RANK", "0")
+    report = SecondMachine(mark.parent)
+    with pytest.raises(errors.ModelError, match="layer 3"):
+        run(mark, "refuse early", report, nodes=2, processes_per_node=1, rendezvous=rendezvous)
+    assert report.agent is not None and report.agent.wait(LIMIT) == 0
+    assert not left(mark)
+
+
+def test_a_machine_that_gives_up_ends_the_job_on_the_other(mark: Path, rendezvous: str) -> None:
+    report = SecondMachine(mark.parent)
+    with pytest.raises(errors.TrainingFailed, match="rank 1 ended with SIGKILL"):
+        run(mark, "dies", report, nodes=2, processes_per_node=1, rendezvous=rendezvous, max_restarts=1)
+    assert report.agent is not None and report.agent.wait(LIMIT) != 0
+    assert not left(mark)

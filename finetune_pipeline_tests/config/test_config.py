@@ -230,6 +230,5 @@ def test_an_invalid_owner_is_an_error(owner: str) -> None:
 
 
 def test_where_a_training_runs_changes_no_key() -> None:
-    plain: dict[str, Any] = {}
-    elsewhere = {"backend": {"kind": "torchrun", "processes_per_node": 4}}
-    assert Train.model_validate(plain).result_values() == Train.model_validate(elsewhere).result_values()
+    elsewhere = Train.model_validate({"backend": {"kind": "torchrun", "processes_per_node": 4}})
+    assert elsewhere.result_values() == Train().result_values()

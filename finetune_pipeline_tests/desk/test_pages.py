@@ -340,9 +340,9 @@ def test_reports_are_sandboxed(client: TestClient) -> None:
     assert '<iframe class="report" src="/tasks/parcels/reports/eval_report/report.html"' in frame
     tokens = "/tasks/parcels/reports/adapter/tokens.html"
     assert client.get(tokens).headers["content-security-policy"] == security_headers.REPORT
-    assert (
-        f'src="{tokens}" title="What is learned' in client.get("/tasks/parcels/reports/adapter?page=tokens.html").text
-    )
+    frame = client.get("/tasks/parcels/reports/adapter?page=tokens.html").text
+    assert f'src="{tokens}" title="What is learned' in frame
+    assert '<a href="/tasks/parcels/reports/adapter">Training</a>' in frame
     assert 'src="/tasks/parcels/reports/adapter/training.html"' in client.get("/tasks/parcels/reports/adapter").text
     assert client.get("/tasks/parcels/reports/adapter?page=training.json").status_code == 404
     task = client.get("/tasks/parcels").text
