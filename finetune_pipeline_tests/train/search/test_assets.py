@@ -1,20 +1,18 @@
-"""The asset `training_search`, and what `adapter` takes from it: as jobs, with a tiny model."""
+"""The asset `training_search`, and what `adapter` takes from it: with a tiny model, in this process."""
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune_pipeline.backends import launch
+from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.config import Task
-from finetune_pipeline.records import Artifact, write_jsonl
+from finetune_pipeline.records import Artifact, Silent, write_jsonl
 from finetune_pipeline.store import StageContext, TaskStore
 from finetune_pipeline.tracking.client import connect
 from finetune_pipeline.train.assets import adapter
@@ -57,10 +55,19 @@ def context_of(declared: Task, store: TaskStore, tmp_path: Path, **more: Artifac
     return stage_context(declared, store, tmp_path, **inputs)
 
 
-def test_the_training_uses_the_best_trial_and_says_so(tiny_model: Path, here: TaskStore, tmp_path: Path) -> None:
+def in_this_process(module: str, spec: JobData, *others: Any) -> JobData:
+    """The job that a backend would start, with its description as it would be in job.json."""
+    result: JobData = importlib.import_module(module).run(type(spec).from_json(spec.to_json()), Silent())
+    return result
+
+
+def test_the_training_uses_the_best_trial_and_says_so(
+    tiny_model: Path, here: TaskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     search = {"trials": 3, "parameters": {"learning_rate": [0.02, 1e-6], "row_share": [0.5, 1.0]}}
     setting = declared(tiny_model, search)
     context = context_of(setting, here, tmp_path)
+    monkeypatch.setattr(launch, "run", in_this_process)
     outcome = training_search(context)
     result = SearchResult.from_json(json.loads((context.out / "search.json").read_text("utf-8")))
     best = result.best_trial
@@ -99,43 +106,6 @@ def test_without_a_search_nothing_runs_and_the_settings_are_the_declared_ones(
     assert b"declares no search" in pages[0][1]
     result = SearchResult.from_json(json.loads(pages[0][0]))
     assert not result.declared and result.inputs["data_split"] == inputs["data_split"].content_hash
-
-
-RUN = """
-import sys
-from pathlib import Path
-from finetune_pipeline_tests.train.search.test_assets import declared, search_again
-search_again(Path(sys.argv[1]), Path(sys.argv[2]))
-"""
-SEARCH = {"trials": 3, "pruner": "none", "parameters": {"learning_rate": [0.01, 0.02, 0.03]}}
-
-
-def search_again(model: Path, folder: Path) -> None:
-    """Search in this process, in a store that exists; what the tests run in a process that they kill."""
-    store = TaskStore("parcels")
-    inputs = {name: store.current(name) for name in ("base_model", "data_split")}
-    out = folder / f"run{os.getpid()}"
-    out.mkdir()
-    found = {name: artifact for name, artifact in inputs.items() if artifact is not None}
-    setting = declared(model, SEARCH)
-    training_search(StageContext(setting, store, found, out, "key", "2026-01-05T10:00:00+00:00"))
-
-
-def test_a_search_whose_processes_are_killed_goes_on(tiny_model: Path, here: TaskStore, tmp_path: Path) -> None:
-    setting = declared(tiny_model, SEARCH)
-    context_of(setting, here, tmp_path)
-    journal = here.unfinished("training_search", "search", "key") / "trials.jsonl"
-    command = [sys.executable, "-c", RUN, str(tiny_model), str(tmp_path)]
-    with subprocess.Popen(command, start_new_session=True) as process:
-        while process.poll() is None and not (journal.exists() and b'"record"' in journal.read_bytes()):
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)  # the job notices that its parent is gone, and ends
-    done = journal.read_bytes().count(b'"record"')
-    context = context_of(setting, here, tmp_path)
-    assert training_search(context).summary["trials"] == 3
-    result = SearchResult.from_json(json.loads((context.out / "search.json").read_text("utf-8")))
-    assert 1 <= done <= 3 and [each.number for each in result.trials] == [1, 2, 3]
-    assert sorted(each.values["learning_rate"] for each in result.trials) == [0.01, 0.02, 0.03]
 
 
 def test_the_rows_of_a_left_out_source_are_not_trained_on(tiny_model: Path, here: TaskStore, tmp_path: Path) -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune_pipeline.backends.job_files import JobFiles
+from finetune_pipeline.backends.local import job_environment
 from finetune_pipeline.config import Backend, Lora, Search, Train
 from finetune_pipeline.errors import DeclarationError, JobCanceled, TrainingFailed
 from finetune_pipeline.records import Silent, write_jsonl
+from finetune_pipeline.tracking.client import connect
 from finetune_pipeline.train import job as training_job
 from finetune_pipeline.train.declared import problems
 from finetune_pipeline.train.loop import Loop
@@ -32,9 +38,15 @@ from finetune_pipeline_tests.train.test_training import spec_of
 SPACE = {"learning_rate": [0.01, 0.00001, 0.02], "lora.r": [2, 4]}
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests: MLflow takes seconds to make its database."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture(autouse=True)
-def mlflow_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
+def mlflow_here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_HOME", str(home))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
@@ -58,13 +70,12 @@ def rows_of(count: int, pairs: bool) -> list[Any]:
     return [replace(row, source="shop" if n % 2 else "web") for n, row in enumerate(rows(count, pairs))]
 
 
-def runs_of(task: str = "colors") -> dict[str, Any]:
-    import mlflow
-
-    client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name(task)
-    assert experiment is not None
-    return {found.info.run_id: found for found in client.search_runs([experiment.experiment_id])}
+def runs_of(result: SearchResult) -> tuple[Any, dict[str, Any]]:
+    """The MLflow run of a search, and those below it by their ids."""
+    client = connect().MlflowClient()
+    below = f"tags.`mlflow.parentRunId` = '{result.mlflow_run_id}'"
+    found = client.search_runs([str(result.mlflow_experiment_id)], below)
+    return client.get_run(str(result.mlflow_run_id)), {run.info.run_id: run for run in found}
 
 
 class KilledAt(Silent):
@@ -107,13 +118,11 @@ def test_the_best_trial_is_the_training_that_its_values_give(
 
 def test_every_trial_is_a_run_below_that_of_the_search(tiny_model: Path, tmp_path: Path) -> None:
     result = run(searched(tiny_model, tmp_path, trials=2, checks=2), Silent())
-    runs = runs_of()
-    parent = runs.pop(str(result.mlflow_run_id))
+    parent, runs = runs_of(result)
     assert parent.data.params["search.trials"] == "2" and parent.data.metrics["trials"] == 2
     assert runs.keys() == {each.mlflow_run_id for each in result.trials}
     for each in result.trials:
         child = runs[str(each.mlflow_run_id)]
-        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.tags["trial_state"] == "complete" and child.info.status == "FINISHED"
         assert child.data.params["learning_rate"] == str(each.values["learning_rate"])
         assert child.data.params["lora.r"] == str(each.values["lora.r"])
@@ -132,10 +141,30 @@ def test_a_killed_search_goes_on_after_its_finished_trials(tiny_model: Path, tmp
     assert [each.values for each in resumed.trials] == [each.values for each in whole.trials]
     assert [each.loss for each in resumed.trials] == pytest.approx([each.loss for each in whole.trials], rel=1e-6)
     assert resumed.interrupted == 1 and resumed.best == whole.best
-    children = [found for found in runs_of().values() if "mlflow.parentRunId" in found.data.tags]
-    mine = [child for child in children if child.data.tags["mlflow.parentRunId"] == resumed.mlflow_run_id]
-    assert sorted(child.info.status for child in mine) == ["FINISHED", "FINISHED", "FINISHED", "KILLED"]
+    _, children = runs_of(resumed)
+    assert sorted(child.info.status for child in children.values()) == ["FINISHED"] * 3 + ["KILLED"]
     assert run(spec, Silent()).trials == resumed.trials, "nothing is left to do"
+
+
+def test_a_search_whose_process_is_killed_goes_on_and_no_run_stays_open(tiny_model: Path, tmp_path: Path) -> None:
+    parameters = {"learning_rate": [0.01, 0.02, 0.03]}
+    spec = searched(tiny_model, tmp_path, trials=3, parameters=parameters)
+    files, journal = JobFiles(spec.folder), spec.folder / job.JOURNAL
+    files.prepare(spec.to_json())
+    command = [sys.executable, "-m", job.__name__, str(files.description), str(os.getpid())]
+    with subprocess.Popen(command, env=job_environment(1), start_new_session=True) as process:
+        while process.poll() is None and not (journal.exists() and b'"record"' in journal.read_bytes()):
+            time.sleep(0.02)
+        process.kill()
+    done = journal.read_bytes().count(b'"record"')
+    report = LogRecorder()
+    resumed = run(spec, report)
+    assert report.lines[0] == f"resuming the search after {done} of 3 trials" and 1 <= done <= 3
+    assert [each.number for each in resumed.trials] == [1, 2, 3]
+    assert sorted(each.values["learning_rate"] for each in resumed.trials) == [0.01, 0.02, 0.03]
+    parent, children = runs_of(resumed)
+    found = [child.info.status for child in children.values()]
+    assert found.count("FINISHED") == 3 and {*found} <= {"FINISHED", "KILLED"} and parent.info.status == "FINISHED"
 
 
 def test_a_trial_that_is_worse_than_the_others_ends_early(tiny_model: Path, tmp_path: Path) -> None:
@@ -144,7 +173,7 @@ def test_a_trial_that_is_worse_than_the_others_ends_early(tiny_model: Path, tmp_
     pruned = [each for each in result.trials if each.state == "pruned"]
     assert [each.values["learning_rate"] for each in pruned] == [1e-8]
     assert pruned[0].steps < 4 and len(pruned[0].checks) < 4 and pruned[0].loss == pruned[0].checks[-1]
-    child = runs_of()[str(pruned[0].mlflow_run_id)]
+    child = connect().MlflowClient().get_run(str(pruned[0].mlflow_run_id))
     assert child.data.tags["trial_state"] == "pruned" and child.info.status == "FINISHED"
 
 
@@ -163,7 +192,7 @@ def test_a_trial_whose_loss_is_not_finite_fails_alone(
     result = run(searched(tiny_model, tmp_path, rules, trials=2, parameters=parameters), Silent())
     failed = {each.values["learning_rate"]: each for each in result.trials}[1.0]
     assert failed.state == "failed" and "the loss is nan at step 5" in failed.reason
-    found = runs_of()[str(failed.mlflow_run_id)]
+    found = connect().MlflowClient().get_run(str(failed.mlflow_run_id))
     assert found.info.status == "FAILED" and found.data.tags["trial_state"] == "failed"
     assert result.best_trial is not None and result.best_trial.values["learning_rate"] == 0.005
     with pytest.raises(TrainingFailed, match="none of 1 trials was completed: the loss is nan"):
@@ -243,7 +272,9 @@ def test_trials_run_in_one_process_of_the_backend_and_not_with_spread_weights() 
     with pytest.raises(DeclarationError, match="weights of this one are spread over 4") as refused:
         search_backend(full)
     assert "shard: never" in refused.value.hint
-    declared = task(train={"method": "full", "backend": several.model_dump()}, search={"parameters": SPACE})
+    declared = task(
+        train={"method": "full", "backend": several.model_dump()}, search={"parameters": {"batch_size": [2, 4]}}
+    )
     assert "search: `search` compares" in problems(declared)[-1]
 
 
