@@ -18,8 +18,8 @@ KEPT_KEYS = 1024  # the weights of up to this many keys are kept for the backwar
 
 
 class Part(Protocol):
-    """`query` [n, heads, queries, size], scaled; `key` and `value` [n, heads, keys, size]; all of `dtype`. `causal`:
-    query i attends to the keys up to i (there are as many)."""
+    """`query` [n, heads, queries, size]; `key`, which is scaled, and `value` [n, heads, keys, size]; all of `dtype`.
+    `causal`: query i attends to the keys up to i (there are as many)."""
 
     dtype: Any
 

@@ -74,16 +74,18 @@ def _length_classes(lengths: tuple[int, ...]) -> list[list[int]]:
 
 
 def attend(query: Any, key: Any, value: Any, plan: CascadePlan, scale: float, narrow: bool) -> Any:
-    """`query` [1, heads, tokens, size], `key` and `value` [1, kv heads, tokens, size] in fp32; [1, heads, tokens, size]
-    in fp32. `narrow`: computed in bf16, which is faster where the processor has instructions for it."""
+    """`query` [1, heads, tokens, size], `key` and `value` [1, kv heads, tokens, size]; [1, heads, tokens, size] in the
+    dtype of `value`. `narrow`: computed in bf16, which is faster where the processor has instructions for it, else in
+    fp32."""
     import torch
 
     part = MatmulPart() if narrow else FlashPart()
     with torch.autocast("cpu", enabled=False):
+        key = key.float() * scale
         if narrow:  # the same for every key, so that no weight changes; small scores are rounded less (SageAttention)
             key = key - key.detach().mean(2, keepdim=True)
-        query, key, value = (each.to(part.dtype).contiguous() for each in (query * scale, key, value))
-        return _function().apply(query, key, value, plan, part)
+        query, key, wide = (each.to(part.dtype).contiguous() for each in (query, key, value))
+        return _function().apply(query, key, wide, plan, part).to(value.dtype)
 
 
 @functools.cache
@@ -94,7 +96,8 @@ def _function() -> Any:
         @staticmethod
         def forward(ctx: Any, query: Any, key: Any, value: Any, plan: CascadePlan, part: Part) -> Any:
             out, sums, kept = _forward(query, key, value, plan, part)
-            ctx.save_for_backward(query, key, value, out.to(part.dtype), sums)
+            out = out.to(part.dtype)
+            ctx.save_for_backward(query, key, value, out, sums)
             ctx.plan, ctx.part, ctx.kept = plan, part, kept
             return out
 
