@@ -201,7 +201,7 @@ def train_job(
     from finetune_pipeline.backends import local
     from finetune_pipeline.config import AnswerFormat, Train
     from finetune_pipeline.records import Silent
-    from finetune_pipeline.store import write_jsonl
+    from finetune_pipeline.records.jsonl import write_jsonl
     from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
 
     given = {name: json.loads(value) for name, _, value in (each.partition("=") for each in options.set)}
@@ -272,7 +272,7 @@ def without(train: Sequence[Row], test: Sequence[Row]) -> list[Row]:
     """The training rows whose text is in no test row, each text once."""
 
     def folded(text: str) -> str:
-        return " ".join(text.casefold().split())
+        return " ".join(re.findall(r"\w+", text.casefold()))
 
     seen = {folded(text) for text, _ in test}
     kept = []
