@@ -301,7 +301,7 @@ def dialogue(key: str, chosen: str, rejected: str) -> Any:
     others = [part for part in re.split(r"\n\n(Human|Assistant): ", rejected) if part]
     if turns[:-1] != others[:-1] or turns[-2] != "Assistant" or not turns[-1].strip() or not others[-1].strip():
         return None
-    roles = {"Human": "user", "Assistant": "assistant"}
+    roles: dict[str, Any] = {"Human": "user", "Assistant": "assistant"}
     messages = tuple(Message(roles[role], text.strip()) for role, text in zip(turns[::2], turns[1::2], strict=True))
     if [message.role for message in messages] != ["user", "assistant"] * (len(messages) // 2):
         return None

@@ -15,10 +15,11 @@ layer), since short queries leave the kernel's blocks empty.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_pipeline.train.attention_parts import FlashPart, MatmulPart, Part
+from finetune_pipeline.train.attention_parts import FlashPart, Kept, MatmulPart, Part
 from finetune_pipeline.train.tree import PackedTree
 
 # Segments are computed together while the longest is at most this much longer than the shortest, or is short itself.
@@ -97,20 +98,22 @@ def _function() -> Any:
         def forward(ctx: Any, query: Any, key: Any, value: Any, plan: CascadePlan, part: Part) -> Any:
             out, sums, kept = _forward(query, key, value, plan, part)
             out = out.to(part.dtype)
-            ctx.save_for_backward(query, key, value, out, sums)
-            ctx.plan, ctx.part, ctx.kept = plan, part, kept
+            ctx.save_for_backward(query, key, value, out, sums, *(tensor for each in kept for tensor in each))
+            ctx.plan, ctx.part, ctx.sizes = plan, part, [len(each) for each in kept]
             return out
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> Any:
-            query, key, value, out, sums = ctx.saved_tensors
-            grads = _backward(grad, query, key, value, out, sums, ctx.kept, ctx.plan, ctx.part)
+            query, key, value, out, sums, *saved = ctx.saved_tensors
+            rest = iter(saved)
+            kept = [tuple(itertools.islice(rest, size)) for size in ctx.sizes]
+            grads = _backward(grad, query, key, value, out, sums, kept, ctx.plan, ctx.part)
             return *grads, None, None
 
     return Cascade
 
 
-def _forward(query: Any, key: Any, value: Any, plan: CascadePlan, part: Part) -> tuple[Any, Any, list[Any]]:
+def _forward(query: Any, key: Any, value: Any, plan: CascadePlan, part: Part) -> tuple[Any, Any, list[Kept]]:
     """Output and log-sum-exps in fp32; of each part, what its backward pass needs."""
     import torch
 
@@ -131,7 +134,7 @@ def _forward(query: Any, key: Any, value: Any, plan: CascadePlan, part: Part) ->
 
 
 def _backward(
-    grad: Any, query: Any, key: Any, value: Any, out: Any, sums: Any, kept: list[Any], plan: CascadePlan, part: Part
+    grad: Any, query: Any, key: Any, value: Any, out: Any, sums: Any, kept: list[Kept], plan: CascadePlan, part: Part
 ) -> tuple[Any, Any, Any]:
     import torch
 
