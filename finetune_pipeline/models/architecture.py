@@ -42,13 +42,14 @@ class Matrix(JobData):
 @dataclass(frozen=True)
 class Layer(JobData):
     """A decoder layer. `norms`: values per token that its norms read, together (those of queries and keys for every
-    head); `others`: parameters that are in no matrix (norms, biases, routers); `window`: tokens that its attention
-    reaches back, None: all."""
+    head), `plain_norms`: those of them that a training computes itself (train/fused_norm.py); `others`: parameters that
+    are in no matrix (norms, biases, routers); `window`: tokens that its attention reaches back, None: all."""
 
     matrices: tuple[Matrix, ...]
     norms: int
     others: int
     window: int | None = None
+    plain_norms: int = 0
 
     @property
     def parameters(self) -> int:
@@ -161,19 +162,21 @@ def _layer(layer: Any, config: Any, index: int, attended: int, head_dim: int) ->
 
     active = next((int(getattr(config, name)) for name in EXPERTS_PER_TOKEN if getattr(config, name, None)), 1)
     matrices: list[Matrix] = []
-    norms = 0
+    norms = plain = 0
     for name, part in layer.named_modules():
         if isinstance(part, torch.nn.Linear):
             matrices.append(Matrix(name, part.in_features, part.out_features))
         weight = getattr(part, "weight", None)
         if "Norm" in type(part).__name__ and weight is not None:  # of queries or keys: [head size], or [all heads]
-            norms += attended // 2 if weight.numel() == head_dim != config.hidden_size else weight.numel()
+            values = attended // 2 if weight.numel() == head_dim != config.hidden_size else weight.numel()
+            norms += values
+            plain += values if hasattr(part, "variance_epsilon") else 0
     for name, weight in layer.named_parameters():
         if weight.ndim == 3 and min(weight.shape) > 1:  # experts, [experts, out, in] or [experts, in, out]
             count, rows, columns = weight.shape
             matrices.append(Matrix(name, columns, rows, count, min(active, count)))
     others = sum(weight.numel() for weight in layer.parameters()) - sum(matrix.parameters for matrix in matrices)
-    return Layer(tuple(matrices), norms, others, _window(config, index))
+    return Layer(tuple(matrices), norms, others, _window(config, index), plain)
 
 
 def _window(config: Any, index: int) -> int | None:

@@ -12,7 +12,8 @@ Bytes per parameter (Rajbhandari et al., ZeRO, arXiv:1910.02054, section 3.1):
     optimizer    trained: 8 for Adam's two moments, 2 with `adamw_8bit`
 
 Activations are what the operations of transformers and peft keep for the backward pass, per token and layer, in values
-of the compute type unless noted: the input of each norm in fp32; the input of each group of projections; queries, keys,
+of the compute type unless noted: the normalized values of each plain norm in the type of the weights, of others the
+input in fp32; the input of each group of projections; queries, keys,
 values and output of attention; in a gated MLP four times its inner size. With gradient checkpointing a layer keeps its
 input, and one layer at a time the rest. For a Llama block in bf16 this is 24 to 28 bytes per hidden value, close to the
 34 of Korthikanti et al. (arXiv:2205.05198, equation 1), which has dropout masks but no norms in fp32.
@@ -160,7 +161,8 @@ def _layer(architecture: Architecture, layer: Layer, rules: Train, setting: Sett
     """Bytes that a layer keeps for the backward pass."""
     wide = 2 if setting.bf16 else 4
     full, tokens = rules.method == "full", load.tokens
-    norms = 4 * layer.norms * (2 if full else 1)  # full weights: the normalized values, too
+    norms = _residual(rules, setting) * layer.plain_norms
+    norms += 4 * (layer.norms - layer.plain_norms) * (2 if full else 1)  # full weights: the normalized values, too
     projections = wide * sum(_inputs(architecture, layer.matrices, rules, setting))
     adapters = _adapters(layer.matrices, rules, wide)
     mlp = wide * sum(_mlp(architecture, layer.matrices))

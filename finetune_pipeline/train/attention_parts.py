@@ -17,17 +17,20 @@ BLOCK_SCORES = 2**22  # scores that are computed together, in fp32
 KEPT_KEYS = 1024  # the weights of up to this many keys are kept for the backward pass; others are computed again
 
 
+Kept = tuple[Any, ...]  # tensors, or None
+
+
 class Part(Protocol):
-    """`query` [n, heads, queries, size], scaled; `key` and `value` [n, heads, keys, size]; all of `dtype`. `causal`:
-    query i attends to the keys up to i (there are as many)."""
+    """`query` [n, heads, queries, size]; `key`, which is scaled, and `value` [n, heads, keys, size]; all of `dtype`.
+    `causal`: query i attends to the keys up to i (there are as many)."""
 
     dtype: Any
 
-    def forward(self, query: Any, key: Any, value: Any, causal: bool) -> tuple[Any, Any, Any]:
+    def forward(self, query: Any, key: Any, value: Any, causal: bool) -> tuple[Any, Any, Kept]:
         """Output (any dtype), its log-sum-exps [n, heads, queries] in fp32, and what `backward` needs besides."""
 
     def backward(
-        self, grad: Any, query: Any, key: Any, value: Any, out: Any, sums: Any, kept: Any, causal: bool
+        self, grad: Any, query: Any, key: Any, value: Any, out: Any, sums: Any, kept: Kept, causal: bool
     ) -> tuple[Any, Any, Any]:
         """Gradients of query, key and value. `grad`, `out` and `sums`: of all parts joined."""
 
@@ -42,12 +45,12 @@ class FlashPart:
         self._forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         self._backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-    def forward(self, query: Any, key: Any, value: Any, causal: bool) -> tuple[Any, Any, Any]:
+    def forward(self, query: Any, key: Any, value: Any, causal: bool) -> tuple[Any, Any, Kept]:
         out, sums = self._forward(query, key, value, 0.0, causal, scale=1.0)
-        return out, sums, None
+        return out, sums, ()
 
     def backward(
-        self, grad: Any, query: Any, key: Any, value: Any, out: Any, sums: Any, kept: Any, causal: bool
+        self, grad: Any, query: Any, key: Any, value: Any, out: Any, sums: Any, kept: Kept, causal: bool
     ) -> tuple[Any, Any, Any]:
         grads: tuple[Any, Any, Any] = self._backward(
             grad, query, key, value, out, sums.contiguous(), 0.0, causal, scale=1.0
@@ -63,7 +66,7 @@ class MatmulPart:
 
         self.dtype = torch.bfloat16
 
-    def forward(self, query: Any, key: Any, value: Any, causal: bool) -> tuple[Any, Any, Any]:
+    def forward(self, query: Any, key: Any, value: Any, causal: bool) -> tuple[Any, Any, Kept]:
         import torch
 
         q, k, v = (tensor.flatten(0, 1) for tensor in (query, key, value))
@@ -74,14 +77,14 @@ class MatmulPart:
             sums.append(part_sums)
             kept.append(weights if k.shape[1] <= KEPT_KEYS else None)
         out, part_sums = torch.cat(outs, 1), torch.cat(sums, 1)
-        return out.unflatten(0, query.shape[:2]), part_sums.unflatten(0, query.shape[:2]), (part_sums, kept)
+        return out.unflatten(0, query.shape[:2]), part_sums.unflatten(0, query.shape[:2]), (part_sums, *kept)
 
     def backward(
-        self, grad: Any, query: Any, key: Any, value: Any, out: Any, sums: Any, kept: Any, causal: bool
+        self, grad: Any, query: Any, key: Any, value: Any, out: Any, sums: Any, kept: Kept, causal: bool
     ) -> tuple[Any, Any, Any]:
         import torch
 
-        part_sums, weights = kept
+        part_sums, *weights = kept
         q, k, v, g, o = (tensor.flatten(0, 1) for tensor in (query, key, value, grad, out))
         share = (part_sums - sums.flatten(0, 1)).exp_().unsqueeze(-1)  # of this part in the joined weights
         mean = (torch.linalg.vecdot(g.float(), o.float()).unsqueeze(-1) * share).to(self.dtype)

@@ -15,10 +15,11 @@ layer), since short queries leave the kernel's blocks empty.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_pipeline.train.attention_parts import FlashPart, MatmulPart, Part
+from finetune_pipeline.train.attention_parts import FlashPart, Kept, MatmulPart, Part
 from finetune_pipeline.train.tree import PackedTree
 
 # Segments are computed together while the longest is at most this much longer than the shortest, or is short itself.
@@ -74,16 +75,18 @@ def _length_classes(lengths: tuple[int, ...]) -> list[list[int]]:
 
 
 def attend(query: Any, key: Any, value: Any, plan: CascadePlan, scale: float, narrow: bool) -> Any:
-    """`query` [1, heads, tokens, size], `key` and `value` [1, kv heads, tokens, size] in fp32; [1, heads, tokens, size]
-    in fp32. `narrow`: computed in bf16, which is faster where the processor has instructions for it."""
+    """`query` [1, heads, tokens, size], `key` and `value` [1, kv heads, tokens, size]; [1, heads, tokens, size] in the
+    dtype of `value`. `narrow`: computed in bf16, which is faster where the processor has instructions for it, else in
+    fp32."""
     import torch
 
     part = MatmulPart() if narrow else FlashPart()
     with torch.autocast("cpu", enabled=False):
+        key = key.float() * scale
         if narrow:  # the same for every key, so that no weight changes; small scores are rounded less (SageAttention)
             key = key - key.detach().mean(2, keepdim=True)
-        query, key, value = (each.to(part.dtype).contiguous() for each in (query * scale, key, value))
-        return _function().apply(query, key, value, plan, part)
+        query, key, wide = (each.to(part.dtype).contiguous() for each in (query, key, value))
+        return _function().apply(query, key, wide, plan, part).to(value.dtype)
 
 
 @functools.cache
@@ -94,20 +97,23 @@ def _function() -> Any:
         @staticmethod
         def forward(ctx: Any, query: Any, key: Any, value: Any, plan: CascadePlan, part: Part) -> Any:
             out, sums, kept = _forward(query, key, value, plan, part)
-            ctx.save_for_backward(query, key, value, out.to(part.dtype), sums)
-            ctx.plan, ctx.part, ctx.kept = plan, part, kept
+            out = out.to(part.dtype)
+            ctx.save_for_backward(query, key, value, out, sums, *(tensor for each in kept for tensor in each))
+            ctx.plan, ctx.part, ctx.sizes = plan, part, [len(each) for each in kept]
             return out
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> Any:
-            query, key, value, out, sums = ctx.saved_tensors
-            grads = _backward(grad, query, key, value, out, sums, ctx.kept, ctx.plan, ctx.part)
+            query, key, value, out, sums, *saved = ctx.saved_tensors
+            rest = iter(saved)
+            kept = [tuple(itertools.islice(rest, size)) for size in ctx.sizes]
+            grads = _backward(grad, query, key, value, out, sums, kept, ctx.plan, ctx.part)
             return *grads, None, None
 
     return Cascade
 
 
-def _forward(query: Any, key: Any, value: Any, plan: CascadePlan, part: Part) -> tuple[Any, Any, list[Any]]:
+def _forward(query: Any, key: Any, value: Any, plan: CascadePlan, part: Part) -> tuple[Any, Any, list[Kept]]:
     """Output and log-sum-exps in fp32; of each part, what its backward pass needs."""
     import torch
 
@@ -128,7 +134,7 @@ def _forward(query: Any, key: Any, value: Any, plan: CascadePlan, part: Part) ->
 
 
 def _backward(
-    grad: Any, query: Any, key: Any, value: Any, out: Any, sums: Any, kept: list[Any], plan: CascadePlan, part: Part
+    grad: Any, query: Any, key: Any, value: Any, out: Any, sums: Any, kept: list[Kept], plan: CascadePlan, part: Part
 ) -> tuple[Any, Any, Any]:
     import torch
 

@@ -29,6 +29,7 @@ from finetune_pipeline.models.model_files import writing
 from finetune_pipeline.models.trained_weights import Method, write_method
 from finetune_pipeline.train.adapter import save_adapter, with_adapter
 from finetune_pipeline.train.distributed import Ranks
+from finetune_pipeline.train.fused_norm import use_fused_norms
 from finetune_pipeline.train.sharding import gather
 
 
@@ -141,6 +142,7 @@ def make_trainable(base: Base, rules: Train, keep_base: bool = False) -> Trainab
         model.eval()
     else:
         wrapped = with_adapter(model, rules)
+    use_fused_norms(model)
     weights = {n: weight for n, weight in (wrapped or model).named_parameters() if weight.requires_grad}
     mutated = wrapped is not None and rules.lora.changes_base
     initial = {name: weight.detach().clone() for name, weight in weights.items()} if mutated else {}

@@ -7,7 +7,7 @@
 It is registered with transformers' `AttentionInterface`; the model passes the keyword argument `tree` on to it. What
 the model's own attention does besides (a window, soft-capped scores, sinks) arrives as keyword arguments and is
 computed as well. On a GPU it is one call of FlexAttention (Dong et al., arXiv:2412.05496) with a block mask; on a CPU a
-few calls of torch's flash kernel (cpu_attention.py), or one call for each segment where the attention is not plain: a
+few calls for parts of it (cpu_attention.py), or one call for each segment where the attention is not plain: a
 masked call over everything would compute what is masked.
 """
 
@@ -140,13 +140,11 @@ def tree_attention(
 
 
 def _cascade(query: Any, key: Any, value: Any, tree: TreeLayout, scale: float) -> Any:
-    """A few calls of the CPU's kernel for the whole tree; [1, heads, tokens, size]. In fp32, which is faster there; the
-    gradient is computed in bf16 where the training is."""
+    """A few calls for the whole tree; [1, heads, tokens, size]. In bf16 where the training is."""
     import torch
 
     narrow = torch.is_autocast_enabled("cpu") or query.dtype == torch.bfloat16
-    out = cpu_attention.attend(query.float(), key.float(), value.float(), tree.cascade, scale, narrow)
-    return out.to(value.dtype)
+    return cpu_attention.attend(query, key, value, tree.cascade, scale, narrow)
 
 
 def _by_segment(query: Any, key: Any, value: Any, tree: TreeLayout, attend: Any, window: int | None) -> Any:
