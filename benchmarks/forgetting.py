@@ -107,7 +107,7 @@ def trained(
     """Train one way; the adapter is saved in `folder`."""
     from finetune_pipeline.models.device import uses_bf16
     from finetune_pipeline.models.model_files import dimensions
-    from finetune_pipeline.train import checkpoint, job
+    from finetune_pipeline.train import assembly, checkpoint
     from finetune_pipeline.train.defaults import with_defaults
     from finetune_pipeline.train.spec import TrainingSpec
 
@@ -132,7 +132,7 @@ def trained(
         dataset_name=task.name,
         dataset_digest=split.content_hash,
     )
-    made = job.assemble(spec)
+    made = assembly.assemble(spec)
     made.measure_base()
     replay = made.replay
     if replay and way == "rehearsal":

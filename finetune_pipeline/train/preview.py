@@ -20,8 +20,8 @@ from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.model_files import check_safe
 from finetune_pipeline.models.model_source import folder_of
 from finetune_pipeline.store import TaskStore
+from finetune_pipeline.train.assembly import general_rows, tokenized
 from finetune_pipeline.train.audit import Audit, audit
-from finetune_pipeline.train.job import general_rows, tokenized
 from finetune_pipeline.train.method import Base
 from finetune_pipeline.train.objective import objective_of
 from finetune_pipeline.train.token_view import TokenView, token_view

@@ -1,7 +1,7 @@
 """What several trainings of one base model in one process have in common; it is loaded and computed once.
 
     shared = Shared(load_base(folder, rules))
-    setup = assemble(spec, report, shared=shared)      # job.py: a training with what is known already
+    setup = assemble(spec, report, shared=shared)      # assembly.py: a training with what is known already
     …
     setup.trainable.release()                   # the base model is as before, for the next training
 

@@ -10,7 +10,7 @@ from finetune_pipeline.errors import JobCanceled
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.records import Example, Message, Silent
 from finetune_pipeline.train import checkpoint
-from finetune_pipeline.train.job import tokenized
+from finetune_pipeline.train.assembly import tokenized
 from finetune_pipeline.train.loop import Loop
 from finetune_pipeline.train.method import load_base, make_trainable
 from finetune_pipeline.train.objective import objective_of

@@ -17,7 +17,7 @@ from finetune_pipeline.config import AnswerFormat, Lora, Train, task_from
 from finetune_pipeline.errors import FinetuneError, GateRefused, JobCanceled, ModelError, TrainingFailed
 from finetune_pipeline.evaluate.assets import _require_same_base
 from finetune_pipeline.records import Silent, write_jsonl
-from finetune_pipeline.train import checkpoint, declared, job
+from finetune_pipeline.train import assembly, checkpoint, declared, job
 from finetune_pipeline.train.objective import objective_of, require_rows
 from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
 from finetune_pipeline_tests.artifacts import finished, stage_context, task, task_store
@@ -111,7 +111,7 @@ BAD_BASES: dict[str, tuple[Change, str, str]] = {
 def test_a_base_model_that_cannot_be_trained_is_named_with_a_hint(tiny_model: Path, tmp_path: Path, case: str) -> None:
     change, message, hint = BAD_BASES[case]
     with pytest.raises(ModelError, match=message) as refused:
-        job.assemble(spec_in(tmp_path, tiny_model, change))
+        assembly.assemble(spec_in(tmp_path, tiny_model, change))
     assert hint in refused.value.hint and "\n" not in refused.value.message
 
 
@@ -122,7 +122,7 @@ def test_a_tokenizer_without_pad_token_trains(tiny_model: Path, tmp_path: Path) 
         setting("tokenizer_config.json", pad_token=None)(base)
         setting("config.json", pad_token_id=None)(base)
 
-    setup = job.assemble(spec_in(tmp_path, tiny_model, change))
+    setup = assembly.assemble(spec_in(tmp_path, tiny_model, change))
     assert setup.base.tokenizer.pad_token is None and setup.audit.passed
 
 
@@ -137,16 +137,16 @@ def test_settings_that_do_not_fit_rows_or_model_are_named(
     tiny_model: Path, tmp_path: Path, changed: dict[str, Any], message: str, hint: str
 ) -> None:
     with pytest.raises(FinetuneError, match=message) as refused:
-        job.assemble(spec_in(tmp_path, tiny_model, rules=RULES.model_copy(update=changed)))
+        assembly.assemble(spec_in(tmp_path, tiny_model, rules=RULES.model_copy(update=changed)))
     assert hint in refused.value.hint
 
 
 def test_rows_that_do_not_fit_the_objective_are_found_before_the_model_is_loaded(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "load_base", None)  # not called
+    monkeypatch.setattr(assembly, "load_base", None)  # not called
     with pytest.raises(TrainingFailed, match="rejected completion"):
-        job.assemble(spec_in(tmp_path, tiny_model, rules=RULES.model_copy(update={"objective": "orpo"})))
+        assembly.assemble(spec_in(tmp_path, tiny_model, rules=RULES.model_copy(update={"objective": "orpo"})))
     with pytest.raises(TrainingFailed, match="there are no rows"):
         require_rows([], objective_of(RULES))
 
@@ -160,7 +160,7 @@ def test_a_missing_bitsandbytes_is_named(
     for module in ("optimizer", "declared"):
         monkeypatch.setattr(f"finetune_pipeline.train.{module}.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="needs the package bitsandbytes") as refused:
-        job.assemble(spec_in(tmp_path, tiny_model, rules=RULES.model_copy(update=changed)))
+        assembly.assemble(spec_in(tmp_path, tiny_model, rules=RULES.model_copy(update=changed)))
     assert "pip install" in refused.value.hint
     (problem,) = declared.problems(task(train=changed))
     assert f"train.{next(iter(changed))}: " in problem and "pip install" in problem
@@ -195,7 +195,7 @@ def test_a_checkpoint_of_another_declaration_is_refused_before_the_model_is_load
 ) -> None:
     spec = spec_in(tmp_path, tiny_model)
     checkpointed(tiny_model, spec.checkpoints, spec)
-    monkeypatch.setattr(job, "load_base", None)  # not called
+    monkeypatch.setattr(assembly, "load_base", None)  # not called
     faster = RULES.model_copy(update={"learning_rate": 0.02})
     for changed, message in (
         (replace(spec, rules=faster), "train.learning_rate is 0.01, and here it is 0.02"),

@@ -13,8 +13,8 @@ import pytest
 from finetune_pipeline.config import KeepGeneral, Lora, Train
 from finetune_pipeline.records import Silent, write_jsonl
 from finetune_pipeline.train import checkpoint, forward_check, packing
+from finetune_pipeline.train.assembly import assemble
 from finetune_pipeline.train.checkpoint import HistoryLine
-from finetune_pipeline.train.job import assemble
 from finetune_pipeline.train.method import load_base
 from finetune_pipeline.train.packing import FrozenStates, PackedForward
 from finetune_pipeline.train.row_selection import selected

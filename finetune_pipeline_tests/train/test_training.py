@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from finetune_pipeline.config import AnswerFormat
 from finetune_pipeline.errors import JobCanceled, StorageError, TrainingFailed
 from finetune_pipeline.records import Silent, write_jsonl
-from finetune_pipeline.train import checkpoint, job
+from finetune_pipeline.train import assembly, checkpoint
 from finetune_pipeline.train.audit import audit
 from finetune_pipeline.train.schedule import batch_at, learning_rate_at, total_steps
 from finetune_pipeline.train.spec import TrainingSpec
@@ -90,7 +90,7 @@ def spec_of(family: str, tiny_model: Path, folder: Path, count: int, **sizes: An
 def test_the_audit_names_the_rows_that_are_longer_than_the_context(tiny_model: Path, tmp_path: Path) -> None:
     spec = spec_of("mistral_window", tiny_model, tmp_path, count=4, max_position_embeddings=64)
     with pytest.raises(TrainingFailed, match="longer than the model's context of 64 tokens: 2 rows: row2, row3"):
-        job.assemble(spec)
+        assembly.assemble(spec)
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_partial_checkpoint(

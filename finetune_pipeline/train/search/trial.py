@@ -20,9 +20,9 @@ from finetune_pipeline import tracking
 from finetune_pipeline.errors import TrainingFailed
 from finetune_pipeline.models.device import release_memory
 from finetune_pipeline.records import Reporter
+from finetune_pipeline.train.assembly import TrainingSetup, assemble
 from finetune_pipeline.train.checkpoint import HistoryLine, TrainingState
 from finetune_pipeline.train.forward import without_dropout
-from finetune_pipeline.train.job import TrainingSetup, assemble
 from finetune_pipeline.train.loop import Loop
 from finetune_pipeline.train.schedule import total_steps
 from finetune_pipeline.train.search.space import Values, applied

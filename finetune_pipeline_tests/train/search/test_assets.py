@@ -120,7 +120,7 @@ def test_the_rows_of_a_left_out_source_are_not_trained_on(tiny_model: Path, here
     assert (spec.without_sources, spec.share, spec.rules.lora.r, spec.rules.lora.alpha) == (("web",), 0.5, 2, 4)
     assert spec.rules.learning_rate == 2e-3 and "default for" in spec.origins["learning_rate"]
     write_jsonl(tmp_path / "rows.jsonl", [replace(row, source="web") for row in rows("t", 6)] + rows("u", 8))
-    from finetune_pipeline.train.job import assemble
+    from finetune_pipeline.train.assembly import assemble
 
     setup = assemble(replace(spec, train=tmp_path / "rows.jsonl"))
     assert len(setup.rows["train"]) == 4 and all(row.id.startswith("u") for row in setup.rows["train"])
