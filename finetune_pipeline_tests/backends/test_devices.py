@@ -83,9 +83,9 @@ def test_jobs_get_devices_in_the_order_in_which_they_came() -> None:
 
 
 def test_a_killed_job_and_a_killed_waiting_job_free_their_places() -> None:
-    holder, waiting = start(4), start(1)
+    holder = start(4)
     assert holder.stdout is not None and holder.stdout.readline() == b"0,1,GPU-2,MIG-3\n"
-    log = Log()
+    waiting, log = start(1), Log()
     while not log.lines or "behind 1 other job" not in log.lines[-1]:
         with pytest.raises(errors.JobCanceled), devices.lease(1, "b.job", Once(log)):
             pytest.fail("all devices are in use")
