@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 CAUSAL_BLOCK = 256  # queries of a causal part that are computed together: what is masked is computed as well
-BLOCK_SCORES = 2**22  # scores that are computed together, in fp32
+BLOCK_SCORES, LEAST_BLOCK = 2**22, 64  # scores that are computed together, in fp32; but at least so many queries
 KEPT_KEYS = 1024  # the weights of up to this many keys are kept for the backward pass; others are computed again
 
 
@@ -121,7 +121,7 @@ def _weights(query: Any, key: Any, causal: bool) -> tuple[Any, Any]:
 def _blocks(query: Any, key: Any, causal: bool) -> Iterator[tuple[int, int, int]]:
     """(start, stop, end): the queries start to stop attend to keys before `end`."""
     count, keys = query.shape[1], key.shape[1]
-    most = max(1, BLOCK_SCORES // (query.shape[0] * keys))
+    most = max(LEAST_BLOCK, BLOCK_SCORES // (query.shape[0] * keys))
     size = min(most, CAUSAL_BLOCK) if causal else most
     size = -(-count // -(-count // size))  # as even as possible
     for start in range(0, count, size):

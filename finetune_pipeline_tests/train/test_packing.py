@@ -228,6 +228,9 @@ def test_a_few_calls_for_the_whole_tree_equal_the_call_for_each_segment(
 
     monkeypatch.setattr(attention_parts, "KEPT_KEYS", kept)
     monkeypatch.setattr(attention_parts, "CAUSAL_BLOCK", block)
+    if block < 64:
+        monkeypatch.setattr(attention_parts, "BLOCK_SCORES", 0)
+        monkeypatch.setattr(attention_parts, "LEAST_BLOCK", block)
     tree = random_tree(heads)
     results = []
     for whole in (True, False):
