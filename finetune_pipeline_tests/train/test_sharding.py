@@ -44,14 +44,14 @@ def test_an_adapter_on_a_sharded_base_is_resumed(tiny_model: Path, tmp_path: Pat
     """Canceled, continued by the same number of processes, and compared with a training of one process."""
     rules = RULES.model_copy(update={"lora": Lora(r=4, alpha=8)})
     with pytest.raises(JobCanceled):
-        train(tiny_model, tmp_path / "two", CancelAtStep(2), epochs=40, rules=rules, shard=True)
-    resumed = train(tiny_model, tmp_path / "two", epochs=40, rules=rules, shard=True)
+        train(tiny_model, tmp_path / "two", CancelAtStep(2), epochs=16, rules=rules, shard=True)
+    resumed = train(tiny_model, tmp_path / "two", epochs=16, rules=rules, shard=True)
     assert 0 < resumed.resumed_at < resumed.steps
-    train(tiny_model, tmp_path / "straight", epochs=40, rules=rules, shard=True)
+    train(tiny_model, tmp_path / "straight", epochs=16, rules=rules, shard=True)
     files = [tmp_path / name / "out" / "adapter_model.safetensors" for name in ("two", "straight")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    train(tiny_model, tmp_path / "one", epochs=40, rules=rules, kind="local", processes_per_node=1)
-    compare(tmp_path / "one", tmp_path / "straight", later=0.05)  # 120 steps at a high learning rate
+    train(tiny_model, tmp_path / "one", epochs=16, rules=rules, kind="local", processes_per_node=1)
+    compare(tmp_path / "one", tmp_path / "straight", later=0.05)  # 48 steps at a high learning rate
 
 
 @pytest.mark.parametrize(
