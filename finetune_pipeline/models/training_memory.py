@@ -35,8 +35,10 @@ from finetune_pipeline.models.training_load import Load
 
 MB = 1e6
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-LOGITS_BYTES = 128 * 1024**2  # of a chunk of fp32 logits
-KEPT_KEYS = 1024  # attention on a CPU in bf16 keeps the weights of at most these (train/attention_parts.py)
+LOGITS_BYTES = 128 * 1024**2  # of a chunk of fp32 logits; with logarithms and gradients up to five times as much
+# On a CPU in bf16, the weights of attention to up to this many keys are kept for the backward pass; others are computed
+# again (train/attention_parts.py).
+KEPT_KEYS = 1024
 # torch, transformers, peft and their threads (CPU); CUDA context, cuBLAS and the kernels of torch (GPU)
 LIBRARIES_MB = {"cpu": 760.0, "cuda": 900.0}
 QUANTIZED_MB = {"cpu": 220.0, "cuda": 100.0}  # bitsandbytes, and what loading in 4 bits leaves behind

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from finetune_pipeline.models.training_memory import KEPT_KEYS
+
 CAUSAL_BLOCK = 256  # queries of a causal part that are computed together: what is masked is computed as well
 BLOCK_SCORES, LEAST_BLOCK = 2**22, 64  # scores that are computed together, in fp32; but at least so many queries
-KEPT_KEYS = 1024  # the weights of up to this many keys are kept for the backward pass; others are computed again
-
 
 Kept = tuple[Any, ...]  # tensors, or None
 

@@ -20,10 +20,9 @@ from typing import Any
 
 from finetune_pipeline.inference.model_family import decoder_parts
 from finetune_pipeline.models.training_load import Load
+from finetune_pipeline.models.training_memory import LOGITS_BYTES
 from finetune_pipeline.train.checkpointing import can_checkpoint
 from finetune_pipeline.train.tokenize import TokenizedExample
-
-LOGITS_BYTES = 128 * 1024**2  # of a chunk; with logarithms and gradients up to five times as much
 
 
 class Forward(ABC):

@@ -8,17 +8,16 @@ import pytest
 
 from finetune_pipeline.config import Train
 from finetune_pipeline.models.architecture import Architecture
-from finetune_pipeline.models.device import autocast
 from finetune_pipeline.models.gpus import GPUS
 from finetune_pipeline.models.training_fit import Fit, fit, largest_tokens, verdict_of
 from finetune_pipeline.models.training_load import Load
 from finetune_pipeline.models.training_memory import Setting, training_memory
-from finetune_pipeline.train.forward import Forward
 from finetune_pipeline.train.method import Base, make_trainable
 from finetune_pipeline.train.packing import PackedForward
 from finetune_pipeline.train.padding import PaddedForward
 from finetune_pipeline.train.tokenize import Completion, TokenizedExample
 from finetune_pipeline_tests.train.architectures import tiny
+from finetune_pipeline_tests.train.setup import kept_bytes
 
 PREFIX = [1, 5, 7, 8] * 10
 ROWS = [
@@ -27,25 +26,6 @@ ROWS = [
 ]
 LOAD, LONGEST = Load(4096, 8000, 1.5e6, 1500), Load(700, 700, 245_000, 300)
 GPU = Setting("cuda")
-
-
-def kept_bytes(forward: Forward, bf16: bool) -> int:
-    """Bytes of what a forward pass keeps for its backward pass, without weights."""
-    import torch
-
-    weights = {weight.data_ptr() for weight in forward.model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Any) -> Any:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(bf16):
-        states = forward.states(ROWS)
-    assert states.requires_grad
-    return sum(kept.values())
 
 
 @pytest.mark.parametrize("kind", ["packed", "padded"])
@@ -65,7 +45,7 @@ def test_activations_are_those_that_a_forward_pass_keeps(
     forward = PackedForward(model, PREFIX) if kind == "packed" else PaddedForward(model)
     setting = Setting("cpu", bf16, kind)
     predicted = training_memory(architecture, rules, setting, forward.load(ROWS)).activations_mb
-    assert predicted * 1e6 == pytest.approx(kept_bytes(forward, bf16), rel=0.2)
+    assert predicted * 1e6 == pytest.approx(kept_bytes(forward, ROWS, bf16), rel=0.2)
 
 
 def seven() -> Architecture:

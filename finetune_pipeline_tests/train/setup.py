@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.config import Lora, Train
 from finetune_pipeline.errors import JobCanceled
 from finetune_pipeline.inference.prefix import common_prefix
+from finetune_pipeline.models.device import autocast
 from finetune_pipeline.records import Example, Message, Silent
 from finetune_pipeline.train import checkpoint
 from finetune_pipeline.train.assembly import tokenized
+from finetune_pipeline.train.forward import Forward
 from finetune_pipeline.train.loop import Loop
 from finetune_pipeline.train.method import load_base, make_trainable
 from finetune_pipeline.train.objective import objective_of
@@ -18,6 +21,7 @@ from finetune_pipeline.train.optimizer import optimizer_for
 from finetune_pipeline.train.packing import PackedForward
 from finetune_pipeline.train.reference import Reference
 from finetune_pipeline.train.schedule import total_steps
+from finetune_pipeline.train.tokenize import TokenizedExample
 
 RULES = Train(
     lora=Lora(r=4, alpha=8), num_epochs=2, batch_size=4, learning_rate=0.01, precision="fp32", checkpoint_seconds=0
@@ -127,3 +131,22 @@ class LogRecorder(Silent):
 
     def log(self, text: str) -> None:
         self.lines.append(text)
+
+
+def kept_bytes(forward: Forward, rows: Sequence[TokenizedExample], bf16: bool = False) -> int:
+    """Bytes of the tensors that a forward pass keeps for its backward pass, without weights."""
+    import torch
+
+    weights = {weight.data_ptr() for weight in forward.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(bf16):
+        states = forward.states(rows)
+    assert states.requires_grad
+    return sum(kept.values())

@@ -15,6 +15,7 @@ from finetune_pipeline.train.method import Base, Trainable, make_trainable
 from finetune_pipeline.train.packing import PackedForward
 from finetune_pipeline.train.padding import PaddedForward
 from finetune_pipeline_tests.train.architectures import FAMILIES, tiny
+from finetune_pipeline_tests.train.setup import kept_bytes
 from finetune_pipeline_tests.train.test_forward_check import PREFIX, ROWS
 
 
@@ -45,25 +46,10 @@ def losses_and_gradients(made: Trainable, kind: str, checkpointing: bool) -> tup
     return losses.detach(), list(torch.autograd.grad(losses.sum(), [*made.weights.values()], allow_unused=True))
 
 
-def kept_bytes(made: Trainable, kind: str, checkpointing: bool) -> int:
-    """Bytes of the tensors that one forward pass keeps for its backward pass, without weights."""
-    import torch
-
-    weights = {weight.data_ptr() for weight in made.model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Any) -> Any:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
+def kept(made: Trainable, kind: str, checkpointing: bool) -> int:
     forward = forward_of(kind, made.model)
     forward.checkpointing = checkpointing
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        states = forward.states(ROWS)
-    assert states.requires_grad
-    return sum(kept.values())
+    return kept_bytes(forward, ROWS)
 
 
 @pytest.mark.parametrize("kind", ["packed", "padded"])
@@ -84,7 +70,7 @@ def test_losses_and_gradients_are_those_without_checkpointing(family: str, kind:
 @pytest.mark.parametrize(("method", "layers"), [("lora", None), ("full", None), ("lora", 1), ("full", 1)])
 def test_a_layer_keeps_its_input_alone(kind: str, method: str, layers: int | None) -> None:
     made = trained("llama", method, layers)
-    assert kept_bytes(made, kind, True) < 0.5 * kept_bytes(made, kind, False)
+    assert kept(made, kind, True) < 0.5 * kept(made, kind, False)
 
 
 @pytest.mark.parametrize("kind", ["packed", "padded"])
