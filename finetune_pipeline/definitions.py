@@ -12,6 +12,7 @@ becomes an external asset of the group `_broken_tasks` that reports the error. T
     expert_review   their verdicts                         gate: 95 % approved, with the exact bound
     data_split      train, validation, test                gate: no overlap
     baseline_report what prompting and a classical model reach
+    training_plan   memory, time and cost of the training  gate: fits (a warning)
     training_search settings compared on the validation rows, if the task declares a search
     adapter         LoRA                                   gate: learns and converges
     eval_report     prompts, classical model, live version, tuned model

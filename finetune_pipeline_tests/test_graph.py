@@ -18,7 +18,7 @@ PACKAGE = Path(finetune_pipeline.__file__).parent
 def texts_of(step: Step) -> set[str]:
     """Every string in the code of the step's package."""
     package = PACKAGE / step.make.split(":")[0].split(".")[1]
-    trees = (ast.parse(path.read_text("utf-8")) for path in package.glob("*.py"))
+    trees = (ast.parse(path.read_text("utf-8")) for path in package.rglob("*.py"))
     nodes = (node for tree in trees for node in ast.walk(tree))
     return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 

@@ -35,6 +35,11 @@ def backend_for(declared: Backend | None = None) -> Backend:
     return backend
 
 
+def one_process(backend: Backend) -> Backend:
+    """The same backend with one process, for what does not run on several: a search, the plan of a training."""
+    return backend.model_copy(update={"nodes": 1, "processes_per_node": 1, "rendezvous": None})
+
+
 def _read(path: Path) -> dict[str, Any]:
     with reading(path, f"correct ${VARIABLE}, or unset it to train on this machine"), path.open("rb") as file:
         raw = file.read(MAX_BYTES + 1)

@@ -114,6 +114,25 @@ def train(task: str, show_tokens: bool) -> None:
 
 
 @main.command()
+@click.argument("task")
+def plan(task: str) -> None:
+    """Predict memory, time and cost of TASK's training, from a few measured steps; does not train.
+
+    It materializes what is missing up to the plan, and shows on which devices and with which methods it fits."""
+    from finetune_pipeline.cli.plan import shown
+    from finetune_pipeline.cli.status import summary
+    from finetune_pipeline.defs.run import run_task
+    from finetune_pipeline.materialize import open_task
+
+    try:
+        run_task(task, RichTerminal(out), until="training_plan")
+    except (GateRefused, WaitingForPeople):
+        out.print(summary(task))
+        raise
+    out.print(shown(*open_task(task)))
+
+
+@main.command()
 @click.argument("task", required=False)
 def status(task: str | None) -> None:
     """Show the state of all tasks, or one TASK in detail."""

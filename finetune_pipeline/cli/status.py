@@ -56,6 +56,7 @@ def _sections(task: Task, store: TaskStore) -> Iterable[tuple[str, RenderableTyp
         ("", "data_quality", lambda a: _gate("quality", a)),
         ("", "expert_review", lambda a: _gate("review", a)),
         ("", "data_split", lambda a: _gate("split", a)),
+        ("plan", "training_plan", lambda a: _gate("training", a)),
         ("search", "training_search", _search),
         ("result", "baseline_report", lambda a: _results(made.get("eval_report") or a)),
         ("", "release_decision", _difference),

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from finetune_pipeline.errors import FinetuneError
 from finetune_pipeline.records import Artifact
+from finetune_pipeline.statistics.formatting import duration
 
 LINE_SECONDS = 10.0
 FIGURES = {  # those of a training, short: the line fits into a terminal
@@ -129,9 +130,3 @@ def headline(summary: Mapping[str, Any], items: int = 4) -> str:
     """The first `items` plain figures of a summary on one line."""
     plain = [(k, v) for k, v in summary.items() if isinstance(v, int | float | str)]
     return ", ".join(f"{k} {round(v, 3) if isinstance(v, float) else v}" for k, v in plain[:items])
-
-
-def duration(seconds: float) -> str:
-    """ "1 min 20 s", or "20 s" below a minute."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

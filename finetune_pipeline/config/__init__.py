@@ -25,7 +25,7 @@ from finetune_pipeline.config.search import Parameters, Range, Search
 from finetune_pipeline.config.serve import OnInvalid, Precision, Serve
 from finetune_pipeline.config.sources import Source
 from finetune_pipeline.config.split import Split
-from finetune_pipeline.config.suitability import Suitability
+from finetune_pipeline.config.suitability import GpuName, Suitability
 from finetune_pipeline.config.task import TASK_NAME, Task
 from finetune_pipeline.config.train import KeepGeneral, Lora, Preference, Train, Validation
 
@@ -40,6 +40,7 @@ __all__ = [
     "DeclaredExpectation",
     "Evaluate",
     "FormatName",
+    "GpuName",
     "Hyperparameters",
     "KeepGeneral",
     "Lora",

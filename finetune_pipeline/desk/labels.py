@@ -28,6 +28,10 @@ ASSETS = {
         "Baseline report",
         "Results of prompting and of a classical model on the test rows, before training.",
     ),
+    "training_plan": (
+        "Plan of the training",
+        "Memory, time and cost of the declared training, measured in a few steps, and where it fits.",
+    ),
     "training_search": (
         "Search for settings",
         "Trainings with other settings, compared on the validation rows, where the task declares a search.",
@@ -91,6 +95,10 @@ FAILED_GATES = {
     "data_split": (
         "The split gate failed: test and training rows overlap",
         "Fix the groups of the rows named in the checks, and run again.",
+    ),
+    "training_plan": (
+        "The training may not fit into the memory",
+        "The training runs all the same; the plan shows what would fit.",
     ),
     "adapter": ("The training gate failed", "Read the failed checks; change the declaration to train again."),
     "release_decision": (

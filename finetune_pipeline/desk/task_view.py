@@ -29,6 +29,7 @@ Tone: TypeAlias = Literal["good", "warning", "bad"]
 REPORTS: Mapping[str, tuple[str, str]] = {
     "suitability_report": ("report.md", label("suitability_report")),
     "baseline_report": ("report.html", label("baseline_report")),
+    "training_plan": ("report.html", label("training_plan")),
     "training_search": ("report.html", label("training_search")),
     "adapter": ("training.html", "Training"),
     "eval_report": ("report.html", label("eval_report")),

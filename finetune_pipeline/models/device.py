@@ -60,6 +60,13 @@ def name_of(bf16: bool) -> str:
     return "bf16" if bf16 else "fp32"
 
 
+def device_name() -> str:
+    """The name of the GPU, as its driver says it; "processor" for a CPU."""
+    import torch
+
+    return torch.cuda.get_device_name() if kind() == "cuda" else "processor"
+
+
 def autocast(bf16: bool) -> Any:
     """A context manager: matrix products in bf16 if `bf16`, else everything in fp32."""
     import torch

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finetune_pipeline.config import GpuName
+
 COUNTS = (1, 2, 4, 8)
 
 
@@ -28,7 +30,7 @@ def _gpu(name: str, mib: int, tflops: float) -> Gpu:
     return Gpu(name, round(mib * 1024**2 / 1e6), tflops)
 
 
-GPUS: dict[str, Gpu] = {
+GPUS: dict[GpuName, Gpu] = {
     "l4": _gpu("NVIDIA L4 24 GB", 23034, 121),
     "a10": _gpu("NVIDIA A10 24 GB", 23028, 125),
     "rtx3090": _gpu("NVIDIA RTX 3090 24 GB", 24576, 71),

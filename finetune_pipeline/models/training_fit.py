@@ -9,13 +9,14 @@ micro-batches, down to the longest row alone, which cannot be divided.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.config import Train
 from finetune_pipeline.models.architecture import Architecture
+from finetune_pipeline.models.trained_weights import METHODS, Method
 from finetune_pipeline.models.training_load import Load
 from finetune_pipeline.models.training_memory import Memory, Setting, training_memory
 
@@ -55,6 +56,30 @@ def fit(
             return tried[-1]
     tight = [each for each in tried if each.verdict == "TIGHT"]
     return tight[0] if tight else min(tried, key=lambda each: each.memory.total_mb)
+
+
+def fits_by_method(
+    architecture: Architecture, rules: Train, setting: Setting, load: Load, longest: Load, available_mb: float
+) -> dict[str, Fit]:
+    """`fit` for every method, the other settings as they are. `setting.devices` counts for full weights alone: with
+    adapters every device holds the base model."""
+    found: dict[str, Fit] = {}
+    for method in METHODS:
+        here = setting if method == "full" else replace(setting, devices=1)
+        found[method] = fit(
+            architecture, rules.model_copy(update={"method": method}), here, load, longest, available_mb
+        )
+    return found
+
+
+def fitting_adapter(fits: Mapping[str, Fit]) -> Method | None:
+    """The adapter that fits: LoRA rather than QLoRA, which takes more time; one that is tight where none has room."""
+    adapters: tuple[Method, ...] = ("lora", "qlora")
+    for verdict in ("FITS", "TIGHT"):
+        for method in adapters:
+            if fits[method].verdict == verdict:
+                return method
+    return None
 
 
 def largest_tokens(

@@ -38,3 +38,18 @@ class Load(JobData):
 
     def times(self, factor: float) -> Load:
         return Load(*(factor * value for value in (self.tokens, self.keys, self.pairs, self.learned, self.general)))
+
+
+NOTHING = Load(0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class TrainingLoads(JobData):
+    """Of a whole training. `steps`: of all optimizer steps, forward and backward; `frozen`: what of them passes the
+    layers below the trained ones, whose output for a row is kept (train/packing.py); `validation`: of all validations,
+    forward; `base`: what the model before training computes, forward: reference likelihoods and general texts."""
+
+    steps: Load
+    frozen: Load
+    validation: Load = NOTHING
+    base: Load = NOTHING

@@ -1,6 +1,7 @@
 """The useful floating-point operations of a training, from the sizes of a model and of its batches. Pure.
 
-    step_flops(architecture, Train(), [forward.useful(part) for part in parts])      # of one optimizer step
+    step_flops(architecture, Train(), [forward.load(part) for part in parts])      # of one optimizer step
+    training_work(architecture, Train(), loads).total                              # of a training
 
 A product with N weights takes 2 N operations for a token, and 2 N more for the gradient of its input; 2 N more for the
 gradient of the weights where they are trained (Kaplan et al., arXiv:2001.08361, section 2.1: 6 N for full training).
@@ -11,15 +12,42 @@ what a training needs is counted: no padding, and nothing that gradient checkpoi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
+from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.config import Train
 from finetune_pipeline.models.architecture import Architecture, Layer
-from finetune_pipeline.models.training_load import Load
+from finetune_pipeline.models.training_load import Load, TrainingLoads
 
 # Share of a matrix product's speed that a training reaches, before it was measured: 0.43 on a CPU (135M, bf16,
 # validation included); GPUs of the table: 0.35, within the 0.3 to 0.5 that is reported for tuned training codes
 # (Chowdhery et al., PaLM, arXiv:2204.02311, table 3: 0.21 to 0.46)
 UTILIZATION = {"cpu": 0.43, "cuda": 0.35}
+
+
+@dataclass(frozen=True)
+class Work(JobData):
+    """Floating-point operations of a training. `steps`: of all optimizer steps; `recomputed`: what gradient
+    checkpointing adds to them; `passes`: of forward passes alone (validations, the model before training)."""
+
+    steps: float
+    recomputed: float
+    passes: float
+
+    def seconds(self, speed: float, checkpointing: bool = False, passes_speed: float | None = None) -> float:
+        """At `speed` operations per second; `passes_speed`: that of forward passes alone, where it is known."""
+        steps = self.steps + (self.recomputed if checkpointing else 0.0)
+        return steps / speed + self.passes / (passes_speed or speed)
+
+
+def training_work(architecture: Architecture, rules: Train, loads: TrainingLoads) -> Work:
+    """The work of a whole training."""
+    passes = Load.sum([loads.validation, loads.base])
+    return Work(
+        steps=step_flops(architecture, rules, [loads.steps], loads.frozen),
+        recomputed=sum(_layer_flops(architecture, layer, loads.steps) for layer in architecture.tuned(rules)),
+        passes=forward_flops(architecture, rules, passes),
+    )
 
 
 def step_flops(architecture: Architecture, rules: Train, loads: Iterable[Load], frozen: Load | None = None) -> float:

@@ -6,7 +6,7 @@ verdicts.py     Review, Check, Verdict                 what reviewers and gates 
 evaluation.py   Answer, Score, ServedVersion, Decision
 artifacts.py    Artifact                               a finished folder with its manifest
 revisions.py    newest_first, revision_name, split_name  the names of an artifact's folders
-reporter.py     Reporter, Silent, SILENT               progress of a long step
+reporter.py     Reporter, Silent, PartReporter         progress of a long step
 jsonl.py        Json, dumps, read_jsonl, write_jsonl
 hashing.py      content_id
 """
@@ -17,7 +17,7 @@ from finetune_pipeline.records.examples import Example, Message
 from finetune_pipeline.records.hashing import content_id
 from finetune_pipeline.records.jsonl import Json, dumps, read_jsonl, write_jsonl
 from finetune_pipeline.records.ledger import Drop, Fix
-from finetune_pipeline.records.reporter import SILENT, Reporter, Silent
+from finetune_pipeline.records.reporter import SILENT, PartReporter, Reporter, Silent
 from finetune_pipeline.records.verdicts import Check, Review, ReviewDecision, Verdict
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Json",
     "Message",
     "Outcome",
+    "PartReporter",
     "Reporter",
     "Review",
     "ReviewDecision",

@@ -5,6 +5,7 @@ context.report.progress("training", 41, 74, loss=0.31)
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -35,3 +36,20 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+@dataclass(frozen=True)
+class PartReporter:
+    """Reports a training that is a part of a longer work, under the `name` of that part."""
+
+    report: Reporter
+    name: str
+
+    def log(self, text: str) -> None:
+        self.report.log(f"{self.name}: {text}")
+
+    def progress(self, what: str, done: int, total: int, **figures: float) -> None:
+        self.report.progress(self.name if what == "training" else f"{self.name}, {what}", done, total, **figures)
+
+    def alive(self) -> None:
+        self.report.alive()

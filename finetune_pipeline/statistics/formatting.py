@@ -1,8 +1,9 @@
-"""Format shares as percentages for reports, messages and web pages, with one decimal at most; and lists of names.
+"""Format shares as percentages for reports, messages and web pages, with one decimal at most; durations; lists.
 
     percent(0.834)               "83.4 %"
     percent(0.9996)              "99.9 %"
     percent_down(0.9496)         "94.9 %"
+    duration(80)                 "1 min 20 s"
     listed("abcdefg")            "a, b, c, d, e and 2 more"
 
 `percent` shows 100 % only for 1. A value that is compared with a threshold is written with `percent_down` (a minimum)
@@ -41,6 +42,14 @@ def percent_up(share: float) -> str:
 def round_up(share: float) -> float:
     """The share in percent, rounded up to one decimal."""
     return math.ceil(share * 1000 - _EPSILON) / 10
+
+
+def duration(seconds: float) -> str:
+    """ "20 s", "1 min 20 s", from 10 minutes on "12 min", from 90 minutes on "1.5 h"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 10:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{seconds / 60:.0f} min" if minutes < 90 else f"{seconds / 3600:,.1f} h"
 
 
 def listed(names: Sequence[str], separator: str = ", ") -> str:

@@ -30,7 +30,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "review": ("review_sample", "expert_review"),
     "split": ("data_split",),
     "baseline": ("baseline_report",),
-    "train": ("training_search", "adapter"),
+    "train": ("training_plan", "training_search", "adapter"),
     "evaluate": ("eval_report",),
     "release": ("release_decision", "registered_model"),
     "serve": ("deployed_endpoint",),

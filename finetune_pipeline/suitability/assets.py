@@ -20,11 +20,12 @@ from finetune_pipeline.config import Suitability
 from finetune_pipeline.models.model_files import token_counter
 from finetune_pipeline.models.model_source import folder_of
 from finetune_pipeline.records import Check, Drop, Json, Verdict, read_jsonl
+from finetune_pipeline.statistics.formatting import duration
 from finetune_pipeline.store import StageContext, StageResult
-from finetune_pipeline.suitability.estimates import BaseSize, Estimate, Machine, estimate_training
+from finetune_pipeline.suitability.estimates import Estimate, Machine, estimate_training
 from finetune_pipeline.suitability.facts import Facts, collect_facts
-from finetune_pipeline.suitability.probe import measure_machine
-from finetune_pipeline.suitability.report import duration, managed_training, markdown
+from finetune_pipeline.suitability.probe import measure
+from finetune_pipeline.suitability.report import managed_training, markdown
 from finetune_pipeline.suitability.rules import Recommendation, recommend
 
 
@@ -50,13 +51,14 @@ class SuitabilityFigures:
 def suitability_report(context: StageContext) -> StageResult:
     """Recommend a tool, a method and a size for the task, from its declaration and its cleaned rows."""
     config, clean = context.task.suitability, context.inputs["clean_examples"]
-    base = BaseSize.from_json(context.inputs["base_model"].json("base_model.json"))
-    facts = _facts(context)
+    base = folder_of(context.inputs["base_model"], context.task.base, context.report)
+    facts, method = _facts(context, base), context.task.train.method
     with TemporaryDirectory() as folder:
-        machine = measure_machine(context.task.train, Path(folder), context.report)
-    estimate = estimate_training(facts, base, context.task.train, config, machine)
-    advice = recommend(facts, estimate, base, config, machine)
-    verdict = evaluate_suitability(facts, advice, estimate, machine, config, clean.content_hash)
+        probe = measure(context.task.train, base, Path(folder), context.report)
+    machine, parameters = probe.machine, probe.architecture.parameters
+    estimate = estimate_training(facts, probe.architecture, context.task.train, config, machine)
+    advice = recommend(facts, estimate, parameters, config, machine)
+    verdict = evaluate_suitability(facts, advice, estimate, machine, config, clean.content_hash, method)
     page = markdown(context.task.name, facts, advice, estimate, machine, config, verdict.checks)
     if context.task.train.provider is not None:
         page += managed_training(facts, context.task.train.provider)
@@ -68,9 +70,15 @@ def suitability_report(context: StageContext) -> StageResult:
 
 
 def evaluate_suitability(
-    facts: Facts, advice: Recommendation, estimate: Estimate, machine: Machine, config: Suitability, about: str
+    facts: Facts,
+    advice: Recommendation,
+    estimate: Estimate,
+    machine: Machine,
+    config: Suitability,
+    about: str,
+    method: str,
 ) -> Verdict:
-    """The gate's verdict about the rows with content hash `about`."""
+    """The gate's verdict about the rows with content hash `about`; `method`: the declared one."""
     checks = (
         _min_examples(facts, config),
         Check(
@@ -82,7 +90,7 @@ def evaluate_suitability(
             facts.usable,
         ),
         Check("tool", advice.tool in ("fine-tuning", "both"), "fine-tuning or both", advice.tool, "warning"),
-        _memory(estimate, machine),
+        _memory(estimate, machine, method),
         Check(
             "pays for itself",
             estimate.break_even_months is not None,
@@ -115,17 +123,19 @@ def _min_examples(facts: Facts, config: Suitability) -> Check:
     )
 
 
-def _memory(estimate: Estimate, machine: Machine) -> Check:
-    need = estimate.memory_mb["lora"]
-    observed = f"about {need:.0f} MB needed, {machine.free_mb:.0f} MB free"
-    return Check("fits into this machine's memory", need <= machine.free_mb, "LoRA fits", observed, "warning", need)
+def _memory(estimate: Estimate, machine: Machine, method: str) -> Check:
+    fit = estimate.fits[method]
+    need = fit.memory.total_mb
+    observed = f"{fit.verdict}: about {need:,.0f} MB needed, {machine.free_mb:,.0f} MB free"
+    passed = fit.verdict != "TOO BIG"
+    return Check("fits into this machine's memory", passed, f"{method} fits", observed, "warning", need)
 
 
-def _facts(context: StageContext) -> Facts:
-    raw, clean, base = (context.inputs[name] for name in ("raw_examples", "clean_examples", "base_model"))
+def _facts(context: StageContext, base: Path) -> Facts:
+    raw, clean = (context.inputs[name] for name in ("raw_examples", "clean_examples"))
     raw_rows = sum(1 for name in ("examples.jsonl", "drops.jsonl") for _ in read_jsonl(raw.path(name)))
     dropped = Counter(Drop(**row).reason for row in read_jsonl(clean.path("drops.jsonl")))
-    count_tokens = token_counter(folder_of(base, context.task.base, context.report))
+    count_tokens = token_counter(base)
     return collect_facts(list(clean.examples()), raw_rows, dropped, context.task, count_tokens)
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune_pipeline.config import Provider, Suitability
+from finetune_pipeline.models.gpu_fit import gpu_rows
+from finetune_pipeline.models.trained_weights import METHODS
 from finetune_pipeline.providers import cost
 from finetune_pipeline.records import Check
+from finetune_pipeline.statistics.formatting import duration
 from finetune_pipeline.suitability.estimates import Estimate, Machine
 from finetune_pipeline.suitability.facts import Facts
 from finetune_pipeline.suitability.rules import Recommendation
@@ -50,7 +53,11 @@ def markdown(
             [*_training(facts, estimate, machine, config), *_running(facts, estimate, config)],
         ),
         ["Estimates are right within a factor of about two; the time of people, such as labeling, is not included."],
-        ["The formulas and their sources are in `finetune_pipeline/suitability/estimates.py`.", ""],
+        ["The formulas and their sources are in `finetune_pipeline/models/training_memory.py` and `training_work.py`."],
+        ["`training_plan` measures the training after the split.", "", "## Where the training fits", ""],
+        _table(("GPU", *METHODS), gpu_rows(estimate.gpus, config.currency)),
+        ["The smallest number of each GPU, with the time (and the price, where `suitability.gpu_per_hour` has one)."],
+        ["TIGHT: it may fit. An asterisk: with gradient checkpointing.", ""],
     )
     return "\n".join(line for part in parts for line in part)
 
@@ -70,7 +77,7 @@ def managed_training(facts: Facts, provider: Provider) -> str:
 
 def _training(facts: Facts, estimate: Estimate, machine: Machine, config: Suitability) -> list[tuple[str, str, str]]:
     """The rows about one training: tokens, work, time, memory, cost."""
-    memory = ", ".join(f"{name} {mb:.0f} MB" for name, mb in estimate.memory_mb.items())
+    memory = ", ".join(f"{name} {fit.memory.total_mb:,.0f} MB ({fit.verdict})" for name, fit in estimate.fits.items())
     return [
         (
             "training tokens",
@@ -81,14 +88,14 @@ def _training(facts: Facts, estimate: Estimate, machine: Machine, config: Suitab
         (
             "training work",
             f"{estimate.training_flops / 1e12:,.0f} TFLOP",
-            "4 N D for the tuned layers, 2 N D once for those below, 6 n D for the adapter",
+            "of all optimizer steps",
         ),
         (
             "training time",
             duration(estimate.training_seconds),
             f"on this machine ({machine.device}: {machine.gflops:.0f} GFLOP/s, {machine.precision})",
         ),
-        ("memory", memory, f"{machine.free_mb:.0f} MB are free here"),
+        ("memory", memory, f"{machine.free_mb:,.0f} MB are free here"),
         (
             "training cost",
             f"{estimate.training_cost:.2f} {config.currency}",
@@ -115,13 +122,6 @@ def _running(facts: Facts, estimate: Estimate, config: Suitability) -> list[tupl
             "hosting never pays" if even is None else f"hosting pays from {even:,.0f} requests per day",
         ),
     ]
-
-
-def duration(seconds: float) -> str:
-    """Seconds up to 90 s, minutes up to 90 min, hours beyond: "5 s", "10 min", "2.0 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _override(facts: Facts, config: Suitability) -> list[str]:

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import Literal, TypeAlias
 
 from finetune_pipeline.config import Suitability
+from finetune_pipeline.models.training_fit import fitting_adapter
 from finetune_pipeline.statistics.formatting import percent, percent_down, percent_up
-from finetune_pipeline.suitability.estimates import BaseSize, Estimate, Machine
+from finetune_pipeline.suitability.estimates import Estimate, Machine
 from finetune_pipeline.suitability.facts import Facts
 
 Tool: TypeAlias = Literal["prompting", "retrieval", "fine-tuning", "both"]
@@ -61,12 +61,12 @@ class Recommendation:
 
 
 def recommend(
-    facts: Facts, estimate: Estimate, base: BaseSize, config: Suitability, machine: Machine
+    facts: Facts, estimate: Estimate, parameters: int, config: Suitability, machine: Machine
 ) -> Recommendation:
-    """Apply all rules."""
+    """Apply all rules; `parameters`: of the base model."""
     rules = apply_rules(facts, estimate, config)
     method, method_why = recommend_method(facts, estimate, machine)
-    size, size_why = recommend_size(facts, base)
+    size, size_why = recommend_size(facts, parameters)
     return Recommendation(recommend_tool(rules, facts, config), rules, method, method_why, size, size_why)
 
 
@@ -189,25 +189,27 @@ def recommend_method(facts: Facts, estimate: Estimate, machine: Machine) -> tupl
     the methods that the declaration accepts. Returns the method and why."""
     bits = facts.usable * facts.completion_tokens * BITS_PER_TOKEN
     capacity = estimate.adapter_parameters * BITS_PER_PARAMETER
-    need = estimate.memory_mb
     if bits > capacity:
-        full = "full" in need
-        return "full" if full else "lora", (
+        return "full", (
             f"the answers hold about {bits / 1e6:.1f} million bits, the adapter about {capacity / 1e6:.1f} million "
-            f"({BITS_PER_PARAMETER} a parameter): raise `train.lora.r`{', or tune all weights' if full else ''}"
+            f"({BITS_PER_PARAMETER} a parameter): raise `train.lora.r`, or tune all weights"
         )
-    if need["lora"] > machine.free_mb:
-        why = f"LoRA needs about {need['lora']:.0f} MB, {machine.free_mb:.0f} MB are free"
-        if need.get("qlora", inf) <= machine.free_mb:
-            return "qlora", f"{why}; with the base model in 4 bits it needs about {need['qlora']:.0f} MB"
-        return "lora", f"{why}: lower `train.max_tokens_per_batch`, or use a smaller base model or a larger machine"
+    adapter, need = fitting_adapter(estimate.fits), {name: fit.memory.total_mb for name, fit in estimate.fits.items()}
+    if adapter != "lora":
+        why = f"LoRA needs about {need['lora']:,.0f} MB, {machine.free_mb:,.0f} MB are free"
+        if adapter == "qlora":
+            return "qlora", f"{why}; with the base model in 4 bits it needs about {need['qlora']:,.0f} MB"
+        return (
+            "qlora",
+            f"{why}, and QLoRA about {need['qlora']:,.0f} MB: use a smaller base model or a GPU",
+        )
     return "lora", (
         f"the answers hold about {bits / 1e6:.2f} million bits and fit the adapter's {capacity / 1e6:.1f} million; "
         'within that, LoRA learns as much as full tuning (Schulman et al., "LoRA Without Regret", 2025)'
     )
 
 
-def recommend_size(facts: Facts, base: BaseSize) -> tuple[str, str]:
+def recommend_size(facts: Facts, parameters: int) -> tuple[str, str]:
     """A range of parameters to start with, by the format of the answer, and why; a rule of thumb that the evaluation
     corrects."""
     if facts.answer_format == "label" or (facts.fields and facts.closed_fields == facts.fields):
@@ -216,8 +218,6 @@ def recommend_size(facts: Facts, base: BaseSize) -> tuple[str, str]:
         size, why, low, high = "0.1 to 3 billion", "extracting values needs reading, and hardly any writing", 1e8, 3e9
     else:
         size, why, low, high = "1 to 8 billion", "free text shows every weakness of a small model", 1e9, 8e9
-    declared = f"the declared model has {base.parameters / 1e9:.2f} billion"
-    relation = (
-        "smaller than that" if base.parameters < low else "larger than that" if base.parameters > high else "within it"
-    )
+    declared = f"the declared model has {parameters / 1e9:.2f} billion"
+    relation = "smaller than that" if parameters < low else "larger than that" if parameters > high else "within it"
     return size, f"{why}; {declared}, {relation}"

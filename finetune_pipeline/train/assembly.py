@@ -195,7 +195,7 @@ def _audited(
     audited = audit(rows, base.end_ids, max_sequence_tokens(base.model.config), shared_prefix)
     if writes:
         write_view(spec.out, token_view(rows, base.tokenizer, texts), spec.task)
-    _require_passed(audited, spec.out if writes else None)
+    require_passed(audited, spec.out if writes else None)
     return audited
 
 
@@ -258,7 +258,7 @@ def _examples(path: Path) -> list[Example]:
     return [Example.from_json(row) for row in read_jsonl(path)]
 
 
-def _require_passed(audited: Audit, out: Path | None) -> None:
+def require_passed(audited: Audit, out: Path | None) -> None:
     """Write audit.json into `out`; TrainingFailed when a check failed."""
     if out is not None:
         (out / "audit.json").write_text(json.dumps(audited.to_json(), indent=1), "utf-8")

@@ -16,12 +16,10 @@ from finetune_pipeline.config import Train
 from finetune_pipeline.models.architecture import Architecture
 from finetune_pipeline.models.device import kind
 from finetune_pipeline.models.gemm import gflops
-from finetune_pipeline.models.training_load import Load
+from finetune_pipeline.models.training_load import NOTHING
 from finetune_pipeline.models.training_work import step_flops
 from finetune_pipeline.train.forward import Forward
 from finetune_pipeline.train.tokenize import TokenizedExample
-
-NOTHING = Load(0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,17 @@ from finetune_pipeline.config import Train
 
 def total_steps(rows: int, rules: Train) -> int:
     """The number of optimizer steps; at least one."""
-    return max(1, round(math.ceil(rows / rules.batch_size) * rules.num_epochs))
+    return max(1, round(steps_per_epoch(rows, rules) * rules.num_epochs))
+
+
+def steps_per_epoch(rows: int, rules: Train) -> int:
+    """The number of batches that all rows make; the last one may be smaller."""
+    return math.ceil(rows / rules.batch_size)
 
 
 def batch_at(step: int, rows: int, rules: Train) -> list[int]:
     """The indices of the rows of an optimizer step; every epoch has another order."""
-    per_epoch = math.ceil(rows / rules.batch_size)
+    per_epoch = steps_per_epoch(rows, rules)
     epoch, batch = divmod(step, per_epoch)
     start = batch * rules.batch_size
     indices: list[int] = _order(rows, rules.seed, epoch)[start : start + rules.batch_size].tolist()
@@ -54,7 +59,7 @@ def peak_learning_rate(rules: Train) -> float:
 
 def validates_at(step: int, rows: int, rules: Train) -> bool:
     """Whether the validation loss is measured after this many steps: `train.validation.per_epoch` times an epoch."""
-    per_epoch, total = math.ceil(rows / rules.batch_size), total_steps(rows, rules)
+    per_epoch, total = steps_per_epoch(rows, rules), total_steps(rows, rules)
     count = min(rules.validation.per_epoch, per_epoch)
     _, within = divmod(step - 1, per_epoch)
     return step == total or (within + 1) * count // per_epoch > within * count // per_epoch

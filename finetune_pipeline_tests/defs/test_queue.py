@@ -76,6 +76,7 @@ def test_the_assets_that_compute_are_in_the_pool(definitions: dg.Definitions) ->
     assert {asset for asset, found in pools.items() if found == {"compute"}} == {
         "suitability_report",
         "baseline_report",
+        "training_plan",
         "training_search",
         "adapter",
         "eval_report",

@@ -235,6 +235,11 @@ class Maker:
     def baseline_report(self, out: Path) -> Any:
         return self._report(out, {"zero_shot": 0.0, "few_shot": 0.21, "few_shot_retrieved": 0.42, "classical": 0.37})
 
+    def training_plan(self, out: Path) -> Any:
+        _json(out / "plan.json", {})
+        (out / "report.html").write_text("<!doctype html><title>Plan</title><h1>The plan</h1>", "utf-8")
+        return {"verdict": "FITS", "training_time": "3 min 10 s"}, None
+
     def training_search(self, out: Path) -> Any:
         _json(out / "search.json", {"declared": False})
         (out / "report.html").write_text("<!doctype html><title>Search</title><h1>No search</h1>", "utf-8")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_pipeline.config import Train
+from finetune_pipeline.config import GpuName, Train
 from finetune_pipeline.models.architecture import Architecture
 from finetune_pipeline.models.gpus import GPUS
 from finetune_pipeline.models.training_fit import Fit, fit, largest_tokens, verdict_of
@@ -55,7 +55,7 @@ def seven() -> Architecture:
     return Architecture.of_config(LlamaConfig())
 
 
-def seven_on(gpu: str, method: str, devices: int = 1, **declared: Any) -> Fit:
+def seven_on(gpu: GpuName, method: str, devices: int = 1, **declared: Any) -> Fit:
     rules = Train.model_validate({"method": method, **declared})
     return fit(seven(), rules, Setting("cuda", devices=devices), LOAD, LONGEST, GPUS[gpu].memory_mb)
 
@@ -72,7 +72,7 @@ def seven_on(gpu: str, method: str, devices: int = 1, **declared: Any) -> Fit:
         ("rtx4090", "full", 4, "TOO BIG"),
     ],
 )
-def test_a_7b_fits_where_it_is_known_to_fit(gpu: str, method: str, devices: int, verdict: str) -> None:
+def test_a_7b_fits_where_it_is_known_to_fit(gpu: GpuName, method: str, devices: int, verdict: str) -> None:
     assert seven_on(gpu, method, devices).verdict == verdict
 
 

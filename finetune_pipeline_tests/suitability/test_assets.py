@@ -10,25 +10,25 @@ import pytest
 from finetune_pipeline.config import Suitability, Train
 from finetune_pipeline.materialize import materialize
 from finetune_pipeline.models.device import kind, name_of, uses_bf16
+from finetune_pipeline.models.model_files import dimensions
 from finetune_pipeline.records import Drop, Silent, Verdict
 from finetune_pipeline.suitability.assets import evaluate_suitability
-from finetune_pipeline.suitability.estimates import BaseSize, Machine, estimate_training
+from finetune_pipeline.suitability.estimates import Machine, estimate_training
 from finetune_pipeline.suitability.facts import Facts
-from finetune_pipeline.suitability.probe import measure_machine
-from finetune_pipeline.suitability.report import duration
+from finetune_pipeline.suitability.probe import measure
 from finetune_pipeline.suitability.rules import recommend
 from finetune_pipeline_tests.artifacts import example, finished, task, task_store
+from finetune_pipeline_tests.suitability.sizes import tiny
 
-BASE = BaseSize(parameters=1_000_000, hidden=64, layers=2, vocabulary=1000)
 LABELS = ["delivery", "refund"]
 
 
 def verdict(usable: int, **settings: Any) -> Verdict:
     config, machine = Suitability(**settings), Machine(100, 8000)
     facts = Facts(1000, usable, 0, "label", 2, 0, 0, 50, 40, 2)
-    estimate = estimate_training(facts, BASE, Train(), config, machine)
-    advice = recommend(facts, estimate, BASE, config, machine)
-    return evaluate_suitability(facts, advice, estimate, machine, config, "hash")
+    estimate = estimate_training(facts, tiny(), Train(), config, machine)
+    advice = recommend(facts, estimate, tiny().parameters, config, machine)
+    return evaluate_suitability(facts, advice, estimate, machine, config, "hash", "lora")
 
 
 @pytest.mark.parametrize(
@@ -82,16 +82,13 @@ def test_the_report_is_written_and_shows_every_rule(
 
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
 def test_the_probe_measures_the_device_and_precision_of_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path, precision: str
 ) -> None:
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
-    machine = measure_machine(Train.model_validate({"precision": precision}), tmp_path / "probe", Silent())
+    found = measure(Train.model_validate({"precision": precision}), tiny_model, tmp_path / "probe", Silent())
+    machine = found.machine
+    assert found.architecture.parameters == dimensions(tiny_model)["parameters"]
     assert 0.1 < machine.gflops < 1e6
     assert machine.free_mb > 100
     assert machine.device == kind()
     assert machine.precision == name_of(uses_bf16(precision))
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (600, "10 min"), (7200, "2.0 h")])
-def test_a_duration_is_formatted_in_seconds_minutes_or_hours(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

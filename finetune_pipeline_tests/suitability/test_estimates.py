@@ -7,25 +7,19 @@ from dataclasses import replace
 import pytest
 
 from finetune_pipeline.config import KeepGeneral, Lora, Suitability, Train
+from finetune_pipeline.models.gpu_fit import gpu_rows
+from finetune_pipeline.statistics.formatting import duration
 from finetune_pipeline.suitability.estimates import (
     DAYS_PER_MONTH,
-    BaseSize,
     Machine,
-    adapter_parameters,
     estimate_training,
-    memory_mb,
 )
 from finetune_pipeline.suitability.facts import Facts
+from finetune_pipeline_tests.suitability.sizes import seven, seventy, smollm
 
-SMOLLM = BaseSize(parameters=134_515_008, hidden=576, layers=30, vocabulary=49_152)
+SMOLLM = smollm()
 FACTS = Facts(1000, 640, 0, "json", 500, 2, 1, system_tokens=50, prompt_tokens=40, completion_tokens=20)
 MACHINE = Machine(gflops=847, free_mb=8000)
-
-
-def test_adapter_parameters_equal_those_of_peft() -> None:
-    """r=16 on all linear layers of SmolLM2-135M: per layer (q, o: 576+576; k, v: 576+192; gate, up, down: 576+1536)."""
-    exact = 16 * 30 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
-    assert adapter_parameters(SMOLLM, Train(lora=Lora(r=16))) == pytest.approx(exact, rel=0.01)
 
 
 def test_time_and_memory_are_close_to_a_measured_training() -> None:
@@ -37,7 +31,7 @@ def test_time_and_memory_are_close_to_a_measured_training() -> None:
     train = Train(layers=12, num_epochs=0.25, batch_size=8)
     estimate = estimate_training(sample, SMOLLM, train, Suitability(), Machine(gflops=194, free_mb=8000))
     assert estimate.training_seconds == pytest.approx(70, rel=0.5)
-    assert estimate.memory_mb["lora"] == pytest.approx(3175, rel=0.5)
+    assert estimate.fits["lora"].memory.total_mb == pytest.approx(3175, rel=0.5)
 
 
 def test_time_is_close_to_a_second_measured_training() -> None:
@@ -65,14 +59,25 @@ def test_more_rows_epochs_layers_or_rank_take_longer() -> None:
     assert seconds(train=Train(batch_size=1)) > seconds(), "the system prompt is then computed with every row"
 
 
-def test_qlora_needs_less_memory_than_lora_and_full_tuning_more() -> None:
-    seven = BaseSize(parameters=7_000_000_000, hidden=4096, layers=32, vocabulary=32_000)
-    lora, qlora, full = (memory_mb(method, FACTS, seven, Train(), "bf16") for method in ("lora", "qlora", "full"))
-    assert qlora < lora < full
-    assert lora > 14_000, "7 billion weights in 16 bits"
-    assert full > 112_000, "16 bytes for each trained parameter"
-    wide, half = (memory_mb("lora", FACTS, SMOLLM, Train(), precision) for precision in ("fp32", "bf16"))
-    assert wide > half > memory_mb("lora", FACTS, SMOLLM, Train(layers=10), "bf16")
+def test_every_method_has_a_verdict_here_and_on_gpus() -> None:
+    card = Machine(gflops=100_000, free_mb=24_000, device="cuda")
+    config = Suitability(gpu_per_hour={"h100": 2.5})
+    estimate = estimate_training(FACTS, seven(), Train(), config, card)
+    need = {method: fit.memory.total_mb for method, fit in estimate.fits.items()}
+    assert need["qlora"] < need["lora"] < need["full"]
+    assert [estimate.fits[method].verdict for method in ("qlora", "full")] == ["FITS", "TOO BIG"]
+    found = {(each.gpu, each.method): each for each in estimate.gpus}
+    assert found["l4", "qlora"].count == 1 and found["h100", "lora"].count == 1
+    assert found["a100-80", "full"].count == 2 and found["l4", "full"].count == 8
+    one = found["h100", "lora"]
+    assert one.seconds is not None and one.cost == pytest.approx(one.seconds / 3600 * 2.5)
+    assert found["l4", "lora"].cost is None, "no price is declared"
+    rows = {row[0]: row[1:] for row in gpu_rows(estimate.gpus, "EUR")}
+    assert rows["NVIDIA H100 SXM 80 GB"][0] == f"1: {duration(one.seconds)}, {one.cost:.2f} EUR"
+    assert rows["NVIDIA L4 24 GB"][0].endswith("*"), "with gradient checkpointing"
+    large = estimate_training(FACTS, seventy(), Train(), config, card).gpus
+    assert next(each for each in large if (each.gpu, each.method) == ("l4", "full")).seconds is None
+    assert "not in 8" in {cell for row in gpu_rows(large, "EUR") for cell in row}
 
 
 def test_at_break_even_prompting_and_hosting_cost_the_same() -> None:

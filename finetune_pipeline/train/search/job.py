@@ -9,14 +9,13 @@ what the process left is delivered (tracking/). Only training and validation row
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from finetune_pipeline import tracking
 from finetune_pipeline.backends import worker
 from finetune_pipeline.config import Range
 from finetune_pipeline.errors import TrainingFailed
-from finetune_pipeline.records import Reporter, read_jsonl
+from finetune_pipeline.records import PartReporter, Reporter, read_jsonl
 from finetune_pipeline.train.method import load_base
 from finetune_pipeline.train.search.choice import best_of
 from finetune_pipeline.train.search.space import as_declared, is_log
@@ -72,7 +71,7 @@ def _trials(spec: SearchSpec, study: Study, parent: tracking.Run, report: Report
         trial, values = asked
         shared = shared or Shared(load_base(spec.training.base, spec.training.rules), several=True)
         number = len(records) + 1
-        reporter = TrialReporter(report, f"trial {number} of {study.trials}")
+        reporter = PartReporter(report, f"trial {number} of {study.trials}")
         record = run_trial(trial, values, number, TrialContext(spec, shared, parent.run_id, reporter))
         study.tell(trial, record)
         records = study.records
@@ -93,23 +92,6 @@ def _line(record: TrialRecord, best: TrialRecord | None) -> str:
     loss = "" if record.loss is None else f", validation loss {record.loss:.4f}"
     values = ", ".join(f"{name} {value}" for name, value in record.values.items())
     return f"trial {record.number} ({values}): {record.state}{loss}; best: {best.number if best else 'none'}"
-
-
-@dataclass(frozen=True)
-class TrialReporter:
-    """A reporter under which a training's progress is that of a trial."""
-
-    report: Reporter
-    name: str
-
-    def log(self, text: str) -> None:
-        self.report.log(f"{self.name}: {text}")
-
-    def progress(self, what: str, done: int, total: int, **figures: Any) -> None:
-        self.report.progress(self.name if what == "training" else f"{self.name}, {what}", done, total, **figures)
-
-    def alive(self) -> None:
-        self.report.alive()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ weights are spread over the processes, one of them may be too small for a trial.
 
 from __future__ import annotations
 
-from finetune_pipeline.backends.deployment import backend_for
+from finetune_pipeline.backends.deployment import backend_for, one_process
 from finetune_pipeline.config import Backend, Train
 from finetune_pipeline.errors import DeclarationError
 from finetune_pipeline.train.assets import shards
@@ -24,4 +24,4 @@ def search_backend(rules: Train) -> Backend:
             f"`search` compares trainings in one process, and the weights of this one are spread over {processes}",
             "set `train.backend.shard: never` if one device has room for the whole training; otherwise remove `search`",
         )
-    return backend.model_copy(update={"nodes": 1, "processes_per_node": 1, "rendezvous": None})
+    return one_process(backend)
