@@ -270,13 +270,9 @@ def sft_trainer(
     options: argparse.Namespace, pipeline: Pipeline, mode: str, scratch: Path
 ) -> tuple[list[float], list[float]]:
     """Seconds and losses of the peer's steps; after each of them, this pipeline computes one."""
-    import torch
-    from datasets import Dataset
     from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
 
-    from finetune_pipeline.models.device import kind, synchronize, uses_bf16
-    from finetune_pipeline.train.method import load_base, make_trainable
+    from finetune_pipeline.models.device import synchronize
 
     class Alternate(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -291,14 +287,38 @@ def sft_trainer(
             self.seconds.append(time.perf_counter() - self.start)
             pipeline.step()
 
-    rules = rules_of(options)
-    base = load_base(options.model or sample_model(), rules)
-    tokenized = tokenized_rows(base, *rows_of(options))
+    alternate = Alternate()
+    folder = options.model or sample_model()
+    peer = trainer_of(folder, rules_of(options), *rows_of(options), mode, scratch, [alternate])
+    peer.train()
+    return alternate.seconds, [line["loss"] for line in peer.state.log_history if "loss" in line]
+
+
+def trainer_of(
+    folder: Path,
+    rules: Any,
+    system: str,
+    pairs: list[tuple[str, str]],
+    mode: str,
+    scratch: Path,
+    callbacks: list[Any],
+    **settings: Any,
+) -> Any:
+    """TRL's trainer with the model, adapter, rows and settings of this pipeline's; `settings`: more of SFTConfig."""
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from finetune_pipeline.models.device import kind, uses_bf16
+    from finetune_pipeline.train.method import load_base, make_trainable
+
+    base = load_base(folder, rules)
+    tokenized = tokenized_rows(base, system, pairs)
     torch.manual_seed(SEED)
     wrapped = make_trainable(base, rules).wrapped
     for module in wrapped.modules():
         vars(module).pop("forward", None)  # peft's own layers, without this project's
-    settings = SFTConfig(
+    own = SFTConfig(
         output_dir=str(scratch),
         per_device_train_batch_size=rules.batch_size,
         num_train_epochs=1,
@@ -320,6 +340,7 @@ def sft_trainer(
         padding_free=mode == "padding_free",
         max_length=None if mode != "packing" else 4096,
         shuffle_dataset=False,
+        **settings,
     )
     rows = [
         {
@@ -328,16 +349,13 @@ def sft_trainer(
         }
         for row in tokenized
     ]
-    alternate = Alternate()
-    peer = SFTTrainer(
+    return SFTTrainer(
         wrapped,
-        args=settings,
+        args=own,
         train_dataset=Dataset.from_list(rows),
         processing_class=base.tokenizer,
-        callbacks=[alternate],
+        callbacks=callbacks,
     )
-    peer.train()
-    return alternate.seconds, [line["loss"] for line in peer.state.log_history if "loss" in line]
 
 
 def show(figures: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ def materialization_metadata(step: Step, task: Task, found: Materialized) -> dic
         **plain(artifact.summary),
         **_rows(step, artifact),
         **_links(task.name, artifact),
-        **(_training(task.name, artifact) if artifact.asset == "adapter" else {}),
+        **(_training(task.name, artifact) if artifact.asset in ("training_plan", "adapter") else {}),
         "reused": found.reused,
         "made_at": dg.MetadataValue.timestamp(datetime.fromisoformat(manifest["made_at"])),
         "seconds": float(manifest["seconds"]),
@@ -123,9 +123,13 @@ def _links(name: str, artifact: Artifact) -> dict[str, Any]:
 
 
 def _training(name: str, artifact: Artifact) -> dict[str, Any]:
-    """The losses of a training as an image, links to its pages in the desk, and what is learned of a few rows."""
-    desk, files = f"{address('FINETUNE_DESK_URL')}/tasks/{name}/reports/adapter", artifact.manifest["files"]
+    """Of a training or its plan: links to its pages in the desk, the losses as an image, and what is learned of a few
+    rows."""
+    desk = f"{address('FINETUNE_DESK_URL')}/tasks/{name}/reports/{artifact.asset}"
     shown: dict[str, Any] = {}
+    files = artifact.manifest["files"]
+    if "plan.json" in files:
+        shown["plan"] = dg.MetadataValue.url(desk)
     if "training.html" in files:
         shown["training"] = dg.MetadataValue.url(desk)
     if "history.jsonl" in files and (svg := loss_chart(list(read_jsonl(artifact.path("history.jsonl"))))):

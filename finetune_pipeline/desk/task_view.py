@@ -38,7 +38,10 @@ REPORTS: Mapping[str, tuple[str, str]] = {
     "traffic_report": ("report.html", label("traffic_report")),
 }
 # Further pages of an asset's report: file -> title
-PAGES: Mapping[str, Mapping[str, str]] = {"adapter": {"tokens.html": "What is learned, token by token"}}
+PAGES: Mapping[str, Mapping[str, str]] = {
+    "training_plan": {"tokens.html": "What will be learned, token by token"},
+    "adapter": {"tokens.html": "What is learned, token by token"},
+}
 
 
 @dataclass(frozen=True, slots=True)

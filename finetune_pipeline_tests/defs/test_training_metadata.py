@@ -31,6 +31,9 @@ def test_losses_and_learned_tokens_are_metadata(
     assert ElementTree.fromstring(base64.b64decode(image)).tag.endswith("svg")  # noqa: S314 (our own SVG)
     assert found["learned_tokens"].value == markdown(view, 3)
     assert _training("parcels", finished(store, "adapter", {"provider.json": {}})) == {}
+    plan = _training("parcels", finished(store, "training_plan", {"plan.json": {}, "tokens.json": view}))
+    assert plan["plan"].value == "http://127.0.0.1:8310/tasks/parcels/reports/training_plan"
+    assert plan["learned_tokens"].value == markdown(view, 3), "before the training, too"
 
 
 def test_learned_tokens_are_bold_and_texts_are_no_markup(tiny_model: Path) -> None:

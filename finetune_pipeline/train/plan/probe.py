@@ -67,10 +67,11 @@ def measure(spec: PlanSpec, outline: Outline, sample: Sample, before: float, rep
         shared = Shared(load_base(training.base, training.rules), rows=dict(outline.rows))
         setup = assemble(training, report, shared=shared)
         start = time.time() - psutil.Process().create_time() - before
-        rows, batch = setup.rows["train"], spec.training.rules.batch_size
-        steps = min(sample.steps, total_steps(len(rows), training.rules))
-        timed = [rows[index] for step in range(steps) for index in batch_at(step, len(rows), training.rules)]
-        first = sorted(rows, key=lambda row: row.tokens)[-batch:] if sample.longest else timed[: sample.rows]
+        rows, size = setup.rows["train"], spec.training.rules.batch_size
+        every = min(sample.steps + 1, total_steps(len(rows), training.rules))
+        batches = [[rows[index] for index in batch_at(step, len(rows), training.rules)] for step in range(every)]
+        timed = [row for batch in batches[: sample.steps] for row in batch]
+        first = sorted(rows, key=lambda row: row.tokens)[-size:] if sample.longest else batches[-1]
         setup.rows = {"train": [*timed, *first], "validation": setup.rows["validation"][: sample.validation]}
         setup.measure_base(report)
         warm = TrainingState()
