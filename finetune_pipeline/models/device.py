@@ -124,7 +124,7 @@ def synchronize() -> None:
 
 
 def release_memory() -> None:
-    """Return the memory of deleted models to the device, so that others can use it."""
+    """Return the memory of deleted models and tensors to the device, so that others can use it."""
     import gc
 
     import torch
@@ -132,6 +132,17 @@ def release_memory() -> None:
     gc.collect()  # a model and peft's wrapper refer to each other
     if kind() == "cuda":
         torch.cuda.empty_cache()
+    else:
+        _trim_heap()
+
+
+def _trim_heap() -> None:
+    """glibc keeps what a job has freed (backends/local.py); blocks of another size do not fit into its gaps."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -22,7 +22,10 @@ from finetune_pipeline.models.training_memory import Setting
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.train.distributed import ALONE, Ranks
 from finetune_pipeline.train.forward import Forward
+from finetune_pipeline.train.schedule import batch_at, largest_steps
 from finetune_pipeline.train.tokenize import TokenizedExample
+
+LOOKED_AT = 8  # batches: the one with the most tokens need not have the largest pass
 
 
 def fit_to_memory(
@@ -75,10 +78,22 @@ def _available_mb(ranks: Ranks) -> float:
 def largest_pass(
     forward: Forward, rows: Sequence[TokenizedExample], general: Sequence[TokenizedExample], rules: Train
 ) -> tuple[Load, Load, int]:
-    """The load of the largest pass that a batch can have, that of the longest row alone, and the micro-batches of that
-    batch: the batch of the longest rows. General texts are in its first pass (loop.py)."""
-    by_length = sorted(rows, key=lambda row: row.tokens)
-    parts = forward.micro_batches(by_length[-rules.batch_size :], rules.max_tokens_per_batch)
-    loads = [forward.load(part) for part in parts]
-    loads[0] = forward.load([*parts[0], *general], len(general))
-    return max(loads, key=lambda load: load.tokens), forward.load([by_length[-1], *general], len(general)), len(parts)
+    """The load of the largest pass of the training, that of the longest row alone, and the micro-batches of the batch
+    with the largest pass. General texts are in its first pass (loop.py)."""
+    found: list[tuple[Load, int]] = []
+    for batch in largest_batches(rows, rules):
+        parts = forward.micro_batches(batch, rules.max_tokens_per_batch)
+        loads = [forward.load([*parts[0], *general], len(general)), *(forward.load(part) for part in parts[1:])]
+        found.append((max(loads, key=lambda load: load.tokens), len(parts)))
+    largest, count = max(found, key=lambda each: each[0].tokens)
+    longest = max(rows, key=lambda row: row.tokens)
+    return largest, forward.load([longest, *general], len(general)), count
+
+
+def largest_batches(rows: Sequence[TokenizedExample], rules: Train) -> list[list[TokenizedExample]]:
+    """The batches of the training with the most tokens, the largest first: the order of the rows is known. Where rows
+    are padded, the one with the longest row may take the most memory: it is among them."""
+    tokens = [row.tokens for row in rows]
+    steps = largest_steps(tokens, rules, LOOKED_AT)
+    steps += largest_steps([each * (each == max(tokens)) for each in tokens], rules)
+    return [[rows[index] for index in batch_at(step, len(rows), rules)] for step in steps]

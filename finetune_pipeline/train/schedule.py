@@ -2,6 +2,7 @@
 
 batch_at(0, 12, Train(batch_size=4))         # [9, 5, 0, 3]: indices of the rows
 learning_rate_at(40, 94, Train(learning_rate=2e-4))            # 0.000133
+largest_steps(tokens, rules)                 # [31]: the step whose rows have the most tokens
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from finetune_pipeline.config import Train
@@ -31,6 +33,21 @@ def batch_at(step: int, rows: int, rules: Train) -> list[int]:
     start = batch * rules.batch_size
     indices: list[int] = _order(rows, rules.seed, epoch)[start : start + rules.batch_size].tolist()
     return indices
+
+
+def largest_steps(tokens: Sequence[int], rules: Train, count: int = 1) -> list[int]:
+    """The optimizer steps whose batches have the most tokens, the largest first; `tokens`: of every row."""
+    import numpy as np
+
+    rows, total = len(tokens), total_steps(len(tokens), rules)
+    per_epoch, values = steps_per_epoch(rows, rules), np.asarray(tokens)
+    sums = []
+    for epoch in range(math.ceil(total / per_epoch)):
+        starts = np.arange(0, rows, rules.batch_size)
+        sums.append(np.add.reduceat(values[_order(rows, rules.seed, epoch)], starts))
+    every = np.concatenate(sums)[:total]
+    found: list[int] = np.argsort(-every, kind="stable")[:count].tolist()
+    return found
 
 
 @functools.lru_cache(maxsize=2)

@@ -17,7 +17,7 @@ from finetune_pipeline.baseline.metrics import exact
 from finetune_pipeline.inference.generate import Generation, encode, generate
 from finetune_pipeline.inference.loading import Loaded
 from finetune_pipeline.inference.model_family import within_limit
-from finetune_pipeline.models.device import autocast, uses_bf16
+from finetune_pipeline.models.device import autocast, release_memory, uses_bf16
 from finetune_pipeline.records import Example, Reporter
 from finetune_pipeline.train.distributed import ALONE, Ranks
 from finetune_pipeline.train.method import Base
@@ -59,6 +59,7 @@ def scorer(
     def score() -> float:
         with autocast(uses_bf16(spec.rules.precision)):
             answers = generate(loaded, own, spec.answer, settings, report=report) if own else []
+        release_memory()  # of keys and values: the steps need other sizes
         right = [exact(expected[answer.id], answer.text, spec.answer) for answer in answers]
         return ranks.sum([sum(right)])[0] / len(expected)
 

@@ -15,7 +15,7 @@ from finetune_pipeline.records import Silent
 from finetune_pipeline.store import sha256_file
 from finetune_pipeline.train import checkpoint, job
 from finetune_pipeline.train.loop import Loop
-from finetune_pipeline.train.schedule import _order, batch_at, validates_at
+from finetune_pipeline.train.schedule import _order, batch_at, largest_steps, total_steps, validates_at
 from finetune_pipeline.train.tokenize import TokenizedExample
 from finetune_pipeline_tests.train.setup import RULES, LogRecorder, Setup, StopAfter, StopsIn
 
@@ -329,3 +329,13 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     other = RULES.model_copy(update={"seed": -1})
     assert [batch_at(step, 10, other) for step in range(6)] != first
     assert all(type(row) is int for row in first[0])
+
+
+@pytest.mark.parametrize(("epochs", "size"), [(1.0, 4), (2.5, 4), (3.0, 7), (1.0, 50)])
+def test_the_largest_steps_are_those_whose_rows_have_the_most_tokens(epochs: float, size: int) -> None:
+    rules = RULES.model_copy(update={"num_epochs": epochs, "batch_size": size})
+    tokens = [(37 * n) % 101 for n in range(30)]
+    total = total_steps(len(tokens), rules)
+    sums = [sum(tokens[row] for row in batch_at(step, len(tokens), rules)) for step in range(total)]
+    found = largest_steps(tokens, rules, 3)
+    assert [sums[step] for step in found] == sorted(sums, reverse=True)[:3]

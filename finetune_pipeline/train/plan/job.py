@@ -19,6 +19,7 @@ from finetune_pipeline.models.training_work import UTILIZATION, forward_flops, s
 from finetune_pipeline.records import Example, Reporter, read_jsonl
 from finetune_pipeline.train.assembly import replay_for, require_passed
 from finetune_pipeline.train.forward import Forward
+from finetune_pipeline.train.memory_fit import largest_batches
 from finetune_pipeline.train.objective import objective_of, require_rows
 from finetune_pipeline.train.outline import Outline, outline_of
 from finetune_pipeline.train.packing import PackedForward
@@ -92,11 +93,11 @@ def _sample(
 ) -> Sample:
     rules, architecture = spec.training.rules, outline.architecture
     step = step_flops(architecture, rules, [counted.loads.steps]) / counted.steps / speed
-    by_length = sorted(outline.rows["train"], key=lambda row: row.tokens)[-rules.batch_size :]
-    longest = step_flops(architecture, rules, [step_load(forward, by_length, [], rules)]) / speed
+    batch = largest_batches(outline.rows["train"], rules)[0]
+    largest = step_flops(architecture, rules, [step_load(forward, batch, [], rules)]) / speed
     rows = len(outline.rows["validation"]) * counted.validations
     validation = forward_flops(architecture, rules, counted.loads.validation) / rows / speed if rows else 0.0
-    return sample_of(min(rules.batch_size, len(outline.rows["train"])), step, longest, validation, budget)
+    return sample_of(min(rules.batch_size, len(outline.rows["train"])), step, largest, validation, budget)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     probe.step_gflops
 
 The steps are those of the training: its loop, forward pass, optimizer and general texts, on rows in its order. Before
-them the batch of the longest rows is computed, which needs the most memory: on a GPU that is too small, its parts get
-smaller here, and not after an hour.
+them its largest batch is computed, which needs the most memory: on a GPU that is too small, its parts get smaller here,
+and not after an hour.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from finetune_pipeline.records import PartReporter, Reporter
 from finetune_pipeline.train.assembly import TrainingSetup, assemble
 from finetune_pipeline.train.checkpoint import TrainingState
 from finetune_pipeline.train.forward import Forward, without_dropout
+from finetune_pipeline.train.memory_fit import largest_batches
 from finetune_pipeline.train.method import load_base
 from finetune_pipeline.train.outline import Outline
 from finetune_pipeline.train.plan.loads import passes_load, step_load
@@ -40,22 +41,22 @@ NEVER = 1e9  # seconds between checkpoints
 
 @dataclass(frozen=True)
 class Sample:
-    """`steps` steps of `rows` rows each, timed; before them the batch of the longest rows if `longest`; and a forward
-    pass of `validation` validation rows."""
+    """`steps` steps of `rows` rows each, timed; before them the largest batch of the training if `largest`; and a
+    forward pass of `validation` validation rows."""
 
     steps: int
     rows: int
-    longest: bool
+    largest: bool
     validation: int
 
 
-def sample_of(batch_size: int, step: float, longest: float, validation_row: float, budget: float) -> Sample:
-    """What takes about `budget` seconds, given the estimated seconds of a step of `batch_size` rows, of one of the
-    longest rows, and of a validation row. Fewer rows a step where two whole steps take too long."""
+def sample_of(batch_size: int, step: float, largest: float, validation_row: float, budget: float) -> Sample:
+    """What takes about `budget` seconds, given the estimated seconds of a step of `batch_size` rows, of the largest
+    one, and of a validation row. Fewer rows a step where two whole steps take too long."""
     validation = max(1, int(budget / 4 / validation_row)) if validation_row else 0
     if 2 * step > budget:
         return Sample(2, max(1, int(batch_size * budget / (2 * step))), False, validation)
-    return Sample(min(MOST_STEPS, int(budget / step)), batch_size, longest <= budget, validation)
+    return Sample(min(MOST_STEPS, int(budget / step)), batch_size, largest <= budget, validation)
 
 
 def measure(spec: PlanSpec, outline: Outline, sample: Sample, before: float, report: Reporter) -> tuple[Probe, Forward]:
@@ -67,11 +68,11 @@ def measure(spec: PlanSpec, outline: Outline, sample: Sample, before: float, rep
         shared = Shared(load_base(training.base, training.rules), rows=dict(outline.rows))
         setup = assemble(training, report, shared=shared)
         start = time.time() - psutil.Process().create_time() - before
-        rows, size = setup.rows["train"], spec.training.rules.batch_size
+        rows = setup.rows["train"]
         every = min(sample.steps + 1, total_steps(len(rows), training.rules))
         batches = [[rows[index] for index in batch_at(step, len(rows), training.rules)] for step in range(every)]
         timed = [row for batch in batches[: sample.steps] for row in batch]
-        first = sorted(rows, key=lambda row: row.tokens)[-size:] if sample.longest else batches[-1]
+        first = largest_batches(rows, spec.training.rules)[0] if sample.largest else batches[-1]
         setup.rows = {"train": [*timed, *first], "validation": setup.rows["validation"][: sample.validation]}
         setup.measure_base(report)
         warm = TrainingState()
@@ -90,7 +91,7 @@ def measure(spec: PlanSpec, outline: Outline, sample: Sample, before: float, rep
         answers_seconds=answers,
         start_seconds=start,
         peak_mb=peak.mb,
-        longest=sample.longest,
+        largest=sample.largest,
         max_tokens=warm.max_tokens,
     )
     return probe, setup.forward

@@ -79,8 +79,8 @@ def memory_rows(plan: TrainingPlan) -> Table:
     rows: Table = [(name, f"{mb:,.0f}") for name, mb in plan.fit.memory.parts.items() if round(mb)]
     rows.append(("predicted peak", f"{plan.fit.memory.total_mb:,.0f}"))
     if plan.probe:
-        longest = "with the longest rows" if plan.probe.longest else "without the longest rows"
-        rows.append((f"measured peak of {plan.probe.steps} steps, {longest}", f"{plan.probe.peak_mb:,.0f}"))
+        largest = "with the largest batch" if plan.probe.largest else "without the largest batch"
+        rows.append((f"measured peak of {plan.probe.steps} steps, {largest}", f"{plan.probe.peak_mb:,.0f}"))
     return rows
 
 

@@ -48,9 +48,9 @@ class Probe(JobData):
     """Steps of the training that were run for the plan, in one process, and thrown away. `step_gflops`: 10^9 useful
     operations per second in `steps` steps of `rows` rows each, which took `step_seconds` on average; `pass_gflops`: in
     forward passes alone; `answers_seconds`: for the validation rows that are answered, 0 where none are;
-    `start_seconds`: from the start of the process to the first step; `peak_mb`: measured; `longest`: whether the batch
-    of the longest rows was among the steps (not timed); `max_tokens`: in one pass, lower than declared where memory ran
-    out."""
+    `start_seconds`: from the start of the process to the first step; `peak_mb`: measured; `largest`: whether the
+    largest batch of the training was among the steps (not timed); `max_tokens`: in one pass, lower than declared where
+    memory ran out."""
 
     steps: int
     rows: int
@@ -60,7 +60,7 @@ class Probe(JobData):
     answers_seconds: float
     start_seconds: float
     peak_mb: float
-    longest: bool
+    largest: bool
     max_tokens: int
 
 
