@@ -37,15 +37,10 @@ def read_model(folder: Path, dtype: torch.dtype, quantized: bool) -> tuple[Any, 
 
     ModelError when it cannot be read, is unsafe, unsupported, incomplete, not finite, or larger than the memory.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     with base_errors(folder):
-        check_safe(folder)
-        require_known(folder)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        require_supported(config)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        require_template(tokenizer, str(folder))
+        config, tokenizer = read_small_files(folder)
         settings: dict[str, Any] = {"quantization_config": nf4_config(dtype)} if quantized else {}
         if device.kind() == "cuda":  # read straight into its memory
             settings["device_map"] = {"": device.kind()}
@@ -63,6 +58,20 @@ def read_model(folder: Path, dtype: torch.dtype, quantized: bool) -> tuple[Any, 
         prepare_quantized(model, dtype)
     require_finite(model, folder)
     return model.eval(), tokenizer
+
+
+def read_small_files(folder: Path) -> tuple[Any, Any]:
+    """The configuration and the tokenizer of a model, checked as far as it can be without its weights. ModelError, or
+    what transformers raises (`base_errors`)."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    check_safe(folder)
+    require_known(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    require_supported(config)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    require_template(tokenizer, str(folder))
+    return config, tokenizer
 
 
 def require_known(folder: Path) -> None:

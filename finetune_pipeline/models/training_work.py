@@ -34,10 +34,9 @@ class Work(JobData):
     recomputed: float
     passes: float
 
-    def seconds(self, speed: float, checkpointing: bool = False, passes_speed: float | None = None) -> float:
-        """At `speed` operations per second; `passes_speed`: that of forward passes alone, where it is known."""
-        steps = self.steps + (self.recomputed if checkpointing else 0.0)
-        return steps / speed + self.passes / (passes_speed or speed)
+    def seconds(self, speed: float, checkpointing: bool = False) -> float:
+        """At `speed` operations per second."""
+        return (self.steps + (self.recomputed if checkpointing else 0.0) + self.passes) / speed
 
 
 def training_work(architecture: Architecture, rules: Train, loads: TrainingLoads) -> Work:

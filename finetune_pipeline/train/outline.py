@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_pipeline.config import Train
-from finetune_pipeline.inference.base_weights import base_errors, require_known
-from finetune_pipeline.inference.chat_template import end_ids_of, require_template
-from finetune_pipeline.inference.model_family import max_sequence_tokens, require_supported
+from finetune_pipeline.inference.base_weights import base_errors, read_small_files
+from finetune_pipeline.inference.chat_template import end_ids_of
+from finetune_pipeline.inference.model_family import max_sequence_tokens
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.architecture import Architecture
-from finetune_pipeline.models.model_files import check_safe
 from finetune_pipeline.records import Example
 from finetune_pipeline.train.assembly import general_rows, tokenized
 from finetune_pipeline.train.audit import Audit, audit
@@ -45,15 +44,10 @@ def outline_of(folder: Path, examples: Mapping[str, list[Example]], system: str,
     """`folder`: of the base model; `examples`: by split, "train" among them. ModelError as loading the model raises it,
     as far as it can be known from its small files."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     with base_errors(folder):
-        check_safe(folder)
-        require_known(folder)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        require_supported(config)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        require_template(tokenizer, str(folder))
+        config, tokenizer = read_small_files(folder)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     base = Base(model, tokenizer, end_ids_of(folder, tokenizer), config.dtype or torch.float32)

@@ -50,7 +50,7 @@ def run(spec: PlanSpec, report: Reporter) -> TrainingPlan:
     device = _device(spec)
     forward: Forward = PackedForward(outline.base.model, outline.prefix)
     counted = _counted(spec, outline, forward, report)
-    alone = _fit(spec, outline, forward, counted, device, 1)
+    alone = _fit(spec, outline, forward, counted, device)
     speed = device.gflops * 1e9 * UTILIZATION[device.kind]
     expected = training_work(outline.architecture, training.rules, counted.loads).seconds(speed, alone.checkpointing)
     probe, unmeasured = None, ""
@@ -80,9 +80,10 @@ def _counted(spec: PlanSpec, outline: Outline, forward: Forward, report: Reporte
     return count(forward, outline.architecture, rules, bf16, rows, validation, replay, objective_of(rules))
 
 
-def _fit(spec: PlanSpec, outline: Outline, forward: Forward, counted: Counted, device: Device, devices: int) -> Fit:
+def _fit(spec: PlanSpec, outline: Outline, forward: Forward, counted: Counted, device: Device) -> Fit:
+    """On one device."""
     bf16 = device.precision == "bf16"
-    setting = Setting(device.kind, bf16, forward.name, devices=devices, parts=counted.parts)
+    setting = Setting(device.kind, bf16, forward.name, parts=counted.parts)
     return fit(
         outline.architecture, spec.training.rules, setting, counted.largest, counted.longest, device.available_mb
     )
