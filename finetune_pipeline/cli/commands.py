@@ -24,6 +24,19 @@ def show(text: str) -> None:
     out.print(text, soft_wrap=True)
 
 
+def materialize(task: str, until: str | None = None) -> None:
+    """Materialize what is missing or stale of a task; where a gate or people stop it, show its state before the
+    error."""
+    from finetune_pipeline.cli.status import summary
+    from finetune_pipeline.defs.run import run_task
+
+    try:
+        run_task(task, RichTerminal(out), until=until)
+    except (GateRefused, WaitingForPeople):
+        out.print(summary(task))
+        raise
+
+
 class Commands(click.Group):
     """A group of commands; a FinetuneError is printed and ends the process with its exit code."""
 
@@ -80,13 +93,8 @@ def validate(task: str) -> None:
 def run(task: str) -> None:
     """Materialize the missing and stale assets of TASK; stops where a review by people is needed."""
     from finetune_pipeline.cli.status import summary
-    from finetune_pipeline.defs.run import run_task
 
-    try:
-        run_task(task, RichTerminal(out))
-    except (GateRefused, WaitingForPeople):
-        out.print(summary(task))
-        raise
+    materialize(task)
     out.print(summary(task))
 
 
@@ -96,13 +104,8 @@ def run(task: str) -> None:
 def train(task: str, show_tokens: bool) -> None:
     """Materialize the adapter of TASK, and what it needs."""
     from finetune_pipeline.cli.status import summary
-    from finetune_pipeline.defs.run import run_task
 
-    try:
-        run_task(task, RichTerminal(out), until="data_split" if show_tokens else "adapter")
-    except (GateRefused, WaitingForPeople):
-        out.print(summary(task))
-        raise
+    materialize(task, until="data_split" if show_tokens else "adapter")
     if not show_tokens:
         out.print(summary(task))
         return
@@ -120,15 +123,9 @@ def plan(task: str) -> None:
 
     It materializes what is missing up to the plan, and shows on which devices and with which methods it fits."""
     from finetune_pipeline.cli.plan import shown
-    from finetune_pipeline.cli.status import summary
-    from finetune_pipeline.defs.run import run_task
     from finetune_pipeline.materialize import open_task
 
-    try:
-        run_task(task, RichTerminal(out), until="training_plan")
-    except (GateRefused, WaitingForPeople):
-        out.print(summary(task))
-        raise
+    materialize(task, until="training_plan")
     out.print(shown(*open_task(task)))
 
 
