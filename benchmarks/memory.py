@@ -15,12 +15,13 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from machine import machine
-from sample_task import DATA, sample_model, sample_rows
+from sample_task import DATA, sample_rows
+from training_job import examples, training_spec
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -85,6 +86,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> Row:
     training = spec_of(folder, SETTINGS.get(name, {}), count, options.model)
     threads = training.rules.threads
     planned = PlanSpec(training, folder / "plan")
+    planned.folder.mkdir()
     plan = local.run("finetune_pipeline.train.plan.job", planned, TrainingPlan, planned.folder, Silent(), threads)
     began = time.monotonic()
     job = folder / "job"
@@ -99,47 +101,22 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> Row:
 def spec_of(folder: Path, settings: dict[str, Any], count: int, model: Path | None) -> Any:
     """The training of `count` rows; an eighth as many are validation rows."""
     from finetune_pipeline.config import Train, load_task
-    from finetune_pipeline.records.jsonl import write_jsonl
-    from finetune_pipeline.train.spec import TrainingSpec
 
-    for name in ("plan", "job", "out"):
-        (folder / name).mkdir(parents=True)
-    task, examples = load_task(DATA), examples_of(sample_rows(), pairs="objective" in settings)
+    task, found = load_task(DATA), examples_of(sample_rows(), pairs="objective" in settings)
     validation = max(1, count // 8)
-    write_jsonl(folder / "validation.jsonl", examples[:validation])
-    write_jsonl(folder / "train.jsonl", examples[validation : validation + count])
     rules = Train.model_validate({"num_epochs": 1, "learning_rate": 1e-4, **settings})
-    return TrainingSpec(
-        task="benchmark_memory",
-        base=model or sample_model(),
-        base_id="benchmark",
-        train=folder / "train.jsonl",
-        validation=folder / "validation.jsonl",
-        system=task.prompt.system,
-        answer=task.answer,
-        rules=rules,
-        checkpoints=folder / "job" / "steps",
-        out=folder / "out",
-        params={},
-        dataset_name="benchmark",
-        dataset_digest="benchmark",
+    rows = found[validation : validation + count]
+    return training_spec(
+        "memory", folder, rows, found[:validation], rules, system=task.prompt.system, answer=task.answer, model=model
     )
 
 
 def examples_of(rows: Sequence[tuple[str, str]], pairs: bool) -> list[Any]:
     """The rows as examples; with `pairs`, the completion of another row is the rejected one."""
-    from finetune_pipeline.records import Example, Message
-
     others = [completion for _, completion in (*rows[1:], rows[0])]
     return [
-        Example(
-            str(number),
-            (Message("user", prompt), Message("assistant", completion)),
-            "benchmark",
-            str(number),
-            rejected=other if pairs and other != completion else None,
-        )
-        for number, ((prompt, completion), other) in enumerate(zip(rows, others, strict=True))
+        replace(example, rejected=other) if pairs and other != example.completion else example
+        for example, other in zip(examples(rows), others, strict=True)
     ]
 
 

@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import Any
 
 from machine import machine
-from sample_task import DATA, sample_model, sample_rows
+from sample_task import DATA, sample_rows
+from training_job import Row, answered, examples, read, training_spec, without
 
 CONFIDENCE = 0.95
-FIELD = re.compile(r"([^,\[\]]+)\[([^\]]*)\]")
 INTENT = "Name the intent of the customer's message."
 MEANING = "Write the facts of the sentence about a place as a list: name[value], name[value]."
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -48,14 +48,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 # a rate that suits the method: full weights need a smaller one
 RATES = {"lora": 1e-3, "qlora": 1e-3, "full": 1e-4}
-Row = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """`out`: the folder of the adapter or model; `result`: training.json."""
+    """`spec`: of the training; `result`: training.json."""
 
-    out: Path
+    spec: Any
     result: Any
     seconds: float
 
@@ -176,16 +175,11 @@ def fit(
 ) -> tuple[Trained, Any]:
     """Train on the rows, a twentieth of which (at most 200) are validation rows; a function that answers test rows, and
     says which answers are right."""
-    from finetune_pipeline.records import Example, Message
-
-    examples = [
-        Example(str(n), (Message("user", text), Message("assistant", completion)), "benchmark", str(n))
-        for n, (text, completion) in enumerate(rows)
-    ]
-    random.Random(seed).shuffle(examples)
-    count = min(200, len(examples) // 20)
-    trained = train_job(options, changed or {}, seed, folder, examples[count:], examples[:count], system, labels)
-    return trained, lambda test: answered(options, trained, system, labels, test)
+    found = examples(rows)
+    random.Random(seed).shuffle(found)
+    count = min(200, len(found) // 20)
+    trained = train_job(options, changed or {}, seed, folder, found[count:], found[:count], system, labels)
+    return trained, lambda test: answered(trained.spec.base, trained.spec.out, system, test, labels)
 
 
 def train_job(
@@ -201,86 +195,17 @@ def train_job(
     from finetune_pipeline.backends import local
     from finetune_pipeline.config import AnswerFormat, Train
     from finetune_pipeline.records import Silent
-    from finetune_pipeline.records.jsonl import write_jsonl
-    from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
+    from finetune_pipeline.train.spec import TrainingResult
 
     given = {name: json.loads(value) for name, _, value in (each.partition("=") for each in options.set)}
     rules = Train.model_validate({**SETTINGS[options.what], **changed, **given, "seed": seed})
-    for name in ("job", "out"):
-        (folder / name).mkdir(parents=True)
-    write_jsonl(folder / "train.jsonl", train)
-    write_jsonl(folder / "validation.jsonl", validation)
-    spec = TrainingSpec(
-        task=f"benchmark_{options.what}",
-        base=options.model or sample_model(),
-        base_id="benchmark",
-        train=folder / "train.jsonl",
-        validation=folder / "validation.jsonl",
-        system=system,
-        answer=AnswerFormat(format="label", labels=tuple(labels)) if labels else AnswerFormat(),
-        rules=rules,
-        checkpoints=folder / "job",
-        out=folder / "out",
-        params={},
-        dataset_name="benchmark",
-        dataset_digest="benchmark",
+    answer = AnswerFormat(format="label", labels=tuple(labels)) if labels else None
+    spec = training_spec(
+        options.what, folder, train, validation, rules, system=system, answer=answer, model=options.model
     )
     start = time.monotonic()
     result = local.run("finetune_pipeline.train.job", spec, TrainingResult, folder / "job", Silent(), rules.threads)
-    return Trained(folder / "out", result, time.monotonic() - start)
-
-
-def answered(
-    options: argparse.Namespace, trained: Trained, system: str, labels: Sequence[str], test: Sequence[Row]
-) -> list[bool]:
-    from finetune_pipeline.config import AnswerFormat
-    from finetune_pipeline.inference.answerer import LocalModel
-    from finetune_pipeline.inference.generate import Generation
-    from finetune_pipeline.inference.loading import load
-
-    loaded = load(options.model or sample_model(), trained.out)
-    chats = {
-        str(n): [{"role": "system", "content": system}, {"role": "user", "content": text}]
-        for n, (text, _) in enumerate(test)
-    }
-    tokens = loaded.tokenizer([completion for _, completion in test], add_special_tokens=False)["input_ids"]
-    settings = Generation("tuned", 2 + max(map(len, tokens)))
-    answers = LocalModel(loaded, AnswerFormat()).answer(chats, settings, labels=labels)
-    texts = {answer.id: answer.text for answer in answers}
-    return [same(texts[str(n)], completion) for n, (_, completion) in enumerate(test)]
-
-
-def same(answer: str, expected: str) -> bool:
-    """Equal as text, as JSON, or as a list of fields in any order."""
-    if FIELD.search(expected):
-        return sorted(FIELD.findall(answer.replace(", ", ","))) == sorted(FIELD.findall(expected.replace(", ", ",")))
-    try:
-        return bool(json.loads(answer) == json.loads(expected))
-    except ValueError:
-        return answer.strip() == expected.strip()
-
-
-def read(path: Path) -> list[Row]:
-    """The first two columns."""
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = csv.reader(file)
-        next(lines)
-        return [(line[0].strip(), line[1].strip()) for line in lines]
-
-
-def without(train: Sequence[Row], test: Sequence[Row]) -> list[Row]:
-    """The training rows whose text is in no test row, each text once."""
-
-    def folded(text: str) -> str:
-        return " ".join(re.findall(r"\w+", text.casefold()))
-
-    seen = {folded(text) for text, _ in test}
-    kept = []
-    for text, label in train:
-        if folded(text) not in seen:
-            seen.add(folded(text))
-            kept.append((text, label))
-    return kept
+    return Trained(spec, result, time.monotonic() - start)
 
 
 def naive_bayes(train: Sequence[Row], test: Sequence[Row]) -> list[bool]:
