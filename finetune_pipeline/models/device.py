@@ -100,12 +100,14 @@ def free_mb() -> float:
     return float(torch.cuda.mem_get_info()[0] + kept) / 1e6
 
 
-def reachable_mb() -> float:
-    """Memory of the device in MB that this process could hold all in all: what is free, and what it holds already."""
+def reachable_mb(processes: int = 1) -> float:
+    """Memory of the device in MB that this process could hold all in all: what is free, and what it holds already. On a
+    CPU, so many `processes` share it; each has a GPU of its own."""
     import torch
 
-    held = psutil.Process().memory_info().rss if kind() == "cpu" else torch.cuda.memory_allocated()
-    return free_mb() + held / 1e6
+    if kind() == "cuda":
+        return free_mb() + float(torch.cuda.memory_allocated()) / 1e6
+    return (free_mb() + psutil.Process().memory_info().rss / 1e6) / processes
 
 
 def total_mb() -> float:

@@ -18,7 +18,7 @@ from finetune_pipeline.errors import TrainingFailed
 from finetune_pipeline.inference.model_family import decoder_parts, max_sequence_tokens, within_limit
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.architecture import Architecture
-from finetune_pipeline.models.device import release_memory, uses_bf16
+from finetune_pipeline.models.device import uses_bf16
 from finetune_pipeline.records import SILENT, Example, Reporter, read_jsonl
 from finetune_pipeline.train.audit import Audit, audit
 from finetune_pipeline.train.distributed import ALONE, Ranks
@@ -142,7 +142,6 @@ def assemble(
         ranks=ranks,
     )
     _fit(setup, Architecture.of_folder(spec.base), report, sharded)
-    release_memory()  # of the comparison of forward passes
     setup.optimizer = optimizer_for(setup.trainable.weights, setup.rules)
     return setup
 

@@ -16,7 +16,7 @@ the training's own precision, with wider tolerances.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -84,12 +84,14 @@ def difference(model: Any, weights: Mapping[str, Any], make: Any, rows: Sequence
     """How the forward pass that `make` returns differs from the model's own, in words; "" if it does not."""
     import torch
 
-    if _fp32_fits(model):
-        try:
-            return _compare(model, weights, make, rows, in_fp32=True)
-        except torch.OutOfMemoryError:
+    try:
+        if _fp32_fits(model):
+            with suppress(torch.OutOfMemoryError):
+                return _compare(model, weights, make, rows, in_fp32=True)
             release_memory()
-    return _compare(model, weights, make, rows, in_fp32=False)
+        return _compare(model, weights, make, rows, in_fp32=False)
+    finally:
+        release_memory()
 
 
 def _fp32_fits(model: Any) -> bool:

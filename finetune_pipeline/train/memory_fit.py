@@ -66,11 +66,10 @@ def fit_to_memory(
 
 
 def _available_mb(ranks: Ranks) -> float:
-    """Of each rank; all use the value of the first, so that they decide alike. A machine's ranks on the processor share
-    its memory."""
+    """Of each rank; all use the value of the first, so that they decide alike."""
     import torch
 
-    value = torch.tensor([reachable_mb() / (ranks.size if kind() == "cpu" else 1)], device=kind())
+    value = torch.tensor([reachable_mb(ranks.size)], device=kind())
     ranks.broadcast([value])
     return float(value)
 

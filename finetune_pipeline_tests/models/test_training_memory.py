@@ -16,6 +16,7 @@ from finetune_pipeline.train.method import Base, make_trainable
 from finetune_pipeline.train.packing import PackedForward
 from finetune_pipeline.train.padding import PaddedForward
 from finetune_pipeline.train.tokenize import Completion, TokenizedExample
+from finetune_pipeline_tests.models.sizes import seven
 from finetune_pipeline_tests.train.architectures import tiny
 from finetune_pipeline_tests.train.setup import kept_bytes
 
@@ -46,13 +47,6 @@ def test_activations_are_those_that_a_forward_pass_keeps(
     setting = Setting("cpu", bf16, kind)
     predicted = training_memory(architecture, rules, setting, forward.load(ROWS)).activations_mb
     assert predicted * 1e6 == pytest.approx(kept_bytes(forward, ROWS, bf16), rel=0.2)
-
-
-def seven() -> Architecture:
-    """Llama 2 7B: the sizes of transformers' LlamaConfig."""
-    from transformers import LlamaConfig
-
-    return Architecture.of_config(LlamaConfig())
 
 
 def seven_on(gpu: GpuName, method: str, devices: int = 1, **declared: Any) -> Fit:

@@ -18,7 +18,7 @@ from finetune_pipeline.suitability.facts import Facts
 from finetune_pipeline.suitability.probe import measure
 from finetune_pipeline.suitability.rules import recommend
 from finetune_pipeline_tests.artifacts import example, finished, task, task_store
-from finetune_pipeline_tests.suitability.sizes import tiny
+from finetune_pipeline_tests.models.sizes import tiny
 
 LABELS = ["delivery", "refund"]
 

@@ -15,7 +15,7 @@ from finetune_pipeline.suitability.estimates import (
     estimate_training,
 )
 from finetune_pipeline.suitability.facts import Facts
-from finetune_pipeline_tests.suitability.sizes import seven, seventy, smollm
+from finetune_pipeline_tests.models.sizes import seven, seventy, smollm
 
 SMOLLM = smollm()
 FACTS = Facts(1000, 640, 0, "json", 500, 2, 1, system_tokens=50, prompt_tokens=40, completion_tokens=20)

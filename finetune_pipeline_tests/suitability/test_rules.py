@@ -18,7 +18,7 @@ from finetune_pipeline.suitability.rules import (
     recommend,
     recommend_tool,
 )
-from finetune_pipeline_tests.suitability.sizes import seven, smollm
+from finetune_pipeline_tests.models.sizes import seven, smollm
 
 SMALL = smollm()
 GOOD = Facts(1000, 800, 10, "json", 300, 4, 3, system_tokens=50, prompt_tokens=40, completion_tokens=20)

@@ -16,6 +16,7 @@ from finetune_pipeline.backends import launch
 from finetune_pipeline.config import AnswerFormat, Backend, Train
 from finetune_pipeline.errors import JobCanceled
 from finetune_pipeline.records import Reporter, Silent, write_jsonl
+from finetune_pipeline.train import job
 from finetune_pipeline.train.distributed import Ranks, assignment
 from finetune_pipeline.train.spec import TrainingResult, TrainingSpec
 from finetune_pipeline_tests.train.ranks_job import OBJECTIVES, Losses, Trainings, full_losses, train_all
@@ -46,10 +47,22 @@ def train(
     **settings: Any,
 ) -> TrainingResult:
     """The real training job, 3 steps an epoch, with a checkpoint at each."""
+    backend = Backend.model_validate({"kind": "torchrun", "processes_per_node": 2, **settings})
+    spec = training(base, folder, epochs, shard, rules)
+    return launch.run(JOB, spec, TrainingResult, folder / "job", report or Silent(), backend)
+
+
+def train_alone(base: Path, folder: Path, epochs: float = 4, rules: Train = RULES) -> TrainingResult:
+    """The same in this process."""
+    (folder / "job").mkdir(parents=True)
+    return job.run(training(base, folder, epochs, False, rules), Silent())
+
+
+def training(base: Path, folder: Path, epochs: float, shard: bool, rules: Train) -> TrainingSpec:
     out = folder / "out"
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(folder / "rows.jsonl", rows(12))
-    spec = TrainingSpec(
+    return TrainingSpec(
         task="colors",
         base=base,
         base_id="tiny",
@@ -65,8 +78,6 @@ def train(
         dataset_digest="d1",
         shard=shard,
     )
-    backend = Backend.model_validate({"kind": "torchrun", "processes_per_node": 2, **settings})
-    return launch.run(JOB, spec, TrainingResult, folder / "job", report or Silent(), backend)
 
 
 def history(folder: Path) -> list[dict[str, float]]:
@@ -80,7 +91,7 @@ def weights(folder: Path) -> bytes:
 def test_two_processes_train_as_one_does(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "two"
     two = train(tiny_model, folder)
-    one = train(tiny_model, tmp_path / "one", kind="local", processes_per_node=1)
+    one = train_alone(tiny_model, tmp_path / "one")
     assert (one.processes, two.processes) == (1, 2)
     first = {name: value for name, value in history(tmp_path / "one")[1].items() if name not in SPEED}
     assert {name: history(folder)[1][name] for name in first} == pytest.approx(first, rel=FIRST)
@@ -149,11 +160,11 @@ def test_two_machines_resume_by_themselves_after_a_kill(tiny_model: Path, tmp_pa
         free.bind(("127.0.0.1", 0))
         rendezvous = f"127.0.0.1:{free.getsockname()[1]}"
     second = Second(tmp_path, step=1)
-    two = train(tiny_model, tmp_path, second, epochs=40, nodes=2, processes_per_node=1, rendezvous=rendezvous)
+    two = train(tiny_model, tmp_path, second, epochs=20, nodes=2, processes_per_node=1, rendezvous=rendezvous)
     assert second.agent is not None and second.agent.wait(60) == 0
-    assert second.killed and 0 < two.resumed_at < two.steps == 120
+    assert second.killed and 0 < two.resumed_at < two.steps == 60
     assert "a process of the job was killed; restart 1 of the job, from its last checkpoint" in second.lines
-    train(tiny_model, tmp_path / "straight", epochs=40)
+    train(tiny_model, tmp_path / "straight", epochs=20)
     assert weights(tmp_path) == weights(tmp_path / "straight")
 
 

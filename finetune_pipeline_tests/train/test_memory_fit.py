@@ -20,7 +20,7 @@ WIDE = RULES.model_copy(update={"batch_size": 12})
 
 def fitted(setup: Setup, rules: Train, available_mb: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Train, list[str]]:
     architecture, report = Architecture.of_folder(setup.folder), LogRecorder()
-    monkeypatch.setattr(memory_fit, "reachable_mb", lambda: available_mb)
+    monkeypatch.setattr(memory_fit, "reachable_mb", lambda processes=1: available_mb)
     return fit_to_memory(setup.forward, architecture, rules, setup.rows, [], report), report.lines
 
 

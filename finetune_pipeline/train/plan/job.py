@@ -15,7 +15,7 @@ from finetune_pipeline.models.device import device_name, kind, name_of, reachabl
 from finetune_pipeline.models.gemm import gflops
 from finetune_pipeline.models.training_fit import Fit, fit
 from finetune_pipeline.models.training_memory import Setting
-from finetune_pipeline.models.training_work import UTILIZATION, forward_flops, step_flops, training_work
+from finetune_pipeline.models.training_work import forward_flops, step_flops, training_work
 from finetune_pipeline.records import Example, Reporter, read_jsonl
 from finetune_pipeline.train.assembly import replay_for, require_passed
 from finetune_pipeline.train.forward import Forward
@@ -51,15 +51,16 @@ def run(spec: PlanSpec, report: Reporter) -> TrainingPlan:
     forward: Forward = PackedForward(outline.base.model, outline.prefix)
     counted = _counted(spec, outline, forward, report)
     alone = _fit(spec, outline, forward, counted, device)
-    speed = device.gflops * 1e9 * UTILIZATION[device.kind]
-    expected = training_work(outline.architecture, training.rules, counted.loads).seconds(speed, alone.checkpointing)
+    work = training_work(outline.architecture, training.rules, counted.loads)
+    expected = work.seconds(device.expected_speed, alone.checkpointing)
     probe, unmeasured = None, ""
     if alone.verdict == "TOO BIG":
         unmeasured = "it does not fit into the memory of this device"
     elif expected < MEASURED_FROM:
         unmeasured = f"it takes less than {MEASURED_FROM:.0f} seconds"
     else:
-        sample = _sample(spec, outline, forward, counted, speed, min(MOST, max(LEAST, SHARE * expected)))
+        budget = min(MOST, max(LEAST, SHARE * expected))
+        sample = _sample(spec, outline, forward, counted, device.expected_speed, budget)
         probe, forward = measure(spec, outline, sample, time.monotonic() - began, report)
         if forward.name != PackedForward.name:
             counted = _counted(spec, outline, forward, report)
@@ -68,7 +69,7 @@ def run(spec: PlanSpec, report: Reporter) -> TrainingPlan:
 
 def _device(spec: PlanSpec) -> Device:
     bf16 = uses_bf16(spec.training.rules.precision)
-    available = reachable_mb() / (spec.processes_per_node if kind() == "cpu" else 1)
+    available = reachable_mb(spec.processes_per_node)
     return Device(kind(), device_name(), name_of(bf16), gflops(kind(), bf16), available, spec.processes)
 
 

@@ -9,7 +9,7 @@ Of long trainings, STEPS steps evenly over all are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from finetune_pipeline.config import Train
@@ -54,9 +54,7 @@ def count(
     """All of a training on `rows`. `forward`: of any model of this family, also without weights."""
     total = total_steps(len(rows), rules)
     looked_at = sorted({total * n // STEPS for n in range(STEPS)}) if total > STEPS else range(total)
-    batches = [[rows[index] for index in batch_at(step, len(rows), rules)] for step in looked_at]
-    texts = [replay.texts_at(step) if replay else [] for step in looked_at]
-    sampled = [step_load(forward, batch, each, rules) for batch, each in zip(batches, texts, strict=True)]
+    sampled = step_loads(forward, rows, replay, rules, looked_at)
     steps = Load.sum(sampled).times(total / len(sampled))
     validations = 1 + sum(validates_at(step, len(rows), rules) for step in range(1, total + 1)) if validation else 0
     validated = passes_load(forward, validation, rules).times(validations)
@@ -70,6 +68,13 @@ def count(
     frozen = steps.times(first + (1 - first) * (1 - _kept(architecture, steps.times(first), bf16)))
     largest, longest, parts = largest_pass(forward, rows, replay.longest if replay else [], rules)
     return Counted(total, validations, TrainingLoads(steps, frozen, validated, Load.sum(base)), largest, longest, parts)
+
+
+def step_loads(forward: Forward, rows: Rows, replay: Replay | None, rules: Train, steps: Iterable[int]) -> list[Load]:
+    """Of these optimizer steps of a training on `rows`."""
+    batches = {step: [rows[index] for index in batch_at(step, len(rows), rules)] for step in steps}
+    texts = {step: replay.texts_at(step) if replay else [] for step in batches}
+    return [step_load(forward, batch, texts[step], rules) for step, batch in batches.items()]
 
 
 def step_load(forward: Forward, batch: Rows, texts: Rows, rules: Train) -> Load:

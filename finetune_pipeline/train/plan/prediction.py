@@ -14,7 +14,7 @@ from finetune_pipeline.models.gpu_fit import gpu_fits
 from finetune_pipeline.models.trained_weights import Method
 from finetune_pipeline.models.training_fit import Fit, fits_by_method, fitting_adapter, largest_tokens
 from finetune_pipeline.models.training_memory import Setting
-from finetune_pipeline.models.training_work import UTILIZATION, forward_flops, training_work
+from finetune_pipeline.models.training_work import forward_flops, training_work
 from finetune_pipeline.train.outline import Outline
 from finetune_pipeline.train.plan.loads import Counted
 from finetune_pipeline.train.plan.spec import Device, PlanSpec, Probe, Times, TrainingPlan
@@ -78,10 +78,9 @@ def _times(
     share the work, without what they wait for each other."""
     work = training_work(architecture, rules, counted.loads)
     base = forward_flops(architecture, rules, counted.loads.base)
-    assumed = device.gflops * 1e9 * UTILIZATION[device.kind]
     steps = work.steps + (work.recomputed if checkpointing and probe is None else 0.0)
-    step_speed = (probe.step_gflops * 1e9 if probe else assumed) * device.processes
-    pass_speed = (probe.pass_gflops * 1e9 if probe and probe.pass_gflops else assumed) * device.processes
+    step_speed = (probe.step_gflops * 1e9 if probe else device.expected_speed) * device.processes
+    pass_speed = (probe.pass_gflops * 1e9 if probe and probe.pass_gflops else device.expected_speed) * device.processes
     answers = probe.answers_seconds / device.processes if probe else 0.0
     return Times(
         start=probe.start_seconds if probe else START_SECONDS,

@@ -18,7 +18,6 @@ import psutil
 
 from finetune_pipeline.config import Train
 from finetune_pipeline.models.device import PeakDeviceMemory
-from finetune_pipeline.models.training_load import Load
 from finetune_pipeline.models.training_work import forward_flops, step_flops
 from finetune_pipeline.records import PartReporter, Reporter
 from finetune_pipeline.train.assembly import TrainingSetup, assemble
@@ -27,7 +26,7 @@ from finetune_pipeline.train.forward import Forward, without_dropout
 from finetune_pipeline.train.memory_fit import largest_batches
 from finetune_pipeline.train.method import load_base
 from finetune_pipeline.train.outline import Outline
-from finetune_pipeline.train.plan.loads import passes_load, step_load
+from finetune_pipeline.train.plan.loads import passes_load, step_loads
 from finetune_pipeline.train.plan.spec import PlanSpec, Probe
 from finetune_pipeline.train.schedule import batch_at, total_steps
 from finetune_pipeline.train.shared import Shared
@@ -80,7 +79,8 @@ def measure(spec: PlanSpec, outline: Outline, sample: Sample, before: float, rep
         seconds = _run(setup, timed, spec, TrainingState(max_tokens=warm.max_tokens), report)
         passes = _passes_seconds(setup, spec, warm.max_tokens, report)
         answers = _answers_seconds(setup, training, report)
-    flops = step_flops(outline.architecture, training.rules, _loads(setup, timed))
+    loads = step_loads(setup.forward, timed, setup.replay, setup.rules, range(len(seconds)))
+    flops = step_flops(outline.architecture, training.rules, loads)
     validated = passes_load(setup.forward, setup.rows["validation"], setup.rules)
     probe = Probe(
         steps=len(seconds),
@@ -113,20 +113,6 @@ def _run(
     loop.peak_share = lambda _, spent: seconds.append(spent) or 0.0  # type: ignore[func-returns-value]
     loop.run(rows, [], state, setup.optimizer)
     return seconds
-
-
-def _loads(setup: TrainingSetup, rows: Sequence[TokenizedExample]) -> list[Load]:
-    """Of the steps that `_run` makes of the rows."""
-    texts, rules = setup.replay, setup.rules
-    return [
-        step_load(
-            setup.forward,
-            [rows[index] for index in batch_at(step, len(rows), rules)],
-            texts.texts_at(step) if texts else [],
-            rules,
-        )
-        for step in range(total_steps(len(rows), rules))
-    ]
 
 
 def _passes_seconds(setup: TrainingSetup, spec: PlanSpec, max_tokens: int, report: Reporter) -> float:

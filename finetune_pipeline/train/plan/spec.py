@@ -12,6 +12,7 @@ from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.config import GpuName
 from finetune_pipeline.models.gpu_fit import GpuFit
 from finetune_pipeline.models.training_fit import Fit
+from finetune_pipeline.models.training_work import UTILIZATION
 from finetune_pipeline.train.spec import TrainingSpec
 
 
@@ -41,6 +42,11 @@ class Device(JobData):
     gflops: float
     available_mb: float
     processes: int
+
+    @property
+    def expected_speed(self) -> float:
+        """Of one process in a training, where no step was measured (operations per second)."""
+        return self.gflops * 1e9 * UTILIZATION[self.kind]
 
 
 @dataclass(frozen=True)

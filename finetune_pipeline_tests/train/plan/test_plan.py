@@ -107,7 +107,7 @@ def test_a_short_training_is_not_measured(tiny_model: Path, store: TaskStore, tm
 def test_what_does_not_fit_is_said_and_no_weights_are_loaded(
     tiny_model: Path, store: TaskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "reachable_mb", lambda: 500.0)
+    monkeypatch.setattr(job, "reachable_mb", lambda processes=1: 500.0)
     monkeypatch.setattr(job, "measure", None)
     _, outcome, plan = planned(declared(tiny_model), store, tmp_path)
     assert plan.fit.verdict == "TOO BIG" and plan.most_tokens is None and plan.recommended is None
