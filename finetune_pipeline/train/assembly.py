@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import TrainingFailed
-from finetune_pipeline.inference.model_family import decoder_parts, max_sequence_tokens, within_limit
+from finetune_pipeline.inference.model_family import decoder_parts, max_sequence_tokens
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.architecture import Architecture
 from finetune_pipeline.models.device import uses_bf16
@@ -30,7 +30,7 @@ from finetune_pipeline.train.objective import Objective, objective_of, require_r
 from finetune_pipeline.train.optimizer import optimizer_for
 from finetune_pipeline.train.peak_share import PeakShare
 from finetune_pipeline.train.reference import Reference
-from finetune_pipeline.train.replay import Replay, general_texts, whole_texts
+from finetune_pipeline.train.replay import Replay, general_rows, replay_for
 from finetune_pipeline.train.row_selection import selected
 from finetune_pipeline.train.schedule import total_steps
 from finetune_pipeline.train.sharding import require_shardable, spread
@@ -229,29 +229,6 @@ def _log_unused(examples: list[Example], rows: list[TokenizedExample], report: R
     unused = len({example.id for example in examples}) - len({row.id for row in rows})
     if unused:
         report.log(f"{unused} of {len(examples)} training rows have no rejected completion and are not used")
-
-
-def replay_for(
-    forward: Forward,
-    base: Base,
-    rules: Train,
-    texts: list[TokenizedExample],
-    report: Reporter,
-    known: dict[str, Any] | None = None,
-) -> Replay | None:
-    """The replay of general texts (`general_rows`), without those that are longer than the model's limit; None when
-    none is left. `known`: states of texts that were measured before."""
-    texts = within_limit(texts, lambda text: text.tokens, base.model.config, "general texts", report)
-    if not texts:
-        return None
-    return Replay(forward, texts, rules.keep_general, rules.seed, uses_bf16(rules.precision), known)
-
-
-def general_rows(base: Base, rules: Train) -> list[TokenizedExample]:
-    """The general texts as token ids; none where `train.keep_general.weight` is 0."""
-    if not rules.keep_general.weight:
-        return []
-    return whole_texts(tokenize(general_texts(), base.tokenizer, "", base.end_ids))
 
 
 def _examples(path: Path) -> list[Example]:

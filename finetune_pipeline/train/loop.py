@@ -2,9 +2,9 @@
 
     Loop(setup, folder, report, log_metrics).run(train, validation, TrainingState(), optimizer)
 
-What it computes is in objective.py, replay.py and the forward pass; the order of the rows is in schedule.py. It stops
-when the loss diverges or stays without a finite value. A step whose loss or gradient is not finite is skipped before it
-changes a weight. When the device runs out of memory, the step is computed again in smaller parts.
+What it computes is in objective.py, replay.py and the forward pass; the order of the rows is in schedule.py, and when
+it ends early in stopping.py. A step whose loss or gradient is not finite is skipped before it changes a weight. When
+the device runs out of memory, the step is computed again in smaller parts.
 """
 
 from __future__ import annotations
@@ -29,15 +29,12 @@ from finetune_pipeline.train.reference import Reference
 from finetune_pipeline.train.replay import Replay
 from finetune_pipeline.train.schedule import batch_at, learning_rate_at, total_steps, validates_at
 from finetune_pipeline.train.sharding import clip, refresh
+from finetune_pipeline.train.stopping import count_skipped, count_without_gain, is_best, require_convergence
 from finetune_pipeline.train.tokenize import TokenizedExample
 
-SMOOTHING = 0.9  # of the exponential moving average of the loss
-SMOOTHED_STEPS = 50
-FIRST_CHECKED_STEP = 20  # for divergence: the loss of a few steps says nothing
 RANK_SEEDS = 1_000_003  # between the random seeds of the ranks
 GENERAL = "general_divergence"
 SHOWN = ("loss", "validation_loss", "validation_score", "learning_rate", "tokens_per_second", "peak_share")
-MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
 
 
 @dataclass
@@ -91,7 +88,7 @@ class Loop:
                 line.update(self.validate(validation, state.max_tokens))
                 self._note_validation(state, line)
                 validated = line
-            self._check_divergence(state)
+            require_convergence(state, self.rules.divergence_factor)
             self.log_metrics(_metrics(line) | {"seconds_left": _seconds_left(state, total)}, state.step)
             self._progress(state, total, validated)
             if state.step < total and self._checkpoint_due():
@@ -129,7 +126,7 @@ class Loop:
             line["loss"], line["gradient_norm"] = loss, norm
         else:
             line["skipped"] = 1
-            self._note_skipped(state, batch, loss, norm)
+            count_skipped(state, [row.id for row in batch], loss, norm, self.report)
         optimizer.zero_grad(set_to_none=True)
         seconds = time.monotonic() - started
         line["tokens_per_second"] = tokens / seconds
@@ -248,54 +245,17 @@ class Loop:
 
     def _note_validation(self, state: TrainingState, line: HistoryLine) -> None:
         """Keep the weights if they are the best so far; stop when `train.validation.patience` is exhausted."""
-        rules, loss = self.rules.validation, line["validation_loss"]
-        if state.best_loss is None or loss < state.best_loss:
-            state.best_loss, state.best_step, state.without_gain = loss, state.step, 0
-            if rules.keep == "best":
-                checkpoint.save_best(self.folder, state, self.weights, self.ranks)
-            return
-        state.without_gain += 1
-        if rules.patience is not None and state.without_gain >= rules.patience:
-            state.stopped = True
-            self.report.log(
-                f"stopped at step {state.step}: the validation loss was lowest at step {state.best_step} "
-                f"({state.best_loss:.4f}; now {loss:.4f})"
-            )
-
-    def _note_skipped(self, state: TrainingState, batch: Sequence[TokenizedExample], loss: float, norm: float) -> None:
-        """Log a skipped step. TrainingFailed when there were MAX_SKIPPED in a row."""
-        state.skipped += 1
-        rows = ", ".join(row.id for row in batch[:3])
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
-        self.report.log(f"step {state.step + 1} was skipped: {what} (rows {rows} …)")
-        recent = state.history[-MAX_SKIPPED + 1 :]
-        if len(recent) == MAX_SKIPPED - 1 and all("skipped" in line for line in recent):
-            first = next((line["step"] for line in state.history if "skipped" in line), state.step + 1)
-            raise TrainingFailed(
-                f"{what} at step {state.step + 1}, as in the {MAX_SKIPPED - 1} steps before; first at step {first}; no "
-                "such step was applied",
-                "lower `train.learning_rate`, or set `train.precision: fp32`; the last checkpoint is not affected",
-            )
+        rules = self.rules.validation
+        if not is_best(state, line["validation_loss"]):
+            count_without_gain(state, line["validation_loss"], rules.patience, self.report)
+        elif rules.keep == "best":
+            checkpoint.save_best(self.folder, state, self.weights, self.ranks)
 
     def _progress(self, state: TrainingState, total: int, validated: HistoryLine) -> None:
         """Report the figures of the last step, and those of the last validation."""
         line = {"loss": math.nan, **_metrics(validated), **_metrics(state.history[-1])}
         figures = {name: line[name] for name in SHOWN if name in line}
         self.report.progress("training", state.step, total, **figures, seconds_left=_seconds_left(state, total))
-
-    def _check_divergence(self, state: TrainingState) -> None:
-        """TrainingFailed when the smoothed loss exceeds `divergence_factor` times the loss of the first step."""
-        first = next((line["loss"] for line in state.history if "loss" in line), None)
-        if first is None:
-            return
-        smoothed = first
-        for line in state.history[-SMOOTHED_STEPS:]:
-            smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * line.get("loss", smoothed)
-        if state.step >= FIRST_CHECKED_STEP and smoothed > self.rules.divergence_factor * first:
-            raise TrainingFailed(
-                f"the loss diverges: {smoothed:.3f} at step {state.step}, {first:.3f} at the start",
-                "lower `train.learning_rate`, or raise `train.warmup_ratio`",
-            )
 
 
 def _seconds_left(state: TrainingState, total: int) -> float:

@@ -20,10 +20,11 @@ from finetune_pipeline.inference.model_family import max_sequence_tokens
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.architecture import Architecture
 from finetune_pipeline.records import Example
-from finetune_pipeline.train.assembly import general_rows, tokenized
+from finetune_pipeline.train.assembly import tokenized
 from finetune_pipeline.train.audit import Audit, audit
 from finetune_pipeline.train.method import Base
 from finetune_pipeline.train.objective import objective_of
+from finetune_pipeline.train.replay import general_rows
 from finetune_pipeline.train.tokenize import TokenizedExample
 
 

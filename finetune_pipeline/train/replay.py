@@ -21,13 +21,15 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from finetune_pipeline.config import KeepGeneral
-from finetune_pipeline.models.device import autocast
+from finetune_pipeline.config import KeepGeneral, Train
+from finetune_pipeline.inference.model_family import within_limit
+from finetune_pipeline.models.device import autocast, uses_bf16
 from finetune_pipeline.records import SILENT, Example, Message, Reporter
 from finetune_pipeline.train.distributed import ALONE, Ranks
 from finetune_pipeline.train.forward import Forward, without_dropout
+from finetune_pipeline.train.method import Base
 from finetune_pipeline.train.sharding import whole_copy
-from finetune_pipeline.train.tokenize import Completion, TokenizedExample
+from finetune_pipeline.train.tokenize import Completion, TokenizedExample, tokenize
 
 
 def general_texts() -> list[Example]:
@@ -128,3 +130,26 @@ class Replay:
                 target = torch.log_softmax(self._forward.logits(base, self._base_head), dim=-1)
             tuned = torch.log_softmax(self._forward.logits(states), dim=-1)
         return torch.nn.functional.kl_div(tuned, target, reduction="none", log_target=True).sum(-1)
+
+
+def replay_for(
+    forward: Forward,
+    base: Base,
+    rules: Train,
+    texts: list[TokenizedExample],
+    report: Reporter,
+    known: dict[str, Any] | None = None,
+) -> Replay | None:
+    """The replay of general texts (`general_rows`), without those that are longer than the model's limit; None when
+    none is left. `known`: states of texts that were measured before."""
+    texts = within_limit(texts, lambda text: text.tokens, base.model.config, "general texts", report)
+    if not texts:
+        return None
+    return Replay(forward, texts, rules.keep_general, rules.seed, uses_bf16(rules.precision), known)
+
+
+def general_rows(base: Base, rules: Train) -> list[TokenizedExample]:
+    """The general texts as token ids; none where `train.keep_general.weight` is 0."""
+    if not rules.keep_general.weight:
+        return []
+    return whole_texts(tokenize(general_texts(), base.tokenizer, "", base.end_ids))

@@ -13,11 +13,11 @@ import pytest
 from finetune_pipeline.config import KeepGeneral
 from finetune_pipeline.errors import JobCanceled
 from finetune_pipeline.records import Silent
-from finetune_pipeline.train import assembly, checkpoint
+from finetune_pipeline.train import checkpoint
 from finetune_pipeline.train import forward as forward_module
 from finetune_pipeline.train.loop import Loop
 from finetune_pipeline.train.padding import PaddedForward
-from finetune_pipeline.train.replay import Replay, general_texts, whole_texts
+from finetune_pipeline.train.replay import Replay, general_rows, general_texts, replay_for, whole_texts
 from finetune_pipeline.train.tokenize import TokenizedExample, tokenize
 from finetune_pipeline_tests.train.setup import RULES, LogRecorder, Setup, StopAfter
 
@@ -126,15 +126,15 @@ def test_general_texts_longer_than_the_models_limit_are_skipped_and_logged(tiny_
     rules = RULES.model_copy(update={"keep_general": KEEP})
     lengths = [text.tokens for text in short_texts(setup)]
     limit, recorder = lengths[10], LogRecorder()
-    texts = assembly.general_rows(setup.base, rules)
+    texts = general_rows(setup.base, rules)
     setup.model.config.max_position_embeddings = limit
-    replay = assembly.replay_for(setup.forward, setup.base, rules, texts, recorder)
+    replay = replay_for(setup.forward, setup.base, rules, texts, recorder)
     assert replay is not None
     kept = sum(length <= limit for length in lengths)
     assert len(replay._texts) == kept < len(lengths)
     assert f"{len(lengths) - kept} of {len(lengths)} general texts are skipped" in recorder.lines[0]
     setup.model.config.max_position_embeddings = 3
-    assert assembly.replay_for(setup.forward, setup.base, rules, texts, LogRecorder()) is None
+    assert replay_for(setup.forward, setup.base, rules, texts, LogRecorder()) is None
 
 
 def test_every_pass_over_the_texts_uses_each_once(tiny_model: Path) -> None:

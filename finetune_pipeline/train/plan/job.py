@@ -17,7 +17,7 @@ from finetune_pipeline.models.training_fit import Fit, fit
 from finetune_pipeline.models.training_memory import Setting
 from finetune_pipeline.models.training_work import forward_flops, step_flops, training_work
 from finetune_pipeline.records import Example, Reporter, read_jsonl
-from finetune_pipeline.train.assembly import replay_for, require_passed
+from finetune_pipeline.train.assembly import require_passed
 from finetune_pipeline.train.forward import Forward
 from finetune_pipeline.train.memory_fit import largest_batches
 from finetune_pipeline.train.objective import objective_of, require_rows
@@ -27,6 +27,7 @@ from finetune_pipeline.train.plan.loads import Counted, count, step_load
 from finetune_pipeline.train.plan.prediction import predict
 from finetune_pipeline.train.plan.probe import Sample, measure, sample_of
 from finetune_pipeline.train.plan.spec import Device, PlanSpec, TrainingPlan
+from finetune_pipeline.train.replay import replay_for
 from finetune_pipeline.train.token_view import token_view, write_view
 
 MEASURED_FROM = 60.0  # seconds of a training; shorter ones are estimated

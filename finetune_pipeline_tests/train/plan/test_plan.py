@@ -21,7 +21,6 @@ from finetune_pipeline.models.architecture import Architecture
 from finetune_pipeline.models.training_memory import LIBRARIES_MB
 from finetune_pipeline.records import Example, Message, Silent
 from finetune_pipeline.store import StageContext, StageResult, TaskStore
-from finetune_pipeline.train.assembly import general_rows, replay_for
 from finetune_pipeline.train.checkpoint import TrainingState
 from finetune_pipeline.train.objective import objective_of
 from finetune_pipeline.train.outline import outline_of
@@ -32,6 +31,7 @@ from finetune_pipeline.train.plan.loads import Counted, count
 from finetune_pipeline.train.plan.prediction import recommend
 from finetune_pipeline.train.plan.probe import Sample, sample_of
 from finetune_pipeline.train.plan.spec import TrainingPlan
+from finetune_pipeline.train.replay import general_rows, replay_for
 from finetune_pipeline_tests.artifacts import finished, stage_context, task, task_store
 from finetune_pipeline_tests.baseline.color_task import LABELS, base_and_split, rows
 from finetune_pipeline_tests.train.setup import RULES, SYSTEM, Setup

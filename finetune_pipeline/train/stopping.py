@@ -1,0 +1,71 @@
+"""When a training ends before its last step: without a better validation loss, or with a loss that says it fails.
+
+if not is_best(state, validation_loss):
+    count_without_gain(state, validation_loss, patience=3, report=report)     # sets state.stopped
+count_skipped(state, ["row1"], loss=math.nan, norm=1.0, report=report)  # TrainingFailed after MAX_SKIPPED in a row
+require_convergence(state, factor=3.0)                                   # TrainingFailed when the loss diverges
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from finetune_pipeline.errors import TrainingFailed
+from finetune_pipeline.records import Reporter
+from finetune_pipeline.train.checkpoint import TrainingState
+
+MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
+SMOOTHING = 0.9  # of the exponential moving average of the loss
+SMOOTHED_STEPS = 50
+FIRST_CHECKED_STEP = 20  # for divergence: the loss of a few steps says nothing
+
+
+def is_best(state: TrainingState, validation_loss: float) -> bool:
+    """Whether the validation loss is the lowest so far, which is then noted."""
+    if state.best_loss is not None and validation_loss >= state.best_loss:
+        return False
+    state.best_loss, state.best_step, state.without_gain = validation_loss, state.step, 0
+    return True
+
+
+def count_without_gain(state: TrainingState, validation_loss: float, patience: int | None, report: Reporter) -> None:
+    """Count a validation without a lower loss; stop the training, with a line in the log, after `patience` in a row."""
+    state.without_gain += 1
+    if patience is not None and state.without_gain >= patience:
+        state.stopped = True
+        report.log(
+            f"stopped at step {state.step}: the validation loss was lowest at step {state.best_step} "
+            f"({state.best_loss:.4f}; now {validation_loss:.4f})"
+        )
+
+
+def count_skipped(state: TrainingState, rows: Sequence[str], loss: float, norm: float, report: Reporter) -> None:
+    """Count and log a step that was not applied; `rows`: the ids of its batch, `norm`: of the gradient. TrainingFailed
+    when there were MAX_SKIPPED in a row."""
+    state.skipped += 1
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
+    report.log(f"step {state.step + 1} was skipped: {what} (rows {', '.join(rows[:3])} …)")
+    recent = state.history[-MAX_SKIPPED + 1 :]
+    if len(recent) == MAX_SKIPPED - 1 and all("skipped" in line for line in recent):
+        first = next((line["step"] for line in state.history if "skipped" in line), state.step + 1)
+        raise TrainingFailed(
+            f"{what} at step {state.step + 1}, as in the {MAX_SKIPPED - 1} steps before; first at step {first}; no "
+            "such step was applied",
+            "lower `train.learning_rate`, or set `train.precision: fp32`; the last checkpoint is not affected",
+        )
+
+
+def require_convergence(state: TrainingState, factor: float) -> None:
+    """TrainingFailed when the smoothed loss exceeds `factor` times the loss of the first step."""
+    first = next((line["loss"] for line in state.history if "loss" in line), None)
+    if first is None:
+        return
+    smoothed = first
+    for line in state.history[-SMOOTHED_STEPS:]:
+        smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * line.get("loss", smoothed)
+    if state.step >= FIRST_CHECKED_STEP and smoothed > factor * first:
+        raise TrainingFailed(
+            f"the loss diverges: {smoothed:.3f} at step {state.step}, {first:.3f} at the start",
+            "lower `train.learning_rate`, or raise `train.warmup_ratio`",
+        )
