@@ -29,10 +29,12 @@ from finetune_pipeline.records import Reporter
 
 Result = TypeVar("Result", bound=JobData)
 # By default, glibc returns every large block to the system and faults it in again page by page: an elementwise product
-# of 4 MB matrices took three times as long. This keeps the memory, in huge pages. Other allocators ignore the settings.
+# of 4 MB matrices took three times as long. This keeps blocks of up to 64 MB, in huge pages. torch asks for aligned
+# blocks, whose edges glibc gives to small allocations (tcache, fast bins): a freed block is then a little too small for
+# the next one of its size, and the heap grew to twice what was in use. So both are off. Other allocators ignore this.
 ALLOCATOR = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
+    "MALLOC_MMAP_THRESHOLD_": str(2**26),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**26),
 }
