@@ -2,7 +2,7 @@
 
     gpu_fits(architecture, Train(), "packed", pass_load, longest, loads, {"h100": 2.5})
     # (GpuFit("l4", "lora", count=1, verdict="FITS", …), …): every GPU of models/gpus.py, for every method
-    gpu_rows(fits, "USD")      # [("NVIDIA L4 24 GB", "1: 12 min, 0.20 USD", "1: 14 min", "not in 8"), …]
+    gpu_rows(fits, "USD")      # [("NVIDIA L4 24 GB", "1 GPU: 12 min, 0.20 USD", "1 GPU: 14 min", "not in 8"), …]
 
 A method gets the smallest number of GPUs in which it fits. Adapters are computed on every GPU with a copy of the base
 model, so more GPUs need no less memory each; full weights are divided. Time is useful work by the GPUs' speed in bf16
@@ -98,4 +98,5 @@ def _in_words(fit: GpuFit, currency: str) -> str:
         return f"not in {fit.count}"
     tight = " (TIGHT)" if fit.verdict == "TIGHT" else ""
     cost = "" if fit.cost is None else f", {fit.cost:.2f} {currency}"
-    return f"{fit.count}{tight}: {duration(fit.seconds)}{cost}{'*' if fit.checkpointing else ''}"
+    count = f"{fit.count} GPU{'s' * (fit.count > 1)}{'*' * fit.checkpointing}"
+    return f"{count}{tight}: {duration(fit.seconds)}{cost}"

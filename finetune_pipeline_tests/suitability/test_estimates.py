@@ -81,8 +81,8 @@ def test_every_method_has_a_verdict_here_and_on_gpus() -> None:
     assert one.seconds is not None and one.cost == pytest.approx(one.seconds / 3600 * 2.5)
     assert found["l4", "lora"].cost is None, "no price is declared"
     rows = {row[0]: row[1:] for row in gpu_rows(estimate.gpus, "EUR")}
-    assert rows["NVIDIA H100 SXM 80 GB"][0] == f"1: {duration(one.seconds)}, {one.cost:.2f} EUR"
-    assert rows["NVIDIA L4 24 GB"][0].endswith("*"), "with gradient checkpointing"
+    assert rows["NVIDIA H100 SXM 80 GB"][0] == f"1 GPU: {duration(one.seconds)}, {one.cost:.2f} EUR"
+    assert rows["NVIDIA L4 24 GB"][0].startswith("1 GPU*: "), "with gradient checkpointing"
     large = estimate_training(FACTS, seventy(), Train(), config, card).gpus
     assert next(each for each in large if (each.gpu, each.method) == ("l4", "full")).seconds is None
     assert "not in 8" in {cell for row in gpu_rows(large, "EUR") for cell in row}
