@@ -44,7 +44,7 @@ LIBRARIES_MB = {"cpu": 760.0, "cuda": 900.0}
 QUANTIZED_MB = {"cpu": 220.0, "cuda": 100.0}  # bitsandbytes, and what loading in 4 bits leaves behind
 # Share of the memory of a step that the allocator holds beyond its tensors: free blocks that nothing fits into
 # (measured by benchmarks/memory.py: glibc as backends/local.py sets it up; a GPU: an assumption)
-UNUSED = {"cpu": 0.25, "cuda": 0.08}
+UNUSED = {"cpu": 0.1, "cuda": 0.08}
 
 
 @dataclass(frozen=True)
