@@ -34,7 +34,7 @@ from typing import Any
 
 from machine import machine
 from sample_task import DATA, sample_model, sample_rows
-from training_job import Row, answered, examples, read, training_spec
+from training_job import Row, answered, examples, read, settings_of, training_spec
 
 from finetune_pipeline.models.device import autocast, release_memory
 from finetune_pipeline.records import Silent
@@ -125,12 +125,11 @@ def rules_of(options: argparse.Namespace, way: Way, seed: int) -> Any:
     """Those of `finetune init`, for one epoch."""
     from finetune_pipeline.config import Train
 
-    given = {name: json.loads(value) for name, _, value in (each.partition("=") for each in options.set)}
     kept = way.weight if way.name in ("rehearsal", "divergence") else 0.0
     plain = {"num_epochs": 1, "learning_rate": 2e-3, "batch_size": 8, "checkpoint_seconds": 1e9}
     validation = {"keep": "last", "generate_rows": 0}
     return Train.model_validate(
-        {**plain, "validation": validation, **given, "seed": seed, "keep_general": {"weight": kept}}
+        {**plain, "validation": validation, **settings_of(options.set), "seed": seed, "keep_general": {"weight": kept}}
     )
 
 

@@ -35,7 +35,7 @@ from typing import Any
 
 from machine import machine
 from sample_task import DATA, sample_rows
-from training_job import Row, answered, examples, read, training_spec, without
+from training_job import Row, answered, examples, read, settings_of, training_spec, without
 
 CONFIDENCE = 0.95
 INTENT = "Name the intent of the customer's message."
@@ -197,8 +197,7 @@ def train_job(
     from finetune_pipeline.records import Silent
     from finetune_pipeline.train.spec import TrainingResult
 
-    given = {name: json.loads(value) for name, _, value in (each.partition("=") for each in options.set)}
-    rules = Train.model_validate({**SETTINGS[options.what], **changed, **given, "seed": seed})
+    rules = Train.model_validate({**SETTINGS[options.what], **changed, **settings_of(options.set), "seed": seed})
     answer = AnswerFormat(format="label", labels=tuple(labels)) if labels else None
     spec = training_spec(
         options.what, folder, train, validation, rules, system=system, answer=answer, model=options.model

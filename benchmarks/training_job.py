@@ -43,6 +43,11 @@ def without(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
     return kept
 
 
+def settings_of(given: Sequence[str]) -> dict[str, Any]:
+    """["num_epochs=2"] as {"num_epochs": 2}."""
+    return {name: json.loads(value) for name, _, value in (each.partition("=") for each in given)}
+
+
 def examples(rows: Sequence[Row]) -> list[Any]:
     from finetune_pipeline.records import Example, Message
 

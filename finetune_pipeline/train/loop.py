@@ -27,9 +27,9 @@ from finetune_pipeline.train.forward import Forward, targets, without_dropout
 from finetune_pipeline.train.objective import FIGURES, Figures, Objective, Totals, completions_of, totals_of
 from finetune_pipeline.train.reference import Reference
 from finetune_pipeline.train.replay import Replay
-from finetune_pipeline.train.schedule import batch_at, learning_rate_at, total_steps, validates_at
+from finetune_pipeline.train.schedule import learning_rate_at, rows_at, total_steps, validates_at
 from finetune_pipeline.train.sharding import clip, refresh
-from finetune_pipeline.train.stopping import count_skipped, count_without_gain, is_best, require_convergence
+from finetune_pipeline.train.stopping import count_skipped, count_validation, require_convergence
 from finetune_pipeline.train.tokenize import TokenizedExample
 
 RANK_SEEDS = 1_000_003  # between the random seeds of the ranks
@@ -113,7 +113,7 @@ class Loop:
         rate = learning_rate_at(state.step, total, self.rules)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = [train[index] for index in batch_at(state.step, len(train), self.rules)]
+        batch = rows_at(state.step, train, self.rules)
         started = time.monotonic()
         loss, figures, tokens = self._in_memory(batch, state)
         if not self.ranks.sharded:  # else they were summed in the backward pass
@@ -246,9 +246,8 @@ class Loop:
     def _note_validation(self, state: TrainingState, line: HistoryLine) -> None:
         """Keep the weights if they are the best so far; stop when `train.validation.patience` is exhausted."""
         rules = self.rules.validation
-        if not is_best(state, line["validation_loss"]):
-            count_without_gain(state, line["validation_loss"], rules.patience, self.report)
-        elif rules.keep == "best":
+        best = count_validation(state, line["validation_loss"], rules.patience, self.report)
+        if best and rules.keep == "best":
             checkpoint.save_best(self.folder, state, self.weights, self.ranks)
 
     def _progress(self, state: TrainingState, total: int, validated: HistoryLine) -> None:

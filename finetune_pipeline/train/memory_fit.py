@@ -22,7 +22,7 @@ from finetune_pipeline.models.training_memory import Setting
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.train.distributed import ALONE, Ranks
 from finetune_pipeline.train.forward import Forward
-from finetune_pipeline.train.schedule import batch_at, largest_steps
+from finetune_pipeline.train.schedule import largest_steps, rows_at
 from finetune_pipeline.train.tokenize import TokenizedExample
 
 LOOKED_AT = 8  # batches: the one with the most tokens need not have the largest pass
@@ -95,4 +95,4 @@ def largest_batches(rows: Sequence[TokenizedExample], rules: Train) -> list[list
     tokens = [row.tokens for row in rows]
     steps = largest_steps(tokens, rules, LOOKED_AT)
     steps += largest_steps([each * (each == max(tokens)) for each in tokens], rules)
-    return [[rows[index] for index in batch_at(step, len(rows), rules)] for step in steps]
+    return [rows_at(step, rows, rules) for step in steps]

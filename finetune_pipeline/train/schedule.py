@@ -11,9 +11,11 @@ import functools
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune_pipeline.config import Train
+
+Row = TypeVar("Row")
 
 
 def total_steps(rows: int, rules: Train) -> int:
@@ -33,6 +35,11 @@ def batch_at(step: int, rows: int, rules: Train) -> list[int]:
     start = batch * rules.batch_size
     indices: list[int] = _order(rows, rules.seed, epoch)[start : start + rules.batch_size].tolist()
     return indices
+
+
+def rows_at(step: int, rows: Sequence[Row], rules: Train) -> list[Row]:
+    """The rows of an optimizer step."""
+    return [rows[index] for index in batch_at(step, len(rows), rules)]
 
 
 def largest_steps(tokens: Sequence[int], rules: Train, count: int = 1) -> list[int]:

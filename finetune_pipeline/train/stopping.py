@@ -1,9 +1,8 @@
 """When a training ends before its last step: without a better validation loss, or with a loss that says it fails.
 
-if not is_best(state, validation_loss):
-    count_without_gain(state, validation_loss, patience=3, report=report)     # sets state.stopped
+best = count_validation(state, validation_loss, patience=3, report=report)  # may set state.stopped
 count_skipped(state, ["row1"], loss=math.nan, norm=1.0, report=report)  # TrainingFailed after MAX_SKIPPED in a row
-require_convergence(state, factor=3.0)                                   # TrainingFailed when the loss diverges
+require_convergence(state, factor=3.0)  # TrainingFailed when the loss diverges
 """
 
 from __future__ import annotations
@@ -21,16 +20,12 @@ SMOOTHED_STEPS = 50
 FIRST_CHECKED_STEP = 20  # for divergence: the loss of a few steps says nothing
 
 
-def is_best(state: TrainingState, validation_loss: float) -> bool:
-    """Whether the validation loss is the lowest so far, which is then noted."""
-    if state.best_loss is not None and validation_loss >= state.best_loss:
-        return False
-    state.best_loss, state.best_step, state.without_gain = validation_loss, state.step, 0
-    return True
-
-
-def count_without_gain(state: TrainingState, validation_loss: float, patience: int | None, report: Reporter) -> None:
-    """Count a validation without a lower loss; stop the training, with a line in the log, after `patience` in a row."""
+def count_validation(state: TrainingState, validation_loss: float, patience: int | None, report: Reporter) -> bool:
+    """Note a validation; whether its loss is the lowest so far. After `patience` in a row that are not, the training
+    stops, with a line in the log."""
+    if state.best_loss is None or validation_loss < state.best_loss:
+        state.best_loss, state.best_step, state.without_gain = validation_loss, state.step, 0
+        return True
     state.without_gain += 1
     if patience is not None and state.without_gain >= patience:
         state.stopped = True
@@ -38,6 +33,7 @@ def count_without_gain(state: TrainingState, validation_loss: float, patience: i
             f"stopped at step {state.step}: the validation loss was lowest at step {state.best_step} "
             f"({state.best_loss:.4f}; now {validation_loss:.4f})"
         )
+    return False
 
 
 def count_skipped(state: TrainingState, rows: Sequence[str], loss: float, norm: float, report: Reporter) -> None:

@@ -54,7 +54,6 @@ def train(
 
 def train_alone(base: Path, folder: Path, epochs: float = 4, rules: Train = RULES) -> TrainingResult:
     """The same in this process."""
-    (folder / "job").mkdir(parents=True)
     return job.run(training(base, folder, epochs, False, rules), Silent())
 
 

@@ -20,7 +20,7 @@ from finetune_pipeline.train.memory_fit import largest_pass
 from finetune_pipeline.train.objective import Objective
 from finetune_pipeline.train.packing import CACHE_BYTES
 from finetune_pipeline.train.replay import Replay
-from finetune_pipeline.train.schedule import batch_at, steps_per_epoch, total_steps, validates_at
+from finetune_pipeline.train.schedule import rows_at, steps_per_epoch, total_steps, validates_at
 from finetune_pipeline.train.tokenize import TokenizedExample
 
 STEPS = 64
@@ -72,9 +72,9 @@ def count(
 
 def step_loads(forward: Forward, rows: Rows, replay: Replay | None, rules: Train, steps: Iterable[int]) -> list[Load]:
     """Of these optimizer steps of a training on `rows`."""
-    batches = {step: [rows[index] for index in batch_at(step, len(rows), rules)] for step in steps}
-    texts = {step: replay.texts_at(step) if replay else [] for step in batches}
-    return [step_load(forward, batch, texts[step], rules) for step, batch in batches.items()]
+    return [
+        step_load(forward, rows_at(step, rows, rules), replay.texts_at(step) if replay else [], rules) for step in steps
+    ]
 
 
 def step_load(forward: Forward, batch: Rows, texts: Rows, rules: Train) -> Load:

@@ -28,7 +28,7 @@ from finetune_pipeline.train.method import load_base
 from finetune_pipeline.train.outline import Outline
 from finetune_pipeline.train.plan.loads import passes_load, step_loads
 from finetune_pipeline.train.plan.spec import PlanSpec, Probe
-from finetune_pipeline.train.schedule import batch_at, total_steps
+from finetune_pipeline.train.schedule import rows_at, total_steps
 from finetune_pipeline.train.shared import Shared
 from finetune_pipeline.train.spec import TrainingSpec
 from finetune_pipeline.train.tokenize import TokenizedExample
@@ -69,7 +69,7 @@ def measure(spec: PlanSpec, outline: Outline, sample: Sample, before: float, rep
         start = time.time() - psutil.Process().create_time() - before
         rows = setup.rows["train"]
         every = min(sample.steps + 1, total_steps(len(rows), training.rules))
-        batches = [[rows[index] for index in batch_at(step, len(rows), training.rules)] for step in range(every)]
+        batches = [rows_at(step, rows, training.rules) for step in range(every)]
         timed = [row for batch in batches[: sample.steps] for row in batch]
         first = largest_batches(rows, spec.training.rules)[0] if sample.largest else batches[-1]
         setup.rows = {"train": [*timed, *first], "validation": setup.rows["validation"][: sample.validation]}
