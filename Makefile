@@ -14,6 +14,9 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 
+# Some images set it. Every job is a process of its own, and each would compile torch, transformers and dagster anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo up test test-gpu lint docs lock clean
 
 demo: $(READY)

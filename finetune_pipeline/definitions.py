@@ -11,8 +11,8 @@ becomes an external asset of the group `_broken_tasks` that reports the error. T
     review_sample   10 % for the experts
     expert_review   their verdicts                         gate: 95 % approved, with the exact bound
     data_split      train, validation, test                gate: no overlap
-    baseline_report what prompting and a classical model reach
     training_plan   memory, time and cost of the training  gate: fits (a warning)
+    baseline_report what prompting and a classical model reach
     training_search settings compared on the validation rows, if the task declares a search
     adapter         LoRA                                   gate: learns and converges
     eval_report     prompts, classical model, live version, tuned model

@@ -32,7 +32,9 @@ def shown(task: Task, store: TaskStore) -> RenderableType:
     currency = task.suitability.currency
     parts = [
         Text(headline(plan, currency), f"bold {STYLES[plan.fit.verdict]}"),
+        *([Text(f"before it a search of {task.search.trials} trials, each at most as long")] if task.search else []),
         Text(f"method: {plan.recommended_why}", "dim"),
+        Text(_tokens(plan), "dim"),
         _table("time", time_rows(plan)),
         _table("memory, MB", memory_rows(plan)),
         _table("methods on this device", method_rows(plan)),
@@ -42,6 +44,12 @@ def shown(task: Task, store: TaskStore) -> RenderableType:
         parts.append(measured)
     parts.append(Text(f"\npage: {artifact.path('report.html')}", "dim"))
     return Group(*parts)
+
+
+def _tokens(plan: TrainingPlan) -> str:
+    if plan.most_tokens is None:
+        return "not even the longest row fits"
+    return f"the largest train.max_tokens_per_batch that fits: {plan.most_tokens:,}"
 
 
 def _table(title: str, rows: list[tuple[str, ...]], head: tuple[str, ...] = ()) -> RenderableType:

@@ -51,7 +51,8 @@ class Validation(Section):
 
 
 class Lora(Section):
-    """The adapter; the keys are those of `peft.LoraConfig`."""
+    """The adapter; the keys are those of `peft.LoraConfig`. The defaults of rank and alpha are those of TRL's scripts
+    (`ModelConfig`); the best learning rate hardly depends on the rank (Schulman et al., LoRA Without Regret, 2025)."""
 
     r: int = Field(16, ge=1, le=512, description="Rank; a higher rank can learn more, and overfit more.")
     alpha: int = Field(
@@ -129,7 +130,11 @@ class Train(Section):
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         "adamw", description="adamw_8bit: moments in 8 bits (bitsandbytes), a quarter of their memory."
     )
-    checkpoint_seconds: float = Field(30.0, ge=0, description="Seconds between checkpoints; 0: every step.")
+    checkpoint_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds between checkpoints, more where they would take over 5 % of the time; 0: every step.",
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 if the device computes it natively."
     )

@@ -160,9 +160,9 @@ def _training() -> str:
     return "\n".join(
         [
             "train:",
-            "  learning_rate: 2.0e-3  # the default for about 100 million parameters; less for larger models",
             "  num_epochs: 2",
             "  batch_size: 8",
+            "  # learning_rate: 2.0e-3  # the default depends on method, objective and size of the base model",
             "",
         ]
     )

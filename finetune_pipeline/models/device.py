@@ -125,6 +125,15 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def forget_peak() -> None:
+    """Measure the peak of a GPU from here: the comparison of forward passes in fp32 (train/forward_check.py) does with
+    less memory where there is less, so it is no need of the training."""
+    import torch
+
+    if kind() == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
 def release_memory() -> None:
     """Return the memory of deleted models and tensors to the device, so that others can use it."""
     import gc

@@ -4,8 +4,8 @@
     # (GpuFit("l4", "lora", count=1, verdict="FITS", …), …): every GPU of models/gpus.py, for every method
     gpu_rows(fits, "USD")      # [("NVIDIA L4 24 GB", "1 GPU: 12 min, 0.20 USD", "1 GPU: 14 min", "not in 8"), …]
 
-A method gets the smallest number of GPUs in which it fits. Adapters are computed on every GPU with a copy of the base
-model, so more GPUs need no less memory each; full weights are divided. Time is useful work by the GPUs' speed in bf16
+A method gets the smallest number of GPUs in which it fits: several of them share the weights (`shard` of the backend),
+which a base model in 4 bits cannot (train/sharding.py). Time is useful work by the GPUs' speed in bf16
 and the share of it that trainings reach (models/training_work.py), without what the GPUs wait for each other.
 """
 
@@ -73,7 +73,7 @@ def _smallest(
 ) -> tuple[int, Fit]:
     """The smallest number of GPUs that the training fits in, else that it is tight in, else the largest number."""
     bf16, tried = rules.precision != "fp32", []
-    for count in COUNTS if rules.method == "full" else COUNTS[:1]:
+    for count in COUNTS[:1] if rules.method == "qlora" else COUNTS:
         setting = Setting("cuda", bf16, forward, devices=count)
         tried.append((count, fit(architecture, rules, setting, largest, longest, gpu.memory_mb)))
         if tried[-1][1].verdict == "FITS":

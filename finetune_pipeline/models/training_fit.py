@@ -9,7 +9,7 @@ micro-batches, down to the longest row alone, which cannot be divided.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -59,13 +59,19 @@ def fit(
 
 
 def fits_by_method(
-    architecture: Architecture, rules: Train, setting: Setting, load: Load, longest: Load, available_mb: float
+    architecture: Architecture,
+    rules: Train,
+    setting: Setting,
+    load: Load,
+    longest: Load,
+    available_mb: float,
+    sharded: Collection[Method] = (),
 ) -> dict[str, Fit]:
-    """`fit` for every method, the other settings as they are. `setting.devices` counts for full weights alone: with
-    adapters every device holds the base model."""
+    """`fit` for every method, the other settings as they are; `sharded`: the methods with which `setting.devices` share
+    the weights."""
     found: dict[str, Fit] = {}
     for method in METHODS:
-        here = setting if method == "full" else replace(setting, devices=1)
+        here = setting if method in sharded else replace(setting, devices=1)
         found[method] = fit(
             architecture, rules.model_copy(update={"method": method}), here, load, longest, available_mb
         )

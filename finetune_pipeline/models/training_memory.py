@@ -20,8 +20,8 @@ input, and one layer at a time the rest. For a Llama block in bf16 this is 24 to
 
 Logits: value, fp32 copy, logarithm and gradient of the tokens of one chunk (train/forward.py).
 
-Several GPUs: adapters are replicated with their base model; full weights, gradients and moments are divided, and the
-layer that computes is gathered (torch's FSDP2, which gathers one layer ahead).
+Where several devices share the weights, all of them, gradients and moments are divided, and the layer that computes is
+gathered (torch's FSDP2, which gathers one layer ahead); else every device holds everything.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ UNUSED = {"cpu": 0.1, "cuda": 0.08}
 
 @dataclass(frozen=True)
 class Setting(JobData):
-    """`device`: "cpu" or "cuda"; `forward`: "packed" or "padded" rows; `checkpointing`: of gradients; `devices`: GPUs
-    that share the training; `parts`: micro-batches of a step."""
+    """`device`: "cpu" or "cuda"; `forward`: "packed" or "padded" rows; `checkpointing`: of gradients; `devices`: that
+    hold a part of the weights each; `parts`: micro-batches of a step."""
 
     device: str = "cpu"
     bf16: bool = True
@@ -91,7 +91,7 @@ class Memory(JobData):
 def training_memory(architecture: Architecture, rules: Train, setting: Setting, load: Load) -> Memory:
     """The peak of a step whose largest pass is `load`: at the end of a forward pass, or of a backward pass."""
     trained = architecture.trained_parameters(rules)
-    share = setting.devices if rules.method == "full" else 1
+    share = setting.devices
     weights = _weights(architecture, rules, setting) / share
     copies = _copies(architecture, rules, setting)
     moments = trained * (2 if rules.optimizer == "adamw_8bit" else 8) / share
@@ -126,17 +126,16 @@ def _weights(architecture: Architecture, rules: Train, setting: Setting) -> floa
 
 
 def _copies(architecture: Architecture, rules: Train, setting: Setting) -> float:
-    """Bytes of the copies in bf16 of trained weights; under FSDP2 of the two layers that are gathered, and of the
-    embedding and the output layer."""
-    sharded = setting.devices > 1 and rules.method == "full"
-    gathered = 2 if setting.bf16 else 4 if sharded else 0
+    """Bytes of the copies in bf16 of trained weights, and where devices share the weights, of the two layers that are
+    gathered, of the embedding and the output layer."""
+    copied, outside = 2 if setting.bf16 else 0, architecture.embedding + architecture.head
+    if setting.devices > 1:
+        wide = 4 + copied if rules.method == "full" else 2 if setting.bf16 else 4
+        return wide * (2 * max(layer.parameters for layer in architecture.layers) + outside)
     if rules.method != "full":
-        return gathered * architecture.adapter_parameters(rules)
-    outside = architecture.embedding + architecture.head
-    if sharded:
-        return gathered * (2 * max(layer.parameters for layer in architecture.layers) + outside)
+        return copied * architecture.adapter_parameters(rules)
     matrices = sum(m.parameters for layer in architecture.tuned(rules) for m in layer.matrices)
-    return gathered * (matrices + (0 if rules.layers else outside))
+    return copied * (matrices + (0 if rules.layers else outside))
 
 
 def _transients(architecture: Architecture, rules: Train) -> float:

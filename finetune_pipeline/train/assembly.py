@@ -18,7 +18,7 @@ from finetune_pipeline.errors import TrainingFailed
 from finetune_pipeline.inference.model_family import decoder_parts, max_sequence_tokens
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.architecture import Architecture
-from finetune_pipeline.models.device import uses_bf16
+from finetune_pipeline.models.device import forget_peak, uses_bf16
 from finetune_pipeline.records import SILENT, Example, Reporter, read_jsonl
 from finetune_pipeline.train.audit import Audit, audit
 from finetune_pipeline.train.distributed import ALONE, Ranks
@@ -121,7 +121,7 @@ def assemble(
     base, rows = shared.base, _rows(spec, examples, shared, objective, report)
     prefix = common_prefix([row.prompt for split in rows.values() for row in split])
     texts = general_rows(base, rules)
-    audited = _audited(spec, base, rows["train"], texts, len(prefix), ranks.is_main and not shared.several)
+    audited = _audited(spec, base, rows, texts, len(prefix), ranks.is_main and not shared.several)
     torch.manual_seed(rules.seed)  # the weights of an adapter depend on the seed, not on earlier computations
     trainable = make_trainable(base, rules, keep_base=shared.several)
     if not sharded:
@@ -142,6 +142,7 @@ def assemble(
         ranks=ranks,
     )
     _fit(setup, Architecture.of_folder(spec.base), report, sharded)
+    forget_peak()
     setup.optimizer = optimizer_for(setup.trainable.weights, setup.rules)
     return setup
 
@@ -158,9 +159,10 @@ def _is_sharded(spec: TrainingSpec, ranks: Ranks, shared: Shared | None) -> bool
 
 
 def _examples_of(spec: TrainingSpec, objective: Objective) -> dict[str, list[Example]]:
-    """All rows of the files. TrainingFailed when none of the selected training rows can be used."""
+    """All rows of the files. TrainingFailed when none of the selected training rows can be used, or none of the
+    validation rows that there are."""
     found = {name: _examples(path) for name, path in (("train", spec.train), ("validation", spec.validation))}
-    require_rows(_selected(spec, found["train"]), objective)
+    require_rows(_selected(spec, found["train"]), found["validation"], objective)
     return found
 
 
@@ -185,16 +187,17 @@ def _rows(
 def _audited(
     spec: TrainingSpec,
     base: Base,
-    rows: list[TokenizedExample],
+    rows: dict[str, list[TokenizedExample]],
     texts: list[TokenizedExample],
     shared_prefix: int,
     writes: bool,
 ) -> Audit:
-    """The audit of the training rows; `writes`: it and what is learned are written to the folder `out`. TrainingFailed
+    """The audit of the rows; `writes`: it and what is learned are written to the folder `out`. TrainingFailed
     when a check failed."""
-    audited = audit(rows, base.end_ids, max_sequence_tokens(base.model.config), shared_prefix)
+    train, longest = rows["train"], max_sequence_tokens(base.model.config)
+    audited = audit(train, base.end_ids, longest, shared_prefix, rows["validation"])
     if writes:
-        write_view(spec.out, token_view(rows, base.tokenizer, texts), spec.task)
+        write_view(spec.out, token_view(train, base.tokenizer, texts), spec.task)
     require_passed(audited, spec.out if writes else None)
     return audited
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from finetune_pipeline.backends import launch
 from finetune_pipeline.backends.deployment import backend_for
-from finetune_pipeline.config import Backend, Train
+from finetune_pipeline.config import Backend
 from finetune_pipeline.models.model_source import folder_of
+from finetune_pipeline.models.trained_weights import Method
 from finetune_pipeline.providers.assets import provider_adapter
 from finetune_pipeline.records import Check, Json, Verdict
 from finetune_pipeline.store import StageContext, StageResult
@@ -37,10 +38,11 @@ def adapter(context: StageContext) -> StageResult:
         return provider_adapter(context, context.task.train.provider)
     rules = context.task.train
     backend = backend_for(rules.backend)
-    require_rows(context.inputs["data_split"].examples("train.jsonl"), objective_of(rules))
+    split = context.inputs["data_split"]
+    require_rows(split.examples("train.jsonl"), split.examples("validation.jsonl"), objective_of(rules))
     job = context.store.unfinished("adapter", "checkpoints", context.key)
     spec = training_spec(context, job, choice_of(context.inputs["training_search"]))
-    spec = replace(spec, shard=shards(backend, rules))
+    spec = replace(spec, shard=shards(backend, rules.method))
     training = launch.run(JOB, spec, TrainingResult, job, context.report, backend, rules.threads)
     summary: dict[str, Json] = {
         "method": training.method,
@@ -63,7 +65,7 @@ def adapter(context: StageContext) -> StageResult:
         "mlflow_experiment_id": training.mlflow_experiment_id,
         "resumed_at": training.resumed_at,
     }
-    return StageResult(summary, evaluate_training(training, context.inputs["data_split"].content_hash), unfinished=job)
+    return StageResult(summary, evaluate_training(training, split.content_hash), unfinished=job)
 
 
 def evaluate_training(training: TrainingResult, about: str) -> Verdict:
@@ -101,9 +103,9 @@ def _overfitting(training: TrainingResult) -> Check:
     return Check("no overfitting", training.overfits_from is None, expected, observed, "warning", value=last)
 
 
-def shards(backend: Backend, rules: Train) -> bool:
+def shards(backend: Backend, method: Method) -> bool:
     """Whether each process holds a part of the weights: full weights do not fit on one device otherwise."""
-    return backend.shard == "always" or (backend.shard == "auto" and rules.method == "full")
+    return backend.shard == "always" or (backend.shard == "auto" and method == "full")
 
 
 def training_spec(context: StageContext, job: Path, choice: SearchChoice | None = None) -> TrainingSpec:

@@ -1,4 +1,4 @@
-"""The audit of the tokenized training rows before the first step: what will be learned, and which rows are faulty.
+"""The audit of the tokenized rows before the first step: what will be learned, and which rows are faulty.
 
     audit(rows, end_ids, max_tokens=8192, prefix_tokens=367).passed      # False: a row is longer than the limit
 
@@ -58,13 +58,21 @@ class Audit:
         return asdict(self) | {"supervised_share": self.supervised_tokens / max(1, self.tokens)}
 
 
-def audit(rows: Sequence[TokenizedExample], end_ids: frozenset[int], max_tokens: int, prefix_tokens: int) -> Audit:
-    """Check every row. `end_ids`: the end-of-turn tokens; `max_tokens`: the model's limit (model_family.py)."""
-    completions = [(row.id, completion) for row in rows for completion in row.completions]
+def audit(
+    rows: Sequence[TokenizedExample],
+    end_ids: frozenset[int],
+    max_tokens: int,
+    prefix_tokens: int,
+    validation: Sequence[TokenizedExample] = (),
+) -> Audit:
+    """Check every row; those of `validation`, which choose the weights that are kept, are checked as well, and not
+    counted. `end_ids`: the end-of-turn tokens; `max_tokens`: the model's limit (model_family.py)."""
+    checked = [*rows, *validation]
+    completions = [(row.id, completion) for row in checked for completion in row.completions]
     unsupervised = [id_ for id_, each in completions if len(each.learned) < 2]  # nothing but the end-of-turn token
     without_end = [id_ for id_, each in completions if not each.ids or each.ids[-1] not in end_ids]
-    too_long = [row.id for row in rows if row.tokens > max_tokens]
-    other_prompt = [row.id for row in rows if not row.prompt_matches]
+    too_long = [row.id for row in checked if row.tokens > max_tokens]
+    other_prompt = [row.id for row in checked if not row.prompt_matches]
     checks = (
         _no_rows(SUPERVISED, unsupervised),
         _no_rows(END, without_end),

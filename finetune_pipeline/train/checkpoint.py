@@ -1,6 +1,7 @@
 """Checkpoints of a training: adapter, optimizer state and history, as safetensors and JSON, written atomically.
 
     checkpoints/step-00000040/tensors.safetensors, state.json     # state.json holds the hash of the tensors
+    checkpoints/best-00000025.safetensors                         # and that of the best weights (best_weights.py)
 
 Nothing else is needed to resume exactly: order, batches, learning rate and dropout depend on seed and step alone. What
 the training was made from (`identity`) is in the state, so that a checkpoint of another declaration is not resumed.
@@ -16,14 +17,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from finetune_pipeline.errors import TrainingFailed
+from finetune_pipeline.errors import StorageError, TrainingFailed
 from finetune_pipeline.models.model_files import writing
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.store import sha256_file
+from finetune_pipeline.train import best_weights
+from finetune_pipeline.train.best_weights import write_tensors
 from finetune_pipeline.train.distributed import ALONE, Ranks
 from finetune_pipeline.train.sharding import gather, part_of, restore
 
 KEPT = 2
+SHARED = ("qmap1", "qmap2")
 
 
 class HistoryLine(TypedDict, total=False):
@@ -54,7 +58,8 @@ class TrainingState:
     and the precisions used: more than one when `precision: auto` was resumed on another type of machine.
 
     `max_tokens`: of a forward pass, lower than declared after memory ran out; `skipped`: steps that were not applied;
-    `best_step` and `best_loss`: of the lowest validation loss, `without_gain` validations since; `stopped`: early.
+    `best_step` and `best_loss`: of the lowest validation loss, `best_sha256`: of its weights, where they are kept;
+    `without_gain`: validations since; `stopped`: early.
     `identity`: settings, base model and data of the training, by name (spec.TrainingSpec.identity)."""
 
     step: int = 0
@@ -67,6 +72,7 @@ class TrainingState:
     skipped: int = 0
     best_step: int = 0
     best_loss: float | None = None
+    best_sha256: str = ""
     without_gain: int = 0
     stopped: bool = False
     identity: dict[str, Any] = field(default_factory=dict)
@@ -86,15 +92,13 @@ def save(folder: Path, state: TrainingState, weights: Mapping[str, Any], optimiz
 
 
 def _write(folder: Path, state: TrainingState, tensors: Mapping[str, Any]) -> None:
-    from safetensors.torch import save_file
-
     target = folder / f"step-{state.step:08d}"
     scratch = folder / f".{target.name}.{os.getpid()}"
     try:
         with writing(target):
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch / "tensors.safetensors")
+            write_tensors(tensors, scratch / "tensors.safetensors")
             plain = asdict(state) | {"sha256": sha256_file(scratch / "tensors.safetensors")}
             (scratch / "state.json").write_text(json.dumps(plain), "utf-8")
             shutil.rmtree(target, ignore_errors=True)
@@ -103,46 +107,24 @@ def _write(folder: Path, state: TrainingState, tensors: Mapping[str, Any]) -> No
         shutil.rmtree(scratch, ignore_errors=True)
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
-    for best in folder.glob("best-*.safetensors"):
-        if best != _best(folder, state):
-            best.unlink()
+    best_weights.keep_only(folder, {_best_step(kept) for kept in folder.glob("step-*")})
 
 
-def save_best(folder: Path, state: TrainingState, weights: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
-    """Keep the weights of `state.best_step`, beside those of the last checkpoint's best step. As `save`."""
-    from safetensors.torch import save_file
-
-    if not (ranks.is_main or ranks.sharded):
-        return
-    tensors = gather(weights, ranks)
-    if not ranks.is_main:
-        return
-    target = _best(folder, state)
-    scratch = target.with_suffix(f".{os.getpid()}")
-    with writing(target):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
-        scratch.rename(target)
-
-
-def restore_best(folder: Path, state: TrainingState, weights: Mapping[str, Any]) -> None:
-    """Load the weights of `state.best_step`."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(_best(folder, state))
-    for name, weight in weights.items():
-        restore(weight, tensors[name])
-
-
-def _best(folder: Path, state: TrainingState) -> Path:
-    return folder / f"best-{state.best_step:08d}.safetensors"
+def _best_step(checkpoint: Path) -> int:
+    """Of the weights that a checkpoint needs; 0, which none has, for one that is damaged."""
+    try:
+        return int(json.loads((checkpoint / "state.json").read_text("utf-8"))["best_step"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
 
 
 def _tensors(state: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """One weight's optimizer state as tensors; bitsandbytes counts steps in an int."""
+    """One weight's optimizer state as tensors. bitsandbytes counts steps in an int, and its weights share their tables
+    of 256 values, which a safetensors file cannot."""
     import torch
 
-    return [(key, torch.as_tensor(value).clone()) for key, value in state.items()]
+    found = {key: torch.as_tensor(value) for key, value in state.items()}
+    return [(key, value.clone() if key in SHARED else value) for key, value in found.items()]
 
 
 def load(
@@ -151,22 +133,39 @@ def load(
     optimizer: Any,
     report: Reporter,
     identity: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainingState:
     """Restore the newest intact checkpoint and return its state; a new state if there is none. Damaged checkpoints are
-    logged and deleted. TrainingFailed for a checkpoint of another training than that of `identity`."""
+    logged, and deleted by the first rank. TrainingFailed for a checkpoint of another training than that of `identity`;
+    StorageError where one cannot be read: it may be intact."""
     if identity:
         require_same(folder, identity)
+    if ranks.is_main:
+        _delete_unfinished(folder)
     for candidate in sorted(folder.glob("step-*"), reverse=True):
         try:
             state, tensors = _read(candidate, weights)
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (FileNotFoundError, ValueError, LookupError, TypeError) as error:
             report.log(f"the checkpoint {candidate.name} is damaged ({error}); using the previous one")
-            shutil.rmtree(candidate)
+            if ranks.is_main:
+                shutil.rmtree(candidate)
             continue
+        except OSError as error:
+            raise StorageError(
+                f"the checkpoint {candidate} cannot be read: {error}",
+                "check the disk and the permissions, and run again",
+            ) from error
         _restore(tensors, weights, optimizer)
         report.log(f"resuming from the checkpoint at step {state.step}")
         return state
     return TrainingState(identity=dict(identity or {}))
+
+
+def _delete_unfinished(folder: Path) -> None:
+    """What a process that was killed while it wrote has left."""
+    for unfinished in folder.glob(".step-*"):
+        shutil.rmtree(unfinished)
+    best_weights.delete_unfinished(folder)
 
 
 def require_same(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -196,6 +195,8 @@ def _read(folder: Path, weights: Mapping[str, Any]) -> tuple[TrainingState, dict
     if plain.pop("sha256") != sha256_file(folder / "tensors.safetensors"):
         raise ValueError("its tensors have another hash than when they were written")
     state, tensors = TrainingState(**plain), load_file(folder / "tensors.safetensors")
+    if state.best_sha256 and sha256_file(best_weights.path(folder.parent, state.best_step)) != state.best_sha256:
+        raise ValueError("the best weights have another hash than when they were written")
     for name, weight in weights.items():
         if tensors[name].shape != weight.shape:
             raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(weight.shape)}")
@@ -215,7 +216,7 @@ def _restore(tensors: Mapping[str, Any], weights: Mapping[str, Any], optimizer: 
     for name, weight in weights.items():
         restore(weight, tensors[name])
         if name in states:
-            step = states[name].pop("step")
-            moments = {kind: part_of(value, weight) for kind, value in states[name].items()}
-            in_tensor = isinstance(optimizer, torch.optim.AdamW)
-            optimizer.state[weight] = {"step": step if in_tensor else int(step), **moments}
+            restored = {kind: part_of(value, weight) for kind, value in states[name].items()}
+            if not isinstance(optimizer, torch.optim.AdamW):
+                restored["step"] = int(restored["step"])
+            optimizer.state[weight] = restored

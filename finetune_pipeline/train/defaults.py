@@ -58,7 +58,10 @@ def learning_rate(method: str, objective: str, parameters: int) -> Default:
     """The default peak learning rate of a method and objective for a base model of `parameters`. KeyError for an
     unknown objective."""
     row = next(row for row in RATES[objective] if parameters <= row.parameters)
-    return Default(float(f"{row.rate * (FULL_SHARE if method == 'full' else 1):.2g}"), row.source)
+    if method != "full":
+        return Default(row.rate, row.source)
+    source = f"a tenth of an adapter's (Schulman et al., 2025): {row.source}"
+    return Default(float(f"{row.rate * FULL_SHARE:.2g}"), source)
 
 
 def with_defaults(rules: Train, parameters: int) -> tuple[Train, dict[str, str]]:

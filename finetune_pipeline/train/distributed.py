@@ -13,7 +13,7 @@ adapter that is a hundredth of the model. torch's DistributedDataParallel sums w
 one forward and one backward call of a wrapped module; a batch here is several calls, of a custom forward pass.
 
 Only the order of summation differs from one process. torch's elastic agent (backends/node.py) starts the processes and
-sets RANK, WORLD_SIZE and LOCAL_RANK; gloo connects processors, NCCL GPUs.
+sets RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; gloo connects processors, NCCL GPUs.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Ranks:
 
     rank = 0
     size = 1
+    size_here = 1  # of them on this machine
     sharded = False  # whether each rank holds a part of the weights (sharding.py), and not all of them
 
     @property
@@ -130,6 +131,7 @@ class ProcessGroup(Ranks):
 
         self._dist, self._device = dist, device  # type: Any, Any
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.size_here = int(os.environ["LOCAL_WORLD_SIZE"])
 
     @property
     def device(self) -> Any:

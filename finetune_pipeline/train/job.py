@@ -14,6 +14,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 from finetune_pipeline.backends import worker
+from finetune_pipeline.config import Train
+from finetune_pipeline.errors import TrainingFailed
 from finetune_pipeline.models.device import PeakDeviceMemory, name_of, uses_bf16
 from finetune_pipeline.records import Reporter, read_jsonl, write_jsonl
 from finetune_pipeline.train import checkpoint
@@ -47,7 +49,9 @@ def _train(spec: TrainingSpec, report: Reporter, ranks: Ranks) -> TrainingResult
     setup.measure_base(report)
     spec.checkpoints.mkdir(parents=True, exist_ok=True)
     with ranks.first():  # it deletes what is damaged
-        state = checkpoint.load(spec.checkpoints, setup.trainable.weights, setup.optimizer, report, spec.identity)
+        state = checkpoint.load(
+            spec.checkpoints, setup.trainable.weights, setup.optimizer, report, spec.identity, ranks
+        )
     ranks.require_agreement(state.step, setup.trainable.weights)
     refresh(setup.forward.model)
     resumed_at = state.step
@@ -101,17 +105,29 @@ def _compute(
     score = scorer(setup.trainable.model, setup.base, setup.examples, spec, report, setup.ranks)
     loop = setup.loop(spec.checkpoints, report, log_metrics, score)
     loop.run(setup.rows["train"], setup.rows["validation"], state, setup.optimizer)
-    setup.trainable.round()
+    if not any("loss" in line for line in state.history):
+        raise TrainingFailed(
+            f"none of the {state.step} steps was applied: no gradient was finite", "set `train.precision: fp32`"
+        )
+    if setup.trainable.round():  # what is judged is what is saved
+        refresh(setup.forward.model)
+        _kept(state, setup.rules).update(loop.validate(setup.rows["validation"], state.max_tokens))
     return setup.trainable.whole(setup.ranks)
+
+
+def _kept(state: checkpoint.TrainingState, rules: Train) -> checkpoint.HistoryLine:
+    """The line of the history with the validation of the weights that are kept."""
+    best = state.best_step if rules.validation.keep == "best" else 0
+    return next(
+        line for line in reversed(state.history) if "validation_loss" in line and (not best or line["step"] == best)
+    )
 
 
 def _result(setup: TrainingSetup, state: checkpoint.TrainingState, resumed_at: int) -> TrainingResult:
     history = state.history
     losses = [line["loss"] for line in history if "loss" in line]
     validated = [line for line in history if "validation_loss" in line]
-    kept = validated[-1]
-    if setup.rules.validation.keep == "best" and state.best_step:
-        kept = next(line for line in validated if line["step"] == state.best_step)
+    kept = _kept(state, setup.rules)
     divergences = [line["general_divergence"] for line in history if "general_divergence" in line][-20:]
     speeds = [line["tokens_per_second"] for line in history if "tokens_per_second" in line]
     return TrainingResult(

@@ -20,7 +20,7 @@ from finetune_pipeline.config import Train
 from finetune_pipeline.errors import JobCanceled, TrainingFailed
 from finetune_pipeline.models.device import autocast, out_of_memory, release_memory
 from finetune_pipeline.records import Reporter
-from finetune_pipeline.train import checkpoint
+from finetune_pipeline.train import best_weights, checkpoint
 from finetune_pipeline.train.checkpoint import HistoryLine, TrainingState
 from finetune_pipeline.train.distributed import Ranks
 from finetune_pipeline.train.forward import Forward, targets, without_dropout
@@ -32,6 +32,7 @@ from finetune_pipeline.train.sharding import clip, refresh
 from finetune_pipeline.train.stopping import count_skipped, count_validation, require_convergence
 from finetune_pipeline.train.tokenize import TokenizedExample
 
+MOST_SAVING = 0.05  # of the time, for checkpoints: those of full weights can take minutes
 RANK_SEEDS = 1_000_003  # between the random seeds of the ranks
 GENERAL = "general_divergence"
 SHOWN = ("loss", "validation_loss", "validation_score", "learning_rate", "tokens_per_second", "peak_share")
@@ -59,6 +60,7 @@ class Loop:
     ranks: Ranks = field(default_factory=Ranks)
     peak_share: Callable[[Sequence[TokenizedExample], float], float] | None = None
     _saved: float = field(default_factory=time.monotonic)
+    _save_seconds: float = 0.0
 
     def run(
         self,
@@ -70,7 +72,8 @@ class Loop:
         """Train from `state` to the last step, or until it no longer improves. TrainingFailed when the loss is not
         finite or diverges; JobCanceled, after writing a checkpoint, when the run was canceled."""
         total = total_steps(len(train), self.rules)
-        state.max_tokens = state.max_tokens or self.rules.max_tokens_per_batch
+        limit = self.rules.max_tokens_per_batch
+        state.max_tokens = min(state.max_tokens or limit, limit)  # that of the checkpoint, of this machine
         if state.step == 0 and not state.history:
             state.history.append({"step": 0, **self.validate(validation, state.max_tokens)})
             self.log_metrics(_metrics(state.history[0]), 0)
@@ -94,20 +97,23 @@ class Loop:
             if state.step < total and self._checkpoint_due():
                 self._save(state, optimizer)
         self.ranks.require_agreement(state.step, self.weights)
-        if self.rules.validation.keep == "best" and state.best_step != state.step:
+        if self.rules.validation.keep == "best" and state.best_step not in (0, state.step):
             self.ranks.barrier()  # the first rank has written it
-            checkpoint.restore_best(self.folder, state, self.weights)
+            best_weights.restore(self.folder, state.best_step, self.weights)
             refresh(self.forward.model)
 
     def _checkpoint_due(self) -> bool:
         """By the clock; that of the first rank decides where all ranks have to take part."""
-        due = time.monotonic() - self._saved >= self.rules.checkpoint_seconds
+        between = self.rules.checkpoint_seconds
+        due = time.monotonic() - self._saved >= (max(between, self._save_seconds / MOST_SAVING) if between else 0.0)
         return self.ranks.any(due and self.ranks.is_main) if self.ranks.sharded else due
 
     def _save(self, state: TrainingState, optimizer: Any) -> None:
         """Write a checkpoint."""
+        began = time.monotonic()
         checkpoint.save(self.folder, state, self.weights, optimizer, self.ranks)
         self._saved = time.monotonic()
+        self._save_seconds = self._saved - began
 
     def _step(self, train: Sequence[TokenizedExample], state: TrainingState, total: int, optimizer: Any) -> HistoryLine:
         rate = learning_rate_at(state.step, total, self.rules)
@@ -163,7 +169,8 @@ class Loop:
                 longest = max(own, key=lambda row: row.tokens)
                 raise TrainingFailed(
                     f"a single row does not fit into memory: {longest.id} with {longest.tokens} tokens",
-                    "use `train.method: qlora`, fewer `train.layers`, shorter rows, a smaller model or a larger device",
+                    "use `train.gradient_checkpointing: true`, `train.optimizer: adamw_8bit`, `train.method: qlora`, "
+                    "fewer `train.layers`, shorter rows, a smaller model or a larger device",
                 )
             largest = max(self.forward.computed_tokens(part) for part in parts)
             state.max_tokens = min(state.max_tokens, largest) // 2
@@ -248,7 +255,7 @@ class Loop:
         rules = self.rules.validation
         best = count_validation(state, line["validation_loss"], rules.patience, self.report)
         if best and rules.keep == "best":
-            checkpoint.save_best(self.folder, state, self.weights, self.ranks)
+            state.best_sha256 = best_weights.save(self.folder, state.step, self.weights, self.ranks)
 
     def _progress(self, state: TrainingState, total: int, validated: HistoryLine) -> None:
         """Report the figures of the last step, and those of the last validation."""

@@ -50,7 +50,7 @@ def fit_to_memory(
             "gradient checkpointing is not possible for this base model", "set `train.gradient_checkpointing: auto`"
         )
     tried = rules if able else rules.model_copy(update={"gradient_checkpointing": False})
-    available = _available_mb(ranks)
+    available = -ranks.max(-reachable_mb(ranks.size_here))  # the least of all machines, so that all decide alike
     found = fit(architecture, tried, setting, largest, longest, available)
     forward.checkpointing = found.checkpointing
     need = f"it needs about {found.memory.total_mb:,.0f} MB of {available:,.0f} MB"
@@ -63,15 +63,6 @@ def fit_to_memory(
     tokens = max(64, int(found.tokens))
     report.log(f"at most {tokens} tokens at once, so that the training fits into the memory: {need}")
     return rules.model_copy(update={"max_tokens_per_batch": tokens})
-
-
-def _available_mb(ranks: Ranks) -> float:
-    """Of each rank; all use the value of the first, so that they decide alike."""
-    import torch
-
-    value = torch.tensor([reachable_mb(ranks.size)], device=kind())
-    ranks.broadcast([value])
-    return float(value)
 
 
 def largest_pass(

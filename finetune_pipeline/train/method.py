@@ -105,14 +105,17 @@ class Trainable:
                 tokenizer.save_pretrained(out)
         write_method(out, self.method)
 
-    def round(self) -> None:
-        """Round full weights to the type they are saved in, so that the last validation measures what is saved."""
+    def round(self) -> bool:
+        """Round full weights to the type they are saved in; whether that changes them: then they have to be validated
+        again."""
         import torch
 
-        if self.wrapped is None:
-            with torch.no_grad():
-                for weight in self.weights.values():
-                    weight.copy_(weight.to(self.dtype))
+        if self.wrapped is not None or self.dtype == torch.float32:
+            return False
+        with torch.no_grad():
+            for weight in self.weights.values():
+                weight.copy_(weight.to(self.dtype))
+        return True
 
     def _save_model(self, out: Path, weights: Mapping[str, Any]) -> None:
         before = self.model.config.dtype

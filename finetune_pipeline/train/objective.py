@@ -149,35 +149,34 @@ def objective_of(rules: Train) -> Objective:
     return OBJECTIVES[rules.objective](rules.preference)
 
 
-def require_rows(examples: Iterable[Example], objective: Objective) -> None:
-    """TrainingFailed when there are no rows, or none with the rejected completion that the objective needs. It reads up
-    to the first row that can be used, so it can be called before anything is computed."""
+def require_rows(train: Iterable[Example], validation: Iterable[Example], objective: Objective) -> None:
+    """TrainingFailed when there are no training rows, or when no training row, or none of the validation rows that
+    there are, has the rejected completion that the objective needs. It reads up to the first row of each that can be
+    used, so it can be called before anything is computed."""
+    if not _require_pairs(train, objective, "training"):
+        raise TrainingFailed("there are no rows to train on", "read the accounting of data_split")
+    _require_pairs(validation, objective, "validation")
+
+
+def _require_pairs(examples: Iterable[Example], objective: Objective, split: str) -> bool:
+    """Whether there are rows; TrainingFailed when none of them has the rejected completion that the objective needs."""
     count = 0
     for example in examples:
         count += 1
         if example.rejected is not None or not objective.pairs:
-            return
-    if not count:
-        raise TrainingFailed("there are no rows to train on", "read the accounting of data_split")
-    raise no_pairs(count)
-
-
-def no_pairs(count: int) -> TrainingFailed:
-    return TrainingFailed(
-        f"none of the {count} training rows has a rejected completion, which this `train.objective` needs",
-        "use `train.objective: sft`, or a source with preference pairs (`rows: preference`)",
-    )
+            return True
+    if count:
+        hint = "use `train.objective: sft`, or a source with preference pairs (`rows: preference`)"
+        raise TrainingFailed(
+            f"none of the {count} {split} rows has a rejected completion, which this `train.objective` needs",
+            hint if split == "training" else f"raise `split.validation`, so that it gets pairs; or {hint}",
+        )
+    return False
 
 
 def usable(rows: Sequence[TokenizedExample], objective: Objective) -> list[TokenizedExample]:
-    """The rows that the objective takes: with pairs, those with a rejected completion; without preferences, each with
-    its chosen completion alone. TrainingFailed when there are rows, but none of them can be used."""
-    if not objective.preference:
-        return [TokenizedExample(r.id, r.prompt, r.completions[:1], r.prompt_matches) for r in rows]
-    found = [row for row in rows if len(row.completions) == 2 or not objective.pairs]
-    if rows and not found:
-        raise no_pairs(len(rows))
-    return found
+    """The rows that an objective of preferences takes: those with a rejected completion, where it needs pairs."""
+    return [row for row in rows if len(row.completions) == 2 or not objective.pairs]
 
 
 def completions_of(

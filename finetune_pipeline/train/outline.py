@@ -55,5 +55,6 @@ def outline_of(folder: Path, examples: Mapping[str, list[Example]], system: str,
     objective = objective_of(rules)
     rows = {name: tokenized(found, base, system, rules, objective) for name, found in examples.items()}
     prefix = common_prefix([row.prompt for split in rows.values() for row in split])
-    audited = audit(rows["train"], base.end_ids, max_sequence_tokens(config), len(prefix))
+    validation = rows.get("validation", [])
+    audited = audit(rows["train"], base.end_ids, max_sequence_tokens(config), len(prefix), validation)
     return Outline(base, Architecture.of_model(model), rows, general_rows(base, rules), prefix, audited)

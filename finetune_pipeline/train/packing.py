@@ -23,7 +23,7 @@ from finetune_pipeline.models.training_load import Load
 from finetune_pipeline.train.checkpointing import checkpointed
 from finetune_pipeline.train.forward import Forward, attention, frozen_layers, learned
 from finetune_pipeline.train.tokenize import TokenizedExample
-from finetune_pipeline.train.tree import PackedTree, SegmentKey
+from finetune_pipeline.train.tree import PackedTree, SegmentKey, is_below
 from finetune_pipeline.train.tree_attention import ATTENTION, Masks, TreeLayout, register_attention
 
 CACHE_BYTES = 2 * 1024**3
@@ -134,7 +134,8 @@ def packed_parts(
     parts: list[list[TokenizedExample]] = []
     room = 0
     for row in sorted(rows, key=lambda row: row.tokens):
-        own = len(row.prompt) - len(prefix) + sum(len(completion.ids) for completion in row.completions)
+        above = len(prefix) if is_below(row, prefix) else 0
+        own = len(row.prompt) - above + sum(len(completion.ids) for completion in row.completions)
         if not parts or own > room:
             parts.append([])
             room = max_tokens - len(prefix)

@@ -8,6 +8,7 @@ require_convergence(state, factor=3.0)  # TrainingFailed when the loss diverges
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 from finetune_pipeline.errors import TrainingFailed
@@ -17,21 +18,25 @@ from finetune_pipeline.train.checkpoint import TrainingState
 MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
 SMOOTHING = 0.9  # of the exponential moving average of the loss
 SMOOTHED_STEPS = 50
+START_STEPS = 10
 FIRST_CHECKED_STEP = 20  # for divergence: the loss of a few steps says nothing
 
 
 def count_validation(state: TrainingState, validation_loss: float, patience: int | None, report: Reporter) -> bool:
-    """Note a validation; whether its loss is the lowest so far. After `patience` in a row that are not, the training
-    stops, with a line in the log."""
-    if state.best_loss is None or validation_loss < state.best_loss:
+    """Note a validation; whether its loss is the lowest so far, which one that is not finite never is. After `patience`
+    in a row that are not, the training stops, with a line in the log."""
+    if not math.isfinite(validation_loss):
+        report.log(f"the validation loss at step {state.step} is {validation_loss}")
+    elif state.best_loss is None or validation_loss < state.best_loss:
         state.best_loss, state.best_step, state.without_gain = validation_loss, state.step, 0
         return True
     state.without_gain += 1
     if patience is not None and state.without_gain >= patience:
         state.stopped = True
+        lowest = f"lowest at step {state.best_step} ({state.best_loss:.4f}; now {validation_loss:.4f})"
+        never = "never finite"
         report.log(
-            f"stopped at step {state.step}: the validation loss was lowest at step {state.best_step} "
-            f"({state.best_loss:.4f}; now {validation_loss:.4f})"
+            f"stopped at step {state.step}: the validation loss was {never if state.best_loss is None else lowest}"
         )
     return False
 
@@ -53,10 +58,12 @@ def count_skipped(state: TrainingState, rows: Sequence[str], loss: float, norm: 
 
 
 def require_convergence(state: TrainingState, factor: float) -> None:
-    """TrainingFailed when the smoothed loss exceeds `factor` times the loss of the first step."""
-    first = next((line["loss"] for line in state.history if "loss" in line), None)
-    if first is None:
+    """TrainingFailed when the smoothed loss exceeds `factor` times that of the start: the loss of the first step, or
+    the median of the first steps, because the first batch alone may be an easy one."""
+    losses = [line["loss"] for line in state.history if "loss" in line][:START_STEPS]
+    if not losses:
         return
+    first = max(losses[0], statistics.median(losses))
     smoothed = first
     for line in state.history[-SMOOTHED_STEPS:]:
         smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * line.get("loss", smoothed)

@@ -108,6 +108,12 @@ class PackedTree:
         return self.segments[index].shared and self.segments[index].parent < 0
 
 
+def is_below(row: TokenizedExample, prefix: Sequence[int]) -> bool:
+    """Whether a row begins with the shared prefix, and goes on behind it."""
+    size = len(prefix)
+    return size > 0 and len(row.prompt) > size and list(row.prompt[:size]) == list(prefix)
+
+
 class _Packer:
     def __init__(self, prefix: list[int]) -> None:
         self._prefix = prefix
@@ -118,8 +124,7 @@ class _Packer:
 
     def pack(self, rows: Iterable[TokenizedExample]) -> PackedTree:
         rows = list(rows)
-        size = len(self._prefix)
-        below = [size > 0 and len(row.prompt) > size and row.prompt[:size] == self._prefix for row in rows]
+        below = [is_below(row, self._prefix) for row in rows]
         if any(below):
             self._root, _ = self._add(self._prefix, 0, -1, True)
         for row, shared in zip(rows, below, strict=True):

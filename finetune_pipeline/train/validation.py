@@ -18,13 +18,24 @@ from finetune_pipeline.inference.generate import Generation, encode, generate
 from finetune_pipeline.inference.loading import Loaded
 from finetune_pipeline.inference.model_family import within_limit
 from finetune_pipeline.models.device import autocast, release_memory, uses_bf16
-from finetune_pipeline.records import Example, Reporter
+from finetune_pipeline.records import Example, Reporter, Silent
 from finetune_pipeline.train.distributed import ALONE, Ranks
 from finetune_pipeline.train.method import Base
 from finetune_pipeline.train.spec import TrainingSpec
 
 BATCH = 32
 LENGTH_FACTOR = 1.2  # an answer may be this much longer than the longest completion
+
+
+class _Uninterrupted(Silent):
+    """Shows the progress of the answers and does not stop them: a training stops before a step, where it can be
+    resumed, and all of its processes together."""
+
+    def __init__(self, report: Reporter) -> None:
+        self._report = report
+
+    def progress(self, what: str, done: int, total: int, **figures: float) -> None:
+        self._report.progress(what, done, total, **figures)
 
 
 def scorer(
@@ -58,7 +69,7 @@ def scorer(
 
     def score() -> float:
         with autocast(uses_bf16(spec.rules.precision)):
-            answers = generate(loaded, own, spec.answer, settings, report=report) if own else []
+            answers = generate(loaded, own, spec.answer, settings, report=_Uninterrupted(report)) if own else []
         release_memory()  # of keys and values: the steps need other sizes
         right = [exact(expected[answer.id], answer.text, spec.answer) for answer in answers]
         return ranks.sum([sum(right)])[0] / len(expected)

@@ -96,7 +96,8 @@ def test_every_part_depends_on_what_it_should() -> None:
     assert parts(Setting("cuda", parts=2))["gradients"] > lora["gradients"] == 0
     whole, quarter = (parts(Setting("cuda", devices=n), method="full") for n in (1, 4))
     assert quarter["optimizer"] == whole["optimizer"] / 4
-    assert parts(Setting("cuda", devices=4)) == lora, "an adapter's base model is on every GPU"
+    spread = parts(Setting("cuda", devices=4))["weights"]
+    assert lora["weights"] / 4 < spread < 0.5 * lora["weights"], "a quarter, and the layers that are gathered"
     assert sum(lora.values()) == training_memory(seven_b, Train(), GPU, LOAD).total_mb
 
 

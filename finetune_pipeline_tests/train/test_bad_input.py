@@ -148,7 +148,7 @@ def test_rows_that_do_not_fit_the_objective_are_found_before_the_model_is_loaded
     with pytest.raises(TrainingFailed, match="rejected completion"):
         assembly.assemble(spec_in(tmp_path, tiny_model, rules=RULES.model_copy(update={"objective": "orpo"})))
     with pytest.raises(TrainingFailed, match="there are no rows"):
-        require_rows([], objective_of(RULES))
+        require_rows([], [], objective_of(RULES))
 
 
 @pytest.mark.parametrize("changed", [{"method": "qlora"}, {"optimizer": "adamw_8bit"}])
@@ -265,7 +265,7 @@ def test_the_error_of_a_real_training_process_reaches_the_caller(
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     spec = spec_in(tmp_path, tiny_model, setting("config.json", max_position_embeddings=60))
-    with pytest.raises(TrainingFailed, match=r"the model's context of 60 tokens: 7 rows: row1, row2") as refused:
+    with pytest.raises(TrainingFailed, match=r"the model's context of 60 tokens: 14 rows: row1, row2") as refused:
         local.run("finetune_pipeline.train.job", spec, TrainingResult, tmp_path / "job", Silent())
     assert "clean.max_tokens" in refused.value.hint and "--show-tokens" in refused.value.hint
     assert not (tmp_path / "home" / "tracking").exists(), "no run of MLflow before the audit passed"

@@ -50,7 +50,8 @@ def test_a_declared_rate_is_not_changed(method: Literal["lora", "qlora", "full"]
     assert with_defaults(declared, 10**9) == (declared, {})
     filled, origins = with_defaults(Train(method=method), 10**9)
     assert filled == Train(method=method, learning_rate=1e-4 if method == "full" else 1e-3)
-    assert origins["learning_rate"].startswith(f"default for {method}, sft and 1,000 million parameters (Schulman")
+    source = "a tenth of an adapter's (Schulman" if method == "full" else "Schulman"
+    assert origins["learning_rate"].startswith(f"default for {method}, sft and 1,000 million parameters ({source}")
 
 
 def test_a_rate_that_was_not_filled_in_is_an_error_and_not_a_guess() -> None:

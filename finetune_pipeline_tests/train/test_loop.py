@@ -249,6 +249,24 @@ def test_the_best_weights_are_kept_and_a_training_without_gain_stops(
     assert all(torch.equal(weight, weights[kept][name]) for name, weight in setup.weights.items())
 
 
+def test_a_validation_loss_that_is_not_finite_is_never_the_best(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = Setup(tiny_model, RULES.model_copy(update={"validation": Validation(per_epoch=3)}))
+    report, losses = LogRecorder(), iter([4.0, float("nan"), 2.0, 2.5, float("inf"), 2.6, 2.7])
+    monkeypatch.setattr(Loop, "validate", lambda self, rows, max_tokens: {"validation_loss": next(losses)})
+    assert setup.train(tmp_path, report).best_step == 2
+    assert report.lines == ["the validation loss at step 1 is nan", "the validation loss at step 4 is inf"]
+
+
+def test_a_resumed_training_has_the_limits_of_this_machine(tiny_model: Path, tmp_path: Path) -> None:
+    for limit, expected in ((128, 128), (4096, 1000)):
+        setup = Setup(tiny_model, RULES.model_copy(update={"max_tokens_per_batch": limit}))
+        state = checkpoint.TrainingState(max_tokens=1000)  # memory ran out there
+        setup.loop(tmp_path / str(limit)).run(setup.rows, [], state, setup.optimizer)
+        assert state.max_tokens == expected
+
+
 def test_the_best_weights_survive_a_resumed_training(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from finetune_pipeline.errors import ModelError
 from finetune_pipeline.models.architecture import Architecture
 from finetune_pipeline.models.training_memory import LIBRARIES_MB, Setting, training_memory
 from finetune_pipeline.train import memory_fit
+from finetune_pipeline.train.distributed import Ranks
 from finetune_pipeline.train.memory_fit import fit_to_memory, largest_pass
 from finetune_pipeline_tests.train.setup import RULES, LogRecorder, Setup
 
@@ -69,6 +70,30 @@ def test_declared_checkpointing_is_used_or_refused(setup: Setup, monkeypatch: py
         fitted(setup, declared, 100_000, monkeypatch)
     fitted(setup, WIDE, 100, monkeypatch)
     assert not setup.forward.checkpointing, "auto does without"
+
+
+def test_ranks_share_the_memory_of_their_machine_and_the_least_decides(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between = sum(need_mb(setup, WIDE, each) for each in (False, True)) / 2 / 0.85
+
+    class TwoMachines(Ranks):
+        size, size_here = 4, 2
+
+        def max(self, value: float) -> float:
+            return max(value, -between)  # the other machine has less
+
+    asked: list[int] = []
+
+    def reachable(processes: int) -> float:
+        asked.append(processes)
+        return 100_000
+
+    monkeypatch.setattr(memory_fit, "reachable_mb", reachable)
+    architecture, report = Architecture.of_folder(setup.folder), LogRecorder()
+    fit_to_memory(setup.forward, architecture, WIDE, setup.rows, [], report, TwoMachines())
+    assert asked == [2]
+    assert setup.forward.checkpointing
 
 
 @pytest.mark.parametrize("objective", ["sft", "dpo"])

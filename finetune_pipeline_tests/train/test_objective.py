@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ import pytest
 
 from finetune_pipeline.config import Lora, Preference, Train
 from finetune_pipeline.errors import TrainingFailed
-from finetune_pipeline.train.objective import Completions, Orpo, completions_of, objective_of, totals_of, usable
+from finetune_pipeline.records import Example, Message
+from finetune_pipeline.train.objective import (
+    Completions,
+    Orpo,
+    completions_of,
+    objective_of,
+    require_rows,
+    totals_of,
+    usable,
+)
 from finetune_pipeline.train.tokenize import Completion, TokenizedExample
 from finetune_pipeline_tests.train.setup import RULES, Setup
 
@@ -208,11 +218,16 @@ def test_rows_without_a_rejected_completion_are_left_out_of_pairs() -> None:
     pair = TokenizedExample("b", [1], (Completion([5, 2]), Completion([6, 2])))
     assert [row.id for row in usable([single, pair], objective_of(rules_of("dpo")))] == ["b"]
     assert [row.id for row in usable([single, pair], objective_of(rules_of("kto")))] == ["a", "b"]
-    (_, without) = usable([single, pair], objective_of(rules_of("sft")))
-    assert without.completions == pair.completions[:1]
-    with pytest.raises(TrainingFailed, match="none of the 1 training rows has a rejected completion") as failed:
-        usable([single], objective_of(rules_of("ipo")))
-    assert "rows: preference" in failed.value.hint
+
+
+@pytest.mark.parametrize(("split", "cure"), [("training", "rows: preference"), ("validation", "split.validation")])
+def test_a_split_without_any_pair_is_named(split: str, cure: str) -> None:
+    single = Example("a", (Message("user", "hi"), Message("assistant", "yes")), "test", "a")
+    rows = {"training": [replace(single, rejected="no")], "validation": [], split: [single]}
+    with pytest.raises(TrainingFailed, match=f"none of the 1 {split} rows has a rejected completion") as failed:
+        require_rows(rows["training"], rows["validation"], objective_of(rules_of("ipo")))
+    assert cure in failed.value.hint
+    require_rows(rows["training"], rows["validation"], objective_of(rules_of("kto")))
 
 
 @pytest.mark.parametrize("mean", [-1e-9, -1e-4, -0.6931, -5.0, -80.0])

@@ -12,7 +12,7 @@ from finetune_pipeline.train import forward as forward_module
 from finetune_pipeline.train import packing
 from finetune_pipeline.train.forward import frozen_layers, targets
 from finetune_pipeline.train.method import Base, make_trainable
-from finetune_pipeline.train.packing import PackedForward
+from finetune_pipeline.train.packing import PackedForward, packed_parts
 from finetune_pipeline.train.padding import PaddedForward
 from finetune_pipeline.train.tokenize import Completion, TokenizedExample
 from finetune_pipeline.train.tree import PackedTree
@@ -97,6 +97,15 @@ def test_micro_batches_have_the_same_total_loss(tiny_model: Path) -> None:
     assert len(parts) > 2
     assert all(setup.forward.computed_tokens(part) <= len(setup.prefix) + 64 for part in parts)
     assert sum(float(setup.forward.losses(part).sum().detach()) for part in parts) == pytest.approx(whole, rel=1e-5)
+
+
+def test_micro_batches_of_rows_that_are_not_below_the_prefix_are_limited_as_well() -> None:
+    """General texts are much shorter than a long system prompt."""
+    prefix = list(range(500))
+    texts = [TokenizedExample(f"text{n}", [1], (Completion([7] * 63),)) for n in range(100)]
+    parts = packed_parts(prefix, texts, 1000)
+    assert sum(map(len, parts)) == 100
+    assert all(sum(PackedTree.of(prefix, part).lengths) <= 1000 for part in parts)
 
 
 @pytest.mark.parametrize("tokens", [1, 7])

@@ -16,6 +16,7 @@ from finetune_pipeline.backends.deployment import backend_for, one_process
 from finetune_pipeline.config import Provider
 from finetune_pipeline.models.model_files import token_counter
 from finetune_pipeline.models.model_source import folder_of
+from finetune_pipeline.models.trained_weights import METHODS
 from finetune_pipeline.providers import cost
 from finetune_pipeline.records import Check, Json, Verdict
 from finetune_pipeline.statistics.formatting import duration
@@ -27,6 +28,7 @@ from finetune_pipeline.train.plan.spec import PlanSpec, TrainingPlan
 JOB = "finetune_pipeline.train.plan.job"
 FILE = "plan.json"
 CHECK = "the training fits into the memory"
+DISK = "the checkpoints fit on the disk"
 
 
 def training_plan(context: StageContext) -> StageResult:
@@ -41,9 +43,9 @@ def training_plan(context: StageContext) -> StageResult:
     spec = PlanSpec(
         training=training,
         folder=folder,
-        processes=backend.nodes * backend.processes_per_node,
+        nodes=backend.nodes,
         processes_per_node=backend.processes_per_node,
-        shard=shards(backend, rules),
+        sharded=tuple(method for method in METHODS if shards(backend, method)),
         per_hour=config.training_per_hour,
         gpu_per_hour=config.gpu_per_hour,
     )
@@ -60,9 +62,19 @@ def evaluate_plan(plan: TrainingPlan, about: str, currency: str) -> Verdict:
     fit, available = plan.fit, plan.device.available_mb
     observed = f"{fit.verdict}: about {fit.memory.total_mb:,.0f} MB of {available:,.0f} MB"
     passed = fit.verdict != "TOO BIG"
-    check = Check(CHECK, passed, "FITS or TIGHT", observed, value=round(fit.memory.total_mb))
+    checks = (
+        Check(CHECK, passed, "FITS or TIGHT", observed, value=round(fit.memory.total_mb)),
+        _disk(plan),
+    )
     figures = {"seconds": round(plan.times.total), "need_mb": round(fit.memory.total_mb)}
-    return Verdict("training_plan", passed, about, headline(plan, currency), (check,), figures)
+    passed = all(check.passed for check in checks)
+    return Verdict("training_plan", passed, about, headline(plan, currency), checks, figures)
+
+
+def _disk(plan: TrainingPlan) -> Check:
+    need, free = plan.checkpoints_mb, plan.device.disk_mb
+    observed = f"about {need:,.0f} MB of {free:,.0f} MB"
+    return Check(DISK, need < free, "less than is free", observed, value=round(need))
 
 
 def _summary(plan: TrainingPlan, currency: str) -> dict[str, Json]:

@@ -8,6 +8,7 @@ only loaded where the training fits into the memory of one device, and takes lon
 
 from __future__ import annotations
 
+import shutil
 import time
 
 from finetune_pipeline.backends import worker
@@ -44,7 +45,7 @@ def run(spec: PlanSpec, report: Reporter) -> TrainingPlan:
         name: [Example.from_json(row) for row in read_jsonl(path)]
         for name, path in (("train", training.train), ("validation", training.validation))
     }
-    require_rows(examples["train"], objective_of(training.rules))
+    require_rows(examples["train"], examples["validation"], objective_of(training.rules))
     outline = outline_of(training.base, examples, training.system, training.rules)
     write_view(training.out, token_view(outline.rows["train"], outline.base.tokenizer, outline.texts), training.task)
     require_passed(outline.audit, training.out)
@@ -70,8 +71,16 @@ def run(spec: PlanSpec, report: Reporter) -> TrainingPlan:
 
 def _device(spec: PlanSpec) -> Device:
     bf16 = uses_bf16(spec.training.rules.precision)
-    available = reachable_mb(spec.processes_per_node)
-    return Device(kind(), device_name(), name_of(bf16), gflops(kind(), bf16), available, spec.processes)
+    return Device(
+        kind=kind(),
+        name=device_name(),
+        precision=name_of(bf16),
+        gflops=gflops(kind(), bf16),
+        available_mb=reachable_mb(spec.processes_per_node),
+        processes=spec.nodes * spec.processes_per_node,
+        nodes=spec.nodes,
+        disk_mb=shutil.disk_usage(spec.training.out).free / 1e6,
+    )
 
 
 def _counted(spec: PlanSpec, outline: Outline, forward: Forward, report: Reporter) -> Counted:
@@ -83,7 +92,7 @@ def _counted(spec: PlanSpec, outline: Outline, forward: Forward, report: Reporte
 
 
 def _fit(spec: PlanSpec, outline: Outline, forward: Forward, counted: Counted, device: Device) -> Fit:
-    """On one device."""
+    """On one device: the plan's process is alone."""
     bf16 = device.precision == "bf16"
     setting = Setting(device.kind, bf16, forward.name, parts=counted.parts)
     return fit(

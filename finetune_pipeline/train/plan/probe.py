@@ -93,6 +93,7 @@ def measure(spec: PlanSpec, outline: Outline, sample: Sample, before: float, rep
         peak_mb=peak.mb,
         largest=sample.largest,
         max_tokens=warm.max_tokens,
+        ran_out=warm.max_tokens < setup.rules.max_tokens_per_batch,
     )
     return probe, setup.forward
 

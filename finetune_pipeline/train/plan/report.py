@@ -78,6 +78,8 @@ def memory_rows(plan: TrainingPlan) -> Table:
     """Part and MB; the measured peak last, where the training was measured."""
     rows: Table = [(name, f"{mb:,.0f}") for name, mb in plan.fit.memory.parts.items() if round(mb)]
     rows.append(("predicted peak", f"{plan.fit.memory.total_mb:,.0f}"))
+    if plan.probe and plan.probe.ran_out:
+        rows.append(("memory ran out: tokens in a pass, from then on", f"{plan.probe.max_tokens:,}"))
     if plan.probe:
         largest = "with the largest batch" if plan.probe.largest else "without the largest batch"
         rows.append((f"measured peak of {plan.probe.steps} steps, {largest}", f"{plan.probe.peak_mb:,.0f}"))

@@ -19,7 +19,7 @@ def search_backend(rules: Train) -> Backend:
     several."""
     backend = backend_for(rules.backend)
     processes = backend.nodes * backend.processes_per_node
-    if processes > 1 and shards(backend, rules):
+    if processes > 1 and shards(backend, rules.method):
         raise DeclarationError(
             f"`search` compares trainings in one process, and the weights of this one are spread over {processes}",
             "set `train.backend.shard: never` if one device has room for the whole training; otherwise remove `search`",

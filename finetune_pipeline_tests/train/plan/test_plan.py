@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from finetune_pipeline.train.plan import job
 from finetune_pipeline.train.plan.assets import training_plan
 from finetune_pipeline.train.plan.loads import Counted, count
 from finetune_pipeline.train.plan.prediction import recommend
-from finetune_pipeline.train.plan.probe import Sample, sample_of
+from finetune_pipeline.train.plan.probe import Sample, measure, sample_of
 from finetune_pipeline.train.plan.spec import TrainingPlan
 from finetune_pipeline.train.replay import general_rows, replay_for
 from finetune_pipeline_tests.artifacts import finished, stage_context, task, task_store
@@ -115,6 +116,63 @@ def test_what_does_not_fit_is_said_and_no_weights_are_loaded(
     assert outcome.verdict is not None and not outcome.verdict.passed
     assert "a smaller base model, or another device" in outcome.verdict.summary
     assert all(each.verdict == "FITS" for each in plan.gpus)
+
+
+MACHINES = {"kind": "torchrun", "nodes": 2, "processes_per_node": 2, "rendezvous": "10.0.0.4:29400"}
+
+
+def test_several_machines_cost_more_and_processes_of_one_share_its_processor(
+    tiny_model: Path, store: TaskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "MEASURED_FROM", 0.0)
+    price = {"training_per_hour": 3600.0}
+    train = {**TRAIN, "backend": MACHINES}
+    _, _, plan = planned(declared(tiny_model, train=train, suitability=price), store, tmp_path)
+    assert (plan.device.processes, plan.device.nodes, plan.device.together) == (4, 2, 2)
+    assert replace(plan.device, kind="cuda").together == 4
+    assert plan.cost == pytest.approx(2 * plan.times.total)
+    assert plan.probe is not None
+    assert plan.times.steps == pytest.approx(plan.probe.step_seconds * 6 / 2, rel=0.2)
+
+
+def test_an_adapter_whose_base_is_spread_over_the_processes_takes_less_memory_of_each(
+    tiny_model: Path, store: TaskStore, tmp_path: Path
+) -> None:
+    moments = {}
+    for shard in ("auto", "always"):
+        train = {**TRAIN, "backend": {**MACHINES, "shard": shard}}
+        (tmp_path / shard).mkdir()
+        _, _, plan = planned(declared(tiny_model, train=train), store, tmp_path / shard)
+        moments[shard] = plan.fits["lora"].memory.optimizer_mb
+    assert moments["always"] == moments["auto"] / 4, "with `auto`, full weights alone are spread"
+
+
+def test_memory_that_ran_out_in_the_measured_steps_is_tight(
+    tiny_model: Path, store: TaskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def smaller(*given: Any) -> Any:
+        probe, forward = measure(*given)
+        return replace(probe, ran_out=True, max_tokens=256), forward
+
+    monkeypatch.setattr(job, "MEASURED_FROM", 0.0)
+    monkeypatch.setattr(job, "measure", smaller)
+    context, outcome, plan = planned(declared(tiny_model), store, tmp_path)
+    assert (plan.fit.verdict, plan.fit.tokens, plan.most_tokens) == ("TIGHT", 256.0, 256)
+    assert outcome.verdict is not None and outcome.verdict.passed
+    assert "memory ran out" in (context.out / "report.html").read_text("utf-8")
+
+
+def test_checkpoints_that_do_not_fit_on_the_disk_are_said(
+    tiny_model: Path, store: TaskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
+    _, outcome, plan = planned(declared(tiny_model), store, tmp_path)
+    assert plan.checkpoints_mb > plan.device.disk_mb == 0.001
+    assert outcome.verdict is not None and not outcome.verdict.passed
+    assert [check.name for check in outcome.verdict.checks if not check.passed] == ["the checkpoints fit on the disk"]
 
 
 def test_a_failed_audit_ends_the_plan(tiny_model: Path, store: TaskStore, tmp_path: Path) -> None:
