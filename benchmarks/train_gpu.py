@@ -112,6 +112,9 @@ def instruction_of(kind: str) -> str:
 def peers(options: argparse.Namespace) -> list[str]:
     if options.peer == "none":
         return []
+    missing = [name for name in ("flash_attn", "liger_kernel") if not find_spec(name)]
+    if missing:
+        print(f"TRL without {' and '.join(missing)}, which are not installed: it would be faster with them")
     found = ["plain"] + (["padding_free", "packing"] if find_spec("flash_attn") else [])
     return found if options.peer == "all" else [name for name in options.peer.split(",") if name]
 

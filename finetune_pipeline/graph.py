@@ -112,7 +112,7 @@ STEPS: tuple[Step, ...] = (
         make=f"{_P}.clean.assets:clean_examples",
         needs=("raw_examples", "base_model"),
         config_sections=("clean", "answer", "prompt"),
-        version="8",
+        version="9",
         check="ledger_reconciles",
         check_names=(
             "one completion for a prompt",

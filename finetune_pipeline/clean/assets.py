@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_pipeline.clean.pipeline import Cleaned, clean
+from finetune_pipeline.config import Clean
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.records import Check, Verdict, write_jsonl
 from finetune_pipeline.records.ledger import counted
@@ -29,10 +30,8 @@ def clean_examples(context: StageContext) -> StageResult:
         model_source.folder_of(context.inputs["base_model"], context.task.base, context.report)
     )
     raw = context.inputs["raw_examples"]
-    rows = list(raw.examples())
-    result = clean(
-        rows, context.task.clean, context.task.answer, context.task.prompt.system, count_tokens, context.report
-    )
+    rows, rules = list(raw.examples()), within_context(context)
+    result = clean(rows, rules, context.task.answer, context.task.prompt.system, count_tokens, context.report)
     if not result.kept:
         raise _no_rows_left(result)
     write_jsonl(context.out / "examples.jsonl", result.kept)
@@ -42,6 +41,16 @@ def clean_examples(context: StageContext) -> StageResult:
     write_jsonl(context.out / "conflicts.jsonl", result.conflicts)
     context.report.log(f"{len(rows)} rows: {len(result.kept)} kept, {len(result.drops)} dropped")
     return StageResult(result.summary(), ledger(len(rows), result, raw.content_hash))
+
+
+def within_context(context: StageContext) -> Clean:
+    """The rules, with at most as many tokens as the base model reads: longer rows would only fail the training."""
+    rules = context.task.clean
+    limit = int(context.inputs["base_model"].json("base_model.json").get("context") or 0)
+    if not 0 < limit < rules.max_tokens:
+        return rules
+    context.report.log(f"rows have at most the {limit} tokens that the base model reads, not {rules.max_tokens}")
+    return rules.model_copy(update={"max_tokens": limit})
 
 
 def ledger(rows: int, result: Cleaned, about: str) -> Verdict:

@@ -69,7 +69,7 @@ def out_of_bounds(length: Length, rules: Clean) -> tuple[str, str] | None:
         counts = f"prompt {length.prompt}, completion {length.completion} tokens"
         return "too-short", f"{counts}; at least {rules.min_tokens} are declared"
     if length.whole > rules.max_tokens:
-        return "too-long", f"{length.whole} tokens with the system prompt; at most {rules.max_tokens} are declared"
+        return "too-long", f"{length.whole} tokens with the system prompt; at most {rules.max_tokens} are allowed"
     return None
 
 

@@ -137,7 +137,7 @@ def _with_fitting_pair(row: Example, length: lengths.Length, rules: Clean, resul
     if length.rejected <= rules.max_tokens:
         return row
     removed = without_rejected(row, "too-long")
-    detail = f"{length.rejected} tokens with the system prompt; at most {rules.max_tokens} are declared"
+    detail = f"{length.rejected} tokens with the system prompt; at most {rules.max_tokens} are allowed"
     result.fixes += [Fix(row.id, row.origin, STAGE, slug, detail) for slug in removed.slugs]
     return removed.row
 

@@ -16,8 +16,8 @@ class Clean(Section):
     max_tokens: int = Field(
         512,
         ge=8,
-        description="Rows with more tokens (system prompt, prompt, completion) are dropped, not truncated; a "
-        "rejected completion that is longer is removed from its row.",
+        description="Rows with more tokens (system prompt, prompt, completion), or more than the base model reads, "
+        "are dropped, not truncated; a rejected completion that is longer is removed from its row.",
     )
     html: bool = Field(True, description="Remove HTML tags and entities from prompts.")
     near_duplicate_threshold: Share = Field(

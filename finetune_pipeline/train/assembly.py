@@ -126,7 +126,8 @@ def assemble(
     trainable = make_trainable(base, rules, keep_base=shared.several)
     if not sharded:
         ranks.broadcast(trainable.weights.values())
-    forward = shared.forward(trainable, rules.layers, prefix, [*rows["train"], *rows["validation"]], report)
+    compared = (trainable, rules.layers, prefix, [*rows["train"], *rows["validation"]], report)
+    forward = shared.forward_of_first(ranks, *compared) if sharded else shared.forward(*compared)
     setup = TrainingSetup(
         rules=rules,
         base=base,
@@ -209,7 +210,7 @@ def _fit(setup: TrainingSetup, architecture: Architecture, report: Reporter, sha
     setup.rules = fit_to_memory(
         setup.forward, architecture, setup.rules, rows["train"], general, report, ranks, sharded
     )
-    if setup.forward.checkpointing:
+    if setup.forward.checkpointing and not (sharded and not ranks.is_main):
         setup.shared.require_same(
             setup.forward, setup.trainable, setup.rules.layers, [*rows["train"], *rows["validation"]]
         )

@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import psutil
+
 from finetune_pipeline.errors import ModelError
 from finetune_pipeline.inference.model_family import HINT
-from finetune_pipeline.models.device import free_mb, kind, release_memory
+from finetune_pipeline.models.device import release_memory
 from finetune_pipeline.models.training_fit import ROOM
 from finetune_pipeline.records import SILENT, Reporter
 from finetune_pipeline.train.forward import Forward, without_dropout
@@ -96,10 +98,10 @@ def difference(model: Any, weights: Mapping[str, Any], make: Any, rows: Sequence
 
 def _fp32_fits(model: Any) -> bool:
     """Whether there is memory for 16-bit weights in fp32. A GPU would report that there is none; a process that takes
-    too much of a machine's memory is killed."""
-    weights = (weight for weight in model.parameters() if weight.is_floating_point())
+    too much of a machine's memory is killed. A model that will be spread over GPUs is on the CPU, too."""
+    weights = [weight for weight in model.parameters() if weight.is_floating_point()]
     more = sum(weight.numel() * (4 - weight.element_size()) for weight in weights)
-    return kind() == "cuda" or more / 1e6 < ROOM * free_mb()
+    return bool(weights[0].is_cuda) or more < ROOM * psutil.virtual_memory().available
 
 
 def _compare(model: Any, weights: Mapping[str, Any], make: Any, rows: Sequence[TokenizedExample], in_fp32: bool) -> str:

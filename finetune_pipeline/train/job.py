@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from finetune_pipeline.backends import worker
 from finetune_pipeline.config import Train
 from finetune_pipeline.errors import TrainingFailed
-from finetune_pipeline.models.device import PeakDeviceMemory, name_of, uses_bf16
-from finetune_pipeline.records import Reporter, read_jsonl, write_jsonl
+from finetune_pipeline.models.device import PeakDeviceMemory, kind, name_of, out_of_memory, uses_bf16
+from finetune_pipeline.records import Reporter, write_jsonl
 from finetune_pipeline.train import checkpoint
 from finetune_pipeline.train.assembly import LogMetrics, TrainingSetup, assemble
 from finetune_pipeline.train.distributed import Ranks, joined
@@ -31,18 +32,19 @@ from finetune_pipeline.train.validation import scorer
 def run(spec: TrainingSpec, report: Reporter) -> TrainingResult:
     """Train, with the processes that torch's elastic agent started beside this one. TrainingFailed, ModelError,
     StorageError; JobCanceled after a checkpoint."""
-    with joined() as ranks:
-        with PeakDeviceMemory() as peak:
-            result = _train(spec, report, ranks)
-        result = replace(result, peak_mb=round(peak.mb))
-        if ranks.is_main:
-            history = [cast(checkpoint.HistoryLine, line) for line in read_jsonl(spec.out / "history.jsonl")]
-            (spec.out / "training.html").write_text(page(spec.task, result, history), "utf-8")
-            (spec.out / "training.json").write_text(json.dumps(result.to_json(), indent=1), "utf-8")
-    return result
+    with joined() as ranks, PeakDeviceMemory() as peak:
+        try:
+            return _train(spec, report, ranks, peak)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise TrainingFailed(  # outside of a step, which would be computed again in smaller parts (loop.py)
+                f"the memory of the {kind()} ran out: {error}",
+                "lower `train.max_tokens_per_batch`, or use `train.method: qlora`, a smaller model or a larger device",
+            ) from error
 
 
-def _train(spec: TrainingSpec, report: Reporter, ranks: Ranks) -> TrainingResult:
+def _train(spec: TrainingSpec, report: Reporter, ranks: Ranks, peak: PeakDeviceMemory) -> TrainingResult:
     checkpoint.require_same(spec.checkpoints, spec.identity)  # before a model is loaded
     log_origins(spec, report)
     setup = assemble(spec, report, ranks)
@@ -56,8 +58,12 @@ def _train(spec: TrainingSpec, report: Reporter, ranks: Ranks) -> TrainingResult
     refresh(setup.forward.model)
     resumed_at = state.step
     note_precision(state, name_of(uses_bf16(spec.rules.precision)), report)
-    _train_in_mlflow_run(spec, report, setup, state)
-    return replace(_result(setup, state, resumed_at), origins=spec.origins, search=spec.choice)
+
+    def result() -> TrainingResult:
+        found = _result(setup, state, resumed_at, round(peak.mb))
+        return replace(found, origins=spec.origins, search=spec.choice)
+
+    return _train_in_mlflow_run(spec, report, setup, state, result)
 
 
 def log_origins(spec: TrainingSpec, report: Reporter) -> None:
@@ -76,16 +82,20 @@ def note_precision(state: checkpoint.TrainingState, precision: str, report: Repo
 
 
 def _train_in_mlflow_run(
-    spec: TrainingSpec, report: Reporter, setup: TrainingSetup, state: checkpoint.TrainingState
-) -> None:
+    spec: TrainingSpec,
+    report: Reporter,
+    setup: TrainingSetup,
+    state: checkpoint.TrainingState,
+    result: Callable[[], TrainingResult],
+) -> TrainingResult:
     """Train inside the MLflow run of the checkpoint, or a new run, and log the adapter's files there, too. The first
-    rank does; the others only compute."""
+    rank does; the others only compute. `result`: of the training as far as it is."""
     from finetune_pipeline import tracking
 
     train = setup.rows["train"]
     if not setup.ranks.is_main:
         _compute(spec, report, setup, state, lambda metrics, step: None)
-        return
+        return result()
     tags = {"data": spec.dataset_digest}
     with tracking.training_run(spec.task, state.run_id, spec.params, tags, report) as run:
         if state.run_id is None:
@@ -94,8 +104,17 @@ def _train_in_mlflow_run(
         whole = _compute(spec, report, setup, state, run.log_metrics)
         setup.trainable.save(spec.out, spec.base_id, setup.base.tokenizer, whole)
         write_jsonl(spec.out / "history.jsonl", state.history)
+        _write(spec, result(), state)
         run.log_artifacts(spec.out, "adapter")
-    state.run_id, state.experiment_id = run.run_id, run.experiment_id  # known by now, if MLflow was away at the start
+    if state.run_id != run.run_id:  # known by now; MLflow was away at the start
+        state.run_id, state.experiment_id = run.run_id, run.experiment_id
+        _write(spec, result(), state)
+    return result()
+
+
+def _write(spec: TrainingSpec, result: TrainingResult, state: checkpoint.TrainingState) -> None:
+    (spec.out / "training.html").write_text(page(spec.task, result, state.history), "utf-8")
+    (spec.out / "training.json").write_text(json.dumps(result.to_json(), indent=1), "utf-8")
 
 
 def _compute(
@@ -123,7 +142,7 @@ def _kept(state: checkpoint.TrainingState, rules: Train) -> checkpoint.HistoryLi
     )
 
 
-def _result(setup: TrainingSetup, state: checkpoint.TrainingState, resumed_at: int) -> TrainingResult:
+def _result(setup: TrainingSetup, state: checkpoint.TrainingState, resumed_at: int, peak_mb: int) -> TrainingResult:
     history = state.history
     losses = [line["loss"] for line in history if "loss" in line]
     validated = [line for line in history if "validation_loss" in line]
@@ -150,6 +169,7 @@ def _result(setup: TrainingSetup, state: checkpoint.TrainingState, resumed_at: i
         validation_reward_accuracy=kept.get("validation_reward_accuracy"),
         general_divergence=sum(divergences) / len(divergences) if divergences else None,
         resumed_at=resumed_at,
+        peak_mb=peak_mb,
         trainable_parameters=sum(weight.numel() for weight in setup.trainable.weights.values()),
         precision=", then ".join(state.precisions),
         shared_prefix_tokens=setup.shared_prefix,

@@ -166,7 +166,7 @@ class Loop:
             release_memory()
             parts = self.forward.micro_batches(own, state.max_tokens)
             if len(parts) == len(own):
-                longest = max(own, key=lambda row: row.tokens)
+                longest = max(own or batch, key=lambda row: row.tokens)
                 raise TrainingFailed(
                     f"a single row does not fit into memory: {longest.id} with {longest.tokens} tokens",
                     "use `train.gradient_checkpointing: true`, `train.optimizer: adamw_8bit`, `train.method: qlora`, "

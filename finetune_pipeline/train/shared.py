@@ -23,6 +23,7 @@ from typing import Any
 
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.train import forward_check, packing
+from finetune_pipeline.train.distributed import Ranks
 from finetune_pipeline.train.forward import Forward
 from finetune_pipeline.train.method import Base, Trainable
 from finetune_pipeline.train.packing import FrozenStates, PackedForward
@@ -62,6 +63,24 @@ class Shared:
             self._forwards[layers] = chosen.name
             return chosen
         return PackedForward(model, prefix, cache) if known == PackedForward.name else PaddedForward(model)
+
+    def forward_of_first(
+        self,
+        ranks: Ranks,
+        trainable: Trainable,
+        layers: int | None,
+        prefix: Sequence[int],
+        rows: Sequence[TokenizedExample],
+        report: Reporter,
+    ) -> Forward:
+        """`forward`, where the first rank alone compares: before the weights are spread, each rank has all of them in
+        its host's memory, and a comparison takes twice their gradients."""
+        if ranks.is_main:
+            found = self.forward(trainable, layers, prefix, rows, report)
+            ranks.max(float(found.name == PackedForward.name))
+            return found
+        self._forwards[layers] = PackedForward.name if ranks.max(0.0) else PaddedForward.name
+        return self.forward(trainable, layers, prefix, rows, report)
 
     def require_same(
         self, forward: Forward, trainable: Trainable, layers: int | None, rows: Sequence[TokenizedExample]

@@ -347,6 +347,12 @@ def test_the_asset_writes_the_ledger_and_its_verdict(
     assert result.summary["rows"] == 3 and result.summary["kept"] == 2
     tokens: Any = result.summary["tokens"]
     assert tokens["whole"]["max"] > 10
+    facts = prepare(declared.base, store.task, Silent())[1]
+    short = finished(store, "base_model", {"base_model.json": {**facts, "context": tokens["whole"]["max"] - 1}})
+    context = stage_context(declared, store, tmp_path, raw_examples=raw, base_model=short)
+    clean_examples(context)
+    dropped = [row["reason"] for row in read_jsonl(context.out / "drops.jsonl")]
+    assert "too-long" in dropped, "longer than what the base model reads"
     nothing = finished(store, "raw_examples", {"examples.jsonl": rows[2:]})
     with pytest.raises(DataError, match=r"no row is left .*empty-completion: 1"):
         clean_examples(stage_context(declared, store, tmp_path, raw_examples=nothing, base_model=base))

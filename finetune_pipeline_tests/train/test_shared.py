@@ -15,12 +15,13 @@ from finetune_pipeline.records import Silent, write_jsonl
 from finetune_pipeline.train import checkpoint, forward_check, packing
 from finetune_pipeline.train.assembly import assemble
 from finetune_pipeline.train.checkpoint import HistoryLine
+from finetune_pipeline.train.distributed import Ranks
 from finetune_pipeline.train.method import load_base
 from finetune_pipeline.train.packing import FrozenStates, PackedForward
 from finetune_pipeline.train.row_selection import selected
 from finetune_pipeline.train.shared import Shared
 from finetune_pipeline.train.spec import TrainingSpec
-from finetune_pipeline_tests.train.setup import RULES, rows
+from finetune_pipeline_tests.train.setup import RULES, Setup, rows
 from finetune_pipeline_tests.train.test_training import spec_of
 
 TIMED = ("tokens_per_second", "peak_share")
@@ -142,3 +143,25 @@ def test_a_larger_share_has_every_row_of_a_smaller_one() -> None:
     assert selected(every, 0.5, (), 13) == shares[1] != selected(every, 0.5, (), 14)
     assert selected(every, 0.5, ("test",), 13) == []
     assert len(selected([*every, replace(every[0], id="w", source="web")], 1.0, ("web",), 13)) == 50
+
+
+class Second(Ranks):
+    """The second of two ranks, to which the first says that its forward pass is packed, or not."""
+
+    rank, size = 1, 2
+
+    def __init__(self, packed: bool) -> None:
+        self.packed = packed
+
+    def max(self, value: float) -> float:
+        return max(value, float(self.packed))
+
+
+@pytest.mark.parametrize(("packed", "name"), [(True, "packed"), (False, "padded")])
+def test_where_the_weights_will_be_spread_the_first_rank_alone_compares(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, packed: bool, name: str
+) -> None:
+    monkeypatch.setattr(forward_check, "choose", None)
+    setup = Setup(tiny_model)
+    given = (setup.trainable, None, setup.prefix, setup.rows, Silent())
+    assert Shared(setup.base).forward_of_first(Second(packed), *given).name == name
