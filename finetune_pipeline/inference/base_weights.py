@@ -4,9 +4,10 @@
     with base_errors(folder):                           # what loading raises becomes ModelError, with a hint
         …
 
-Everything that can be known from the small files is checked before the weights are read: Python code in the folder,
-pickled weights, kinds of layers that are not supported, a missing chat template. Afterwards no weight may be missing
-(transformers would fill it with random numbers and warn) or not finite.
+Everything that can be known from the small files is checked before the weights are read: pickled weights, a type or
+kinds of layers that are not supported, a missing chat template. Afterwards no weight may be missing (transformers would
+fill it with random numbers and warn) or not finite. Python code of the folder is never executed; of a model that reads
+images, the text part alone is loaded (models/text_part.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from finetune_pipeline.models import device
 from finetune_pipeline.models.finite_weights import require_finite
 from finetune_pipeline.models.model_files import check_safe, tensor_shapes
 from finetune_pipeline.models.quantization import nf4_config, prepare_quantized, stored_dtype
+from finetune_pipeline.models.text_part import NAMES, keep_own_names, text_config
 from finetune_pipeline.store import models_folder
 
 if TYPE_CHECKING:
@@ -32,28 +34,35 @@ if TYPE_CHECKING:
 MEMORY_HINT = "choose a smaller base model or a larger device, or train with qlora, which holds it in 4 bits"
 
 
-def read_model(folder: Path, dtype: torch.dtype, quantized: bool) -> tuple[Any, Any]:
-    """The model on the device, in eval mode, and its tokenizer. `quantized`: linear layers in 4 bits, as in training.
+def read_model(folder: Path, dtype: torch.dtype, quantized: bool, on: str | None = None) -> tuple[Any, Any]:
+    """The model, in eval mode, and its tokenizer. `quantized`: linear layers in 4 bits, as in training; `on`: where the
+    weights are read to, "cuda" or "cpu" (default: the device of models/device.py).
 
     ModelError when it cannot be read, is unsafe, unsupported, incomplete, not finite, or larger than the memory.
     """
     from transformers import AutoModelForCausalLM
 
     with base_errors(folder):
-        config, tokenizer = read_small_files(folder)
+        whole, tokenizer = _read_small_files(folder)
+        config = text_config(whole)
         settings: dict[str, Any] = {"quantization_config": nf4_config(dtype)} if quantized else {}
-        if device.kind() == "cuda":  # read straight into its memory
-            settings["device_map"] = {"": device.kind()}
+        if (target := on or device.kind()) == "cuda":  # read straight into its memory
+            settings["device_map"] = {"": target}
+        if config is not whole:
+            settings["key_mapping"] = NAMES
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=stored_dtype() if quantized else dtype,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
             **settings,
         )
-        _require_complete(folder, found)
+        _require_complete(folder, found, exactly=hasattr(config, "auto_map"))
+    if config is not whole:
+        keep_own_names(model)
     if quantized:
         prepare_quantized(model, dtype)
     require_finite(model, folder)
@@ -61,15 +70,20 @@ def read_model(folder: Path, dtype: torch.dtype, quantized: bool) -> tuple[Any, 
 
 
 def read_small_files(folder: Path) -> tuple[Any, Any]:
-    """The configuration and the tokenizer of a model, checked as far as it can be without its weights. ModelError, or
-    what transformers raises (`base_errors`)."""
+    """The configuration of the model that is loaded (models/text_part.py) and its tokenizer, checked as far as they can
+    be without the weights. ModelError, or what transformers raises (`base_errors`)."""
+    config, tokenizer = _read_small_files(folder)
+    return text_config(config), tokenizer
+
+
+def _read_small_files(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
     check_safe(folder)
     require_known(folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     require_supported(config)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     require_template(tokenizer, str(folder))
     return config, tokenizer
 
@@ -86,12 +100,20 @@ def require_known(folder: Path) -> None:
         raise ModelError(f"{folder} is of the type {model_type!r}, which transformers {version} does not have", HINT)
 
 
-def _require_complete(folder: Path, found: dict[str, Any]) -> None:
+def _require_complete(folder: Path, found: dict[str, Any], exactly: bool) -> None:
+    """ModelError for a weight of the model that the files do not have, or `exactly`, for one that the model does not
+    have: a folder with code may hold a model that computes something else than transformers' class."""
     missing = sorted(str(each) for name in ("missing_keys", "mismatched_keys") for each in found.get(name) or ())
     if missing:
         raise ModelError(
             f"the weights in {folder} lack {len(missing)} tensors of the model, or have others, such as {missing[0]}",
             "get the model's files again",
+        )
+    if exactly and (unknown := sorted(found.get("unexpected_keys") or ())):
+        raise ModelError(
+            f"the weights in {folder} have {len(unknown)} tensors that transformers' model of this type does not have, "
+            f"such as {unknown[0]}: it needs code of its own, which is never executed",
+            HINT,
         )
 
 

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from finetune_pipeline.errors import ModelError
+from finetune_pipeline.models.text_part import text_config
 from finetune_pipeline.records import Reporter
 
 Row = TypeVar("Row")
-FAMILIES = "Llama, Mistral, Mixtral, Qwen, Gemma, Phi, SmolLM, Granite, OLMo, Cohere, GPT-OSS"  # the tests cover them
+# the tests cover them
+FAMILIES = "Llama, Mistral, Mixtral, Qwen, Gemma 2 and 3, Phi, SmolLM, Granite, OLMo, Cohere, GPT-OSS"
 HINT = f"choose a base model of one of these families: {FAMILIES}"
 LAYER_TYPES = {"full_attention", "sliding_attention", "dense", "sparse"}  # the last two are kinds of MLPs
 
@@ -85,14 +87,25 @@ def decoder_parts(model: Any) -> DecoderParts:
 
 
 def require_supported(config: Any) -> None:
-    """ModelError for an architecture whose layers the attention functions of this project do not compute (recurrent
-    layers, attention within chunks, attention to later tokens); read from the configuration, before any weights."""
+    """ModelError for an architecture that is no causal language model of text, or whose layers the attention functions
+    of this project do not compute (recurrent layers, attention within chunks, attention to later tokens); read from the
+    configuration, before any weights."""
+    _require_text(text_config(config).model_type)
     text = config.get_text_config()
     others = sorted(set(getattr(text, "layer_types", None) or ()) - LAYER_TYPES)
     if others:
         raise ModelError(f"{text.model_type} has layers of the kind {others[0]}, which is not supported", HINT)
     if getattr(text, "use_bidirectional_attention", None) or getattr(text, "is_encoder_decoder", False):
         raise ModelError(f"{text.model_type} attends to later tokens: it is no causal language model", HINT)
+
+
+def _require_text(model_type: str) -> None:
+    """ModelError for a model that transformers does not have as a causal language model of text alone."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, "")
+    if not name or name.endswith("ForConditionalGeneration"):
+        raise ModelError(f"transformers has no causal language model of text alone for the type {model_type!r}", HINT)
 
 
 def max_sequence_tokens(config: Any) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.config import Train
 from finetune_pipeline.inference.model_family import decoder_parts
+from finetune_pipeline.models.text_part import text_config
 
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k")
 
@@ -88,7 +89,7 @@ class Architecture(JobData):
         """Of a base model's folder. OSError, ValueError: as transformers raises them."""
         from transformers import AutoConfig
 
-        return Architecture.of_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        return Architecture.of_config(text_config(AutoConfig.from_pretrained(folder, local_files_only=True)))
 
     @staticmethod
     def of_config(config: Any) -> Architecture:

@@ -1,6 +1,6 @@
 """The files of a model folder: checks, sizes, hashes and the tokenizer. Reads headers and JSON only, without torch.
 
-check(folder)                  # ModelError: no safetensors, tokenizer or chat template, or Python code (auto_map)
+check(folder)                  # ModelError: no safetensors, tokenizer or chat template, or code of its own is needed
 dimensions(folder)             # {"parameters": 134515008, "hidden": 576, "layers": 30, "vocabulary": 49152, ...}
 token_counter(folder)(["hi"])  # [1]
 with writing(folder): ...      # StorageError on a full disk, whatever safetensors raises
@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.errors import ModelError
+from finetune_pipeline.models.text_part import text_name
 from finetune_pipeline.store import storage_error
 from finetune_pipeline.store.file_hashes import file_hash
 
 
 def check(folder: Path) -> None:
-    """ModelError unless the folder has config, safetensors, tokenizer and chat template, and no Python code."""
+    """ModelError unless the folder has config, safetensors, tokenizer and chat template, and needs no Python code of
+    its own."""
     if not (folder / "config.json").exists():
         raise ModelError(f"{folder} holds no model: it has no config.json", "check `base.path` in task.yaml")
     check_safe(folder)
@@ -41,7 +43,8 @@ def check(folder: Path) -> None:
 
 
 def check_safe(folder: Path) -> None:
-    """ModelError for what would run code when it is opened: weights that are only pickled, or Python in the folder."""
+    """ModelError for what would run code when it is opened: weights that are only pickled, or a model that transformers
+    has only with Python code of the folder. Code that is not needed is left alone: transformers' own class is used."""
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     if pickles and not list(folder.glob("*.safetensors")):
         raise ModelError(
@@ -50,11 +53,24 @@ def check_safe(folder: Path) -> None:
             "convert the weights to safetensors first",
         )
     for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).exists() and "auto_map" in _read(folder / name):
+        if (folder / name).exists() and _needs_code(folder, name):
             raise ModelError(
-                f"{folder} brings code of its own (auto_map in {name}), which is never executed",
-                "choose a base model whose architecture is part of transformers",
+                f"{folder} needs code of its own (auto_map in {name}), which is never executed",
+                "choose a base model whose architecture and tokenizer are part of transformers",
             )
+
+
+def _needs_code(folder: Path, name: str) -> bool:
+    """Whether `auto_map` in the file is all there is: the model's type is not one of transformers, or there is no
+    tokenizer.json, which is read without code. Phi 3 and 4 have an `auto_map` and need none."""
+    settings = _read(folder / name)
+    if "auto_map" not in settings:
+        return False
+    if name == "tokenizer_config.json":
+        return not (folder / "tokenizer.json").exists()
+    from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES  # a second, and no torch
+
+    return settings.get("model_type") not in CONFIG_MAPPING_NAMES
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -91,14 +107,16 @@ def template(folder: Path) -> str:
 
 def dimensions(folder: Path) -> dict[str, int]:
     """Sizes from config.json and the headers of the weights: parameters (tied weights count once), hidden size, layers,
-    vocabulary and context in tokens (0 if config.json has none)."""
+    vocabulary and context in tokens (0 if config.json has none). Of a model that reads images, those of its text part;
+    the vocabulary is then that of the embedding where config.json leaves it to transformers (Gemma 3)."""
     config = _read(folder / "config.json")
-    text = config.get("text_config", config)
+    text, shapes = config.get("text_config", config), _text_shapes(folder)
+    rows = next((shape[0] for name, shape in shapes.items() if name.endswith("embed_tokens.weight")), 0)
     return {
-        "parameters": sum(prod(shape) for shape in tensor_shapes(folder).values()),
+        "parameters": sum(prod(shape) for shape in shapes.values()),
         "hidden": int(text["hidden_size"]),
         "layers": int(text["num_hidden_layers"]),
-        "vocabulary": int(text["vocab_size"]),
+        "vocabulary": int(text.get("vocab_size") or rows),
         "context": int(text.get("max_position_embeddings") or 0),
     }
 
@@ -120,9 +138,16 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     return shapes
 
 
+def _text_shapes(folder: Path) -> dict[str, list[int]]:
+    """The tensors that are loaded (text_part.py), by their names in the model."""
+    model_type = _read(folder / "config.json").get("model_type")
+    named = ((text_name(name, model_type), shape) for name, shape in tensor_shapes(folder).items())
+    return {name: shape for name, shape in named if name is not None}
+
+
 def linear_names(folder: Path) -> set[str]:
     """The names of the modules with a matrix in the decoder layers, such as q_proj, from the headers of the weights."""
-    matrices = [name for name, shape in tensor_shapes(folder).items() if len(shape) == 2 and ".layers." in name]
+    matrices = [name for name, shape in _text_shapes(folder).items() if len(shape) == 2 and ".layers." in name]
     return {name.removesuffix(".weight").rpartition(".")[2] for name in matrices if name.endswith(".weight")}
 
 

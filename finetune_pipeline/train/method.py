@@ -44,14 +44,14 @@ class Base:
 
 
 def load_base(folder: Path, rules: Train, device: str | None = None) -> Base:
-    """Load the base model for training, on `device` (default: the device of models/device.py). ModelError when it
-    cannot be used (base_weights.py)."""
+    """Load the base model for training, on `device` (default: the device of models/device.py); "cpu": the weights never
+    are on a GPU, for a model that no single one holds. ModelError when it cannot be used (base_weights.py)."""
     import torch
     from transformers import AutoConfig
 
     bf16 = uses_bf16(rules.precision)
     dtype = torch.bfloat16 if bf16 and rules.method != "full" else torch.float32
-    model, tokenizer = read_model(folder, dtype, quantized=rules.method == "qlora")
+    model, tokenizer = read_model(folder, dtype, quantized=rules.method == "qlora", on=device)
     own = AutoConfig.from_pretrained(folder, local_files_only=True).dtype or torch.float32
     return Base(
         model if rules.method == "qlora" else model.to(device or kind()), tokenizer, end_ids(model, tokenizer), own

@@ -209,8 +209,7 @@ def pickled(name: str) -> Callable[[Path], None]:
 
 
 DAMAGE = [
-    (edit("config.json", auto_map={"AutoModel": "x.Y"}), "code of its own"),
-    (edit("tokenizer_config.json", auto_map={"AutoTokenizer": "x.Y"}), "code of its own"),
+    (edit("config.json", auto_map={"AutoModel": "x.Y"}, model_type="own"), "code of its own"),
     (pickled("model.safetensors"), r"only model\.bin: pickle"),
     (cut("model.safetensors"), "model"),
     (change_weight("model.safetensors", add_nan), "not finite"),

@@ -71,13 +71,36 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 
+VISION = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+VISION |= {"image_size": 28, "patch_size": 14}
+# Models that read images too, of which the text part alone is loaded; settings of the text and of the vision part
+WITH_IMAGES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "gemma3_images": (
+        "Gemma3ForConditionalGeneration",
+        "Gemma3Config",
+        HEAD | {"sliding_window": 4, "model_type": "gemma3_text"},
+        VISION | {"model_type": "siglip_vision_model"},
+    ),
+    "mistral3_images": (
+        "Mistral3ForConditionalGeneration",
+        "Mistral3Config",
+        HEAD | {"model_type": "mistral"},
+        VISION | {"head_dim": 16, "model_type": "pixtral"},
+    ),
+}
+
 
 def tiny(family: str, dtype: str = "float32", **sizes: int) -> Any:
     """A model of this family, with `sizes` instead of SIZES; the same weights every time."""
     import torch
     import transformers
 
-    model, config, special = FAMILIES[family]
     torch.manual_seed(0)
-    built = getattr(transformers, model)(getattr(transformers, config)(**SIZES | special | sizes))
+    if family in WITH_IMAGES:
+        model, config, text, vision = WITH_IMAGES[family]
+        settings: dict[str, Any] = {"text_config": SIZES | text | sizes, "vision_config": vision}
+    else:
+        model, config, special = FAMILIES[family]
+        settings = SIZES | special | sizes
+    built = getattr(transformers, model)(getattr(transformers, config)(**settings))
     return built.to(getattr(torch, dtype))

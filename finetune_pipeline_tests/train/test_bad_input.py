@@ -93,7 +93,7 @@ BAD_BASES: dict[str, tuple[Change, str, str]] = {
         "convert the weights",
     ),
     "own code": (
-        setting("config.json", auto_map={"AutoModelForCausalLM": "own.Model"}),
+        setting("config.json", auto_map={"AutoModelForCausalLM": "own.Model"}, model_type="own"),
         r"code of its own \(auto_map in config\.json\), which is never executed",
         "part of transformers",
     ),

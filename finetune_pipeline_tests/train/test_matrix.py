@@ -20,7 +20,7 @@ from finetune_pipeline.train.optimizer import optimizer_for
 from finetune_pipeline.train.reference import Reference
 from finetune_pipeline.train.replay import Replay
 from finetune_pipeline.train.tokenize import Completion, TokenizedExample
-from finetune_pipeline_tests.train.architectures import FAMILIES, tiny
+from finetune_pipeline_tests.train.architectures import FAMILIES, WITH_IMAGES, tiny
 
 PREFIX = [1, 5]
 ROWS = [
@@ -41,12 +41,12 @@ def bases(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     import shutil
 
     folders = {}
-    for family in FAMILIES:
+    for family in (*FAMILIES, *WITH_IMAGES):
         folder = tmp_path_factory.mktemp(family)
         shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
         (folder / "model.safetensors").unlink()
         sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64}
-        special = FAMILIES[family][2]
+        special = (FAMILIES | WITH_IMAGES)[family][2]
         sizes |= {name: 32 for name in ("moe_intermediate_size", "head_dim") if name in special}
         tiny(family, **sizes).save_pretrained(folder)
         folders[family] = folder
@@ -55,7 +55,7 @@ def bases(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", (*FAMILIES, *WITH_IMAGES))
 def test_trained_saved_and_loaded(
     bases: dict[str, Path], tmp_path: Path, family: str, method: str, objective: str
 ) -> None:
