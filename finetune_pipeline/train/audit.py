@@ -27,7 +27,8 @@ HINTS = {
     SUPERVISED: "drop rows with an empty answer in the source (`train.turns: all` learns every turn of a conversation)",
     END: "choose a base model whose chat template ends every turn with a token of its `eos_token`",
     LONGEST: "set `clean.max_tokens` to at most that, or choose a base model with a longer context",
-    PROMPT: "choose a base model whose chat template renders a prompt the same with and without its answer",
+    PROMPT: "take what the chat template reads as reasoning (<think>…</think>) out of the answers, or choose a base "
+    "model whose chat template renders a prompt the same with and without its answer",
 }
 
 

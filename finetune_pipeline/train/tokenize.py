@@ -45,7 +45,7 @@ class Completion:
 @dataclass(frozen=True, slots=True)
 class TokenizedExample:
     """`completions`: the chosen one, and for preference training the rejected one. `prompt_matches`: whether the
-    rendered conversation begins with the prompt as it is rendered alone, as in serving."""
+    rendered conversation, with each of them, begins with the prompt as it is rendered alone, as in serving."""
 
     id: str
     prompt: list[int]
@@ -78,11 +78,11 @@ def tokenize_pairs(
     rows = []
     for example in examples:
         chosen = _turn(example, tokenizer, system, end_ids)
-        completions = chosen.completions
+        completions, matches = chosen.completions, chosen.prompt_matches
         if example.rejected is not None:
             rejected = _turn(example.with_completion(example.rejected), tokenizer, system, end_ids)
-            completions += rejected.completions
-        rows.append(TokenizedExample(example.id, chosen.prompt, completions, chosen.prompt_matches))
+            completions, matches = completions + rejected.completions, matches and rejected.prompt_matches
+        rows.append(TokenizedExample(example.id, chosen.prompt, completions, matches))
     return rows
 
 
@@ -103,11 +103,13 @@ def _rows(
 
 
 def _turn(example: Example, tokenizer: Any, system: str, end_ids: frozenset[int]) -> TokenizedExample:
-    """The last turn of a conversation, everything before it as the prompt."""
+    """The last turn of a conversation, everything before it as the prompt. Where the conversation does not begin with
+    the prompt (the audit then stops the training), the completion is all that follows what both begin with."""
     prompt = render(tokenizer, example.chat(system))
     conversation = _rendered(example, tokenizer, system)
-    completion = _to_first_end(_ids(tokenizer, conversation[len(prompt) :]), end_ids)
     matches = conversation.startswith(prompt)
+    start = len(prompt) if matches else next(n for n in range(len(prompt)) if conversation[n : n + 1] != prompt[n])
+    completion = _to_first_end(_ids(tokenizer, conversation[start:]), end_ids)
     return TokenizedExample(example.id, _ids(tokenizer, prompt), (Completion(completion),), matches)
 
 

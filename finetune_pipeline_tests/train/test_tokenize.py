@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from finetune_pipeline.inference.chat_template import render
 from finetune_pipeline.records import Example, Message
+from finetune_pipeline.train.audit import audit
 from finetune_pipeline.train.method import load_base
 from finetune_pipeline.train.tokenize import TokenizedExample, tokenize, tokenize_pairs
 from finetune_pipeline_tests.train.setup import RULES, SYSTEM, rows
@@ -65,6 +67,33 @@ def test_a_template_that_changes_earlier_turns_makes_each_turn_a_row(
     assert learned(base, first) == "red<|im_end|>"
     assert learned(base, last) == "green<|im_end|>"
     assert "assistant\nr<|im_end|>" in base.tokenizer.decode(last.prompt)
+
+
+# As Qwen3's, for a conversation of one turn: reasoning in an answer is put where the prompt has an empty block.
+REASONING = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% set parts = message['content'].split('</think>') %}"
+    "{{ '<think>\n' + (parts[0].split('<think>')[-1] if parts|length > 1 else '') + '\n</think>\n\n' + parts[-1] }}"
+    "{% else %}{{ message['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("completion", ["chosen", "rejected"])
+def test_reasoning_in_an_answer_stops_the_training(base: Any, monkeypatch: pytest.MonkeyPatch, completion: str) -> None:
+    """Its template renders another prompt with that answer than without: serving would not render what was learned."""
+    monkeypatch.setattr(base.tokenizer, "chat_template", REASONING)
+    good, other = rows(2, pairs=True)
+    if completion == "chosen":
+        other = other.with_completion("<think>a wall</think>red")
+    else:
+        other = replace(other, rejected="<think>a wall</think>red")
+    pairs = tokenize_pairs([good, other], base.tokenizer, SYSTEM, base.end_ids)
+    assert [row.prompt_matches for row in pairs] == [True, False]
+    assert "a wall\n</think>\n\nred<|im_end|>" in learned(base, pairs[1], ("chosen", "rejected").index(completion))
+    audited = audit(pairs, base.end_ids, 2048, 0)
+    assert [check.observed for check in audited.checks if not check.passed] == ["1 rows: row1"]
+    assert "<think>" in audited.hint
 
 
 def test_both_completions_of_a_pair_follow_the_same_prompt(base: Any) -> None:
