@@ -1,7 +1,7 @@
 """What a job that answers the test rows has to do, as a value that travels to the job's process as JSON.
 
 request = answer_request(context, partial, ["zero_shot", "classical"])
-local.run("finetune_pipeline.baseline.job", request, AnswerCounts, partial, context.report)
+run_job("finetune_pipeline.baseline.job", request, request, context.report)      # AnswerCounts(answers=446, …)
 
 {"base": "…/models/SmolLM2…", "adapter": null, "split": "…/data_split/3fa9…", "partial": "…/answers/91c4…",
  "task": {…}, "variants": ["zero_shot", "classical"], "max_new_tokens": 48}
@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_pipeline.backends import launch
+from finetune_pipeline.backends.deployment import backend_for, one_process
 from finetune_pipeline.backends.job_data import JobData
-from finetune_pipeline.config import Precision, Task
+from finetune_pipeline.config import Backend, Precision, Task
 from finetune_pipeline.models import model_files, model_source
 from finetune_pipeline.providers.record import ProviderModel, is_managed, read_record
-from finetune_pipeline.records import Artifact, Example, read_jsonl
+from finetune_pipeline.records import Artifact, Example, Reporter, read_jsonl
 from finetune_pipeline.store import StageContext
 
 LENGTH_FACTOR = 1.2  # an answer may be this much longer than the longest completion of the training rows
@@ -28,8 +30,8 @@ ANSWERS = "answers.jsonl"
 @dataclass(frozen=True)
 class AnswerRequest(JobData):
     """`base` and `adapter` (what was trained) are the folders of the model, `split` that of the rows, `partial` that of
-    the answers so far; `max_new_tokens` is the longest answer; `precision` that of `serve.precision`; `provider`
-    answers instead of `base` and `adapter` where it is set."""
+    the answers so far, all absolute: the job may run on another machine; `max_new_tokens` is the longest answer;
+    `precision` that of `serve.precision`; `provider` answers instead of `base` and `adapter` where it is set."""
 
     base: Path
     adapter: Path | None
@@ -65,16 +67,25 @@ def answer_request(
     team would prompt instead."""
     folder = model_source.folder_of(context.inputs["base_model"], context.task.base, context.report)
     return AnswerRequest(
-        base=folder,
-        adapter=adapter.folder if adapter and not is_managed(adapter.folder) else None,
-        split=context.inputs["data_split"].folder,
-        partial=partial,
+        base=folder.absolute(),
+        adapter=adapter.folder.absolute() if adapter and not is_managed(adapter.folder) else None,
+        split=context.inputs["data_split"].folder.absolute(),
+        partial=partial.absolute(),
         task=context.task,
         variants=tuple(variants),
         max_new_tokens=max_new_tokens(context, folder),
         precision=context.task.serve.precision,
         provider=provider_model(context.task, adapter),
     )
+
+
+def run_job(module: str, spec: JobData, answers: AnswerRequest, report: Reporter) -> AnswerCounts:
+    """Run a job that makes `answers`, described by `spec`: in one process of the backend that trains, or, where a
+    provider answers, on this machine, whose environment has the key. DeclarationError for a backend that cannot be
+    used; else as backends/launch.py raises."""
+    managed = answers.provider is not None
+    backend = Backend() if managed else one_process(backend_for(answers.task.train.backend))
+    return launch.run(module, spec, AnswerCounts, answers.partial, report, backend)
 
 
 def provider_model(task: Task, adapter: Artifact | None) -> ProviderModel | None:

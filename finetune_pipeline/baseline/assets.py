@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from finetune_pipeline.backends import local
 from finetune_pipeline.baseline import classical
 from finetune_pipeline.baseline.answer_log import AnswerFile
-from finetune_pipeline.baseline.answering import ANSWERS, AnswerCounts, answer_request
+from finetune_pipeline.baseline.answering import ANSWERS, answer_request, run_job
 from finetune_pipeline.baseline.metrics import score_all
 from finetune_pipeline.baseline.report import Heading, as_summary, compile_report, page
 from finetune_pipeline.baseline.variants import CLASSICAL
@@ -27,12 +26,13 @@ JOB = "finetune_pipeline.baseline.job"
 
 
 def baseline_report(context: StageContext) -> StageResult:
-    """Answer the test rows with every declared prompt and the classical model. ModelError, DataError, JobCanceled."""
+    """Answer the test rows with every declared prompt and the classical model. ModelError, DataError,
+    DeclarationError (of the backend), JobCanceled."""
     task = context.task
     variants = [v for v in task.baseline.variants if v != CLASSICAL or classical.applies(task.answer)]
     partial = context.store.unfinished("baseline_report", "answers", context.key)
     request = answer_request(context, partial, variants)
-    local.run(JOB, request, AnswerCounts, partial, context.report)
+    run_job(JOB, request, request, context.report)
     tests = list(context.inputs["data_split"].examples("test.jsonl"))
     answers = AnswerFile(partial / ANSWERS).answers
     scores = score_all(tests, answers, task.answer)

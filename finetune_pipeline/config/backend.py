@@ -1,10 +1,11 @@
-"""`train.backend`, and the file that $FINETUNE_BACKEND names: where a training runs.
+"""`train.backend`, and the file that $FINETUNE_BACKEND names: where a training runs, and what belongs to it.
 
     kind: torchrun               # backend.yaml on a machine with four GPUs; no task changes
     processes_per_node: 4
 
-The deployment's file holds for all tasks; a task may set single keys of it again under `train.backend`. Where a
-training runs is not a part of its artifact's key: the result is the same.
+The deployment's file holds for all tasks; a task may set single keys of it again under `train.backend`. Plan, search,
+baselines and evaluation run there too, in one process. Where a training runs is not a part of its artifact's key: the
+result is the same.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Kubernetes(Section):
 
 
 class Backend(Section):
-    """Where a training runs, and on how many devices. $FINETUNE_BACKEND names a YAML file with these keys."""
+    """Where a training runs, and on how many devices; plan, search, baselines and evaluation use one of them.
+    $FINETUNE_BACKEND names a YAML file with these keys."""
 
     kind: Literal["local", "torchrun", "ray", "kubernetes"] = Field(
         "local",

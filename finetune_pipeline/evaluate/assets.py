@@ -19,9 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finetune_pipeline.backends import local
 from finetune_pipeline.baseline.answer_log import AnswerFile
-from finetune_pipeline.baseline.answering import ANSWERS, AnswerCounts, answer_request
+from finetune_pipeline.baseline.answering import ANSWERS, answer_request, run_job
 from finetune_pipeline.baseline.assets import heading, write_report
 from finetune_pipeline.baseline.metrics import score_all
 from finetune_pipeline.baseline.report import as_summary, compile_report
@@ -46,7 +45,7 @@ def eval_report(context: StageContext) -> StageResult:
     measure the side effects of tuning, and add the baselines' answers.
 
     GateRefused when the baselines answered other test rows, or the adapter is of another base model; ModelError,
-    StorageError (the adapter does not fit), DataError, JobCanceled.
+    StorageError (the adapter does not fit), DataError, DeclarationError (of the backend), JobCanceled.
     """
     tests = list(context.inputs["data_split"].examples("test.jsonl"))
     baseline = context.inputs["baseline_report"]
@@ -81,9 +80,9 @@ def _run_jobs(context: StageContext, live: ServedVersion | None) -> tuple[Evalua
     partial = context.store.unfinished("eval_report", "answers", context.key)
     opponent = EvaluationRequest(champion.answer_request(context, partial, live)) if live else None
     request = evaluation_request(context, partial)
-    counts = local.run(JOB, request, AnswerCounts, partial, context.report)
+    counts = run_job(JOB, request, request.answers, context.report)
     if opponent is not None:
-        local.run(JOB, opponent, AnswerCounts, partial, context.report)
+        run_job(JOB, opponent, opponent.answers, context.report)
     return request, partial, counts.precision
 
 

@@ -38,10 +38,10 @@ def answer_request(context: StageContext, partial: Path, version: ServedVersion)
     prompt = Prompt.model_validate(adapter.manifest["declaration"]["prompt"])
     record = read_record(adapter.folder)
     return AnswerRequest(
-        base=model_source.folder_of(base, declared_base, context.report),
-        adapter=None if record else adapter.folder,
-        split=context.inputs["data_split"].folder,
-        partial=partial,
+        base=model_source.folder_of(base, declared_base, context.report).absolute(),
+        adapter=None if record else adapter.folder.absolute(),
+        split=context.inputs["data_split"].folder.absolute(),
+        partial=partial.absolute(),
         task=context.task.model_copy(update={"prompt": prompt}),
         variants=(CHAMPION,),
         max_new_tokens=version.max_new_tokens,

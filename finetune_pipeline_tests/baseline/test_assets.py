@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from finetune_pipeline.backends import launch
 from finetune_pipeline.baseline import job
 from finetune_pipeline.baseline.answer_log import AnswerFile
-from finetune_pipeline.baseline.answering import AnswerRequest, answer_request
+from finetune_pipeline.baseline.answering import AnswerCounts, AnswerRequest, answer_request, run_job
 from finetune_pipeline.baseline.assets import baseline_report
-from finetune_pipeline.config import Task
+from finetune_pipeline.config import Backend, Baseline, Provider, Task, Train
 from finetune_pipeline.errors import JobCanceled, StorageError
-from finetune_pipeline.records import Answer, Artifact, Silent
+from finetune_pipeline.providers.record import ProviderModel
+from finetune_pipeline.records import Answer, Artifact, Silent, read_jsonl
 from finetune_pipeline.store import TaskStore
 from finetune_pipeline_tests.artifacts import stage_context, task_store
 from finetune_pipeline_tests.baseline.color_task import TEST_ROWS, base_and_split, color_task
@@ -51,6 +55,50 @@ def test_every_variant_answers_every_test_row(
     assert result.summary["rows"] == TEST_ROWS
     assert result.unfinished == Path(str(store.root)) / "07_baseline" / "answers" / "key"  # removed once stored
     assert "<svg" in (context.out / "report.html").read_text("utf-8")
+
+
+def test_on_a_backend_the_answers_are_those_of_this_machine(
+    tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process of the backend that trains, whatever the training gets."""
+    store, artifacts = inputs
+    short = declared.model_copy(update={"baseline": Baseline(variants=("zero_shot",))})
+    answers = []
+    for kind in ("local", "torchrun"):
+        (tmp_path / "backend.yaml").write_text(f"kind: {kind}\nprocesses_per_node: {1 + (kind != 'local')}\n", "utf-8")
+        monkeypatch.setenv("FINETUNE_BACKEND", str(tmp_path / "backend.yaml"))
+        context = stage_context(short, store, tmp_path, **artifacts)
+        left = baseline_report(context).unfinished
+        answers.append([(row["id"], row["text"]) for row in read_jsonl(context.out / "answers.jsonl")])
+        assert left is not None and bool(list(left.glob("launch-*"))) is (kind == "torchrun")
+        shutil.rmtree(left)
+    assert answers[0] == answers[1] and len(answers[0]) == TEST_ROWS
+
+
+def test_the_job_is_one_process_and_reads_from_any_folder(
+    tmp_path: Path, declared: Task, inputs: tuple[TaskStore, dict[str, Artifact]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Backend] = []
+
+    def recorded(module: str, spec: AnswerRequest, *others: Any) -> AnswerCounts:
+        seen.append(others[-1])
+        return AnswerCounts(0, 0, None)
+
+    monkeypatch.setattr(launch, "run", recorded)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FINETUNE_DATA", "data")
+    _, artifacts = inputs
+    backend = {"kind": "ray", "nodes": 2, "processes_per_node": 4}
+    spread = declared.model_copy(update={"train": Train.model_validate({"backend": backend})})
+    context = stage_context(spread, TaskStore("colors"), tmp_path, **artifacts)
+    request = answer_request(context, Path("answers"), ["zero_shot"])
+    assert all(path.is_absolute() for path in (request.base, request.split, request.partial))
+    run_job("a.job", request, request, Silent())
+    assert (seen[0].kind, seen[0].nodes, seen[0].processes_per_node) == ("ray", 1, 1)
+    assert request.task.train.provider is None
+    managed = ProviderModel(Provider(model="gpt", price_per_million_training_tokens=1.0), "gpt")
+    run_job("a.job", request, replace(request, provider=managed), Silent())
+    assert seen[1].kind == "local", "a provider's key is in the environment of this machine"
 
 
 def test_few_shot_prompts_have_fewer_examples_where_the_context_is_short(

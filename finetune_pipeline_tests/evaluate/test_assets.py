@@ -6,17 +6,20 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from finetune_pipeline.backends import launch
 from finetune_pipeline.baseline.assets import baseline_report
 from finetune_pipeline.baseline.figures import VariantFigures, variant_figures
-from finetune_pipeline.config import Prompt, Task
+from finetune_pipeline.config import Backend, Prompt, Task, Train
 from finetune_pipeline.errors import GateRefused, StorageError
+from finetune_pipeline.evaluate import job
 from finetune_pipeline.evaluate.assets import eval_report, evaluation_request
 from finetune_pipeline.evaluate.cost import cost
 from finetune_pipeline.evaluate.request import EvaluationRequest
-from finetune_pipeline.records import Answer, Artifact, ServedVersion, read_jsonl
+from finetune_pipeline.records import Answer, Artifact, ServedVersion, Silent, read_jsonl
 from finetune_pipeline.store import StageResult, TaskStore
 from finetune_pipeline_tests.artifacts import example, finished, stage_context, task_store
 from finetune_pipeline_tests.baseline.color_task import TEST_ROWS, base_and_split, color_task, commit
@@ -102,6 +105,34 @@ def test_the_live_version_answers_the_same_rows_as_it_is_served(
     assert lengths["champion"] > lengths["tuned"]
     page = (context.out / "report.html").read_text("utf-8")
     assert "Live version 3 has" in page
+
+
+def test_both_models_answer_in_one_process_of_the_backend(
+    tmp_path: Path,
+    declared: Task,
+    inputs: tuple[TaskStore, dict[str, Artifact]],
+    adapter: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Backend] = []
+
+    def in_this_process(module: str, spec: EvaluationRequest, *others: Any) -> Any:
+        seen.append(others[-1])
+        return job.run(EvaluationRequest.from_json(spec.to_json()), Silent())
+
+    monkeypatch.setattr(launch, "run", in_this_process)
+    store, artifacts = inputs
+    backend = {"kind": "kubernetes", "nodes": 2, "processes_per_node": 8}
+    backend |= {"kubernetes": {"image": "a@sha256:1", "volume_claim": "data", "mount_path": str(tmp_path)}}
+    spread = answers_only(declared).model_copy(update={"train": Train.model_validate({"backend": backend})})
+    live = committed(store, "adapter", adapter, spread)
+    base = committed(store, "base_model", artifacts["base_model"].folder, spread)
+    version = ServedVersion(3, live.content_hash, live.key, base.content_hash, 5)
+    files = {"answers.jsonl": [], "scores.jsonl": [], "report.json": {"variants": {}}}
+    baseline = finished(store, "baseline_report", files)
+    context = stage_context(spread, store, tmp_path, **artifacts, baseline_report=baseline, adapter=live)
+    eval_report(replace(context, fingerprint=asdict(version)))
+    assert [(each.kind, each.nodes, each.processes_per_node) for each in seen] == [("kubernetes", 1, 1)] * 2
 
 
 def test_a_live_version_with_missing_files_is_named(

@@ -18,9 +18,10 @@ from finetune_pipeline.inference.loading import load
 from finetune_pipeline.models import device
 from finetune_pipeline.models.architecture import Architecture
 from finetune_pipeline.models.model_files import check, dimensions, linear_names
+from finetune_pipeline.models.trained_weights import Method
 from finetune_pipeline.train.method import load_base, make_trainable
 from finetune_pipeline_tests.train.architectures import WITH_IMAGES, tiny
-from finetune_pipeline_tests.train.setup import Setup
+from finetune_pipeline_tests.train.setup import RULES, Setup
 
 PROMPT = list(range(3, 20))
 
@@ -53,9 +54,10 @@ def phi(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_code_that_is_not_needed_is_not_executed(phi: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_code_that_is_not_needed_is_not_executed(phi: Path, tmp_path: Path, method: Method) -> None:
     check(phi)
-    trained = Setup(phi)
+    trained = Setup(phi, RULES.model_copy(update={"method": method}))
     assert type(trained.model).__module__ == "transformers.models.phi3.modeling_phi3"
     assert trained.step(tmp_path)["loss"] > 0
     trained.trainable.save(tmp_path / "out", "phi", trained.base.tokenizer)
