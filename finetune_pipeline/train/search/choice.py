@@ -5,6 +5,7 @@ choice = choice_of(context.inputs["training_search"])     # SearchChoice(trial=7
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from finetune_pipeline.records import Artifact
@@ -25,13 +26,19 @@ def choice_of(artifact: Artifact) -> SearchChoice | None:
 
 
 def best_of(trials: Sequence[TrialRecord], metric: str) -> TrialRecord | None:
-    """The completed trial that is best in the metric; of equal ones, that with the lowest loss, then the first."""
-    complete = [trial for trial in trials if trial.state == "complete"]
-    return min(complete, key=lambda trial: (cost(trial, metric), trial.loss or 0.0), default=None)
+    """The completed trial that is best in the metric; of equal ones, that with the lowest loss, then the first. One
+    without a finite validation loss is not chosen."""
+    usable = [trial for trial in trials if trial.state == "complete" and math.isfinite(loss_of(trial))]
+    return min(usable, key=lambda trial: (cost(trial, metric), loss_of(trial)), default=None)
+
+
+def loss_of(trial: TrialRecord) -> float:
+    """The validation loss; infinite where there is none, or none that is a number."""
+    return math.inf if trial.loss is None or math.isnan(trial.loss) else trial.loss
 
 
 def cost(trial: TrialRecord, metric: str) -> float:
     """What a search minimizes: the loss, or the share that is not right."""
     if metric == "loss":
-        return trial.loss or 0.0
+        return loss_of(trial)
     return 1.0 - ((trial.score if metric == "score" else trial.reward_accuracy) or 0.0)

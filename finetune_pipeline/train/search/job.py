@@ -9,13 +9,16 @@ what the process left is delivered (tracking/). Only training and validation row
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
 from finetune_pipeline import tracking
 from finetune_pipeline.backends import worker
 from finetune_pipeline.config import Range
-from finetune_pipeline.errors import TrainingFailed
-from finetune_pipeline.records import PartReporter, Reporter, read_jsonl
+from finetune_pipeline.errors import JobCanceled, TrainingFailed
+from finetune_pipeline.records import PartReporter, Reporter, content_id, read_jsonl
+from finetune_pipeline.store import machine_lock
 from finetune_pipeline.train.method import load_base
 from finetune_pipeline.train.search.choice import best_of
 from finetune_pipeline.train.search.space import as_declared, is_log
@@ -29,6 +32,18 @@ JOURNAL = "trials.jsonl"
 
 def run(spec: SearchSpec, report: Reporter) -> SearchResult:
     """Compare trainings. TrainingFailed when no trial was completed; ModelError, StorageError; JobCanceled."""
+    with alone(spec.folder, report):
+        return _search(spec, report)
+
+
+def alone(folder: Path, report: Reporter) -> AbstractContextManager[None]:
+    """One process at a time uses the journal: also where Ray or Kubernetes starts it, in a folder of its own for each
+    launch, and the one of a killed run has not ended yet. Across machines as far as they share the home folder."""
+    waiting = "an earlier process of this search still works; waiting for it"
+    return machine_lock(f"search-{content_id(str(folder))[:16]}", report, waiting)
+
+
+def _search(spec: SearchSpec, report: Reporter) -> SearchResult:
     rules, search = spec.training.rules, spec.search
     declared = as_declared(rules, search.parameters)
     study = Study(spec.folder / JOURNAL, search, rules.seed, declared)
@@ -58,7 +73,7 @@ def run(spec: SearchSpec, report: Reporter) -> SearchResult:
         reasons = {trial.reason for trial in result.trials if trial.reason}
         raise TrainingFailed(
             f"none of {len(result.trials)} trials was completed: {'; '.join(sorted(reasons)) or 'no time was left'}",
-            "lower the learning rates in `search.parameters`, or raise `search.hours`",
+            "lower the learning rates or the batch sizes in `search.parameters`, or raise `search.hours`",
         )
     return replace(result, best=best.number)
 
@@ -66,21 +81,35 @@ def run(spec: SearchSpec, report: Reporter) -> SearchResult:
 def _trials(spec: SearchSpec, study: Study, parent: tracking.Run, report: Reporter) -> bool:
     """Run what is left of the trials; whether the limit of hours ended them before."""
     search, shared, records = spec.search, None, study.records
-    while (time_left := _time_left(spec, records)) and (asked := study.ask()) is not None:
+    while (time_left := _time_left(spec, records)) and len(records) < study.trials:
         report.alive()
-        trial, values = asked
         shared = shared or Shared(load_base(spec.training.base, spec.training.rules), several=True)
         number = len(records) + 1
         reporter = PartReporter(report, f"trial {number} of {study.trials}")
-        record = run_trial(trial, values, number, TrialContext(spec, shared, parent.run_id, reporter))
-        study.tell(trial, record)
+        if not _tried(study, number, TrialContext(spec, shared, parent.run_id, reporter)):
+            break
         records = study.records
         best = best_of(records, search.metric)
         figures = {"best_trial": float(best.number), "best_validation_loss": best.loss or 0.0} if best else {}
         parent.log_metrics({"trials": float(number), **figures}, number)
-        report.log(_line(record, best))
+        report.log(_line(records[-1], best))
         report.progress("search", number, study.trials)
     return not time_left and len(records) < study.trials
+
+
+def _tried(study: Study, number: int, context: TrialContext) -> bool:
+    """Run the next trial; whether there was one."""
+    asked = study.ask()
+    if asked is None:
+        return False
+    trial, values = asked
+    try:
+        record = run_trial(trial, values, number, context)
+    except JobCanceled:
+        study.put_back(trial)
+        raise
+    study.tell(trial, record)
+    return True
 
 
 def _time_left(spec: SearchSpec, records: list[TrialRecord]) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_pipeline.statistics.formatting import percent
-from finetune_pipeline.train.search.choice import cost
+from finetune_pipeline.train.search.choice import cost, loss_of
 from finetune_pipeline.train.search.spec import SearchResult, TrialRecord
 
 WIDTH, HEIGHT, MARGIN = 340, 190, 46  # of a chart, in SVG units
@@ -108,8 +108,8 @@ def ranked(result: SearchResult) -> list[TrialRecord]:
     order = {"complete": 0, "pruned": 1, "failed": 2}
 
     def key(trial: TrialRecord) -> tuple[int, float, float]:
-        by = cost(trial, result.metric) if trial.state == "complete" else trial.loss or 0.0
-        return order[trial.state], by, trial.loss or 0.0
+        by = cost(trial, result.metric) if trial.state == "complete" else loss_of(trial)
+        return order[trial.state], by, loss_of(trial)
 
     return sorted(result.trials, key=lambda trial: (trial.number != result.best, *key(trial)))
 

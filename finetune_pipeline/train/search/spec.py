@@ -51,8 +51,8 @@ class SearchResult(JobData):
     """search.json. `declared`: false where the task has no search; then there is nothing else but `inputs`: content
     hashes, so that a change of the data is one of this asset in any case (graph.py). `best`: the number of the best
     trial. `importance`: the share of each parameter in the differences between completed trials, {} with too
-    few of them. `as_declared`: what of the first trial is declared. `interrupted`: trials that ended with a killed
-    or canceled run, and were begun again. `limited`: whether `search.hours` ended the search."""
+    few of them. `as_declared`: what of the first trial is declared. `interrupted`: how often a trial ended with a
+    killed process or a canceled run. `limited`: whether `search.hours` ended the search."""
 
     declared: bool
     inputs: dict[str, str] = field(default_factory=dict)

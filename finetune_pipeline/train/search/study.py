@@ -7,7 +7,8 @@
 
 Values are proposed by a tree-structured Parzen estimator (Bergstra et al., 2011). Its seed is made of the declared one
 and the number of the trial, so that a resumed search proposes what an uninterrupted one would, after the same trials.
-A trial that ended with its run is begun again, once: one whose settings end the process must not end every run.
+A trial that ended with its process is begun again, once; after the second time it has failed, because one whose
+settings end the process must not end every run. A trial of a canceled run is begun again as often as that happens.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from typing import Any
 from finetune_pipeline.config import Search
 from finetune_pipeline.models.model_files import writing
 from finetune_pipeline.train.search.choice import cost
-from finetune_pipeline.train.search.space import Values, combinations, encoded, suggest
+from finetune_pipeline.train.search.space import Values, combinations, decoded, encoded, suggest
 from finetune_pipeline.train.search.spec import TrialRecord
 
-RECORD, RUN, AGAIN = "record", "mlflow_run_id", "again"
+RECORD, RUN, AGAIN, INTERRUPTED = "record", "mlflow_run_id", "again", "interrupted"
 MAX_REPEATED = 20  # proposals in a row that were tried before
 STARTUP_TRIALS = 10  # at random, before the estimator proposes; at most half of all
 PRUNED_AFTER = 4  # trials that are not pruned, as there is little to compare with
 MIN_FOR_IMPORTANCE = 8  # completed trials
+ENDED_TWICE = "the process of the search ended twice in this trial (with too little memory, it is killed)"
 
 
 class Study:
@@ -57,8 +59,9 @@ class Study:
 
     @property
     def records(self) -> list[TrialRecord]:
-        """The finished trials, in their order."""
-        return [TrialRecord.from_json(trial.user_attrs[RECORD]) for trial in self._finished()]
+        """The finished trials, by number."""
+        found = (TrialRecord.from_json(trial.user_attrs[RECORD]) for trial in self._finished())
+        return sorted(found, key=lambda record: record.number)
 
     @property
     def run_id(self) -> str | None:
@@ -116,20 +119,42 @@ class Study:
         ended = self._study.get_trials(deepcopy=False)
         return [trial for trial in ended if RECORD in trial.user_attrs and trial.state.is_finished()]
 
+    def put_back(self, trial: Any) -> None:
+        """Plan the trial of a canceled run again: its values did not end it."""
+        self._end(trial)
+        self._study.enqueue_trial(trial.params, user_attrs=dict(trial.user_attrs))
+
     def _begin_again(self) -> None:
-        """End the trials of a run that was killed, and plan each again, once."""
-        running = self._study.get_trials(deepcopy=False, states=(self._states.RUNNING,))
-        for trial in running:
-            self._study.tell(trial.number, state=self._states.FAIL)
-            self._study.set_user_attr("interrupted", self._study.user_attrs.get("interrupted", 0) + 1)
-            if trial.params and not trial.user_attrs.get(AGAIN):
-                self._study.enqueue_trial(trial.params, user_attrs={AGAIN: True})
-                self._study.set_user_attr(AGAIN, self._study.user_attrs.get(AGAIN, 0) + 1)
+        """End the trials of a process that was killed. Each is planned again, once; the second time it has failed."""
+        for trial in self._study.get_trials(deepcopy=False, states=(self._states.RUNNING,)):
+            self._end(trial)
+            if AGAIN in trial.user_attrs:
+                self._add_failed(trial)
+            else:
+                planned = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+                self._study.enqueue_trial(planned, user_attrs={AGAIN: True})
+
+    def _end(self, trial: Any) -> None:
+        """End a trial without a record; another one takes its place."""
+        self._study.tell(trial.number, state=self._states.FAIL)
+        for name in (INTERRUPTED, AGAIN):
+            self._study.set_user_attr(name, self._study.user_attrs.get(name, 0) + 1)
+
+    def _add_failed(self, trial: Any) -> None:
+        values = {name: decoded(name, value) for name, value in trial.params.items()}
+        record = TrialRecord(len(self.records) + 1, "failed", values, reason=ENDED_TWICE)
+        failed = self._optuna.trial.create_trial(
+            state=self._states.FAIL,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={RECORD: record.to_json()},
+        )
+        self._study.add_trial(failed)
 
     @property
     def interruptions(self) -> int:
-        """How many trials ended with their run, in all runs."""
-        return int(self._study.user_attrs.get("interrupted", 0))
+        """How many trials ended with their process or with a canceled run, in all runs."""
+        return int(self._study.user_attrs.get(INTERRUPTED, 0))
 
     def _pruner(self) -> Any:
         """The pruner; a resource, or step, is a check."""

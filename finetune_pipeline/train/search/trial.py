@@ -9,6 +9,7 @@ the others ends. Its weights are not kept.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -152,6 +153,10 @@ def _measured(
     best = context.spec.training.rules.validation.keep == "best"
     lines = [line for line in state.history if "validation_loss" in line]
     kept: HistoryLine = next((line for line in lines if best and line["step"] == state.best_step), lines[-1])
+    if not math.isfinite(kept["validation_loss"]):
+        raise TrainingFailed(
+            f"the validation loss is {kept['validation_loss']} at step {kept['step']}", "lower the learning rate"
+        )
     score = None
     if context.spec.search.metric == "score":
         ask = scorer(setup.trainable.model, setup.base, setup.examples, spec, context.report)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 from finetune_pipeline.train.search.choice import best_of
@@ -35,6 +37,19 @@ def test_the_best_trial_is_the_completed_one_with_the_best_metric() -> None:
     by_score = best_of(scored, "score")
     assert by_score is not None and by_score.number == 3, "of equal scores, that with the lower loss"
     assert best_of([trial(1, "failed", None)], "loss") is None
+
+
+def test_a_trial_without_a_finite_loss_is_not_the_best_wherever_it_stands() -> None:
+    trials = [trial(1, "complete", 0.5), trial(2, "complete", math.nan), trial(3, "complete", 0.3)]
+    for order in permutations(trials):
+        best = best_of(order, "loss")
+        assert best is not None and best.number == 3
+        scored = [replace(each, score=0.9 if each.number == 2 else 0.5) for each in order]
+        best = best_of(scored, "score")
+        assert best is not None and best.number == 3
+        result = replace(RESULT, trials=order)
+        assert [each.number for each in ranked(result)] == [3, 1, 2]
+    assert best_of([trials[1], trial(2, "complete", math.inf)], "loss") is None
 
 
 def test_the_page_has_every_trial_and_says_what_it_is_worth() -> None:

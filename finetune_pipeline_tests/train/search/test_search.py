@@ -200,6 +200,62 @@ def test_a_trial_whose_loss_is_not_finite_fails_alone(
         run(searched(tiny_model, tmp_path / "x", rules, trials=1, parameters={"learning_rate": [1.0]}), Silent())
 
 
+def test_a_trial_whose_validation_loss_is_not_finite_fails_alone(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training loss is finite: one value of a validation row is too large for the precision, for example."""
+    validate = Loop.validate
+
+    def broken(self: Loop, *arguments: Any) -> Any:
+        line = validate(self, *arguments)
+        return {**line, "validation_loss": math.nan} if self.rules.learning_rate == 0.02 else line
+
+    monkeypatch.setattr(Loop, "validate", broken)
+    parameters = {"learning_rate": [0.02, 0.005]}
+    result = run(searched(tiny_model, tmp_path, trials=2, parameters=parameters), Silent())
+    assert [each.state for each in result.trials] == ["failed", "complete"] and result.best == 2
+    assert "the validation loss is nan at step" in result.trials[0].reason
+    with pytest.raises(TrainingFailed, match="none of 1 trials was completed: the validation loss is nan"):
+        run(searched(tiny_model, tmp_path / "x", trials=1, parameters={"learning_rate": [0.02]}), Silent())
+
+
+def test_a_search_that_is_canceled_while_the_model_loads_tries_every_combination(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = {"learning_rate": [0.01, 0.02]}
+    spec = searched(tiny_model, tmp_path, trials=2, parameters=parameters)
+
+    def canceled(*arguments: Any) -> Any:
+        raise JobCanceled("stopped", "go on")
+
+    with monkeypatch.context() as loading:
+        loading.setattr(job, "load_base", canceled)
+        for _ in range(3):
+            with pytest.raises(JobCanceled):
+                run(spec, Silent())
+    for _ in range(3):
+        with pytest.raises(JobCanceled):
+            run(spec, KilledAt("trial 1 of 2"))
+    resumed = run(spec, Silent())
+    assert sorted(each.values["learning_rate"] for each in resumed.trials) == [0.01, 0.02]
+    assert resumed.states()["complete"] == 2 and resumed.interrupted == 3
+
+
+def test_a_search_waits_for_an_earlier_process_of_it_on_whatever_machine(tiny_model: Path, tmp_path: Path) -> None:
+    """The folders of two launches differ, so that the lock of the job's folder does not keep them apart."""
+    spec = searched(tiny_model, tmp_path, trials=1)
+
+    class Waiting(LogRecorder):
+        def alive(self) -> None:
+            raise JobCanceled("stopped", "go on")
+
+    report = Waiting()
+    with job.alone(spec.folder, Silent()), pytest.raises(JobCanceled):
+        run(spec, report)
+    assert report.lines == ["an earlier process of this search still works; waiting for it"]
+    assert not (spec.folder / job.JOURNAL).exists()
+
+
 def test_the_limit_of_hours_ends_the_search_between_trials(tiny_model: Path, tmp_path: Path) -> None:
     result = run(searched(tiny_model, tmp_path, hours=1e-9), Silent())
     assert len(result.trials) == 1 and result.limited and result.best == 1

@@ -50,7 +50,7 @@ def test_later_proposals_are_better_than_the_first_ones(tmp_path: Path) -> None:
     assert sum(importance.values()) > 0.99 and list(importance) == ["batch_size", "learning_rate"]
 
 
-def test_a_trial_of_a_killed_run_is_begun_again_once(tmp_path: Path) -> None:
+def test_a_trial_of_a_killed_run_is_begun_again_once_and_then_has_failed(tmp_path: Path) -> None:
     path = tmp_path / "trials.jsonl"
     run(Study(path, search(), 13), most=2)
     values = []
@@ -58,11 +58,52 @@ def test_a_trial_of_a_killed_run_is_begun_again_once(tmp_path: Path) -> None:
         study = Study(path, search(), 13)  # the process of the one before was killed within its trial
         assert study.interruptions == interruption
         asked = study.ask()
-        assert asked is not None and len(study.records) == 2
+        assert asked is not None and len(study.records) == 2 + (interruption == 2)
         values.append(asked[1])
     assert values[0] == values[1] != values[2]
     study = Study(path, search(), 13)
-    assert study.interruptions == 3 and len(run(study)) == 10, "interrupted trials do not count"
+    assert study.interruptions == 3
+    failed = study.records[-1]
+    assert (failed.number, failed.state, failed.values) == (3, "failed", values[0]) and "ended twice" in failed.reason
+    assert len(run(study)) == 9, "of the interrupted trials, only the failed one counts"
+
+
+def test_a_combination_that_kills_every_process_does_not_keep_the_others_from_being_tried(tmp_path: Path) -> None:
+    """Every run is a process, which the second batch size ends: with too little memory, for example."""
+    planned = search(parameters={"batch_size": [8, 64, 16], "without_sources": [[], ["web"]]})
+    runs = 0
+    while runs < 12:
+        study = Study(tmp_path / "trials.jsonl", planned, 13)
+        runs += 1
+        while (asked := study.ask()) is not None and asked[1]["batch_size"] != 64:
+            study.tell(asked[0], record(len(study.records) + 1, asked[1]))
+        if asked is None:
+            break
+    found = study.records
+    assert runs == 5 and [each.number for each in found] == [1, 2, 3, 4, 5, 6]
+    failed = [each for each in found if each.state == "failed"]
+    assert [each.values for each in failed] == [
+        {"batch_size": 64, "without_sources": []},
+        {"batch_size": 64, "without_sources": ["web"]},
+    ]
+    assert {each.values["batch_size"] for each in found if each.state == "complete"} == {8, 16}
+
+
+def test_the_trial_of_a_canceled_run_is_begun_again_as_often_as_that_happens(tmp_path: Path) -> None:
+    path, planned = tmp_path / "trials.jsonl", search(3, {"batch_size": [8, 64, 16]})
+    tried = []
+    for _ in range(4):
+        study = Study(path, planned, 13)
+        asked = study.ask()
+        assert asked is not None
+        study.put_back(asked[0])
+        tried.append(asked[1]["batch_size"])
+    assert tried == [8, 64, 16, 8]
+    study = Study(path, planned, 13)
+    assert study.interruptions == 4 and not study.records
+    study.ask()  # and this process is killed
+    study = Study(path, planned, 13)
+    assert sorted(values["batch_size"] for values in run(study)) == [8, 16, 64]
 
 
 def test_a_journal_that_was_cut_off_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
