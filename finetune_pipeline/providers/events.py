@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from finetune_pipeline.errors import reading
 from finetune_pipeline.records import dumps
@@ -56,7 +57,12 @@ class JobEvent:
 
 
 class EventLog:
-    """The events so far, kept in a file, so that a resumed training reports none twice."""
+    """The events of one job so far, kept in a file, so that a resumed training reports none twice."""
+
+    @staticmethod
+    def of_job(folder: Path, job: str) -> EventLog:
+        """The log of the job with this id in the folder of a training, which may have had another job before."""
+        return EventLog(folder / f"events-{quote(job, safe='')}.jsonl")
 
     def __init__(self, path: Path) -> None:
         """StorageError when the file is damaged."""

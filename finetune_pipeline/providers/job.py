@@ -8,8 +8,8 @@ alone: a run that was canceled cancels it (cancel.py), a run that was killed fin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from finetune_pipeline.backends import worker
@@ -20,10 +20,10 @@ from finetune_pipeline.providers.connection import Connection, api_call, connect
 from finetune_pipeline.providers.events import EventLog, JobEvent, history
 from finetune_pipeline.providers.outcome import checkpoints, require_success, write_artifact
 from finetune_pipeline.providers.record import ProviderTraining
-from finetune_pipeline.providers.rows import Line, Prepared, preference_line, prepare, require_accepted, supervised_line
+from finetune_pipeline.providers.rows import Prepared, lines_of, prepare, require_accepted
 from finetune_pipeline.providers.spec import ProviderSpec
 from finetune_pipeline.providers.state import ProviderState
-from finetune_pipeline.providers.transfer import JobRequest, created, pause, uploaded
+from finetune_pipeline.providers.transfer import JobRequest, created, patiently, pause, uploaded
 from finetune_pipeline.records import Example, Reporter, read_jsonl
 from finetune_pipeline.store import machine_lock, sha256_file
 
@@ -39,6 +39,7 @@ def run(spec: ProviderSpec, report: Reporter) -> ProviderTraining:
     ModelError, ServingError, TrainingFailed, DeclarationError, JobCanceled."""
     where = connection_of(spec.provider)
     busy = "the job of an earlier run still ends; waiting for it"
+    # beside the lock of the folder: the same rows in another data root have this label, too, and find this job
     with machine_lock(f"provider.{spec.label.replace('/', '.')}", report, busy):
         files = _prepare(spec)
         for file in files.values():
@@ -63,7 +64,6 @@ def _train(
     from finetune_pipeline import tracking
 
     state = ProviderState.load(spec.folder)
-    log = EventLog(spec.folder / "events_of_job.jsonl")
     tags = {"data": spec.dataset_digest}
     with tracking.training_run(spec.task, state.run_id, spec.params, tags, report) as mlflow_run:
         if state.run_id is None:
@@ -72,10 +72,12 @@ def _train(
         state.save()
         earlier = state.job
         job = _start(spec, client, where, files, state, report)
+        log = EventLog.of_job(spec.folder, job.id)
         job = _follow(client, where, job, log, spec.provider.poll_seconds, mlflow_run, report)
         require_success(job, log.events, files, where)
-        with api_call(f"list the checkpoints of job {job.id}", where):
-            lines = history(log.events, checkpoints(client, job.id))
+        listed = partial(checkpoints, client, job.id)
+        action = f"list the checkpoints of job {job.id}"
+        lines = history(log.events, patiently(listed, action, where, spec.provider.poll_seconds, report))
         state.run_id, state.experiment_id = mlflow_run.run_id, mlflow_run.experiment_id
         result = write_artifact(spec, where, job, files, estimate, lines, log, state, earlier == job.id)
         mlflow_run.log_metrics({"trained_tokens": job.trained_tokens or 0, "cost": result.cost or 0.0}, result.steps)
@@ -90,7 +92,8 @@ def _prepare(spec: ProviderSpec) -> dict[str, Prepared]:
     prepared = {}
     for split, path in spec.rows.items():
         least = spec.provider.min_examples if split == "train" else 1
-        file = prepare(spec.folder / f"{split}.jsonl", _lines(path, spec), spec.provider, count, least)
+        lines = lines_of(map(Example.from_json, read_jsonl(path)), spec.system, spec.provider)
+        file = prepare(spec.folder / f"{split}.jsonl", lines, spec.provider, count, least)
         if file.ids or split == "train":
             prepared[split] = file
     if spec.provider.method == "dpo" and not prepared["train"].ids:
@@ -99,16 +102,6 @@ def _prepare(spec: ProviderSpec) -> dict[str, Prepared]:
             "add sources with preference rows (prompt, chosen, rejected), or declare `method: supervised`",
         )
     return prepared
-
-
-def _lines(path: Path, spec: ProviderSpec) -> Iterator[Line]:
-    """The rows of a split; for DPO those with a rejected completion only."""
-    for plain in read_jsonl(path):
-        row = Example.from_json(plain)
-        if spec.provider.method != "dpo":
-            yield supervised_line(row, spec.system)
-        elif plain.get("rejected") is not None:
-            yield preference_line(row, str(plain["rejected"]), spec.system)
 
 
 def _announcement(estimate: cost.TrainingCost, spec: ProviderSpec) -> str:
@@ -185,18 +178,20 @@ def _follow(
     report: Reporter,
 ) -> FineTuningJob:
     """Pass the job's events on until it has ended."""
-    status = ""
+    status, id_ = "", job.id
+
+    def look() -> tuple[FineTuningJob, list[JobEvent]]:
+        return client.fine_tuning.jobs.retrieve(id_), log.fetch(client, id_)
+
     while True:
-        with api_call(f"look at job {job.id}", where):
-            job = client.fine_tuning.jobs.retrieve(job.id)
-            new = log.fetch(client, job.id)
+        job, new = patiently(look, f"look at job {id_}", where, seconds, report)
         for event in new:
             _report(event, mlflow_run, report)
         if job.status in ENDED:
             return job
         if job.status != status:
             status = job.status
-            report.log(f"job {job.id}: {status.replace('_', ' ')}")
+            report.log(f"job {id_}: {status.replace('_', ' ')}")
         pause(seconds, report)
 
 

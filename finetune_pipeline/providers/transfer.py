@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from finetune_pipeline.errors import TrainingFailed
-from finetune_pipeline.providers.connection import Connection, api_call, translated
+from finetune_pipeline.errors import ServingError, TrainingFailed
+from finetune_pipeline.providers.connection import Connection, api_call, message_of, translated
 from finetune_pipeline.providers.rows import Prepared
 from finetune_pipeline.providers.state import ProviderState
 from finetune_pipeline.records import Reporter
@@ -35,6 +35,7 @@ SKEW_SECONDS = 60  # between this machine's clock and the provider's
 ENDED_WITHOUT_MODEL = ("failed", "cancelled")
 NOT_READY = ("pending", "running")  # Azure's states of a file that is not processed yet
 UPLOAD_SECONDS = 3600.0
+OUTAGE_SECONDS = 600.0  # without an answer of the provider, until following its job ends as an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def created(
 
     def find() -> FineTuningJob | None:
         if state.job:
-            job = client.fine_tuning.jobs.retrieve(state.job)
+            job = _known_job(client, where, state.job, state)
             if job.status not in ENDED_WITHOUT_MODEL:
                 return job
             report.log(f"job {job.id} of an earlier run {_ended(job.status)}; a new job is created")
@@ -110,6 +111,31 @@ def once(find: Callable[[], T | None], make: Callable[[], T], action: str, where
     raise AssertionError("the last attempt returns or raises")
 
 
+def patiently(request: Callable[[], T], action: str, where: Connection, seconds: float, report: Reporter) -> T:
+    """The result of a request that changes nothing, made again every `seconds` while it fails with an error that may
+    pass: the job at the provider goes on. The errors of `connection.translated`: the others at once, these after
+    OUTAGE_SECONDS; and JobCanceled."""
+    import openai
+
+    began: float | None = None
+    while True:
+        try:
+            found = request()
+        except openai.OpenAIError as error:
+            failure, now = translated(error, action, where), time.monotonic()
+            lasts = 0.0 if began is None else now - began
+            if not _is_passing(error) or lasts >= OUTAGE_SECONDS:
+                raise failure from None
+            if began is None:
+                began = now
+                report.log(f"{failure.message}; trying again for up to {OUTAGE_SECONDS / 60:.0f} minutes")
+        else:
+            if began is not None:
+                report.log(f"{where.url} answers again")
+            return found
+        pause(seconds, report)
+
+
 def pause(seconds: float, report: Reporter) -> None:
     """Wait; `report` may cancel it within half a second."""
     until = time.monotonic() + seconds
@@ -127,6 +153,21 @@ def _is_passing(error: Exception) -> bool:
     status = getattr(error, "status_code", 0)
     limited = status in (408, 409, 429) and getattr(error, "code", None) != "insufficient_quota"
     return limited or status >= 500
+
+
+def _known_job(client: OpenAI, where: Connection, id_: str, state: ProviderState) -> FineTuningJob:
+    """The job that an earlier run created. ServingError where this key does not see it: another one would be paid for
+    as well."""
+    import openai
+
+    try:
+        return client.fine_tuning.jobs.retrieve(id_)
+    except openai.NotFoundError as error:
+        raise ServingError(
+            f"{where.url} could not find job {id_}, which is in {state.path}: {where.hide(message_of(error))}",
+            f"set {where.key_variable} to a key of the project (and `base_url` to the address) where this job was "
+            f"created; or, to train again there, delete {state.path}",
+        ) from None
 
 
 def _known_file(client: OpenAI, id_: str) -> FileObject | None:

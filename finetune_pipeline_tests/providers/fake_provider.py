@@ -188,6 +188,8 @@ def _jobs(app: FastAPI, provider: FakeProvider) -> None:
 
     @app.get("/v1/fine_tuning/jobs/{id_}")
     async def one(id_: str) -> Any:
+        if id_ not in provider.jobs:
+            return refusal(404, f"No such fine-tuning job: {id_}")
         job = provider.jobs[id_]
         if job["status"] not in ("succeeded", "failed", "cancelled"):
             provider.looks[id_] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,16 @@ import pytest
 from finetune_pipeline.config import Hyperparameters, Provider
 from finetune_pipeline.errors import DataError
 from finetune_pipeline.providers import cost
-from finetune_pipeline.providers.events import JobEvent, history, validation_change
-from finetune_pipeline.providers.rows import preference_line, prepare, require_accepted, supervised_line
+from finetune_pipeline.providers.events import EventLog, JobEvent, history, validation_change
+from finetune_pipeline.providers.rows import (
+    Counted,
+    counted,
+    lines_of,
+    preference_line,
+    prepare,
+    require_accepted,
+    supervised_line,
+)
 from finetune_pipeline.records import Example, Message
 from finetune_pipeline_tests.artifacts import example
 
@@ -50,6 +59,27 @@ def test_every_violated_rule_is_named_with_its_rows(tmp_path: Path) -> None:
     assert "enough examples: 3 (at least 10)" in caught.value.message
     assert "longer than 30 tokens (estimated): 1 rows: b" in caught.value.message
     assert "no answer is empty: 1 rows: c" in caught.value.message
+
+
+@pytest.mark.parametrize("method", ["supervised", "dpo"])
+def test_what_is_counted_is_what_the_file_holds(tmp_path: Path, method: str) -> None:
+    provider = PROVIDER.model_copy(update={"method": method})
+    pair = replace(example("a", "which color is it", "red"), rejected="I think that it is red")
+    rows = [pair, example("b", "and this one", "blue")]
+    found = counted(rows, "Say the color.", provider, words)
+    tokens = {"supervised": (3 + 4 + 1) + (3 + 3 + 1) + 2 * (3 * 4 + 3), "dpo": (3 + 4 + 1 + 6) + (4 * 4 + 3)}
+    assert found == Counted({"supervised": 2, "dpo": 1}[method], tokens[method])
+    prepared = prepare(tmp_path / "train.jsonl", lines_of(rows, "Say the color.", provider), provider, words)
+    assert (len(prepared.ids), prepared.tokens) == (found.rows, found.tokens)
+    assert counted([], "", provider, words) == Counted(0, 0)
+
+
+def test_each_job_has_its_own_events(tmp_path: Path) -> None:
+    event = JobEvent("e1", 1, "info", "started")
+    (tmp_path / "events-ftjob-1.jsonl").write_text(json.dumps(asdict(event)) + "\n", "utf-8")
+    assert [each.id for each in EventLog.of_job(tmp_path, "ftjob-1").events] == ["e1"]
+    assert not EventLog.of_job(tmp_path, "ftjob-2").events
+    assert not EventLog.of_job(tmp_path, "projects/7:jobs/../1").events, "an id with any character"
 
 
 def test_the_estimate_counts_epochs_and_says_whether_they_are_assumed() -> None:

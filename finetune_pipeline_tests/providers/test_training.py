@@ -18,8 +18,10 @@ from finetune_pipeline import errors
 from finetune_pipeline.backends import local
 from finetune_pipeline.config import Task
 from finetune_pipeline.errors import DataError, DeclarationError, JobCanceled, ModelError, ServingError, TrainingFailed
+from finetune_pipeline.providers import job, transfer
 from finetune_pipeline.providers.assets import provider_spec
 from finetune_pipeline.providers.record import read_record
+from finetune_pipeline.providers.spec import ProviderSpec
 from finetune_pipeline.records import Artifact, Silent, read_jsonl
 from finetune_pipeline.store import StageContext, StageResult, TaskStore
 from finetune_pipeline.train.assets import adapter
@@ -75,9 +77,9 @@ def test_a_training_at_the_provider_becomes_an_adapter(
     first = json.loads(provider.contents["file-1"].splitlines()[0])["messages"]
     assert [message["role"] for message in first] == ["system", "user", "assistant"]
     assert first[0]["content"] == "Say the color."
-    job = provider.jobs["ftjob-1"]
-    assert job["method"] == {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}}
-    assert record.cost.cost == pytest.approx(job["trained_tokens"] * 5e-6, abs=1e-4)
+    trained = provider.jobs["ftjob-1"]
+    assert trained["method"] == {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}}
+    assert record.cost.cost == pytest.approx(trained["trained_tokens"] * 5e-6, abs=1e-4)
     assert record.estimate.epochs == 3
     assert any("tokens are counted with the tokenizer" in line for line in report.lines)
     assert report.steps[-1] == (20, 20)
@@ -153,16 +155,88 @@ def test_a_dropped_connection_429_and_500_are_retried(
     assert sum("trying again" in line for line in report.lines) == 3
 
 
-def test_a_connection_that_stays_broken_is_an_error_and_the_next_run_goes_on(
+def spec_of(context: StageContext, store: TaskStore) -> ProviderSpec:
+    """What the job's process is told, for a job in this process."""
+    assert context.task.train.provider is not None
+    folder = store.unfinished("adapter", "provider", context.key)
+    return provider_spec(context, context.task.train.provider, folder)
+
+
+def test_an_outage_while_the_job_trains_is_waited_out(
     tiny_model: Path, tmp_path: Path, store: TaskStore, provider: FakeProvider, url: str
 ) -> None:
-    provider.faults = {("GET", "/fine_tuning/jobs/"): [500] * 5}
+    """Five refusals are more than the client's own retries."""
+    provider.faults = {
+        ("GET", "/fine_tuning/jobs/ftjob-1/checkpoints"): [500] * 5,
+        ("GET", "/fine_tuning/jobs/"): [0, 0, *[500] * 5, 0, 0, *[503] * 5],
+    }
+    report = Lines()
+    result = adapter(context_of(managed(tiny_model, url), store, tmp_path, report))
+    outages = [line for line in report.lines if "for up to 10 minutes" in line or "answers again" in line]
+    assert len(outages) == 6 and outages[1::2] == [f"{url} answers again"] * 3
+    assert outages[0].startswith(f"{url} could not look at job ftjob-1: fault 500")
+    assert "fault 503" in outages[2] and "list the checkpoints of job ftjob-1" in outages[4]
+    assert result.summary["resumed"] is False and len(provider.jobs) == 1
+    assert result.summary["steps"] == 20, "no event is lost"
+
+
+def test_a_connection_that_stays_broken_is_an_error_and_the_next_run_goes_on(
+    tiny_model: Path,
+    tmp_path: Path,
+    store: TaskStore,
+    provider: FakeProvider,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    provider.faults = {("GET", "/fine_tuning/jobs/"): [500] * 10}
     context = context_of(managed(tiny_model, url), store, tmp_path)
-    with pytest.raises(ServingError, match="could not look at job ftjob-1: fault 500") as caught:
-        adapter(context)
+    with monkeypatch.context() as impatient, pytest.raises(ServingError, match="look at job ftjob-1: fault") as caught:
+        impatient.setattr(transfer, "OUTAGE_SECONDS", 1e-9)
+        job.run(spec_of(context, store), Silent())
     assert "run again" in caught.value.hint
+    assert not provider.faults[("GET", "/fine_tuning/jobs/")], "the second look was the last"
     assert adapter(context).summary["resumed"] is True
     assert (len(provider.files), len(provider.jobs)) == (2, 1)
+
+
+def test_a_run_can_be_canceled_in_an_outage(
+    tiny_model: Path, tmp_path: Path, store: TaskStore, provider: FakeProvider, url: str
+) -> None:
+    provider.faults = {("GET", "/fine_tuning/jobs/"): [500] * 10_000}
+    report = Lines(lambda: any("for up to 10 minutes" in line for line in report.lines))
+    with pytest.raises(JobCanceled):
+        job.run(spec_of(context_of(managed(tiny_model, url), store, tmp_path), store), report)
+
+
+def test_an_error_that_does_not_pass_is_not_waited_for(
+    tiny_model: Path, tmp_path: Path, store: TaskStore, provider: FakeProvider, url: str
+) -> None:
+    provider.faults = {("GET", "/fine_tuning/jobs/"): [0, 0, 403]}
+    report = Lines()
+    with pytest.raises(ServingError, match="could not look at job ftjob-1: fault 403"):
+        adapter(context_of(managed(tiny_model, url), store, tmp_path, report))
+    assert not any("minutes" in line for line in report.lines)
+
+
+def test_a_job_that_the_key_does_not_see_is_named_with_its_file(
+    tiny_model: Path, tmp_path: Path, store: TaskStore, provider: FakeProvider, url: str
+) -> None:
+    """A key of another project: a second job there would be paid for as well."""
+    provider.faults = {("GET", "/fine_tuning/jobs/"): [403]}
+    context = context_of(managed(tiny_model, url), store, tmp_path)
+    with pytest.raises(ServingError, match="fault 403"):
+        adapter(context)
+    other = provider.jobs.copy()
+    provider.jobs.clear()
+    with pytest.raises(
+        ServingError, match=r"could not find job ftjob-1, which is in \S+state\.json: No such"
+    ) as caught:
+        adapter(context)
+    assert not provider.jobs
+    assert "OPENAI_API_KEY" in caught.value.hint and "delete" in caught.value.hint
+    provider.jobs |= other
+    assert adapter(context).summary["resumed"] is True
+    assert list(provider.jobs) == ["ftjob-1"]
 
 
 def test_a_file_that_the_provider_refuses_names_the_rows(
@@ -242,6 +316,9 @@ def test_a_canceled_run_cancels_the_job_and_the_next_run_uploads_nothing(
     again = replace(context, report=Lines())
     adapter(again)
     assert (len(provider.files), list(provider.jobs)) == (2, ["ftjob-1", "ftjob-2"])
+    record = read_record(context.out)
+    assert record is not None and [event["id"] for event in record.events] == ["ftevent-ftjob-2-0"]
+    assert [line["step"] for line in read_jsonl(context.out / "history.jsonl")] == [*range(1, 11), 20]
 
 
 @pytest.mark.parametrize("where", [("GET", "/fine_tuning/jobs/"), ("POST", "/fine_tuning/jobs")])
@@ -303,8 +380,7 @@ def test_a_killed_run_is_resumed_without_a_second_upload_and_without_a_second_jo
 ) -> None:
     context = context_of(managed(tiny_model, url), store, tmp_path)
     folder = store.unfinished("adapter", "provider", context.key)
-    assert context.task.train.provider is not None
-    spec = provider_spec(context, context.task.train.provider, folder)
+    spec = spec_of(context, store)
     (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()), "utf-8")
     where, fault, uploads = MOMENTS[moment]
     provider.faults = {where: [fault]}
@@ -315,7 +391,7 @@ def test_a_killed_run_is_resumed_without_a_second_upload_and_without_a_second_jo
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     _wait_for_end_of_job(folder, provider)
-    assert "cancelled" not in [job["status"] for job in provider.jobs.values()]
+    assert "cancelled" not in [each["status"] for each in provider.jobs.values()]
     result = adapter(context)
     assert (len(provider.files), len(provider.jobs)) == (2, 1)
     assert provider.count("POST", "/fine_tuning/jobs") == 1
@@ -345,8 +421,7 @@ def test_an_orphaned_job_ends_by_itself_and_leaves_the_providers_job_alone(
     provider.polls = 10_000
     context = context_of(managed(tiny_model, url), store, tmp_path)
     folder = store.unfinished("adapter", "provider", context.key)
-    assert context.task.train.provider is not None
-    spec = provider_spec(context, context.task.train.provider, folder)
+    spec = spec_of(context, store)
     (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()), "utf-8")
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "spec.json"), str(folder)])
     while provider.looks["ftjob-1"] < 3:
