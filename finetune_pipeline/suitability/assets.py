@@ -16,16 +16,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from finetune_pipeline.config import Suitability
+from finetune_pipeline.config import Provider, Suitability
 from finetune_pipeline.models.model_files import token_counter
 from finetune_pipeline.models.model_source import folder_of
+from finetune_pipeline.providers import cost
+from finetune_pipeline.providers.rows import counted
 from finetune_pipeline.records import Check, Drop, Json, Verdict, read_jsonl
 from finetune_pipeline.statistics.formatting import duration
 from finetune_pipeline.store import StageContext, StageResult
 from finetune_pipeline.suitability.estimates import Estimate, Machine, estimate_training
-from finetune_pipeline.suitability.facts import Facts, collect_facts
+from finetune_pipeline.suitability.facts import Facts, collect_facts, sample
 from finetune_pipeline.suitability.probe import measure
-from finetune_pipeline.suitability.report import managed_training, markdown
+from finetune_pipeline.suitability.report import NONE_FITS, managed_training, markdown
 from finetune_pipeline.suitability.rules import Recommendation, recommend
 
 
@@ -61,7 +63,7 @@ def suitability_report(context: StageContext) -> StageResult:
     verdict = evaluate_suitability(facts, advice, estimate, machine, config, clean.content_hash, method)
     page = markdown(context.task.name, facts, advice, estimate, machine, config, verdict.checks)
     if context.task.train.provider is not None:
-        page += managed_training(facts, context.task.train.provider)
+        page += managed_training(_managed_cost(context, base, context.task.train.provider), context.task.train.provider)
     (context.out / "report.md").write_text(page, "utf-8")
     report = asdict(SuitabilityReport(facts, advice, estimate, machine, config.override))
     (context.out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), "utf-8")
@@ -139,13 +141,23 @@ def _facts(context: StageContext, base: Path) -> Facts:
     return collect_facts(list(clean.examples()), raw_rows, dropped, context.task, count_tokens)
 
 
+def _managed_cost(context: StageContext, base: Path, provider: Provider) -> cost.TrainingCost:
+    """What the provider is estimated to charge: counted as its job counts, for the share of the rows that trains."""
+    rows = list(context.inputs["clean_examples"].examples())
+    measured = sample(rows)
+    found = counted(measured, context.task.prompt.system, provider, token_counter(base))
+    split = context.task.split
+    scale = len(rows) / max(1, len(measured)) * (1.0 - split.test - split.validation)
+    return cost.estimate(round(found.tokens * scale), round(found.rows * scale), provider)
+
+
 def _summary(facts: Facts, advice: Recommendation, estimate: Estimate, config: Suitability) -> Mapping[str, Json]:
     overridden = facts.usable < config.min_examples
     return {
         "tool": advice.tool,
         "usable": facts.usable,
         "raw": facts.raw,
-        "method": advice.method,
+        "method": advice.method or NONE_FITS,
         "base_size": advice.size,
         "training_time": duration(estimate.training_seconds),
         "training_cost": round(estimate.training_cost, 2),

@@ -67,7 +67,7 @@ def collect_facts(
 ) -> Facts:
     """Facts about the cleaned `rows`; `dropped`: rows that cleaning dropped, by reason; `count_tokens`: the number of
     tokens of each text."""
-    measured = sorted(rows, key=lambda row: content_id(row.id))[:MEASURED_ROWS]
+    measured = sample(rows)
     closed, fields = closed_fields([row.completion for row in rows], task.answer)
     prompts = ["\n".join(turn["content"] for turn in row.chat("")) for row in measured]
     return Facts(
@@ -84,6 +84,11 @@ def collect_facts(
         train_share=1.0 - task.split.test - task.split.validation,
         shots=task.baseline.shots,
     )
+
+
+def sample(rows: Sequence[Example]) -> list[Example]:
+    """The rows whose tokens are counted: the same ones in every run, whatever their order."""
+    return sorted(rows, key=lambda row: content_id(row.id))[:MEASURED_ROWS]
 
 
 def closed_fields(completions: Sequence[str], spec: AnswerFormat) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from finetune_pipeline.config import Provider, Suitability
 from finetune_pipeline.models.gpu_fit import gpu_rows
 from finetune_pipeline.models.trained_weights import METHODS
-from finetune_pipeline.providers import cost
+from finetune_pipeline.providers.cost import TrainingCost
 from finetune_pipeline.records import Check
 from finetune_pipeline.statistics.formatting import duration
 from finetune_pipeline.suitability.estimates import Estimate, Machine
@@ -24,6 +24,9 @@ TOOLS = {
     "fine-tuning": "Train a model on these examples.",
     "both": "Fine-tune for the format of the answers, and retrieve facts that change or have to be cited.",
 }
+
+
+NONE_FITS = "none fits"
 
 
 def markdown(
@@ -45,7 +48,7 @@ def markdown(
         ["Retrieval, if any rule supports it. Fine-tuning, if more rules support it than prompting and there"],
         [f"are at least {config.min_examples} examples. Otherwise prompting.", ""],
         ["## Method and base model", ""],
-        [f"- Method: **{advice.method}**. {_sentence(advice.method_why)}"],
+        [f"- Method: **{advice.method or NONE_FITS}**. {_sentence(advice.method_why)}"],
         [f"- Base model: **{advice.size}** parameters. {_sentence(advice.size_why)}", ""],
         ["## Time, memory and cost", ""],
         _table(
@@ -62,11 +65,8 @@ def markdown(
     return "\n".join(line for part in parts for line in part)
 
 
-def managed_training(facts: Facts, provider: Provider) -> str:
+def managed_training(estimate: TrainingCost, provider: Provider) -> str:
     """The part of the page for `train.provider`: its cost, and what of the page is about this machine only."""
-    row_tokens = facts.system_tokens + facts.prompt_tokens + facts.completion_tokens
-    rows = round(facts.usable * facts.train_share)
-    estimate = cost.estimate(round(rows * row_tokens), rows, provider)
     epochs = f"{estimate.epochs} epochs" + ("" if estimate.epochs_declared else ", assumed: the provider chooses")
     return (
         f"\n## Training at a provider\n\n`train.provider` trains {provider.model} instead of the base model. Method, "

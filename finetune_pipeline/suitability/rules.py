@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from finetune_pipeline.config import Suitability
+from finetune_pipeline.models.trained_weights import METHODS, Method
 from finetune_pipeline.models.training_fit import fitting_adapter
 from finetune_pipeline.statistics.formatting import percent, percent_down, percent_up
 from finetune_pipeline.suitability.estimates import Estimate, Machine
@@ -50,11 +51,12 @@ class RuleResult:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The recommended tool, method (one that `train.method` accepts) and size of the base model, with reasons."""
+    """The recommended tool, method (one that `train.method` accepts; None where none fits into the memory) and size of
+    the base model, with reasons."""
 
     tool: Tool
     rules: tuple[RuleResult, ...]
-    method: str
+    method: Method | None
     method_why: str
     size: str
     size_why: str
@@ -184,29 +186,35 @@ def _contradictions(facts: Facts) -> RuleResult:
     )
 
 
-def recommend_method(facts: Facts, estimate: Estimate, machine: Machine) -> tuple[str, str]:
-    """LoRA, unless it does not fit into memory (QLoRA) or there is more to learn than the adapter can store (full); of
-    the methods that the declaration accepts. Returns the method and why."""
+def recommend_method(facts: Facts, estimate: Estimate, machine: Machine) -> tuple[Method | None, str]:
+    """LoRA, unless it does not fit into memory (QLoRA) or there is more to learn than the adapter can store (full,
+    where it fits); None where no method fits. Returns the method and why."""
     bits = facts.usable * facts.completion_tokens * BITS_PER_TOKEN
     capacity = estimate.adapter_parameters * BITS_PER_PARAMETER
+    adapter = fitting_adapter(estimate.fits)
+    full = estimate.fits["full"].verdict != "TOO BIG"
+    beyond = (
+        f"the answers hold about {bits / 1e6:.1f} million bits, the adapter about {capacity / 1e6:.1f} million "
+        f"({BITS_PER_PARAMETER} a parameter): raise `train.lora.r`"
+    )
+    if bits > capacity and full:
+        return "full", f"{beyond}, or tune all weights"
+    if adapter is None:
+        return None, f"{_needs(estimate, machine, METHODS)}: use a smaller base model, or a GPU that has enough"
     if bits > capacity:
-        return "full", (
-            f"the answers hold about {bits / 1e6:.1f} million bits, the adapter about {capacity / 1e6:.1f} million "
-            f"({BITS_PER_PARAMETER} a parameter): raise `train.lora.r`, or tune all weights"
-        )
-    adapter, need = fitting_adapter(estimate.fits), {name: fit.memory.total_mb for name, fit in estimate.fits.items()}
-    if adapter != "lora":
-        why = f"LoRA needs about {need['lora']:,.0f} MB, {machine.free_mb:,.0f} MB are free"
-        if adapter == "qlora":
-            return "qlora", f"{why}; with the base model in 4 bits it needs about {need['qlora']:,.0f} MB"
-        return (
-            "qlora",
-            f"{why}, and QLoRA about {need['qlora']:,.0f} MB: use a smaller base model or a GPU",
-        )
-    return "lora", (
+        return adapter, f"{beyond}; {_needs(estimate, machine, ('full', adapter))}"
+    if adapter == "qlora":
+        return adapter, f"{_needs(estimate, machine, ('lora', 'qlora'))}: the base model is kept in 4 bits"
+    return adapter, (
         f"the answers hold about {bits / 1e6:.2f} million bits and fit the adapter's {capacity / 1e6:.1f} million; "
         'within that, LoRA learns as much as full tuning (Schulman et al., "LoRA Without Regret", 2025)'
     )
+
+
+def _needs(estimate: Estimate, machine: Machine, methods: Sequence[Method]) -> str:
+    """lora needs about 15,230 MB, qlora needs about 5,110 MB, and 12,000 MB are free"""
+    needs = [f"{method} needs about {estimate.fits[method].memory.total_mb:,.0f} MB" for method in methods]
+    return f"{', '.join(needs)}, and {machine.free_mb:,.0f} MB are free"
 
 
 def recommend_size(facts: Facts, parameters: int) -> tuple[str, str]:

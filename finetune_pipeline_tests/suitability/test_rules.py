@@ -18,6 +18,7 @@ from finetune_pipeline.suitability.rules import (
     recommend,
     recommend_tool,
 )
+from finetune_pipeline.train.plan.prediction import recommend as planned_method
 from finetune_pipeline_tests.models.sizes import seven, smollm
 
 SMALL = smollm()
@@ -93,16 +94,42 @@ def test_the_method_depends_on_memory_and_on_the_bits_to_learn() -> None:
     assert advice(GOOD).method == "lora"
     card = Machine(gflops=100_000, free_mb=12_000, device="cuda")
     assert advice(GOOD, card, seven()).method == "qlora"
-    assert advice(replace(GOOD, usable=200_000_000), card, seven()).method == "full"
+    much = replace(GOOD, usable=200_000_000)
+    several = Machine(gflops=100_000, free_mb=1e6, device="cuda")
+    assert advice(much, several, seven()).method == "full"
+
+
+@pytest.mark.parametrize(("free_mb", "adapter"), [(12_000, "qlora"), (24_000, "lora")])
+def test_where_full_weights_do_not_fit_a_higher_rank_is_advised(free_mb: float, adapter: str) -> None:
+    card = Machine(gflops=100_000, free_mb=free_mb, device="cuda")
+    recommendation = advice(replace(GOOD, usable=200_000_000), card, seven())
+    assert recommendation.method == adapter
+    assert "raise `train.lora.r`; full needs about" in recommendation.method_why
+    assert f"and {free_mb:,.0f} MB are free" in recommendation.method_why
 
 
 @pytest.mark.parametrize("free_mb", [1.0, 20_000.0, 1e6])
 @pytest.mark.parametrize("usable", [300, 200_000_000])
-def test_the_recommended_method_is_one_that_the_declaration_accepts(usable: int, free_mb: float) -> None:
-    recommendation = advice(replace(GOOD, usable=usable), Machine(1000, free_mb), seven())
-    assert Train.model_validate({"method": recommendation.method}).method == recommendation.method
-    if free_mb == 1.0 and usable == 300:
-        assert "smaller base model" in recommendation.method_why
+def test_the_recommended_method_is_one_that_the_declaration_accepts_and_that_fits(usable: int, free_mb: float) -> None:
+    facts, machine = replace(GOOD, usable=usable), Machine(1000, free_mb)
+    recommendation = advice(facts, machine, seven())
+    fits = estimate_training(facts, seven(), Train(), Suitability(), machine).fits
+    if free_mb == 1.0:
+        assert recommendation.method is None
+        assert "smaller base model, or a GPU" in recommendation.method_why
+        assert {each.verdict for each in fits.values()} == {"TOO BIG"}
+    else:
+        assert recommendation.method is not None
+        assert Train.model_validate({"method": recommendation.method}).method == recommendation.method
+        assert fits[recommendation.method].verdict != "TOO BIG"
+
+
+@pytest.mark.parametrize("free_mb", [1.0, 6_000.0, 12_000.0, 24_000.0, 1e6])
+def test_the_plan_recommends_the_same_method_for_the_same_memory(free_mb: float) -> None:
+    machine = Machine(100_000, free_mb, "cuda")
+    fits = estimate_training(GOOD, seven(), Train(), Suitability(), machine).fits
+    planned, _ = planned_method("lora", fits, free_mb)
+    assert advice(GOOD, machine, seven()).method == planned
 
 
 def test_the_base_model_is_compared_with_the_size_for_its_answer_format() -> None:
