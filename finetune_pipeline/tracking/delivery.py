@@ -44,17 +44,18 @@ def deliver(journal: Journal, with_files: bool = True) -> None:
         journal.remove()
 
 
-def deliver_ended(journal: Journal) -> None:
-    """Deliver a journal whose process has ended; a run whose process was killed ends as KILLED."""
+def deliver_ended(journal: Journal, with_files: bool = True) -> None:
+    """`deliver` a journal whose process has ended; a run whose process was killed ends as KILLED."""
     journal.reopen()
     if not journal.is_over:
         journal.append("status", status="KILLED", timestamp=journal.last_written_ms)
-    deliver(journal)
+    deliver(journal, with_files)
 
 
-def sync(show: Callable[[str], None]) -> None:
-    """Deliver all journals of this machine whose training does not run. StorageError when MLflow is away, at once, or
-    did not accept a record, after the other journals."""
+def sync(show: Callable[[str], None], with_files: bool = True) -> None:
+    """Deliver all journals of this machine whose training does not run, and show each that is delivered whole.
+    `with_files`: as for `deliver`. StorageError when MLflow is away, at once, or did not accept a record, after the
+    other journals."""
     problems: list[StorageError] = []
     for journal in journals(problems.append):
         with own(journal) as owned:
@@ -62,8 +63,9 @@ def sync(show: Callable[[str], None]) -> None:
                 continue  # its training runs, and delivers by itself
             try:
                 with mlflow_call(f"take over the records in {journal.folder}"):
-                    deliver_ended(journal)
-                show(f"{journal.about.task}: the run {journal.place.run_id} is in MLflow")
+                    deliver_ended(journal, with_files)
+                if journal.place.ended:
+                    show(f"{journal.about.task}: the run {journal.place.run_id} is in MLflow")
             except StorageError as error:
                 problems.append(error)
                 if not answers():

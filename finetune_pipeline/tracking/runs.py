@@ -20,6 +20,7 @@ from typing import Any
 
 from finetune_pipeline.errors import JobCanceled, StorageError
 from finetune_pipeline.records import SILENT, Reporter
+from finetune_pipeline.tracking import background
 from finetune_pipeline.tracking import journal as journals
 from finetune_pipeline.tracking.client import error_line, is_refusal, load, mlflow_call, mlflow_errors, server
 from finetune_pipeline.tracking.delivery import deliver, sync
@@ -98,7 +99,7 @@ def training_run(
             if machine is not None:
                 machine.close()
             journal.append("status", status=status, timestamp=now_ms())
-            if _end(journal, sender.close(), report) and status == "FINISHED":
+            if _end(journal, sender.close(), report) and status == "FINISHED" and parent is None:
                 _deliver_others(report)
 
 
@@ -165,8 +166,11 @@ def _end(journal: Journal, idle: bool, report: Reporter) -> bool:
 
 
 def _deliver_others(report: Reporter) -> None:
-    """What earlier trainings left, while MLflow answers."""
+    """What earlier trainings left, while MLflow answers: their records here; their files, such as weights of many GB,
+    in a process of its own, because this one may hold a GPU."""
     try:
-        sync(lambda text: None)
-    except StorageError as error:
-        report.log(f"a run of an earlier training is not in MLflow yet: {error.message}")
+        sync(lambda text: None, with_files=False)
+        background.start()
+    except (StorageError, OSError) as error:
+        reason = error.message if isinstance(error, StorageError) else str(error)
+        report.log(f"a run of an earlier training is not in MLflow yet: {reason}")

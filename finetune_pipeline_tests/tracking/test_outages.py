@@ -19,6 +19,7 @@ from finetune_pipeline import tracking
 from finetune_pipeline.config import AnswerFormat, Lora, Train
 from finetune_pipeline.errors import JobCanceled, StorageError
 from finetune_pipeline.records import Example, Message, Silent, write_jsonl
+from finetune_pipeline.tracking import background
 from finetune_pipeline.tracking import sender as sending
 from finetune_pipeline.tracking.client import connect
 from finetune_pipeline.tracking.journal import Journal, Place, journals
@@ -184,6 +185,35 @@ def test_what_a_killed_process_wrote_is_delivered(tmp_path: Path, monkeypatch: p
     (found,) = runs_of("parcels")
     assert found.info.status == "KILLED" and steps_of(found.info.run_id) == [(1, 2.0)]
     assert not tracking.pending()
+
+
+def test_the_weights_of_an_earlier_training_are_not_delivered_by_the_process_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: Path
+) -> None:
+    """It may hold a GPU. A trial delivers nothing of others: its search does, once."""
+    import mlflow
+
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with tracking.training_run("parcels", None, {"lora.r": 4}) as earlier:
+        earlier.log_metrics({"loss": 2.0}, 1)
+        earlier.log_artifacts(adapter, "adapter")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    started: list[int] = []
+    monkeypatch.setattr(background, "start", lambda: started.append(len(tracking.pending())))
+    with tracking.training_run("other", None, {}) as search:
+        with tracking.training_run("other", None, {}, parent=search.run_id):
+            pass
+        assert not runs_of("parcels") and not started
+    (found,) = runs_of("parcels")
+    assert steps_of(found.info.run_id) == [(1, 2.0)] and started == [1]
+    assert not mlflow.MlflowClient().list_artifacts(found.info.run_id, "adapter")
+    shown: list[str] = []
+    tracking.sync(shown.append)
+    assert [file.path for file in mlflow.MlflowClient().list_artifacts(found.info.run_id, "adapter")]
+    (found,) = runs_of("parcels")
+    assert found.info.status == "FINISHED" and len(shown) == 1 and not journals()
 
 
 def test_the_records_of_a_training_that_runs_are_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,8 +386,6 @@ def test_a_training_whose_mlflow_is_killed_still_saves_the_adapter(
 
 def test_a_background_process_delivers_what_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `finetune up` and the sensor do."""
-    from finetune_pipeline.tracking import background
-
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

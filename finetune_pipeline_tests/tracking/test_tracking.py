@@ -78,6 +78,27 @@ def test_files_that_a_run_could_not_log_are_logged_on_registration(home: Path) -
     ]
 
 
+def test_an_upload_that_broke_off_is_completed_before_a_version_is_made(home: Path) -> None:
+    import mlflow
+
+    folder = home / "adapter"
+    (folder / "parts").mkdir(parents=True)
+    for name in ("a.safetensors", "b.safetensors", "parts/c.json"):
+        (folder / name).write_text(f"weights of {name}", "utf-8")
+    with tracking.training_run("parcels", None, {}) as run:
+        pass
+    client = mlflow.MlflowClient()
+    ended = client.get_run(run.run_id).info.end_time
+    client.log_artifact(run.run_id, str(folder / "a.safetensors"), "adapter")
+    client.log_text(run.run_id, "wei", "adapter/b.safetensors")  # as far as it came
+    version = tracking.register("parcels", run.run_id, "adapter", {}, "first", folder=folder)
+    source = client.get_model_version("parcels", str(version)).source
+    found = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(home / "found")))
+    for name in ("a.safetensors", "b.safetensors", "parts/c.json"):
+        assert (found / name).read_text("utf-8") == f"weights of {name}"
+    assert client.get_run(run.run_id).info.end_time == ended
+
+
 DOWN = "http://anna:secret@127.0.0.1:9"
 
 
