@@ -18,6 +18,7 @@ from finetune_pipeline.models.model_files import token_counter
 from finetune_pipeline.models.model_source import folder_of
 from finetune_pipeline.models.trained_weights import METHODS
 from finetune_pipeline.providers import cost
+from finetune_pipeline.providers.rows import counted
 from finetune_pipeline.records import Check, Json, Verdict
 from finetune_pipeline.statistics.formatting import duration
 from finetune_pipeline.store import StageContext, StageResult
@@ -96,18 +97,16 @@ def _summary(plan: TrainingPlan, currency: str) -> dict[str, Json]:
 
 
 def _managed(context: StageContext, provider: Provider) -> StageResult:
-    """A provider trains: what it will cost, by tokens of the local tokenizer."""
-    base = context.inputs["base_model"]
-    rows = list(context.inputs["data_split"].examples("train.jsonl"))
-    texts = [
-        "\n".join(turn["content"] for turn in row.chat(context.task.prompt.system)) + row.completion for row in rows
-    ]
-    tokens = sum(token_counter(folder_of(base, context.task.base, context.report))(texts))
-    found = cost.estimate(tokens, len(rows), provider)
-    described = {"provider": provider.name, "model": provider.model, "rows": len(rows), **found.to_json()}
+    """A provider trains: what it will cost, by tokens of the local tokenizer. DataError above `max_cost`."""
+    base, examples = context.inputs["base_model"], context.inputs["data_split"].examples("train.jsonl")
+    count = token_counter(folder_of(base, context.task.base, context.report))
+    file = counted(examples, context.task.prompt.system, provider, count)
+    found = cost.estimate(file.tokens, file.rows, provider)
+    cost.require_within(found, provider)
+    described = {"provider": provider.name, "model": provider.model, "rows": file.rows, **found.to_json()}
     (context.out / FILE).write_text(json.dumps(described, indent=1), "utf-8")
     heading = _heading(context, str(base.json("base_model.json")["id"]))
-    (context.out / "report.html").write_text(managed_page(heading, provider, len(rows), found), "utf-8")
+    (context.out / "report.html").write_text(managed_page(heading, provider, file.rows, found), "utf-8")
     about = context.inputs["data_split"].content_hash
     summary = f"{provider.model} of {provider.name}: about {found}"
     check = Check(CHECK, True, "the provider's machines train", summary)

@@ -15,7 +15,7 @@ from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.cli import plan as terminal
 from finetune_pipeline.cli.terminal import console
 from finetune_pipeline.config import KeepGeneral, Task, Train
-from finetune_pipeline.errors import TrainingFailed
+from finetune_pipeline.errors import DataError, TrainingFailed
 from finetune_pipeline.graph import BY_NAME
 from finetune_pipeline.inference.prefix import common_prefix
 from finetune_pipeline.models.architecture import Architecture
@@ -193,6 +193,9 @@ def test_a_provider_is_planned_by_its_price(tiny_model: Path, store: TaskStore, 
     assert outcome.verdict is not None and outcome.verdict.passed
     assert outcome.summary["cost"] == pytest.approx(int(str(outcome.summary["tokens"])) * 5 / 1e6)
     assert "gpt-x is trained by openai" in (context.out / "report.html").read_text("utf-8")
+    dear = declared(tiny_model, train={"provider": {**provider, "max_cost": 1e-6}})
+    with pytest.raises(DataError, match="the training is estimated at"):
+        training_plan(stage_context(dear, store, tmp_path, **inputs))
 
 
 def test_the_terminal_shows_the_plan(
