@@ -121,21 +121,21 @@ class Study:
 
     def put_back(self, trial: Any) -> None:
         """Plan the trial of a canceled run again: its values did not end it."""
-        self._end(trial)
         self._study.enqueue_trial(trial.params, user_attrs=dict(trial.user_attrs))
+        self._end(trial)
 
     def _begin_again(self) -> None:
         """End the trials of a process that was killed. Each is planned again, once; the second time it has failed."""
         for trial in self._study.get_trials(deepcopy=False, states=(self._states.RUNNING,)):
-            self._end(trial)
             if AGAIN in trial.user_attrs:
                 self._add_failed(trial)
             else:
                 planned = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
                 self._study.enqueue_trial(planned, user_attrs={AGAIN: True})
+            self._end(trial)
 
     def _end(self, trial: Any) -> None:
-        """End a trial without a record; another one takes its place."""
+        """End a trial without a record, after another one took its place: a process may be killed between the two."""
         self._study.tell(trial.number, state=self._states.FAIL)
         for name in (INTERRUPTED, AGAIN):
             self._study.set_user_attr(name, self._study.user_attrs.get(name, 0) + 1)
