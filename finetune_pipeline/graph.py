@@ -128,7 +128,7 @@ STEPS: tuple[Step, ...] = (
         make=f"{_P}.suitability.assets:suitability_report",
         needs=("raw_examples", "clean_examples", "base_model"),
         config_sections=("suitability", "answer", "prompt", "baseline", "train", "split", "use"),
-        version="5",
+        version="6",
         check="worth_tuning",
         check_names=(
             "usable examples",

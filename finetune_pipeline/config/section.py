@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,3 +27,11 @@ class Section(BaseModel):
             if isinstance(value, Section) and name not in self.OPERATIONAL and not field.exclude:
                 plain[field.alias or name] = value.result_values()
         return plain
+
+
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a section by their dotted names in task.yaml: {"lora.r": 16, …}."""
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found

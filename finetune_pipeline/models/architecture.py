@@ -89,7 +89,9 @@ class Architecture(JobData):
         """Of a base model's folder. OSError, ValueError: as transformers raises them."""
         from transformers import AutoConfig
 
-        return Architecture.of_config(text_config(AutoConfig.from_pretrained(folder, local_files_only=True)))
+        return Architecture.of_config(
+            text_config(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+        )
 
     @staticmethod
     def of_config(config: Any) -> Architecture:
@@ -98,7 +100,7 @@ class Architecture(JobData):
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
-            return Architecture.of_model(AutoModelForCausalLM.from_config(config))
+            return Architecture.of_model(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
 
     @staticmethod
     def of_model(model: Any) -> Architecture:

@@ -5,8 +5,8 @@
 
 A GGUF file is converted once per machine (`models/gguf.py`); a Hub model is downloaded at its pinned commit. Both are
 completed in a scratch folder and then moved to `<home>/models/` by one rename. A local folder is used in place.
-Only safetensors are accepted, because unpickling executes code; models with Python code (`auto_map`) are refused for
-the same reason.
+Only safetensors are accepted, because unpickling executes code; models that need Python code of their own
+are refused for the same reason.
 
 `folder_of` and `prepare` may start a job, and a machine runs one job at a time: call them before starting a job, and
 pass the path to the job.

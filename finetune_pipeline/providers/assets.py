@@ -11,12 +11,11 @@ so: whether the model learned is then shown by the evaluation on the test rows a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from finetune_pipeline.backends import local
 from finetune_pipeline.config import Provider
+from finetune_pipeline.config.section import flat
 from finetune_pipeline.errors import JobCanceled
 from finetune_pipeline.models.model_source import folder_of
 from finetune_pipeline.providers.cancel import cancel_job
@@ -60,7 +59,7 @@ def provider_spec(context: StageContext, provider: Provider, folder: Path) -> Pr
         label=f"{task.name}/{context.key}/{number}",
         folder=(folder / str(number)).absolute(),
         out=context.out.absolute(),
-        params={**_flat(provider.model_dump(mode="json"), "provider."), "base": provider.model, "key": context.key},
+        params={**flat(provider.model_dump(mode="json"), "provider."), "base": provider.model, "key": context.key},
         dataset_name=f"{task.name}/data_split",
         dataset_digest=split.content_hash,
     )
@@ -98,10 +97,3 @@ def _rows(split: Artifact) -> dict[str, Path]:
 def _finished(context: StageContext) -> int:
     """How many models of this key are finished: a forced run trains anew, an interrupted one goes on."""
     return sum(split_name(str(manifest["key"]))[0] == context.key for manifest in context.store.manifests("adapter"))
-
-
-def _flat(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in section.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

@@ -8,7 +8,6 @@ training has finished; another run with the same key resumes from them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from finetune_pipeline.backends import launch
 from finetune_pipeline.backends.deployment import backend_for
 from finetune_pipeline.config import Backend
+from finetune_pipeline.config.section import flat
 from finetune_pipeline.models.model_source import folder_of
 from finetune_pipeline.models.trained_weights import Method
 from finetune_pipeline.providers.assets import provider_adapter
@@ -129,7 +129,7 @@ def training_spec(context: StageContext, job: Path, choice: SearchChoice | None 
         rules=rules,
         checkpoints=job / "steps",
         out=context.out.absolute(),
-        params={**_flat(rules.model_dump(mode="json")), "base": base_id, "key": context.key, **_chosen(choice)},
+        params={**flat(rules.model_dump(mode="json")), "base": base_id, "key": context.key, **_chosen(choice)},
         dataset_name=f"{task.name}/data_split",
         dataset_digest=split.content_hash,
         origins=origins,
@@ -146,12 +146,3 @@ def _chosen(choice: SearchChoice | None) -> dict[str, Any]:
         return {}
     about = {"search": choice.search, "search.trial": choice.trial, "search.trials": choice.trials}
     return {**choice.values, **about, "search.chosen": ", ".join(choice.values)}
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings of a section by their dotted names in task.yaml: {"lora.r": 16, …}. MLflow would keep a nested
-    section as one text."""
-    flat: dict[str, Any] = {}
-    for name, value in section.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

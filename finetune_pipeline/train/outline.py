@@ -50,7 +50,7 @@ def outline_of(folder: Path, examples: Mapping[str, list[Example]], system: str,
     with base_errors(folder):
         config, tokenizer = read_small_files(folder)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     base = Base(model, tokenizer, end_ids_of(folder, tokenizer), config.dtype or torch.float32)
     objective = objective_of(rules)
     rows = {name: tokenized(found, base, system, rules, objective) for name, found in examples.items()}

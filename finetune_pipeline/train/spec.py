@@ -6,13 +6,13 @@ result = launch.run("finetune_pipeline.train.job", spec, TrainingResult, folder,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.config import AnswerFormat, Train
+from finetune_pipeline.config.section import flat
 
 OPERATIONAL = ("train.threads", "train.checkpoint_seconds")  # of a checkpoint's identity: they change no weight
 
@@ -71,15 +71,8 @@ class TrainingSpec(JobData):
         }
         selected = {"row_share": self.share, "without_sources": self.without_sources}
         named |= {name: value for name, value in selected.items() if value not in (1.0, ())}  # all rows: as without
-        result: dict[str, Any] = json.loads(json.dumps(_flat(self.rules.result_values(), "train.") | named))
+        result: dict[str, Any] = json.loads(json.dumps(flat(self.rules.result_values(), "train.") | named))
         return {name: value for name, value in result.items() if name not in OPERATIONAL}
-
-
-def _flat(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in section.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 @dataclass(frozen=True)
