@@ -15,7 +15,7 @@ from typing import Any
 from finetune_pipeline.backends.job_files import JobFiles, untouched
 from finetune_pipeline.backends.kubernetes_manifest import manifests, rendezvous
 from finetune_pipeline.backends.node import Launch
-from finetune_pipeline.backends.remote import forwarded, wait_for_end
+from finetune_pipeline.backends.remote import ADDRESS, forwarded, wait_for_end
 from finetune_pipeline.config import Backend
 from finetune_pipeline.errors import TrainingFailed
 from finetune_pipeline.records import Reporter, content_id
@@ -36,6 +36,8 @@ def start(files: JobFiles, launch: Launch, backend: Backend, report: Reporter) -
             f"the job's folder {folder} is not below `kubernetes.mount_path`, {settings.mount_path}",
             "set $FINETUNE_DATA and $FINETUNE_HOME to folders of the volume, mounted at the same path here",
         )
+    environment = forwarded(Path(settings.mount_path), own_address=settings.secret is not None)
+    required = [ADDRESS] if os.environ.get(ADDRESS) and ADDRESS not in environment else []
     name = f"finetune-{content_id(str(folder))[:16]}"
     launch = replace(launch, rendezvous=rendezvous(name, launch))
     files.write_launch(launch.to_json())
@@ -43,7 +45,7 @@ def start(files: JobFiles, launch: Launch, backend: Backend, report: Reporter) -
     job = KubernetesJob(files, report, name, settings.namespace, batch, core)
     try:
         job.delete()
-        for manifest in manifests(name, launch, settings, str(files.launch), forwarded()):
+        for manifest in manifests(name, launch, settings, str(files.launch), environment, required):
             create = core.create_namespaced_service if manifest["kind"] == "Service" else batch.create_namespaced_job
             create(settings.namespace, manifest)
     except _client_errors() as error:

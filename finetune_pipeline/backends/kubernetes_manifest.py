@@ -9,7 +9,7 @@ a pod that were killed are started again by torch's elastic agent in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_pipeline.backends.node import Launch
@@ -21,17 +21,27 @@ Manifest = dict[str, Any]
 
 
 def manifests(
-    name: str, launch: Launch, settings: Kubernetes, path: str, environment: Mapping[str, str]
+    name: str,
+    launch: Launch,
+    settings: Kubernetes,
+    path: str,
+    environment: Mapping[str, str],
+    required: Sequence[str] = (),
 ) -> list[Manifest]:
-    """The Service (with several machines) and the Job. `path`: of launch.json, on the shared volume."""
+    """The Service (with several machines) and the Job. `path`: of launch.json, on the shared volume; `required`: keys
+    of the Secret without which Kubernetes starts no pod, and says so."""
     labels = {"app.kubernetes.io/name": "finetune-pipeline", "app.kubernetes.io/instance": name}
     metadata = {"name": name, "namespace": settings.namespace, "labels": labels}
+    variables: list[Manifest] = [
+        *({"name": key, "value": value} for key, value in environment.items()),
+        *({"name": key, "valueFrom": {"secretKeyRef": {"name": settings.secret, "key": key}}} for key in required),
+    ]
     spec = {
         "completionMode": "Indexed",
         "completions": launch.nodes,
         "parallelism": launch.nodes,
         "backoffLimit": launch.max_restarts * launch.nodes,  # counts pods: all of them end when the first is lost
-        "template": {"metadata": {"labels": labels}, "spec": _pod(name, launch, settings, path, environment)},
+        "template": {"metadata": {"labels": labels}, "spec": _pod(name, launch, settings, path, variables)},
     }
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
     return [job] if launch.nodes == 1 else [_service(metadata, labels), job]
@@ -49,7 +59,7 @@ def _service(metadata: Mapping[str, Any], labels: Mapping[str, str]) -> Manifest
     return {"apiVersion": "v1", "kind": "Service", "metadata": dict(metadata), "spec": {**spec, "ports": [port]}}
 
 
-def _pod(name: str, launch: Launch, settings: Kubernetes, path: str, environment: Mapping[str, str]) -> Manifest:
+def _pod(name: str, launch: Launch, settings: Kubernetes, path: str, variables: list[Manifest]) -> Manifest:
     gpus = {settings.gpu_resource: str(launch.processes_per_node)} if launch.device != "cpu" else {}
     resources = {**settings.resources, **gpus}
     volumes = [
@@ -60,7 +70,7 @@ def _pod(name: str, launch: Launch, settings: Kubernetes, path: str, environment
         "name": "training",
         "image": settings.image,
         "command": ["python", "-m", "finetune_pipeline.backends.node", path],
-        "env": [{"name": key, "value": value} for key, value in environment.items()],
+        "env": variables,
         "envFrom": [{"secretRef": {"name": settings.secret}}] if settings.secret else [],
         "resources": {"requests": resources, "limits": resources},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},

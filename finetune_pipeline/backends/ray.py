@@ -10,18 +10,21 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from finetune_pipeline.backends.job_files import JobFiles, untouched
 from finetune_pipeline.backends.node import Launch
-from finetune_pipeline.backends.remote import RETRY_LOG, forwarded, wait_for_end
+from finetune_pipeline.backends.remote import ADDRESS, RETRY_LOG, forwarded, wait_for_end
 from finetune_pipeline.config import Backend
+from finetune_pipeline.config.credentials import hide_credentials, without_credentials
 from finetune_pipeline.errors import TrainingFailed
 from finetune_pipeline.records import Reporter
 
 POLL_SECONDS = 1.0
+SHARED = Path("/")  # the machines of a Ray cluster have data and home folder under the same path, wherever that is
 AWAY_SECONDS = 600.0  # of an address that does not answer, before the job counts as lost
 HINT = "check `ray.address` of the backend, and that the cluster runs; then run again: finished work is kept"
 
@@ -29,7 +32,9 @@ HINT = "check `ray.address` of the backend, and that the cluster runs; then run 
 def start(files: JobFiles, launch: Launch, backend: Backend, report: Reporter) -> RayJob:
     """Submit the job, after stopping one that an earlier run of the same folder left. TrainingFailed when the cluster
     does not take it."""
-    job = RayJob(files, launch, backend, report, _client(backend.ray.address))
+    own = backend.ray.runtime_env.get("env_vars", {})
+    environment = {**forwarded(SHARED, own_address=ADDRESS in own), "RAY_USAGE_STATS_ENABLED": "0", **own}
+    job = RayJob(files, launch, backend, report, _client(backend.ray.address), environment)
     job.stop_earlier()
     job.submit()
     return job
@@ -43,7 +48,8 @@ def _client(address: str) -> Any:
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
-        raise TrainingFailed(f"no Ray cluster answers at {urlsplit(address).hostname}: {error}", HINT) from error
+        reason = hide_credentials(str(error), address)
+        raise TrainingFailed(f"no Ray cluster answers at {without_credentials(address)}: {reason}", HINT) from None
 
 
 @dataclass
@@ -55,29 +61,31 @@ class RayJob:
     backend: Backend
     report: Reporter
     client: Any
+    environment: Mapping[str, str]
     _id: str = ""
     _submitted: int = 0
     _code: int | None = None
     _asked: float = 0.0
     _answered: float = field(default_factory=time.monotonic)
 
+    @property
+    def server(self) -> str:
+        """The address of the cluster, to be shown."""
+        return without_credentials(self.backend.ray.address)
+
     def submit(self) -> None:
         self._id = f"finetune-{self.launch.id}-{self._submitted}"
         self._submitted += 1
         gpus = self.launch.processes_per_node if self.backend.device != "cpu" else 0
         alone = {"entrypoint_num_cpus": self.launch.processes_per_node, "entrypoint_num_gpus": gpus}
-        environment = {**forwarded(), "RAY_USAGE_STATS_ENABLED": "0"}
         self.client.submit_job(
             entrypoint=shlex.join(self._command(gpus)),
             submission_id=self._id,
-            runtime_env={
-                **self.backend.ray.runtime_env,
-                "env_vars": {**environment, **self.backend.ray.runtime_env.get("env_vars", {})},
-            },
+            runtime_env={**self.backend.ray.runtime_env, "env_vars": dict(self.environment)},
             metadata={"folder": str(self.files.folder.parent)},
             **(alone if self.launch.nodes == 1 else {}),
         )
-        self.report.log(f"submitted the Ray job {self._id} to {self.backend.ray.address}")
+        self.report.log(f"submitted the Ray job {self._id} to {self.server}")
 
     def _command(self, gpus: int) -> list[str]:
         python, path = self.backend.ray.python, str(self.files.launch)
@@ -120,7 +128,7 @@ class RayJob:
             status = self.client.get_job_status(self._id)
         except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
             if time.monotonic() - self._answered > AWAY_SECONDS:
-                raise TrainingFailed(f"the Ray cluster at {self.backend.ray.address} is away: {error}", HINT) from error
+                raise TrainingFailed(f"the Ray cluster at {self.server} is away: {error}", HINT) from error
             return None
         self._answered = time.monotonic()
         return status

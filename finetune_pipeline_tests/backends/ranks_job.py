@@ -14,6 +14,7 @@ from finetune_pipeline import errors
 from finetune_pipeline.backends import worker
 from finetune_pipeline.backends.job_data import JobData
 from finetune_pipeline.records import Reporter
+from finetune_pipeline.store.paths import mlflow_uri
 
 STUBBORN = """import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -37,6 +38,7 @@ class Seen(JobData):
     local_rank: str
     devices: str
     cores: str
+    mlflow: str
 
 
 def _meet(mark: Path, place: worker.Place) -> None:
@@ -93,6 +95,7 @@ def run(spec: Ranks, report: Reporter) -> Seen:
         os.environ.get("LOCAL_RANK", ""),
         os.environ.get("CUDA_VISIBLE_DEVICES", "unset"),
         os.environ["OMP_NUM_THREADS"],
+        mlflow_uri(),
     )
 
 

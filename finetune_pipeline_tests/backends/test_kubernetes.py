@@ -74,10 +74,13 @@ def test_each_process_gets_a_gpu_unless_none_is_asked_for() -> None:
 
 
 class Cluster(ThreadingHTTPServer):
-    """Keeps Jobs, and runs the command of a new one's pod as a process of this machine."""
+    """Keeps Jobs, and runs the command of a new one's pod as a process of this machine: in a folder of its own, and
+    with the variables of the manifest and its Secret alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, container: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.container = container
+        self.secret: dict[str, str] = {}
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: dict[str, subprocess.Popen[bytes]] = {}
         self.log: list[str] = []
@@ -87,9 +90,16 @@ class Cluster(ThreadingHTTPServer):
         check(job)
         name = job["metadata"]["name"]
         (container,) = job["spec"]["template"]["spec"]["containers"]
-        environment = {**os.environ, **{each["name"]: each["value"] for each in container["env"]}}
+        image = {key: os.environ[key] for key in ("PATH", "PYTHONPATH")}
+        given = {each["name"]: each.get("value") or self._of_secret(each["valueFrom"]) for each in container["env"]}
         self.jobs[name] = job
-        self.pods[name] = subprocess.Popen([sys.executable, *container["command"][1:]], env=environment)
+        self.pods[name] = subprocess.Popen(
+            [sys.executable, *container["command"][1:]], env={**image, **self.secret, **given}, cwd=self.container
+        )
+
+    def _of_secret(self, source: dict[str, Any]) -> str:
+        assert source["secretKeyRef"]["name"] == SETTINGS["secret"]
+        return self.secret[source["secretKeyRef"]["key"]]
 
     def status(self, name: str) -> dict[str, Any]:
         code = self.pods[name].poll()
@@ -144,7 +154,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     pytest.importorskip("kubernetes", reason="the extra `kubernetes` is not installed")
-    server = Cluster()
+    (tmp_path / "container").mkdir()
+    server = Cluster(tmp_path / "container")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     config = {
         "apiVersion": "v1",
@@ -157,6 +168,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     (tmp_path / "kubeconfig").write_text(json.dumps(config), "utf-8")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]))
     yield server
     for name in list(server.jobs):
@@ -199,6 +211,35 @@ def test_a_canceled_job_ends_at_a_checkpoint_and_is_deleted(cluster: Cluster, ma
         run(mark, "wait", Listener(mark / "waiting-0", mark / "waiting-1"))
     assert (mark / "checkpoint-0").exists() and (mark / "checkpoint-1").exists()
     assert not cluster.jobs and not left(mark)
+
+
+def test_a_pod_records_its_run_where_this_process_looks_for_it(
+    cluster: Cluster, mark: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(mark, "report", Listener()).mlflow == f"sqlite:///{mark.parent}/home/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.com")
+    assert run(mark, "report", Listener()).mlflow == "https://mlflow.example.com"
+    assert not list(cluster.container.iterdir())
+
+
+def test_an_address_with_a_password_is_that_of_the_secret(
+    cluster: Cluster, mark: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://TOKEN@mlflow.example.com")
+    cluster.secret["MLFLOW_TRACKING_URI"] = "https://bob:pw@mlflow.mlops.svc"
+    assert run(mark, "report", Listener()).mlflow == "https://bob:pw@mlflow.mlops.svc"
+    with pytest.raises(errors.TrainingFailed, match="which is not handed to a cluster") as caught:
+        run(mark, "report", Listener(), secret=None)
+    assert "MLFLOW_TRACKING_PASSWORD" in caught.value.hint and "TOKEN" not in str(caught.value)
+
+
+def test_a_home_folder_that_is_not_on_the_volume_is_refused(
+    cluster: Cluster, mark: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_HOME", "/var/lib/finetune")
+    with pytest.raises(errors.TrainingFailed, match=r"home folder /var/lib/finetune is not below") as caught:
+        run(mark, "report", Listener())
+    assert "FINETUNE_HOME" in caught.value.hint and not cluster.log
 
 
 def test_a_folder_that_is_not_on_the_volume_is_refused(cluster: Cluster, mark: Path) -> None:

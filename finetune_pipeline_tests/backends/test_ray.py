@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 from finetune_pipeline import errors
-from finetune_pipeline.config import Backend
 from finetune_pipeline_tests.backends.test_torchrun import RESTARTED, Listener, left, wait_for
 from finetune_pipeline_tests.backends.test_torchrun import run as run_torchrun
 from finetune_pipeline_tests.train.test_distributed import FIRST, LATER, history, train
@@ -59,10 +58,14 @@ def run(address: str, mark: Path, do: str, report: Any = None, **settings: Any) 
     return run_torchrun(mark, do, report or Listener(), **chosen)
 
 
-def test_one_machine_runs_several_ranks(address: str, mark: Path) -> None:
+def test_one_machine_runs_several_ranks(address: str, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It records its run where this process looks for it: the cluster was started with another home folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("FINETUNE_HOME", str(mark.parent / "home"))
     report = Listener()
     result = run(address, mark, "report", report)
     assert (result.rank, result.size, result.devices) == (0, 2, "")
+    assert result.mlflow == f"sqlite:///{mark.parent}/home/mlflow.db"
     assert report.lines[0].startswith("submitted the Ray job finetune-") and report.lines[1:] == ["rank 0 of 2"]
     assert not left(mark)
 
@@ -147,8 +150,8 @@ def test_a_training_on_two_machines_has_the_losses_of_one_process(
 
 
 def test_a_cluster_that_does_not_answer_is_named() -> None:
-    with pytest.raises(errors.TrainingFailed, match=r"no Ray cluster answers at 127\.0\.0\.1") as caught:
+    with pytest.raises(errors.TrainingFailed, match=r"no Ray cluster answers at http://127\.0\.0\.1:9") as caught:
         from finetune_pipeline.backends import ray
 
-        ray._client(Backend.model_validate({"ray": {"address": "http://127.0.0.1:9"}}).ray.address)
-    assert "ray.address" in caught.value.hint
+        ray._client("http://bob:S3cret@127.0.0.1:9")
+    assert "ray.address" in caught.value.hint and "S3cret" not in caught.value.message
