@@ -5,13 +5,14 @@
 
 A job waits until all devices that it asks for are free, and behind the jobs that came before it, so that one that needs
 four GPUs is not passed for ever by those that need one. Leases are locks of the operating system under
-`<home>/locks/devices`: those of a killed job are free at once, and no server or daemon is needed.
+`<home>/locks/devices/<host>`: those of a killed job are free at once, and no server or daemon is needed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import time
@@ -64,7 +65,7 @@ def lease(count: int, job: str, report: Reporter, needs_gpu: bool = False) -> It
 
 
 def _wait(held: ExitStack, devices: Sequence[str], count: int, job: str, report: Reporter) -> tuple[str, ...]:
-    folder, said = home() / "locks" / "devices", ""
+    folder, said = _folder(), ""
     folder.mkdir(parents=True, exist_ok=True)
     with _Ticket(folder) as ticket:
         while True:
@@ -82,6 +83,11 @@ def _wait(held: ExitStack, devices: Sequence[str], count: int, job: str, report:
         held.callback(lock.release)
         _holder(folder, device).write_text(json.dumps(_description(job)), "utf-8")
     return tuple(device for device, _ in taken if device != CPU)
+
+
+def _folder() -> Path:
+    """The locks of this machine's devices: machines may share a home folder."""
+    return home() / "locks" / "devices" / platform.node()
 
 
 def _take(folder: Path, devices: Sequence[str], count: int) -> list[tuple[str, FileLock]]:

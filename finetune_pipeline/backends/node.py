@@ -7,7 +7,8 @@ The agent (`torch.distributed.run`, torchrun) starts the job's processes here, e
 other machines at the rendezvous, and starts all processes again when one was killed. This module adds what the agent
 does not know:
 
-- it leases this machine's devices first, and holds the job's folder (not on Ray and Kubernetes, which give devices);
+- it leases this machine's devices first, and beside the parent holds the job's folder (not on Ray and Kubernetes, which
+  give devices);
 - when its parent has ended (by its process id, or on another machine by the file `alive`), it cancels the job: the
   file `cancel` reaches the processes of every machine, and they end at their next checkpoint;
 - what is inactive for GRACE_SECONDS after a cancellation is killed here, in whatever process group it is.
@@ -21,14 +22,13 @@ import argparse
 import ctypes
 import json
 import os
-import signal
 import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def main() -> None:
     os.environ.update(ALLOCATOR | job_environment(launch.threads, launch.processes_per_node))
     report = _NodeEvents(files, first)
     try:
-        _run(launch, files, report)
+        _run(launch, files, report, first)
     except FinetuneError as error:
         report.write(ErrorEvent(type(error).__name__, error.message, error.hint))
         sys.exit(error.exit_code)
@@ -119,12 +119,13 @@ class _NodeEvents(EventFile):
         super().alive()
 
 
-def _run(launch: Launch, files: JobFiles, report: Reporter) -> None:
+def _run(launch: Launch, files: JobFiles, report: Reporter, first: bool) -> None:
+    """Only the first machine holds the folder: it waits there for the others, which may share its home folder."""
     if launch.device == "cpu":
         os.environ[devices.VARIABLE] = ""
     if not launch.leases:
         return _elastic(launch, files)
-    with folder_lock(files.folder.parent, report):
+    with folder_lock(files.folder.parent, report) if first else nullcontext():
         count = launch.processes_per_node
         with devices.lease(count, launch.module, report, needs_gpu=launch.device == "gpu") as leased:
             if leased:
@@ -205,9 +206,7 @@ class _Watch(threading.Thread):
         while_active(own, GRACE_SECONDS, CHECK_SECONDS, self._all_ended, own=False)
         kill(descendants(own))
         time.sleep(END_SECONDS)  # it ends by itself where all of its processes have
-        if self._files.given_up.exists():
-            os._exit(1)
-        os.kill(own, signal.SIGKILL)
+        os._exit(1)  # not SIGKILL, which the kernel does not deliver to the first process of a container
 
     def _all_ended(self) -> bool:
         with suppress(FileNotFoundError):  # another run began, and has deleted the folder

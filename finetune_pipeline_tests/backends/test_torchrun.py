@@ -187,8 +187,12 @@ def rendezvous() -> Iterator[str]:
     yield f"127.0.0.1:{port}"
 
 
+OTHER_NAME = "import platform\nplatform.node = lambda: 'machine-2'\n"
+
+
 class SecondMachine(Listener):
-    """Starts what the log says as the second machine, with locks of its own."""
+    """Starts what the log says as the second machine, which has another name and the same home folder. It must not wait
+    for locks of the first."""
 
     def __init__(self, folder: Path, *until: Path) -> None:
         super().__init__(*until)
@@ -199,8 +203,14 @@ class SecondMachine(Listener):
         super().log(text)
         if text.startswith("machine 1 of 2 waits"):
             command = text.partition("of the others: ")[2].split()
-            environment = {**os.environ, "FINETUNE_HOME": str(self.folder / "home2")}
-            self.agent = subprocess.Popen(command, env=environment)
+            (self.folder / "sitecustomize.py").write_text(OTHER_NAME, "utf-8")
+            path = os.pathsep.join([str(self.folder), os.environ["PYTHONPATH"]])
+            self.agent = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
+
+    def alive(self) -> None:
+        super().alive()
+        for output in self.folder.glob("job/launch-*/output-*.log"):
+            assert "waiting for" not in output.read_text("utf-8")
 
 
 def test_two_machines_find_each_other_at_the_rendezvous(mark: Path, rendezvous: str) -> None:
@@ -237,6 +247,17 @@ def test_a_sign_of_life_that_stops_is_noticed(mark: Path) -> None:
     assert silent()
     os.utime(mark / "alive", (1, 1))
     assert not silent()
+
+
+def test_a_node_ends_itself_also_as_the_first_process_of_a_container(tmp_path: Path) -> None:
+    """The kernel does not deliver SIGKILL to that one, as here to none."""
+    code = (
+        "import os, sys; from pathlib import Path; from finetune_pipeline.backends import node; "
+        "from finetune_pipeline.backends.job_files import JobFiles; os.kill = lambda pid, number: None; "
+        "node.END_SECONDS = 0.1; node._Watch(JobFiles(Path(sys.argv[1])), None, True).run()"
+    )
+    (tmp_path / "cancel").touch()
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=LIMIT, check=False).returncode == 1
 
 
 def test_the_options_of_torchrun(tmp_path: Path) -> None:
