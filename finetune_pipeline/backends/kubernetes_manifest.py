@@ -16,6 +16,7 @@ from finetune_pipeline.backends.node import Launch
 from finetune_pipeline.config.backend import Kubernetes
 
 PORT = 29400
+INSTANCE = "app.kubernetes.io/instance"  # the label with the name of the Job
 GRACE_SECONDS = 120  # between SIGTERM and SIGKILL for a pod, for instance when its machine is drained
 Manifest = dict[str, Any]
 
@@ -30,7 +31,7 @@ def manifests(
 ) -> list[Manifest]:
     """The Service (with several machines) and the Job. `path`: of launch.json, on the shared volume; `required`: keys
     of the Secret without which Kubernetes starts no pod, and says so."""
-    labels = {"app.kubernetes.io/name": "finetune-pipeline", "app.kubernetes.io/instance": name}
+    labels = {"app.kubernetes.io/name": "finetune-pipeline", INSTANCE: name}
     metadata = {"name": name, "namespace": settings.namespace, "labels": labels}
     variables: list[Manifest] = [
         *({"name": key, "value": value} for key, value in environment.items()),

@@ -17,6 +17,7 @@ import jsonschema
 import pytest
 
 from finetune_pipeline import errors
+from finetune_pipeline.backends import kubernetes
 from finetune_pipeline.backends.kubernetes_manifest import manifests, rendezvous
 from finetune_pipeline.backends.node import Launch
 from finetune_pipeline.config import Backend
@@ -42,8 +43,8 @@ def check(manifest: dict[str, Any]) -> None:
 
 
 def made(nodes: int, device: str = "auto", **settings: Any) -> list[dict[str, Any]]:
-    kubernetes = Kubernetes.model_validate({**SETTINGS, **settings})
-    return manifests("finetune-1", launch_of(nodes, device), kubernetes, "/data/job/launch.json", {"A": "1"})
+    chosen = Kubernetes.model_validate({**SETTINGS, **settings})
+    return manifests("finetune-1", launch_of(nodes, device), chosen, "/data/job/launch.json", {"A": "1"})
 
 
 def test_the_objects_are_valid_for_kubernetes() -> None:
@@ -85,6 +86,9 @@ class Cluster(ThreadingHTTPServer):
         self.pods: dict[str, subprocess.Popen[bytes]] = {}
         self.log: list[str] = []
         self.pending: list[dict[str, Any]] = []
+        self.refused: dict[tuple[str, str], int] = {}  # method and a part of the path: the status that is answered
+        self.conditions = ("Complete", "Failed")
+        self.lost: set[str] = set()  # Jobs with a pod whose machine is lost: they are not gone once they are deleted
 
     def create(self, job: dict[str, Any]) -> None:
         check(job)
@@ -103,11 +107,13 @@ class Cluster(ThreadingHTTPServer):
 
     def status(self, name: str) -> dict[str, Any]:
         code = self.pods[name].poll()
-        kind = "Complete" if code == 0 else "Failed"
+        kind = self.conditions[0 if code == 0 else 1]
         conditions = [] if code is None else [{"type": kind, "status": "True", "reason": f"exit {code}"}]
         return {**self.jobs[name], "status": {"conditions": conditions}}
 
     def delete(self, name: str) -> None:
+        if name in self.lost:
+            return
         self.jobs.pop(name)
         pod = self.pods.pop(name)
         if pod.poll() is None:
@@ -123,19 +129,34 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *arguments: Any) -> None:
         self.server.log.append(f"{self.command} {self.path}")
 
+    def _refused(self) -> bool:
+        """Whether the request was answered with the status that the test wants."""
+        for (method, part), status in self.server.refused.items():
+            if method == self.command and part in self.path:
+                self._answer(status, {})
+                return True
+        return False
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self._refused():
+            return
         if self.path.endswith("/jobs"):
             self.server.create(body)
         self._answer(201, body)
 
     def do_GET(self) -> None:
+        if self._refused():
+            return None
         if "/pods" in self.path:
             return self._answer(200, {"kind": "PodList", "apiVersion": "v1", "items": self.server.pending})
         name = self.path.split("/")[-2]
         return self._answer(200, self.server.status(name)) if name in self.server.jobs else self._answer(404, {})
 
     def do_DELETE(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self._refused():
+            return None
         name = self.path.split("?")[0].split("/")[-1]
         if "/jobs/" not in self.path or name not in self.server.jobs:
             return self._answer(404, {})
@@ -171,6 +192,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]))
     yield server
+    server.lost.clear()
     for name in list(server.jobs):
         server.delete(name)
     server.shutdown()
@@ -184,9 +206,9 @@ def mark(tmp_path: Path) -> Path:
     return folder
 
 
-def run(mark: Path, do: str, report: Listener, **settings: Any) -> Any:
-    kubernetes = {**SETTINGS, "mount_path": str(mark.parent), "context": "test", **settings}
-    return run_torchrun(mark, do, report, kind="kubernetes", device="cpu", kubernetes=kubernetes)
+def run(mark: Path, do: str, report: Listener, restarts: int = 2, **settings: Any) -> Any:
+    chosen = {**SETTINGS, "mount_path": str(mark.parent), "context": "test", **settings}
+    return run_torchrun(mark, do, report, kind="kubernetes", device="cpu", max_restarts=restarts, kubernetes=chosen)
 
 
 def test_a_job_runs_in_a_pod_and_is_deleted(cluster: Cluster, mark: Path) -> None:
@@ -211,6 +233,77 @@ def test_a_canceled_job_ends_at_a_checkpoint_and_is_deleted(cluster: Cluster, ma
         run(mark, "wait", Listener(mark / "waiting-0", mark / "waiting-1"))
     assert (mark / "checkpoint-0").exists() and (mark / "checkpoint-1").exists()
     assert not cluster.jobs and not left(mark)
+
+
+class Created(Listener):
+    """Changes the cluster as soon as the Job is created."""
+
+    def __init__(self, cluster: Cluster, lost: bool = False, **refused: int) -> None:
+        super().__init__()
+        self.cluster, self.lost, self.refused = cluster, lost, refused
+
+    def log(self, text: str) -> None:
+        super().log(text)
+        if text.startswith("created the Job"):
+            self.cluster.refused = {(method, "finetune-"): status for method, status in self.refused.items()}
+            self.cluster.lost = set(self.cluster.jobs) if self.lost else set()
+
+
+def test_the_result_counts_where_the_pod_of_a_lost_machine_cannot_end(cluster: Cluster, mark: Path) -> None:
+    """Kubernetes then never says that the Job is complete, and never deletes it. The next run waits, and says so."""
+    cluster.conditions = ("SuccessCriteriaMet", "FailureTarget")
+    assert run(mark, "report", Created(cluster, lost=True)).size == 2
+    (name,) = cluster.jobs
+
+    class Impatient(Listener):
+        def alive(self) -> None:
+            if self.lines:
+                raise errors.JobCanceled("stopped in the UI")
+
+    report = Impatient()
+    with pytest.raises(errors.JobCanceled):
+        run(mark, "report", report)
+    (line,) = report.lines
+    assert f"waiting for the pods of the Job {name}" in line and "kubectl delete pod --force" in line
+
+
+def test_a_job_fails_before_all_of_its_pods_have_ended(cluster: Cluster, mark: Path) -> None:
+    cluster.conditions = ("SuccessCriteriaMet", "FailureTarget")
+    with pytest.raises(errors.TrainingFailed, match="FailureTarget: exit 1"):
+        run(mark, "die", Listener(), restarts=0)
+
+
+def test_the_result_counts_where_the_job_cannot_be_deleted(cluster: Cluster, mark: Path) -> None:
+    report = Created(cluster, DELETE=500)
+    assert run(mark, "report", report).size == 2
+    assert "did not delete jobs in the namespace default: 500" in report.lines[-1]
+    assert f"kubectl delete job,service -n default {next(iter(cluster.jobs))}" in report.lines[-1]
+
+
+@pytest.mark.parametrize(("method", "part"), [("DELETE", "/jobs/"), ("POST", "/jobs"), ("GET", "/status")])
+def test_an_error_of_the_cluster_at_the_start_is_named(cluster: Cluster, mark: Path, method: str, part: str) -> None:
+    cluster.refused = {(method, part): 503}
+    with pytest.raises(errors.TrainingFailed, match=r"Kubernetes did not \w+ jobs.* in the namespace default: 503"):
+        run(mark, "report", Listener())
+
+
+def test_without_the_right_to_list_pods_a_training_goes_on(cluster: Cluster, mark: Path) -> None:
+    cluster.refused = {("GET", "/pods"): 403}
+    report = Listener()
+    assert run(mark, "report", report).size == 2
+    assert [line for line in report.lines if "did not list pods" in line] == [
+        "what the pods wait for is not known: Kubernetes did not list pods in the namespace default: 403 Forbidden"
+    ]
+
+
+def test_a_missing_right_on_the_job_is_an_error_at_once(
+    cluster: Cluster, mark: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes, "ENDING_SECONDS", 1.0)
+    with pytest.raises(errors.TrainingFailed, match="did not get jobs/status in the namespace default: 403") as caught:
+        run(mark, "wait", Created(cluster, GET=403))
+    assert caught.value.hint.startswith("allow `get` on `jobs/status`")
+    assert not cluster.jobs
 
 
 def test_a_pod_records_its_run_where_this_process_looks_for_it(
