@@ -3,9 +3,9 @@
     with lease(2, "finetune_pipeline.train.job", report) as devices:     # ("GPU-5f0c…", "GPU-91ab…")
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
 
-A job waits until all devices that it asks for are free, and behind the jobs that came before it, so that one that needs
-four GPUs is not passed for ever by those that need one. Leases are locks of the operating system under
-`<home>/locks/devices/<host>`: those of a killed job are free at once, and no server or daemon is needed.
+A job waits until all devices that it asks for are free, and behind the jobs that came before it for some of the same,
+so that one that needs four GPUs is not passed for ever by those that need one. Leases are locks of the operating system
+under `<home>/locks/devices/<host>`: those of a killed job are free at once, and no server or daemon is needed.
 """
 
 from __future__ import annotations
@@ -32,20 +32,37 @@ DEVICE = "FINETUNE_DEVICE"  # the declared device of a job, for its process: aut
 CPU = "cpu"
 POLL_SECONDS = 0.5
 QUERY_SECONDS = 120.0
+QUERY_HINT = f"repair the driver; or use no GPU: `device: cpu` of the backend, or an empty ${VARIABLE}"
 
 
 def gpus() -> tuple[str, ...]:
-    """The GPUs that this process may use: the entries of $CUDA_VISIBLE_DEVICES, or all of the machine by UUID; none on
-    a machine without a driver. (With MIG, list the instances in the variable: the driver names whole GPUs only.)"""
+    """The GPUs that this process may use, by UUID: those of $CUDA_VISIBLE_DEVICES, or all of the machine; none on a
+    machine without a driver. An index in the variable counts as nvidia-smi counts; where there is no nvidia-smi it
+    stays as it is, and so do MIG instances, which have to be listed in the variable. TrainingFailed when nvidia-smi
+    fails, since the GPUs are then not known."""
     allowed = os.environ.get(VARIABLE)
-    if allowed is not None:
-        return tuple(part.strip() for part in allowed.split(",") if part.strip() not in ("", "-1"))
+    if allowed is None:
+        return tuple(_uuids().values())
+    listed = [part.strip() for part in allowed.split(",") if part.strip() not in ("", "-1")]
+    uuids = _uuids() if any(part.isdecimal() for part in listed) else {}
+    return tuple(dict.fromkeys(uuids.get(part, part) for part in listed))
+
+
+def _uuids() -> dict[str, str]:
+    """The UUID of each GPU by its index; none without nvidia-smi."""
     command = shutil.which("nvidia-smi")
     if command is None:
-        return ()
-    query = [command, "--query-gpu=uuid", "--format=csv,noheader"]
-    listed = subprocess.run(query, capture_output=True, text=True, check=False, timeout=QUERY_SECONDS)
-    return tuple(listed.stdout.split()) if listed.returncode == 0 else ()
+        return {}
+    query = [command, "--query-gpu=index,uuid", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, check=False, timeout=QUERY_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise TrainingFailed(f"nvidia-smi has not answered for {QUERY_SECONDS:.0f} s", QUERY_HINT) from None
+    if listed.returncode != 0:  # () would let the job compute on a GPU that it has not leased
+        said = (listed.stdout + listed.stderr).strip()
+        raise TrainingFailed(f"nvidia-smi failed with exit code {listed.returncode}: {said}", QUERY_HINT)
+    pairs = (line.split(",") for line in listed.stdout.splitlines() if "," in line)
+    return {index.strip(): uuid.strip() for index, uuid in pairs}
 
 
 @contextmanager
@@ -53,7 +70,7 @@ def lease(count: int, job: str, report: Reporter, needs_gpu: bool = False) -> It
     """Hold `count` GPUs, or the processor, which is one device whatever the count: the GPUs, () for the processor.
 
     While it waits it logs what it waits for, and calls `report.alive`. TrainingFailed when this machine has fewer than
-    `count` GPUs (but not none, unless it `needs_gpu`)."""
+    `count` GPUs (but not none, unless it `needs_gpu`), or they are not known."""
     found = gpus()
     if (found or needs_gpu) and len(found) < count:
         raise TrainingFailed(
@@ -67,7 +84,7 @@ def lease(count: int, job: str, report: Reporter, needs_gpu: bool = False) -> It
 def _wait(held: ExitStack, devices: Sequence[str], count: int, job: str, report: Reporter) -> tuple[str, ...]:
     folder, said = _folder(), ""
     folder.mkdir(parents=True, exist_ok=True)
-    with _Ticket(folder) as ticket:
+    with _Ticket(folder, devices) as ticket:
         while True:
             with FileLock(str(folder / "queue.lock")):
                 ahead = ticket.ahead()
@@ -108,27 +125,30 @@ def _take(folder: Path, devices: Sequence[str], count: int) -> list[tuple[str, F
 
 
 class _Ticket:
-    """A place in the queue: a file that is locked as long as its job waits."""
+    """A place in the queue: a file that is locked as long as its job waits. Beside it, a file with the devices of which
+    the job wants some."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._queue = folder, FileLock(str(folder / "queue.lock"))
+    def __init__(self, folder: Path, devices: Sequence[str]) -> None:
+        self._folder, self._devices, self._queue = folder, devices, FileLock(str(folder / "queue.lock"))
 
     def __enter__(self) -> _Ticket:
         with self._queue:
             self.number = max((int(path.stem) for path in self._tickets()), default=0) + 1
             self._path = self._folder / f"{self.number:08d}.ticket"
+            _wanted(self._path).write_text(json.dumps(self._devices), "utf-8")
             self._lock = FileLock(str(self._path))
             self._lock.acquire(timeout=0)
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._queue:
-            self._path.unlink(missing_ok=True)
+            _delete(self._path)
             self._lock.release()
 
     def ahead(self) -> int:
-        """How many jobs wait before this one. Tickets of jobs that have ended are deleted."""
-        return sum(self._waits(path) for path in self._tickets() if int(path.stem) < self.number)
+        """How many jobs wait before this one for some of its devices. Tickets of jobs that have ended are deleted."""
+        before = [path for path in self._tickets() if int(path.stem) < self.number and self._waits(path)]
+        return sum(not set(self._devices).isdisjoint(json.loads(_wanted(path).read_text("utf-8"))) for path in before)
 
     def _tickets(self) -> list[Path]:
         return sorted(self._folder.glob("*.ticket"))
@@ -140,9 +160,18 @@ class _Ticket:
             lock.acquire(timeout=0)
         except Timeout:
             return True
-        path.unlink()
+        _delete(path)
         lock.release()
         return False
+
+
+def _wanted(ticket: Path) -> Path:
+    return ticket.with_suffix(".devices")
+
+
+def _delete(ticket: Path) -> None:
+    for path in (ticket, _wanted(ticket)):
+        path.unlink(missing_ok=True)
 
 
 def _description(job: str) -> dict[str, object]:
