@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from finetune_pipeline.records import Reporter
 POLL_SECONDS = 1.0
 SHARED = Path("/")  # the machines of a Ray cluster have data and home folder under the same path, wherever that is
 AWAY_SECONDS = 600.0  # of an address that does not answer, before the job counts as lost
+ENDING_SECONDS = 30.0  # of machines that give no sign after a cancellation
 HINT = "check `ray.address` of the backend, and that the cluster runs; then run again: finished work is kept"
 
 
@@ -45,11 +47,26 @@ def _client(address: str) -> Any:
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise TrainingFailed("the backend `ray` needs the extra `ray`", "install finetune-pipeline[ray]") from error
-    try:
+    with _asking("answer", address):
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
-        reason = hide_credentials(str(error), address)
-        raise TrainingFailed(f"no Ray cluster answers at {without_credentials(address)}: {reason}", HINT) from None
+
+
+@contextmanager
+def _asking(action: str, address: str) -> Iterator[None]:
+    """A block with a request to the cluster, whose failure is TrainingFailed, without credentials of the address."""
+    try:
+        yield
+    except _client_errors() as error:
+        server, reason = without_credentials(address), hide_credentials(str(error), address)
+        raise TrainingFailed(f"the Ray cluster at {server} did not {action}: {reason}", HINT) from None
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    """What Ray's client raises: RuntimeError for an answer of the cluster, ValueError and TypeError for a wrong
+    `runtime_env`, errors of requests, which are OSErrors, and RayError for a login."""
+    from ray.exceptions import RayError
+
+    return RayError, RuntimeError, ValueError, TypeError, OSError
 
 
 @dataclass
@@ -68,24 +85,23 @@ class RayJob:
     _asked: float = 0.0
     _answered: float = field(default_factory=time.monotonic)
 
-    @property
-    def server(self) -> str:
-        """The address of the cluster, to be shown."""
-        return without_credentials(self.backend.ray.address)
+    def _asking(self, action: str) -> AbstractContextManager[None]:
+        return _asking(action, self.backend.ray.address)
 
     def submit(self) -> None:
         self._id = f"finetune-{self.launch.id}-{self._submitted}"
         self._submitted += 1
         gpus = self.launch.processes_per_node if self.backend.device != "cpu" else 0
         alone = {"entrypoint_num_cpus": self.launch.processes_per_node, "entrypoint_num_gpus": gpus}
-        self.client.submit_job(
-            entrypoint=shlex.join(self._command(gpus)),
-            submission_id=self._id,
-            runtime_env={**self.backend.ray.runtime_env, "env_vars": dict(self.environment)},
-            metadata={"folder": str(self.files.folder.parent)},
-            **(alone if self.launch.nodes == 1 else {}),
-        )
-        self.report.log(f"submitted the Ray job {self._id} to {self.server}")
+        with self._asking("take the job"):
+            self.client.submit_job(
+                entrypoint=shlex.join(self._command(gpus)),
+                submission_id=self._id,
+                runtime_env={**self.backend.ray.runtime_env, "env_vars": dict(self.environment)},
+                metadata={"folder": str(self.files.folder.parent)},
+                **(alone if self.launch.nodes == 1 else {}),
+            )
+        self.report.log(f"submitted the Ray job {self._id} to {without_credentials(self.backend.ray.address)}")
 
     def _command(self, gpus: int) -> list[str]:
         python, path = self.backend.ray.python, str(self.files.launch)
@@ -96,13 +112,23 @@ class RayJob:
     def stop_earlier(self) -> None:
         """A job whose parent was killed would write into the same checkpoints: stop it, and wait for its end."""
         folder = str(self.files.folder.parent)
-        for job in self.client.list_jobs():
+        with self._asking("list its jobs"):
+            jobs = self.client.list_jobs()
+        for job in jobs:
             if (job.metadata or {}).get("folder") == folder and not job.status.is_terminal():
                 self.report.log(f"stopping the Ray job {job.submission_id} of an earlier run")
-                self.client.stop_job(job.submission_id)
-                while not self.client.get_job_status(job.submission_id).is_terminal():
+                self._stop(job.submission_id)
+                while not self._status_of(job.submission_id).is_terminal():
                     self.report.alive()
                     time.sleep(POLL_SECONDS)
+
+    def _stop(self, identifier: str) -> None:
+        with self._asking("stop a job"):
+            self.client.stop_job(identifier)
+
+    def _status_of(self, identifier: str) -> Any:
+        with self._asking("tell the status of a job"):
+            return self.client.get_job_status(identifier)
 
     def ended(self) -> int | None:
         """Asks at most every POLL_SECONDS. A job whose machine was lost is submitted again."""
@@ -125,29 +151,44 @@ class RayJob:
     def _status(self) -> Any:
         """None where the cluster does not answer now. TrainingFailed when it has not for AWAY_SECONDS."""
         try:
-            status = self.client.get_job_status(self._id)
-        except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
+            status = self._status_of(self._id)
+        except TrainingFailed:
             if time.monotonic() - self._answered > AWAY_SECONDS:
-                raise TrainingFailed(f"the Ray cluster at {self.server} is away: {error}", HINT) from error
+                raise
             return None
         self._answered = time.monotonic()
         return status
 
     def _keep_message(self) -> None:
         """What Ray says about a job that failed, beside what its processes printed."""
-        message = self.client.get_job_info(self._id).message or ""
+        try:
+            with self._asking("tell why the job failed"):
+                message = self.client.get_job_info(self._id).message or ""
+        except TrainingFailed as error:  # the error of the job counts
+            self.report.log(error.message)
+            return
         output = os.open(self.files.folder / "output-ray.log", os.O_WRONLY | os.O_CREAT, 0o600)
         with os.fdopen(output, "w", encoding="utf-8") as file:
             file.write(message)
 
     def end(self) -> None:
-        """Cancel the job; its machines end it at a checkpoint, and kill what is inactive. Then stop what is left."""
+        """Cancel the job; its machines end it at a checkpoint, and kill what is inactive. Then stop what is left. An
+        error of that is logged: the reason of the cancellation counts."""
         if self._code is not None:
             return
         self.files.cancel.touch()
         try:
-            wait_for_end(lambda: self.ended() is not None, untouched(self.files.ending, 30.0))
+            wait_for_end(self._has_ended, untouched(self.files.ending, ENDING_SECONDS))
         finally:
-            status = self._status()
-            if status is not None and not status.is_terminal():
-                self.client.stop_job(self._id)
+            try:
+                if not self._status_of(self._id).is_terminal():
+                    self._stop(self._id)
+            except TrainingFailed as error:
+                self.report.log(f"{error.message}; to stop it: ray job stop {self._id}")
+
+    def _has_ended(self) -> bool:
+        """False where the cluster does not answer: then the files of the machines tell it."""
+        try:
+            return self.ended() is not None
+        except TrainingFailed:
+            return False

@@ -14,6 +14,10 @@ import psutil
 import pytest
 
 from finetune_pipeline import errors
+from finetune_pipeline.backends import ray
+from finetune_pipeline.backends.job_files import JobFiles
+from finetune_pipeline.backends.node import Launch
+from finetune_pipeline.config import Backend
 from finetune_pipeline_tests.backends.test_torchrun import RESTARTED, Listener, left, wait_for
 from finetune_pipeline_tests.backends.test_torchrun import run as run_torchrun
 from finetune_pipeline_tests.train.test_distributed import FIRST, LATER, history, train
@@ -53,8 +57,8 @@ def mark(tmp_path: Path) -> Path:
 
 
 def run(address: str, mark: Path, do: str, report: Any = None, **settings: Any) -> Any:
-    ray = {"address": address, "python": sys.executable}
-    chosen: dict[str, Any] = {"kind": "ray", "device": "cpu", "ray": ray, **settings}
+    cluster = {"address": address, "python": sys.executable}
+    chosen: dict[str, Any] = {"kind": "ray", "device": "cpu", "ray": cluster, **settings}
     return run_torchrun(mark, do, report or Listener(), **chosen)
 
 
@@ -140,8 +144,8 @@ def test_the_job_of_a_killed_run_is_stopped_first(address: str, mark: Path) -> N
 def test_a_training_on_two_machines_has_the_losses_of_one_process(
     address: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    ray = {"address": address, "python": sys.executable}
-    two = train(tiny_model, tmp_path / "two", kind="ray", nodes=2, processes_per_node=1, device="cpu", ray=ray)
+    cluster = {"address": address, "python": sys.executable}
+    two = train(tiny_model, tmp_path / "two", kind="ray", nodes=2, processes_per_node=1, device="cpu", ray=cluster)
     one = train(tiny_model, tmp_path / "one", kind="local", processes_per_node=1)
     assert (one.processes, two.processes) == (1, 2)
     losses = [[line["loss"] for line in history(tmp_path / name) if "loss" in line] for name in ("one", "two")]
@@ -150,8 +154,63 @@ def test_a_training_on_two_machines_has_the_losses_of_one_process(
 
 
 def test_a_cluster_that_does_not_answer_is_named() -> None:
-    with pytest.raises(errors.TrainingFailed, match=r"no Ray cluster answers at http://127\.0\.0\.1:9") as caught:
-        from finetune_pipeline.backends import ray
-
+    with pytest.raises(errors.TrainingFailed, match=r"cluster at http://127\.0\.0\.1:9 did not answer") as caught:
         ray._client("http://bob:S3cret@127.0.0.1:9")
     assert "ray.address" in caught.value.hint and "S3cret" not in caught.value.message
+
+
+def test_settings_that_ray_does_not_take_are_an_error_with_a_hint(address: str, mark: Path) -> None:
+    wrong = {"address": address, "python": sys.executable, "runtime_env": {"working_dir": "/nowhere"}}
+    with pytest.raises(errors.TrainingFailed, match=r"did not take the job: .*/nowhere") as caught:
+        run(address, mark, "report", ray=wrong)
+    assert "ray.address" in caught.value.hint
+
+
+class Away:
+    """A cluster whose dashboard is gone once it has taken a job."""
+
+    def __init__(self, takes: bool = True) -> None:
+        self.takes = takes
+
+    def submit_job(self, **job: Any) -> None:
+        if not self.takes:
+            self.list_jobs()
+
+    def list_jobs(self) -> list[Any]:
+        raise RuntimeError("Request failed with status code 500: http://bob:S3cret@127.0.0.1:9")
+
+    def get_job_status(self, identifier: str) -> Any:
+        return self.list_jobs()
+
+    def get_job_info(self, identifier: str) -> Any:
+        return self.list_jobs()
+
+
+def job_of(client: Any, folder: Path, report: Listener) -> ray.RayJob:
+    backend = Backend.model_validate({"kind": "ray", "ray": {"address": "http://bob:S3cret@127.0.0.1:9"}})
+    launch = Launch("a.job", "id1", 1, 1, 0, None, None, "cpu", False)
+    (folder / "job.json").touch()
+    return ray.RayJob(JobFiles(folder), launch, backend, report, client, {})
+
+
+def test_an_error_of_the_cluster_at_the_start_is_named(tmp_path: Path) -> None:
+    for step in ("stop_earlier", "submit"):
+        with pytest.raises(errors.TrainingFailed, match="status code 500") as caught:
+            getattr(job_of(Away(takes=False), tmp_path, Listener()), step)()
+        assert "S3cret" not in str(caught.value)
+
+
+def test_a_cluster_that_is_away_does_not_hide_why_a_job_ends(tmp_path: Path) -> None:
+    """Its errors are logged: another error, or a cancellation, is on its way to the caller."""
+    report = Listener()
+    job = job_of(Away(), tmp_path, report)
+    job.submit()
+    (tmp_path / "ending").touch()
+    job._answered -= 2 * ray.AWAY_SECONDS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "ENDING_SECONDS", 0.1)
+        job.end()
+    job._keep_message()
+    assert report.lines[1].endswith("to stop it: ray job stop finetune-id1-0")
+    assert "did not tell why the job failed" in report.lines[2]
+    assert (tmp_path / "cancel").exists() and "S3cret" not in " ".join(report.lines)
