@@ -54,7 +54,6 @@ class Place:
     it has started it again; `round`: the same for all processes that were started together."""
 
     rank: int = 0
-    size: int = 1
     elastic: bool = False
     restarts: int = 0
     round: str = ""
@@ -65,7 +64,6 @@ class Place:
             return Place()
         return Place(
             int(os.environ["RANK"]),
-            int(os.environ["WORLD_SIZE"]),
             True,
             int(os.environ["TORCHELASTIC_RESTART_COUNT"]),
             os.environ["MASTER_PORT"],

@@ -41,16 +41,20 @@ class Seen(JobData):
     mlflow: str
 
 
+def _size() -> int:
+    return int(os.environ["WORLD_SIZE"])
+
+
 def _meet(mark: Path, place: worker.Place) -> None:
     """Wait until every rank has come here."""
     (mark / f"met-{place.rank}").touch()
-    while len(list(mark.glob("met-*"))) < place.size:
+    while len(list(mark.glob("met-*"))) < _size():
         time.sleep(0.05)
 
 
 def run(spec: Ranks, report: Reporter) -> Seen:
     place = worker.Place.of_environment()
-    report.log(f"rank {place.rank} of {place.size}")
+    report.log(f"rank {place.rank} of {_size()}")
     (spec.mark / f"pid-{os.getpid()}").write_text(str(place.rank), "utf-8")
     different = place.rank == spec.rank
     if spec.do == "refuse":
@@ -91,7 +95,7 @@ def run(spec: Ranks, report: Reporter) -> Seen:
         time.sleep(600)
     return Seen(
         place.rank,
-        place.size,
+        _size(),
         os.environ.get("LOCAL_RANK", ""),
         os.environ.get("CUDA_VISIBLE_DEVICES", "unset"),
         os.environ["OMP_NUM_THREADS"],
