@@ -9,6 +9,7 @@
     given-up          exists once a machine has given up, so that the others do not wait for it
     ending            a machine touches it while its processes end after a cancellation
     alive             its parent touches it while it waits for the job
+    alive-<host>      a machine that the parent did not start touches it while it works for the job
 
 A folder on a volume that all machines share is enough for all of this: no port, no server, no credentials.
 """
@@ -61,6 +62,13 @@ class JobFiles:
     @property
     def alive(self) -> Path:
         return self.folder / "alive"
+
+    def alive_on(self, host: str) -> Path:
+        return self.folder / f"alive-{host}"
+
+    def hosts(self) -> list[str]:
+        """The other machines that have begun."""
+        return [path.name.removeprefix("alive-") for path in sorted(self.folder.glob("alive-*"))]
 
     def events(self, rank: int = 0) -> Path:
         return self.folder / (f"events-{rank}.jsonl" if rank else "events.jsonl")

@@ -47,7 +47,7 @@ from finetune_pipeline.store import write_atomic
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 CHECK_SECONDS = 0.5
 END_SECONDS = 5.0  # from the end of a canceled job's processes to that of the agent
-SILENT_SECONDS = 60.0  # without a sign of the parent on another machine
+SILENT_SECONDS = 60.0  # without a sign of the parent, or of a machine, for one that cannot see it
 JOIN_SECONDS = 30 * 86400  # the other machines may wait for devices; a person or a scheduler ends that, not a time
 LOOPBACK = ("127.", "localhost", "[::1]")
 STORE = "FINETUNE_STORE"  # the file through which the processes of one machine find each other
@@ -192,14 +192,16 @@ class _Watch(threading.Thread):
 
     def __init__(self, files: JobFiles, parent: int | None, first: bool) -> None:
         super().__init__(daemon=True)
-        self._files = files
+        self._files, self._first = files, first
         self._orphaned = [_parent_ended(parent)] if parent else []
         self._orphaned += [] if first else [untouched(files.alive, SILENT_SECONDS)]
 
     def run(self) -> None:
         while not self._files.stops() and not self._files.given_up.exists():
-            if any(orphaned() for orphaned in self._orphaned):
-                with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):  # another run began, and has deleted the folder
+                if not self._first:
+                    self._files.alive_on(socket.gethostname()).touch()
+                if any(orphaned() for orphaned in self._orphaned):
                     self._files.cancel.touch()
             time.sleep(CHECK_SECONDS)
         own = os.getpid()

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import psutil
 
 from finetune_pipeline.backends import local
-from finetune_pipeline.backends.job_files import JobFiles
-from finetune_pipeline.backends.node import Launch
+from finetune_pipeline.backends.job_files import JobFiles, untouched
+from finetune_pipeline.backends.node import SILENT_SECONDS, Launch
 from finetune_pipeline.backends.progress import GRACE_SECONDS, while_active
 from finetune_pipeline.config import Backend
 from finetune_pipeline.records import Reporter
@@ -26,10 +27,15 @@ SEEN_SECONDS = 2.0
 def start(files: JobFiles, launch: Launch, backend: Backend, report: Reporter) -> TorchrunJob:
     """Start this machine's part, and say what to start on the others."""
     if launch.nodes > 1:
-        command = f"{sys.executable} -m finetune_pipeline.backends.node {files.launch}"
-        report.log(f"machine 1 of {launch.nodes} waits at {launch.rendezvous}; start on each of the others: {command}")
+        waits = f"machine 1 of {launch.nodes} waits at {launch.rendezvous}"
+        report.log(f"{waits}; start on each of the others: {_command(files)}")
     job = local.start(["finetune_pipeline.backends.node", str(files.launch)], files, os.environ)
-    return TorchrunJob(files, job)
+    return TorchrunJob(files, job, report)
+
+
+def _command(files: JobFiles) -> str:
+    """What starts another machine's part."""
+    return f"{sys.executable} -m finetune_pipeline.backends.node {files.launch}"
 
 
 @dataclass
@@ -39,12 +45,16 @@ class TorchrunJob:
 
     files: JobFiles
     agent: local.LocalJob
+    report: Reporter
+    _silent: dict[str, Callable[[], bool]] = field(default_factory=dict)
+    _lost: set[str] = field(default_factory=set)
     _started: set[psutil.Process] = field(default_factory=set)
     _seen: float = 0.0
 
     def ended(self) -> int | None:
         if time.monotonic() - self._seen > SEEN_SECONDS:
             self._remember()
+            self._log_lost()
         return self.agent.ended()
 
     def end(self) -> None:
@@ -64,3 +74,13 @@ class TorchrunJob:
     def _remember(self) -> None:
         self._started |= set(local.descendants(self.agent.process.pid))
         self._seen = time.monotonic()
+
+    def _log_lost(self) -> None:
+        """Name each other machine that gives no sign, once: the rest waits for it until it is started again."""
+        for host in self.files.hosts():
+            silent = self._silent.setdefault(host, untouched(self.files.alive_on(host), SILENT_SECONDS))
+            if not silent():
+                self._lost.discard(host)
+            elif host not in self._lost:
+                self._lost.add(host)
+                self.report.log(f"the machine {host} gives no sign; start on it or on another: {_command(self.files)}")

@@ -202,10 +202,12 @@ class SecondMachine(Listener):
     def log(self, text: str) -> None:
         super().log(text)
         if text.startswith("machine 1 of 2 waits"):
-            command = text.partition("of the others: ")[2].split()
-            (self.folder / "sitecustomize.py").write_text(OTHER_NAME, "utf-8")
-            path = os.pathsep.join([str(self.folder), os.environ["PYTHONPATH"]])
-            self.agent = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
+            self.start(text.partition("of the others: ")[2].split())
+
+    def start(self, command: list[str]) -> None:
+        (self.folder / "sitecustomize.py").write_text(OTHER_NAME, "utf-8")
+        path = os.pathsep.join([str(self.folder), os.environ["PYTHONPATH"]])
+        self.agent = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
 
     def alive(self) -> None:
         super().alive()
@@ -236,6 +238,42 @@ def test_a_cancellation_reaches_the_second_machine(mark: Path, rendezvous: str) 
     wait_for(mark / "checkpoint-0", mark / "checkpoint-1")
     assert report.agent is not None
     report.agent.wait(LIMIT)
+    assert not left(mark)
+
+
+class Dies(SecondMachine):
+    """Starts the second machine once the first listens at the rendezvous, kills it once its rank has begun, and cancels
+    once the log names it."""
+
+    def __init__(self, folder: Path, rendezvous: str, *until: Path) -> None:
+        super().__init__(folder, *until)
+        self.port = int(rendezvous.rpartition(":")[2])
+        self.command: list[str] = []
+
+    def start(self, command: list[str]) -> None:
+        self.command = command
+
+    def alive(self) -> None:
+        if any("gives no sign" in line for line in self.lines):
+            raise errors.JobCanceled("stopped in the UI")
+        with socket.socket() as client:
+            if self.agent is None and client.connect_ex(("127.0.0.1", self.port)) == 0:
+                super().start(self.command)
+        if self.agent and self.agent.poll() is None and all(path.exists() for path in self.until):
+            agent = psutil.Process(self.agent.pid)
+            for process in [*agent.children(recursive=True), agent]:
+                process.kill()
+            self.agent.wait()
+
+
+def test_a_machine_that_is_lost_is_named(mark: Path, rendezvous: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchrun, "SILENT_SECONDS", 5.0)
+    report = Dies(mark.parent, rendezvous, mark / "waiting-0", mark / "waiting-1")
+    with pytest.raises(errors.JobCanceled):
+        run(mark, "wait", report, nodes=2, processes_per_node=1, rendezvous=rendezvous)
+    (line,) = [line for line in report.lines if "gives no sign" in line]
+    assert f"the machine {socket.gethostname()} gives no sign; start on it or on another: " in line
+    assert report.lines[0].endswith(line.partition("on another: ")[2])
     assert not left(mark)
 
 
