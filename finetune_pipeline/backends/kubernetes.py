@@ -63,7 +63,7 @@ def _clients(context: str | None) -> tuple[Any, Any]:
     try:
         from kubernetes import client, config
     except ImportError as error:
-        hint = "install finetune-pipeline[kubernetes]"
+        hint = "in the clone: .venv/bin/uv pip install -p .venv -c requirements.lock -e '.[kubernetes]'"
         raise TrainingFailed("the backend `kubernetes` needs the extra `kubernetes`", hint) from error
     file = os.environ.get("KUBECONFIG")
     try:
@@ -100,7 +100,7 @@ def _asking(verb: str, resource: str, namespace: str) -> Iterator[None]:
     except _client_errors() as error:
         status: int | None = getattr(error, "status", None)
         reason = f"{status or ''} {getattr(error, 'reason', None) or type(error).__name__}".strip()
-        hint = f"allow `{verb}` on `{resource}` (docs/operator.md lists all rights)" if status in REFUSED else HINT
+        hint = f"allow `{verb}` on `{resource}` (docs/devices.md lists all rights)" if status in REFUSED else HINT
         message = f"Kubernetes did not {verb} {resource} in the namespace {namespace}: {reason}"
         raise _Unanswered(message, hint, status) from error
 

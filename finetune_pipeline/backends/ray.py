@@ -46,7 +46,8 @@ def _client(address: str) -> Any:
     try:
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
-        raise TrainingFailed("the backend `ray` needs the extra `ray`", "install finetune-pipeline[ray]") from error
+        hint = "in the clone: .venv/bin/uv pip install -p .venv -c requirements.lock -e '.[ray]'"
+        raise TrainingFailed("the backend `ray` needs the extra `ray`", hint) from error
     with _asking("answer", address):
         return JobSubmissionClient(address)
 
