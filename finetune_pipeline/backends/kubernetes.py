@@ -27,7 +27,8 @@ AWAY_SECONDS = 600.0  # of a cluster that does not answer, before the job counts
 ENDING_SECONDS = 30.0  # of pods that give no sign after a cancellation
 GONE = 404
 REFUSED = (401, 403)
-# Kubernetes adds the conditions on the right once all pods have ended, which those of a lost machine do not.
+# Exit codes by condition. Kubernetes adds Complete and Failed once all pods have ended, which those of a lost machine
+# never do.
 CODES = {"SuccessCriteriaMet": 0, "Complete": 0, "FailureTarget": 1, "Failed": 1}
 HINT = "check the kubeconfig and `kubernetes` of the backend; then run again: finished work is kept"
 
@@ -86,7 +87,7 @@ def _client_errors() -> tuple[type[Exception], ...]:
 class _Unanswered(TrainingFailed):
     """The API did not do what it was asked; `status`: of its answer, None without one."""
 
-    def __init__(self, message: str, hint: str, status: int | None) -> None:
+    def __init__(self, message: str, hint: str = "", status: int | None = None) -> None:
         super().__init__(message, hint)
         self.status = status
 
