@@ -147,10 +147,12 @@ def _elastic(launch: Launch, files: JobFiles) -> None:
         try:
             run.main([*rendezvous(launch, Path(private)), "-m", launch.module, str(files.description)])
         except ChildFailedError as error:
+            files.given_up.touch()  # first: who finds `failed` finds both
             write_atomic(files.failed, "")
-            files.given_up.touch()
             rank, failure = error.get_first_failure()
             print(f"rank {rank} ended with {exit_status(failure.exitcode)}", flush=True)
+            sys.exit(1)
+        if files.given_up.exists():  # on another machine
             sys.exit(1)
 
 
