@@ -32,6 +32,9 @@ DEVICE = "FINETUNE_DEVICE"  # the declared device of a job, for its process: aut
 CPU = "cpu"
 POLL_SECONDS = 0.5
 QUERY_SECONDS = 120.0
+# Exit codes of nvidia-smi (its manual) with which torch does not find a GPU either: no device was found, the driver is
+# not loaded, its library is missing.
+NO_GPU = (6, 9, 12)
 QUERY_HINT = f"repair the driver; or use no GPU: `device: cpu` of the backend, or an empty ${VARIABLE}"
 
 
@@ -49,7 +52,7 @@ def gpus() -> tuple[str, ...]:
 
 
 def _uuids() -> dict[str, str]:
-    """The UUID of each GPU by its index; none without nvidia-smi."""
+    """The UUID of each GPU by its index; none without nvidia-smi, or without a driver that runs."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return {}
@@ -58,6 +61,8 @@ def _uuids() -> dict[str, str]:
         listed = subprocess.run(query, capture_output=True, text=True, check=False, timeout=QUERY_SECONDS)
     except subprocess.TimeoutExpired:
         raise TrainingFailed(f"nvidia-smi has not answered for {QUERY_SECONDS:.0f} s", QUERY_HINT) from None
+    if listed.returncode in NO_GPU:
+        return {}
     if listed.returncode != 0:  # () would let the job compute on a GPU that it has not leased
         said = (listed.stdout + listed.stderr).strip()
         raise TrainingFailed(f"nvidia-smi failed with exit code {listed.returncode}: {said}", QUERY_HINT)

@@ -18,7 +18,7 @@ from finetune_pipeline.config.section import Section
 
 
 class Ray(Section):
-    """An existing Ray cluster, for `kind: ray`."""
+    """An existing Ray cluster, for `kind: ray`; its machines have data and home folder under the same paths."""
 
     address: str = Field(
         "http://127.0.0.1:8265", description="Address of the cluster's dashboard, which takes jobs; http or https."
@@ -44,7 +44,7 @@ class Kubernetes(Section):
         "", description="Where the volume is mounted: the same path on this machine and in the pods."
     )
     secret: str | None = Field(
-        None, description="Secret whose keys become environment variables, for instance MLFLOW_TRACKING_URI."
+        None, description="Secret whose keys become environment variables, for instance the login of MLflow."
     )
     gpu_resource: str = Field("nvidia.com/gpu", description="Resource name of a GPU.")
     resources: dict[str, str] = Field(

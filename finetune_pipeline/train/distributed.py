@@ -25,13 +25,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from finetune_pipeline.backends.node import STORE
 from finetune_pipeline.errors import JobCanceled, TrainingFailed
 from finetune_pipeline.records import Reporter
 
 Row = TypeVar("Row")
 Part = TypeVar("Part")
 TIMEOUT = timedelta(hours=1)  # of one exchange: rank 0 may write a large checkpoint, on a slow disk, before the next
-STORE = "FINETUNE_STORE"  # set by backends/node.py where all processes are on one machine
 
 
 class Ranks:

@@ -181,6 +181,14 @@ def test_gpus_that_are_not_known_are_an_error(
         assert held == ()
 
 
+def test_a_driver_that_is_not_loaded_is_a_machine_without_gpus(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on images for GPUs that run without one: torch finds none either."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    driver.write_text("#!/bin/sh\necho NVIDIA-SMI has failed; exit 9\n", "utf-8")
+    with devices.lease(1, "a.job", Silent()) as held:
+        assert held == ()
+
+
 def test_a_job_without_a_gpu_does_not_wait_behind_one_that_waits_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     log, held = Log(), threading.Event()
 
