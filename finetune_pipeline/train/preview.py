@@ -16,6 +16,7 @@ from finetune_pipeline.errors import DeclarationError, GateRefused
 from finetune_pipeline.models.model_source import folder_of
 from finetune_pipeline.store import TaskStore
 from finetune_pipeline.train.audit import Audit
+from finetune_pipeline.train.objective import objective_of, require_rows
 from finetune_pipeline.train.outline import outline_of
 from finetune_pipeline.train.token_view import TokenView, token_view
 
@@ -39,6 +40,7 @@ def preview_of(task: Task, store: TaskStore) -> Preview:
     split, artifact = store.current("data_split"), store.current("base_model")
     if split is None or artifact is None:
         raise GateRefused(f"{task.name} has no training rows yet", f"make them with `finetune run {task.name}`")
-    rows = {"train": list(split.examples("train.jsonl"))}
+    rows = {name: list(split.examples(f"{name}.jsonl")) for name in ("train", "validation")}
+    require_rows(rows["train"], rows["validation"], objective_of(task.train))
     outline = outline_of(folder_of(artifact, task.base), rows, task.prompt.system, task.train)
     return Preview(token_view(outline.rows["train"], outline.base.tokenizer, outline.texts), outline.audit)

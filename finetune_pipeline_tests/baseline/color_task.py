@@ -39,10 +39,11 @@ def base_and_split(store: TaskStore, declared: Task) -> dict[str, Artifact]:
     from finetune_pipeline.models.model_source import prepare
 
     _, facts = prepare(declared.base, store.task, Silent())
+    split = {"train.jsonl": rows("t", 30), "validation.jsonl": [], "test.jsonl": rows("q", TEST_ROWS)}
     return {
         "base_model": finished(store, "base_model", {"base_model.json": facts}),
         "training_search": finished(store, "training_search", {"search.json": {"declared": False}}),
-        "data_split": finished(store, "data_split", {"train.jsonl": rows("t", 30), "test.jsonl": rows("q", TEST_ROWS)}),
+        "data_split": finished(store, "data_split", split),
     }
 
 
