@@ -97,7 +97,7 @@ FAILED_GATES = {
         "Fix the groups of the rows named in the checks, and run again.",
     ),
     "training_plan": (
-        "The training may not fit into the memory",
+        "The training may not fit into memory or disk",
         "The training runs all the same; the plan shows what would fit.",
     ),
     "adapter": ("The training gate failed", "Read the failed checks; change the declaration to train again."),
