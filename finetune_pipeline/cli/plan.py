@@ -49,7 +49,8 @@ def shown(task: Task, store: TaskStore) -> RenderableType:
 def _tokens(plan: TrainingPlan) -> str:
     if plan.most_tokens is None:
         return "not even the longest row fits"
-    return f"the largest train.max_tokens_per_batch that fits: {plan.most_tokens:,}"
+    disk = f"checkpoints: about {plan.checkpoints_mb:,.0f} MB of {plan.device.disk_mb:,.0f} MB on the disk"
+    return f"the largest train.max_tokens_per_batch that fits: {plan.most_tokens:,}; {disk}"
 
 
 def _table(title: str, rows: list[tuple[str, ...]], head: tuple[str, ...] = ()) -> RenderableType:
