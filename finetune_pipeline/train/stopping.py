@@ -33,11 +33,10 @@ def count_validation(state: TrainingState, validation_loss: float, patience: int
     state.without_gain += 1
     if patience is not None and state.without_gain >= patience:
         state.stopped = True
-        lowest = f"lowest at step {state.best_step} ({state.best_loss:.4f}; now {validation_loss:.4f})"
-        never = "never finite"
-        report.log(
-            f"stopped at step {state.step}: the validation loss was {never if state.best_loss is None else lowest}"
-        )
+        lowest = "never finite"
+        if state.best_loss is not None:
+            lowest = f"lowest at step {state.best_step} ({state.best_loss:.4f}; now {validation_loss:.4f})"
+        report.log(f"stopped at step {state.step}: the validation loss was {lowest}")
     return False
 
 

@@ -259,6 +259,17 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(
     assert report.lines == ["the validation loss at step 1 is nan", "the validation loss at step 4 is inf"]
 
 
+def test_a_training_whose_validation_loss_is_never_finite_stops_and_says_so(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validation = Validation(per_epoch=3, patience=2)
+    setup, report = Setup(tiny_model, RULES.model_copy(update={"validation": validation})), LogRecorder()
+    monkeypatch.setattr(Loop, "validate", lambda self, rows, max_tokens: {"validation_loss": float("nan")})
+    state = setup.train(tmp_path, report)
+    assert (state.step, state.best_step, state.stopped) == (2, 0, True)
+    assert report.lines[-1] == "stopped at step 2: the validation loss was never finite"
+
+
 def test_a_resumed_training_has_the_limits_of_this_machine(tiny_model: Path, tmp_path: Path) -> None:
     for limit, expected in ((128, 128), (4096, 1000)):
         setup = Setup(tiny_model, RULES.model_copy(update={"max_tokens_per_batch": limit}))
