@@ -34,7 +34,7 @@ def shown(task: Task, store: TaskStore) -> RenderableType:
         Text(headline(plan, currency), f"bold {STYLES[plan.fit.verdict]}"),
         *([Text(f"before it a search of {task.search.trials} trials, each at most as long")] if task.search else []),
         Text(f"method: {plan.recommended_why}", "dim"),
-        Text(_tokens(plan), "dim"),
+        Text(_limits(plan), "dim"),
         _table("time", time_rows(plan)),
         _table("memory, MB", memory_rows(plan)),
         _table("methods on this device", method_rows(plan)),
@@ -46,7 +46,7 @@ def shown(task: Task, store: TaskStore) -> RenderableType:
     return Group(*parts)
 
 
-def _tokens(plan: TrainingPlan) -> str:
+def _limits(plan: TrainingPlan) -> str:
     if plan.most_tokens is None:
         return "not even the longest row fits"
     disk = f"checkpoints: about {plan.checkpoints_mb:,.0f} MB of {plan.device.disk_mb:,.0f} MB on the disk"

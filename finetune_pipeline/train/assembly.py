@@ -126,8 +126,8 @@ def assemble(
     trainable = make_trainable(base, rules, keep_base=shared.several)
     if not sharded:
         ranks.broadcast(trainable.weights.values())
-    compared = (trainable, rules.layers, prefix, [*rows["train"], *rows["validation"]], report)
-    forward = shared.forward_of_first(ranks, *compared) if sharded else shared.forward(*compared)
+    every = [*rows["train"], *rows["validation"]]
+    forward = shared.forward(trainable, rules.layers, prefix, every, report, ranks if sharded else ALONE)
     setup = TrainingSetup(
         rules=rules,
         base=base,
@@ -210,7 +210,7 @@ def _fit(setup: TrainingSetup, architecture: Architecture, report: Reporter, sha
     setup.rules = fit_to_memory(
         setup.forward, architecture, setup.rules, rows["train"], general, report, ranks, sharded
     )
-    if setup.forward.checkpointing and not (sharded and not ranks.is_main):
+    if setup.forward.checkpointing and (ranks.is_main or not sharded):
         setup.shared.require_same(
             setup.forward, setup.trainable, setup.rules.layers, [*rows["train"], *rows["validation"]]
         )

@@ -29,7 +29,7 @@ from finetune_pipeline.models.device import release_memory
 from finetune_pipeline.models.training_fit import ROOM
 from finetune_pipeline.records import SILENT, Reporter
 from finetune_pipeline.train.forward import Forward, without_dropout
-from finetune_pipeline.train.packing import FrozenStates, PackedForward
+from finetune_pipeline.train.packing import PackedForward
 from finetune_pipeline.train.padding import PaddedForward
 from finetune_pipeline.train.tokenize import TokenizedExample
 
@@ -54,14 +54,12 @@ def choose(
     prefix: Sequence[int],
     rows: Sequence[TokenizedExample],
     report: Reporter = SILENT,
-    cache: FrozenStates | None = None,
 ) -> Forward:
     """The packed forward pass if it equals the model's own, else the padded one, announced in the log. ModelError when
-    that differs, too. `weights`: the trainable tensors; `cache`: of the packed forward pass, not used for the
-    comparison. The model is left unchanged."""
+    that differs, too. `weights`: the trainable tensors. The model is left unchanged."""
     problem = difference(model, weights, lambda: PackedForward(model, prefix), rows)
     if not problem:
-        return PackedForward(model, prefix, cache)
+        return PackedForward(model, prefix)
     report.log(
         f"{type(model).__name__} cannot be computed on packed rows ({problem}); this training pads its rows, which "
         "takes longer"

@@ -23,7 +23,7 @@ from typing import Any
 
 from finetune_pipeline.records import Reporter
 from finetune_pipeline.train import forward_check, packing
-from finetune_pipeline.train.distributed import Ranks
+from finetune_pipeline.train.distributed import ALONE, Ranks
 from finetune_pipeline.train.forward import Forward
 from finetune_pipeline.train.method import Base, Trainable
 from finetune_pipeline.train.packing import FrozenStates, PackedForward
@@ -54,33 +54,18 @@ class Shared:
         prefix: Sequence[int],
         rows: Sequence[TokenizedExample],
         report: Reporter,
+        ranks: Ranks = ALONE,
     ) -> Forward:
-        """The forward pass for `layers` tuned layers; compared with the model's own where that was not done yet."""
+        """The forward pass for `layers` tuned layers; compared with the model's own where that was not done yet.
+        `ranks`: over which the weights will be spread. The first alone compares for all: until then each has the whole
+        model in its host's memory, and a comparison takes twice its gradients."""
         model, cache = trainable.model, self.frozen(layers, prefix)
-        known = self._forwards.get(layers)
-        if known is None:
-            chosen = forward_check.choose(model, trainable.weights, prefix, rows, report, cache)
-            self._forwards[layers] = chosen.name
-            return chosen
-        return PackedForward(model, prefix, cache) if known == PackedForward.name else PaddedForward(model)
-
-    def forward_of_first(
-        self,
-        ranks: Ranks,
-        trainable: Trainable,
-        layers: int | None,
-        prefix: Sequence[int],
-        rows: Sequence[TokenizedExample],
-        report: Reporter,
-    ) -> Forward:
-        """`forward`, where the first rank alone compares: before the weights are spread, each rank has all of them in
-        its host's memory, and a comparison takes twice their gradients."""
-        if ranks.is_main:
-            found = self.forward(trainable, layers, prefix, rows, report)
-            ranks.max(float(found.name == PackedForward.name))
-            return found
-        self._forwards[layers] = PackedForward.name if ranks.max(0.0) else PaddedForward.name
-        return self.forward(trainable, layers, prefix, rows, report)
+        if layers not in self._forwards:
+            chosen = forward_check.choose(model, trainable.weights, prefix, rows, report) if ranks.is_main else None
+            packed = ranks.max(float(chosen is not None and chosen.name == PackedForward.name))
+            self._forwards[layers] = PackedForward.name if packed else PaddedForward.name
+        packs = self._forwards[layers] == PackedForward.name
+        return PackedForward(model, prefix, cache) if packs else PaddedForward(model)
 
     def require_same(
         self, forward: Forward, trainable: Trainable, layers: int | None, rows: Sequence[TokenizedExample]

@@ -164,4 +164,4 @@ def test_where_the_weights_will_be_spread_the_first_rank_alone_compares(
     monkeypatch.setattr(forward_check, "choose", None)
     setup = Setup(tiny_model)
     given = (setup.trainable, None, setup.prefix, setup.rows, Silent())
-    assert Shared(setup.base).forward_of_first(Second(packed), *given).name == name
+    assert Shared(setup.base).forward(*given, Second(packed)).name == name
